@@ -1,0 +1,31 @@
+# Two commands: `make demo` (a law on real text, forecast checked) and `make test` (the whole suite).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[data,test]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/scaling data prepare stdlib
+	$(BIN)/scaling sweep plan stdlib_cpu
+	$(BIN)/scaling sweep run stdlib_cpu
+	$(BIN)/scaling sweep collect stdlib_cpu
+	$(BIN)/scaling fit out/stdlib_cpu/results.parquet --holdout largest
+	$(BIN)/scaling report out/stdlib_cpu
+	$(BIN)/scaling forecast out/stdlib_cpu/fit.json
+
+test: .venv/installed
+	$(BIN)/pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+
+clean:
+	rm -rf .venv out

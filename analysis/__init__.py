@@ -1,0 +1,1 @@
+"""Laws: tables, fits, forecasts, figures. Imports neither scaling nor sweeps."""

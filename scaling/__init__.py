@@ -1,0 +1,1 @@
+"""One run: configuration, model, data, training, record."""

@@ -1,0 +1,187 @@
+"""The run folder and the results schema: the one contract between training and analysis.
+
+    <sweep>/runs/<run_id>/
+      config.json        the whole config and its schema version
+      environment.json   versions, devices, commit, attention kernel that ran
+      metrics.jsonl      one line a logged step, appended by host 0; a torn last line is legal and ignored
+      checkpoints/       Orbax
+      result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}
+
+`row` holds the columns of the results table below; `measurements` maps "<name>/<metric>" to [value, n, stderr].
+
+Columns of the results table, one row per finished point:
+    run_id, sweep, status      identity; status is done | diverged | failed
+    params_total               every trained number
+    params_non_embedding       total less the input embedding (a tied head counts as embedding)
+    params_matmul              numbers that a token is multiplied by: blocks and head, tied or not, no norms
+    width, depth               model width; number of layers
+    tokens, unique_tokens      target tokens trained on; how many of them were distinct (min of tokens and the corpus)
+    flops                      exact training FLOPs, head and attention included, causal attention halved
+    flops_6nd                  6 * params_matmul * tokens
+    loss, loss_stderr          validation loss, nats per token, and its standard error (over sequences)
+    bits_per_byte              the same loss in bits per byte of text
+    seed, learning_rate, schedule       as in the config
+    batch_tokens               tokens per optimizer step
+    branch_of                  run_id of the trunk this run branched from; empty for a run of its own
+    seconds, tokens_per_second          wall time of training (not compile), and the rate
+    <name>/<metric>, <name>/<metric>_stderr     one pair per measurement
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from scaling.config import RunConfig, load, to_dict
+from scaling.strict import InputError
+
+SCHEMA = 1
+Status = Literal["done", "diverged", "failed"]
+Measurement = tuple[float, int, float]
+
+CONFIG, ENVIRONMENT, METRICS, RESULT, CHECKPOINTS = (
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+    "checkpoints",
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by rename, so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError naming the file when it is absent or torn."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not whole JSON ({error}): a torn write? delete it and run again") from None
+
+
+def open_folder(folder: Path, config: RunConfig) -> None:
+    """Creates a run folder, or checks that it belongs to this config. Raises InputError when it does not."""
+    path = folder / CONFIG
+    if path.exists():
+        held = load(path)
+        if held.run_id != config.run_id:
+            raise InputError(f"{folder}: holds run {held.run_id}, not {config.run_id}; give another folder")
+    write_json(path, to_dict(config))
+
+
+def environment(kernel: str) -> dict[str, Any]:
+    """Versions, devices, commit and the attention kernel that ran: what a reader needs to explain a number."""
+    import jax
+
+    return {
+        "schema": SCHEMA,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("scaling-laws", "jax", "jaxlib", "flax", "optax", "numpy")},
+        "platform": platform.platform(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": _commit(),
+        "attention_kernel": kernel,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the working tree that this code runs from, with "+dirty" when it differs; None outside git."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+dirty" if changed else "")
+
+
+def append_metrics(folder: Path, line: dict[str, Any]) -> None:
+    """Appends one line. A torn last line left by a crash is closed first, so that it harms no other."""
+    path = folder / METRICS
+    torn = path.exists() and path.stat().st_size > 0 and not _ends_whole(path)
+    with path.open("a") as file:
+        file.write(("\n" if torn else "") + json.dumps(line) + "\n")
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The logged lines in order of step, torn lines ignored; of lines of one step (a resume) the last counts."""
+    by_step: dict[int, dict[str, Any]] = {}
+    path = folder / METRICS
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        by_step[line["step"]] = by_step.get(line["step"], {}) | line
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def write_result(
+    folder: Path,
+    *,
+    status: Status,
+    row: dict[str, Any],
+    measurements: dict[str, Measurement],
+    reason: str = "",
+) -> None:
+    """Writes result.json by rename. Non-finite numbers become null: JSON has none."""
+    finite = {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
+    write_json(
+        folder / RESULT,
+        {
+            "schema": SCHEMA,
+            "status": status,
+            "reason": reason,
+            "row": {name: _finite(value) for name, value in row.items()},
+            "measurements": finite,
+        },
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run folder; None when the run has not ended. Raises InputError when the file is torn."""
+    path = folder / RESULT
+    return read_json(path) if path.exists() else None
