@@ -1,0 +1,144 @@
+"""Who may write a run folder: one runner and its one child, never two.
+
+Not in the design's list of modules: it is the second concept that run.py held when it passed 300 lines.
+
+Two locks, because each covers what the other cannot:
+
+    run.lock     flock, held through a descriptor that the child inherits. The kernel frees it when runner AND child are
+                 gone, so on one machine a folder whose orphan still trains cannot be claimed, and a dead one can at once.
+    lease.json   created with O_EXCL, its mtime a heartbeat. Holds between machines, where a shared folder's flock may be
+                 local. A stale one is stolen by rename; an owner that finds its lease gone stops its child.
+
+O_EXCL and rename hold on local disks and NFSv4, not on object stores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling.record import METRICS
+
+LOCK, LEASE = "run.lock", "lease.json"
+HEARTBEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write a run folder until `release`. descriptor: of the flock, for the child to inherit; None without."""
+
+    folder: Path
+    descriptor: int | None
+    nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def beat(self) -> bool:
+        """Renews the lease. False when it is another's by now: stop the child and write nothing."""
+        lease = self.folder / LEASE
+        if holder(lease).get("nonce") != self.nonce:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(lease)
+        return True
+
+    def release(self) -> None:
+        """Gives the folder back. The child must have ended."""
+        lease = self.folder / LEASE
+        if holder(lease).get("nonce") == self.nonce:
+            lease.unlink(missing_ok=True)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+
+def claim(folder: Path) -> Claim | None:
+    """Claims a run folder; None when another holds it. What is in the folder must be read AFTER this returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held, descriptor = _flock(folder / LOCK)
+    if not held:
+        return None
+    mine = Claim(folder, descriptor)
+    lease = folder / LEASE
+    if _create(lease, mine.nonce):
+        return mine
+    found = holder(lease)
+    dead_here = descriptor is not None and found.get("machine") == machine()
+    if (dead_here or age(folder) > STALE_SECONDS) and _steal(lease, found) and _create(lease, mine.nonce):
+        return mine
+    if descriptor is not None:
+        os.close(descriptor)
+    return None
+
+
+def age(folder: Path) -> float:
+    """Seconds since the folder's owner last gave a sign of life, by the clock of the file system; inf without an owner."""
+    now = folder / f".now.{os.getpid()}"
+    try:
+        lease = (folder / LEASE).stat().st_mtime
+        now.touch()
+        metrics = folder / METRICS
+        return now.stat().st_mtime - max(lease, metrics.stat().st_mtime if metrics.exists() else 0.0)
+    except FileNotFoundError:
+        return float("inf")
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def holder(lease: Path) -> dict[str, Any]:
+    """What a lease says of its owner; empty when there is none, or when it is torn."""
+    try:
+        found = json.loads(lease.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def machine() -> str:
+    """Names the running kernel, within which flock is certain: a boot's id on Linux, the host's name elsewhere."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def _flock(path: Path) -> tuple[bool, int | None]:
+    """Whether the lock is ours, and its descriptor; ours without a descriptor where the file system has no flock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False, None
+    except OSError:
+        os.close(descriptor)
+        return True, None
+    return True, descriptor
+
+
+def _create(lease: Path, nonce: str) -> bool:
+    try:
+        with lease.open("x") as file:
+            json.dump({"nonce": nonce, "machine": machine(), "host": platform.node(), "pid": os.getpid()}, file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _steal(lease: Path, judged: dict[str, Any]) -> bool:
+    """Removes the lease that was judged stale; gives it back when a live one had just taken its place."""
+    aside = lease.with_name(f".{LEASE}.{uuid.uuid4().hex}")
+    try:
+        lease.rename(aside)
+    except FileNotFoundError:
+        return True
+    robbed = holder(aside) != judged
+    if robbed:
+        with contextlib.suppress(OSError):
+            os.link(aside, lease)
+    aside.unlink()
+    return not robbed

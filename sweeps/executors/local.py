@@ -1,0 +1,113 @@
+"""Runs on this machine: one subprocess each, on cores or on a GPU of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from scaling.strict import InputError
+from sweeps.executors import leash
+
+LOG = "log.txt"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+EIGEN = "--xla_cpu_multi_thread_eigen"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one run: these cores (none: any), or this GPU, of which it may take a fraction of the memory."""
+
+    cores: tuple[int, ...] = ()
+    gpu: str = ""
+    memory_fraction: float = 1.0
+
+
+def slots(jobs: int | None = None) -> tuple[Slot, ...]:
+    """Room for `jobs` runs at once: by default one per visible GPU, else one per core that this process may use.
+
+    Fewer jobs than cores share the cores out; more jobs than GPUs share the GPUs. Restrict with CUDA_VISIBLE_DEVICES,
+    JAX_PLATFORMS=cpu or taskset. Raises InputError on jobs below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"jobs = {jobs}: must be 1 or more")
+    gpus = visible_gpus()
+    if gpus:
+        jobs = jobs or len(gpus)
+        sharing = -(-jobs // len(gpus))
+        return tuple(Slot(gpu=gpus[i % len(gpus)], memory_fraction=1 / sharing) for i in range(jobs))
+    cores = available_cores()
+    jobs = jobs or len(cores)
+    return tuple(Slot(cores=cores[i % len(cores) :: jobs]) for i in range(jobs))
+
+
+def available_cores() -> tuple[int, ...]:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """NVIDIA GPUs that JAX would use here; none without its CUDA plugin. Names as CUDA_VISIBLE_DEVICES takes them."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    plugin = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    if not plugin or (platforms and not {"cuda", "gpu"} & set(platforms.split(","))):
+        return ()
+    if (listed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name.strip() for name in listed.split(",") if name.strip())
+    if not shutil.which("nvidia-smi"):
+        return ()
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    return tuple(found.stdout.split()) if found.returncode == 0 else ()
+
+
+def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
+    """The variables that keep a run inside its slot; what the user set stands."""
+    out = dict(base)
+    if slot.gpu:
+        out["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        if slot.memory_fraction < 1:
+            out.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * slot.memory_fraction:.3f}")
+    if len(slot.cores) == 1:
+        out = ONE_THREAD | out
+        if EIGEN not in out.get("XLA_FLAGS", ""):
+            out["XLA_FLAGS"] = f"{out.get('XLA_FLAGS', '')} {EIGEN}=false".strip()
+    return out
+
+
+def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Starts a run in a slot, output appended to log.txt, tied to this process's life (leash.py), deaf to the terminal.
+
+    inherit: descriptors that the run keeps open, such as its claim's lock.
+    """
+    cores = ",".join(map(str, slot.cores)) or "-"
+    tied = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), cores, *command]
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            tied,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(slot, os.environ),
+            pass_fds=tuple(inherit),
+            start_new_session=True,
+        )
+
+
+def last_line(folder: Path, limit: int = 4096) -> str:
+    """The last line of a run's output that says anything: of a traceback, the error."""
+    try:
+        with (folder / LOG).open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - limit))
+            text = log.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

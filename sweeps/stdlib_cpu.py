@@ -1,0 +1,17 @@
+"""The demo's sweep: real text, a laptop's CPU, a few minutes."""
+
+from scaling import recipe
+from sweeps.grids import Sweep, grid
+
+SIZES = ((16, 1), (24, 1), (32, 2), (48, 3), (64, 4))  # (width, depth): 7e3 to 2.1e5 params_matmul
+HORIZONS = (1 << 18, 1 << 19, 1 << 20, 1 << 21)  # tokens
+
+
+def sweep() -> Sweep:
+    """Five sizes, 30x apart in parameters, each at four horizons, 8x apart in tokens; the last cell is the largest."""
+    return Sweep(
+        name="stdlib_cpu",
+        cells=grid(recipe.small, SIZES, HORIZONS),
+        description=f"{len(SIZES)} sizes x {len(HORIZONS)} horizons on the standard library's source, bytes",
+        why="a law of real text from a laptop, checked on the largest run, which the fit does not see",
+    )
