@@ -4,10 +4,10 @@ Not in the design's list of modules: it is the second concept that run.py held w
 
 Two locks, because each covers what the other cannot:
 
-    run.lock     flock, held through a descriptor that the child inherits. The kernel frees it when runner AND child are
-                 gone, so on one machine a folder whose orphan still trains cannot be claimed, and a dead one can at once.
-    lease.json   created with O_EXCL, its mtime a heartbeat. Holds between machines, where a shared folder's flock may be
-                 local. A stale one is stolen by rename; an owner that finds its lease gone stops its child.
+    run.lock     flock, held through a descriptor that the child inherits. The kernel frees it when runner AND child
+                 are gone: on one machine, a folder whose orphan still trains cannot be claimed, a dead one can at once.
+    lease.json   created with O_EXCL, its mtime a heartbeat. Holds between machines, where a shared folder's flock may
+                 be local. A stale one is stolen by rename; an owner that finds its lease gone stops its child.
 
 O_EXCL and rename hold on local disks and NFSv4, not on object stores.
 """
@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ HEARTBEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to write a run folder until `release`. descriptor: of the flock, for the child to inherit; None without."""
+    """The right to write a run folder until `release`. descriptor: of the flock, if any, for the child to inherit."""
 
     folder: Path
     descriptor: int | None
@@ -76,17 +77,22 @@ def claim(folder: Path) -> Claim | None:
 
 
 def age(folder: Path) -> float:
-    """Seconds since the folder's owner last gave a sign of life, by the clock of the file system; inf without an owner."""
-    now = folder / f".now.{os.getpid()}"
+    """Seconds since the folder's owner last gave a sign of life; inf without an owner."""
+    signs = [path.stat().st_mtime for name in (LEASE, METRICS) if (path := folder / name).exists()]
+    return _now(folder) - max(signs) if (folder / LEASE).exists() else float("inf")
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock of the folder's file system, which need not be this machine's."""
+    mark = folder / f".now.{os.getpid()}"
     try:
-        lease = (folder / LEASE).stat().st_mtime
-        now.touch()
-        metrics = folder / METRICS
-        return now.stat().st_mtime - max(lease, metrics.stat().st_mtime if metrics.exists() else 0.0)
-    except FileNotFoundError:
-        return float("inf")
+        mark.touch()
+        return mark.stat().st_mtime
+    except OSError:
+        return time.time()
     finally:
-        now.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mark.unlink(missing_ok=True)
 
 
 def holder(lease: Path) -> dict[str, Any]:

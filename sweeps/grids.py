@@ -35,7 +35,7 @@ class Sweep:
 
 
 def overlay(config: RunConfig, changes: Overlay) -> RunConfig:
-    """The config with dotted fields replaced, as in {"model.width": 64, "seed": 1}; a dataclass may replace a whole part.
+    """The config with dotted fields replaced: {"model.width": 64, "seed": 1}. A dataclass may replace a whole part.
 
     Raises InputError on an unknown field, with the nearest name, and on a value that the config refuses.
     """

@@ -1,0 +1,94 @@
+"""What a run will cost, before it is spent: exact counts, and a time that is an estimate.
+
+Not in the design's list of modules: plan.py and run.py both need the counts, and a rate is a concept of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from scaling import accounting
+from scaling.config import RunConfig
+from sweeps.executors.local import ONE_THREAD, Slot
+
+MATMUL = """
+import time, numpy
+a = numpy.ones((384, 384), numpy.float32)
+best = 1e9
+for _ in range(40):
+    start = time.perf_counter(); a @ a; best = min(best, time.perf_counter() - start)
+print(2 * 384**3 / best)
+"""
+FALLBACK_CORE = 2e10  # FLOP/s, where the measurement fails
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A model of wall time: seconds a run (start, compile), a step and a token, and FLOP/s beyond those.
+
+    source: says where the numbers come from.
+    """
+
+    per_run: float
+    per_step: float
+    per_token: float
+    flops_per_second: float
+    source: str
+
+    def seconds(self, config: RunConfig) -> float:
+        """Estimated wall seconds of one run in one slot."""
+        validation = config.measure.validation_tokens / 3
+        tokens = config.steps * config.data.batch_tokens + validation
+        flops = accounting.train_flops(config.model, config.data.sequence_length, round(tokens), "exact")
+        work = tokens * self.per_token + flops / self.flops_per_second
+        return self.per_run + config.steps * self.per_step + work
+
+
+def rate(slot: Slot) -> Rate:
+    """The rate of one slot. On a CPU from products timed on one core just now; on a GPU stated, not measured."""
+    if slot.gpu:
+        return Rate(
+            40.0, 4e-3, 0.0, 1e14, "a stated model of a GPU: 40 s a run, 4 ms a step, 100 TFLOP/s; not measured"
+        )
+    core = core_flops_per_second()
+    cores = max(len(slot.cores), 1)
+    source = f"{cores} core(s) a run at {core / 1e9:.0f} GFLOP/s in float32 products, timed just now; an estimate"
+    return Rate(9.0, 1e-3, 8e-6 / cores**0.5, 0.35 * core * cores**0.5, source)
+
+
+def core_flops_per_second() -> float:
+    """FLOP/s of float32 matrix products on one core, timed for a tenth of a second in a process of its own."""
+    command = [sys.executable, "-c", MATMUL]
+    found = subprocess.run(command, env=dict(os.environ) | ONE_THREAD, capture_output=True, text=True, check=False)
+    try:
+        return float(found.stdout)
+    except ValueError:
+        return FALLBACK_CORE
+
+
+def counts(config: RunConfig) -> dict[str, Any]:
+    """The columns of the results table (scaling/record.py) that a config settles before anything is trained."""
+    shape, sequence = config.model, config.data.sequence_length
+    params = accounting.params(shape)
+    tokens = config.steps * config.data.batch_tokens
+    return {
+        "run_id": config.run_id,
+        "sweep": config.sweep,
+        "params_total": params.total,
+        "params_non_embedding": params.non_embedding,
+        "params_matmul": params.matmul,
+        "width": shape.width,
+        "depth": shape.depth,
+        "tokens": tokens,
+        "flops": accounting.train_flops(shape, sequence, tokens, "exact_causal"),
+        "flops_6nd": accounting.train_flops(shape, sequence, tokens, "6nd"),
+        "seed": config.seed,
+        "learning_rate": config.optimizer.learning_rate,
+        "batch_tokens": config.data.batch_tokens,
+        "schedule": config.schedule.kind,
+        "branch_of": "",
+    }

@@ -1,0 +1,183 @@
+"""A sweep becomes a plan: every cell with its counts and its cost, seen before anything is spent, frozen on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import importlib
+import pkgutil
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+import sweeps
+from scaling.config import RunConfig, from_dict, to_dict
+from scaling.record import read_json, write_json
+from scaling.strict import InputError, nearest
+from sweeps.cost import Rate, counts, rate
+from sweeps.executors.local import slots
+from sweeps.grids import Sweep
+
+SCHEMA = 1
+PLAN, RUNS = "plan.json", "runs"
+PACKAGES = ("scaling-laws", "jax", "flax", "optax", "numpy")
+
+
+class Corpus(Protocol):
+    """What a plan asks of a prepared corpus (scaling/tokens.py, TokenSet)."""
+
+    @property
+    def prepared(config: RunConfig) -> Corpus:
+    """The corpus of a config. Raises InputError when it is not prepared."""
+    from scaling.tokens import open_tokens
+
+    return open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary)
+
+
+def build(sweep: Sweep, pace: Rate, open_corpus: Callable[[RunConfig], Corpus] = prepared) -> Plan:
+    """Cells stamped with the sweep's name and their corpus's fingerprint. Raises InputError on two equal cells."""
+    corpora: dict[tuple[str, str, str], Corpus] = {}
+    cells = []
+    for config in sweep.cells:
+        key = (config.data.directory, config.data.corpus, config.data.vocabulary)
+        corpus = corpora[key] = corpora.get(key) or open_corpus(config)
+        data = dataclasses.replace(config.data, fingerprint=corpus.fingerprint)
+        stamped = dataclasses.replace(config, data=data, sweep=sweep.name)
+        distinct = corpus.unique_tokens(config.steps * data.batch_tokens, data.sequence_length)
+        cells.append(Cell(stamped, round(pace.seconds(stamped), 1), distinct))
+    if not cells:
+        raise InputError(f"sweep {sweep.name}: has no cells")
+    twice = [run_id for run_id, times in Counter(cell.run_id for cell in cells).items() if times > 1]
+    if twice:
+        names = ", ".join(cell.name for cell in cells if cell.run_id == twice[0])
+        raise InputError(f"sweep {sweep.name}: cells {names} are the same run {twice[0]}; vary something, or drop one")
+    versions = {"python": platform.python_version(), "time": pace.source} | {p: _version(p) for p in PACKAGES}
+    return Plan(sweep.name, sweep.description, sweep.why, tuple(cells), versions)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def freeze(folder: Path, made: Plan) -> Plan:
+    """Writes plan.json, or finds the same cells there and keeps it. Raises InputError when it holds others.
+
+    Fields that do not change a result (names, cadence, memory) may differ: then the new plan replaces the old.
+    """
+    if not (folder / PLAN).exists():
+        write_json(folder / PLAN, as_dict(made))
+        return made
+    held = load(folder)
+    if [cell.run_id for cell in held.cells] != [cell.run_id for cell in made.cells]:
+        why = difference(held, made)
+        raise InputError(f"{folder / PLAN}: holds another plan: {why}; plan with --out elsewhere, or delete {folder}")
+    if [cell.config for cell in held.cells] != [cell.config for cell in made.cells]:
+        write_json(folder / PLAN, as_dict(made))
+        return made
+    return held
+
+
+def difference(held: Plan, made: Plan) -> str:
+    """In a few words, what made's cells have that held's have not."""
+    old, new = {c.run_id: c for c in held.cells}, {c.run_id: c for c in made.cells}
+    gone = [cell for key, cell in old.items() if key not in new]
+    come = [cell for key, cell in new.items() if key not in old]
+    if not gone and not come:
+        return "the same cells in another order"
+    by_name = {cell.name: cell for cell in gone}
+    changed = [(by_name[cell.name], cell) for cell in come if cell.name in by_name]
+    if changed:
+        before, after = (_flat(to_dict(cell.config)) for cell in changed[0])
+        fields = [f"{key} {before[key]!r} -> {after[key]!r}" for key in after if before.get(key) != after[key]]
+        return f"{len(changed)} cell(s) changed, {changed[0][1].name}: {', '.join(fields[:3])}"
+    return f"{len(gone)} cell(s) gone ({_names(gone)}), {len(come)} new ({_names(come)})"
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    return ", ".join([cell.name for cell in cells[:3]] + (["..."] if len(cells) > 3 else [])) or "none"
+
+
+def _flat(data: dict[str, Any], path: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return out
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plan.json holds it. seconds are estimates; FLOPs as in scaling/record.py."""
+    cells = [
+        counts(cell.config) | {"name": cell.name, "estimated_seconds": cell.seconds, "config": to_dict(cell.config)}
+        for cell in plan.cells
+    ]
+    summed = ("tokens", "flops", "flops_6nd", "estimated_seconds")
+    return {
+        "schema": SCHEMA,
+        "sweep": plan.sweep,
+        "description": plan.description,
+        "why": plan.why,
+        "created_with": plan.created_with,
+        "totals": {"cells": len(cells)} | {key: sum(cell[key] for cell in cells) for key in summed},
+        "cells": cells,
+    }
+
+
+def load(folder: Path) -> Plan:
+    """The plan of a sweep folder. Raises InputError when there is none, or when it is torn or of another version."""
+    path = folder / PLAN
+    if not path.exists():
+        raise InputError(f"{path}: no plan; run `scaling sweep plan {folder.name}` first")
+    data = read_json(path)
+    try:
+        if data["schema"] != SCHEMA:
+            raise InputError(f"{path}: schema = {data['schema']!r}: this version reads {SCHEMA}")
+        cells = tuple(Cell(from_dict(cell["config"]), cell["estimated_seconds"], cell["unique_tokens"]) for cell in data["cells"])
+        return Plan(data["sweep"], data["description"], data["why"], cells, data["created_with"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a plan ({error!r}); delete it and plan again") from None
+
+
+def table(plan: Plan) -> Table:
+    """Every cell, with counts and cost, in 80 columns."""
+    out = Table(title=f"{plan.sweep}: {plan.description}", box=None, collapse_padding=True, pad_edge=False, title_justify="left")
+    for heading in ("run", "name", "matmul", "params", "tokens", "FLOPs", "6ND", "about"):
+        out.add_column(heading, justify="left" if heading in ("run", "name") else "right")
+    for cell in plan.cells:
+        row = cell.row
+        numbers = [f"{row[key]:,}" for key in ("params_matmul", "params_total", "tokens")]
+        spent = [f"{row[key]:.2e}" for key in ("flops", "flops_6nd")]
+        out.add_row(cell.run_id, cell.name, *numbers, *spent, duration(cell.seconds))
+    return out
+
+
+def summary(plan: Plan, room: int) -> str:
+    """Totals in one line; room: runs at once."""
+    flops = sum(cell.row["flops"] for cell in plan.cells)
+    wall = makespan((cell.seconds for cell in plan.cells), room)
+    source = plan.created_with.get("time")
+    return f"{len(plan.cells)} runs, {flops:.2e} FLOPs, about {duration(wall)} with {room} at once ({source})"
+
+
+def makespan(seconds: Iterable[float], room: int) -> float:
+    """Wall seconds of runs taken longest first, `room` at once."""
+    ends = [0.0] * room
+    for one in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for the eye."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
