@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import importlib
+import importlib.util
 import pkgutil
 import platform
 from collections import Counter
@@ -34,7 +35,78 @@ class Corpus(Protocol):
     """What a plan asks of a prepared corpus (scaling/tokens.py, TokenSet)."""
 
     @property
-    def prepared(config: RunConfig) -> Corpus:
+    def fingerprint(self) -> str: ...
+
+    def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to make. seconds: estimated wall time in one slot. unique_tokens: distinct ones of those trained on."""
+
+    config: RunConfig
+    seconds: float
+    unique_tokens: int
+
+    @property
+    def run_id(self) -> str:
+        return self.config.run_id
+
+    @property
+    def name(self) -> str:
+        return self.config.name or self.run_id
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The columns of the results table that are known before the run."""
+        return counts(self.config) | {"unique_tokens": self.unique_tokens}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep, frozen. created_with: versions of what made it."""
+
+    sweep: str
+    description: str
+    why: str
+    cells: tuple[Cell, ...]
+    created_with: dict[str, str | None]
+
+
+def plan(name: str, out: Path = Path("out"), json: Path | None = None) -> Plan:
+    """Freezes the sweep `name` in <out>/<name>/plan.json; prints every cell with its counts, FLOPs and estimated time.
+
+    The same cells again change nothing. Raises InputError on an unknown sweep, a corpus that is not prepared, two equal
+    cells, or a folder that holds another plan.
+    """
+    room = slots()
+    folder = out / name
+    held = freeze(folder, build(find(name), rate(room[0])))
+    console = Console()
+    console.print(table(held))
+    console.print(f"{summary(held, len(room))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
+    if json is not None:
+        write_json(json, as_dict(held))
+    return held
+
+
+def find(name: str) -> Sweep:
+    """The sweep that sweeps/<name>.py defines. Raises InputError with the nearest name when there is none."""
+    if name.isidentifier() and importlib.util.find_spec(f"sweeps.{name}") is not None:
+        module = importlib.import_module(f"sweeps.{name}")
+        if hasattr(module, "sweep"):
+            return module.sweep()
+    raise InputError(f"unknown sweep {name}{nearest(name, named())}")
+
+
+def named() -> Iterator[str]:
+    """Names of the sweeps in this package."""
+    for found in pkgutil.iter_modules(sweeps.__path__):
+        if not found.ispkg and hasattr(importlib.import_module(f"sweeps.{found.name}"), "sweep"):
+            yield found.name
+
+
+def prepared(config: RunConfig) -> Corpus:
     """The corpus of a config. Raises InputError when it is not prepared."""
     from scaling.tokens import open_tokens
 
@@ -141,7 +213,9 @@ def load(folder: Path) -> Plan:
     try:
         if data["schema"] != SCHEMA:
             raise InputError(f"{path}: schema = {data['schema']!r}: this version reads {SCHEMA}")
-        cells = tuple(Cell(from_dict(cell["config"]), cell["estimated_seconds"], cell["unique_tokens"]) for cell in data["cells"])
+        cells = tuple(
+            Cell(from_dict(cell["config"]), cell["estimated_seconds"], cell["unique_tokens"]) for cell in data["cells"]
+        )
         return Plan(data["sweep"], data["description"], data["why"], cells, data["created_with"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not a plan ({error!r}); delete it and plan again") from None
@@ -149,9 +223,10 @@ def load(folder: Path) -> Plan:
 
 def table(plan: Plan) -> Table:
     """Every cell, with counts and cost, in 80 columns."""
-    out = Table(title=f"{plan.sweep}: {plan.description}", box=None, collapse_padding=True, pad_edge=False, title_justify="left")
+    title = f"{plan.sweep}: {plan.description}"
+    out = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for heading in ("run", "name", "matmul", "params", "tokens", "FLOPs", "6ND", "about"):
-        out.add_column(heading, justify="left" if heading in ("run", "name") else "right")
+        out.add_column(heading, justify="left" if heading in ("run", "name") else "right", no_wrap=True)
     for cell in plan.cells:
         row = cell.row
         numbers = [f"{row[key]:,}" for key in ("params_matmul", "params_total", "tokens")]
