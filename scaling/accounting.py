@@ -68,3 +68,23 @@ def forward_flops_per_token(model: ModelConfig, sequence_length: int, convention
 def train_flops(model: ModelConfig, sequence_length: int, tokens: int, convention: Convention) -> float:
     """FLOPs of training on `tokens`: forward once, backward twice. Recomputation (remat) is not counted."""
     return 3.0 * forward_flops_per_token(model, sequence_length, convention) * tokens
+
+
+# Dense bfloat16 peak of one chip, FLOP/s, from the vendors' data sheets; matched on the device kind JAX reports.
+PEAK_BFLOAT16: tuple[tuple[str, float], ...] = (
+    ("H200", 989e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+)
+
+
+def peak_flops(device_kind: str, compute: str) -> float | None:
+    """Published peak of a device in FLOP/s; None where none is published (CPUs, products in float32)."""
+    if compute != "bfloat16":
+        return None
+    return next((peak for name, peak in PEAK_BFLOAT16 if name in device_kind), None)

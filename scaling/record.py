@@ -39,6 +39,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scaling import accounting
 from scaling.config import RunConfig, load, to_dict
 from scaling.strict import InputError
 
@@ -151,6 +152,30 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             continue
         by_step[line["step"]] = by_step.get(line["step"], {}) | line
     return [by_step[step] for step in sorted(by_step)]
+
+
+def counts(config: RunConfig, *, tokens: int, unique_tokens: int | None) -> dict[str, Any]:
+    """The columns of a row that follow from the config and the tokens trained on; `unique_tokens` None if unknown."""
+    model, T = config.model, config.data.sequence_length
+    groups = accounting.params(model)
+    return {
+        "run_id": config.run_id,
+        "sweep": config.sweep,
+        "params_total": groups.total,
+        "params_non_embedding": groups.non_embedding,
+        "params_matmul": groups.matmul,
+        "width": model.width,
+        "depth": model.depth,
+        "tokens": tokens,
+        "unique_tokens": unique_tokens,
+        "flops": accounting.train_flops(model, T, tokens, "exact_causal"),
+        "flops_6nd": accounting.train_flops(model, T, tokens, "6nd"),
+        "seed": config.seed,
+        "learning_rate": config.optimizer.learning_rate,
+        "batch_tokens": config.data.batch_tokens,
+        "schedule": config.schedule.kind,
+        "branch_of": "",
+    }
 
 
 def write_result(

@@ -1,0 +1,99 @@
+"""Checkpoints with Orbax: asynchronous, last ones kept, restored onto any mesh.
+
+Orbax writes a step under a temporary name and renames it when it is whole, so that neither a kill nor a full disk
+harms the checkpoint before it.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from scaling.sharding import path_name
+from scaling.strict import InputError
+
+LISTED = 8
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, one per step. A context manager: leaving waits."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """The last whole step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts writing. Raises InputError, here or at the next call, when the disk is full."""
+        if step != self.latest():
+            self._guard(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
+
+    def wait(self) -> None:
+        """Returns when all is written. Raises InputError when the disk is full."""
+        self._guard(self._manager.wait_until_finished)
+        self._guard(self._manager.check_for_errors)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state of `step`, laid out as the shardings in `abstract_state` say.
+
+        Raises InputError naming each leaf whose presence or shape differs.
+        """
+        held = self._manager.item_metadata(step)
+        differences = tree_differences(held, abstract_state)
+        if differences:
+            shown = "; ".join(differences[:LISTED]) + (
+                f"; and {len(differences) - LISTED} more" * (len(differences) > LISTED)
+            )
+            raise InputError(f"{self.folder}/{step}: the checkpoint is of another model: {shown}")
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what is being written."""
+        self._guard(self._manager.close)
+
+    def _guard(self, call: Any) -> None:
+        try:
+            call()
+        except Exception as error:
+            if is_full_disk(error):
+                raise InputError(
+                    f"{self.folder}: no space left for a checkpoint; the one at step {self.latest()} is whole: "
+                    "free some space and run the same command again"
+                ) from error
+            raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if getattr(chain, "errno", None) == errno.ENOSPC or "No space left" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def tree_differences(held: Any, wanted: Any) -> list[str]:
+    """One text per leaf that only one of two trees has, or whose shapes differ."""
+    held_shapes, wanted_shapes = _shapes(held), _shapes(wanted)
+    return [
+        f"{path}: checkpoint {held_shapes.get(path, 'has none')}, config {wanted_shapes.get(path, 'has none')}"
+        for path in sorted(held_shapes.keys() | wanted_shapes.keys())
+        if held_shapes.get(path) != wanted_shapes.get(path)
+    ]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,31 @@
+"""Measurements: what is asked of a trained model. One file each.
+
+A measurement is `(model, params, tokenizer, key, budget) -> {metric: (value, n, stderr)}` and declares its chance
+level, its ceiling and what its budget counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from scaling.model import Decoder
+from scaling.record import Measurement
+from scaling.vocabulary import Vocabulary
+
+Run = Callable[[Decoder, Any, Vocabulary, jax.Array, int], dict[str, Measurement]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """name: prefix of its columns. chance: value of a model that knows nothing. ceiling: the best possible value,
+    None where nobody knows it. budget: the unit of `run`'s last argument."""
+
+    name: str
+    chance: float
+    ceiling: float | None
+    budget: str
+    run: Run

@@ -1,0 +1,113 @@
+"""What watches a run while it trains: rates, divergence, signals, the progress bar.
+
+Not in the design's list of modules: it keeps the loop in train.py linear and under 300 lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scaling import accounting
+from scaling.config import RunConfig
+
+DIVERGED_STEPS = 200
+
+
+class Stopped(Exception):
+    """SIGTERM came; the state is saved and the same command goes on from it."""
+
+
+@dataclass
+class Clock:
+    """Rates of this session: from its first finished step on, so without compilation, and without pauses."""
+
+    config: RunConfig
+    steps: int = -1
+    seconds: float = 0.0
+    last: float = field(default_factory=time.perf_counter)
+
+    def tick(self) -> None:
+        """One more step has finished."""
+        now = time.perf_counter()
+        self.seconds += now - self.last if self.steps >= 0 else 0.0
+        self.steps, self.last = self.steps + 1, now
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is nobody's."""
+        before = time.perf_counter()
+        yield
+        self.last += time.perf_counter() - before
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.steps * self.config.data.batch_tokens / self.seconds if self.seconds else math.nan
+
+    def rates(self) -> dict[str, float]:
+        """tokens_per_second, and mfu (exact_causal FLOPs) where the peak of the devices is published."""
+        if not self.seconds:
+            return {}
+        c = self.config
+        peak = accounting.peak_flops(jax.devices()[0].device_kind, c.precision.compute)
+        per_token = accounting.train_flops(c.model, c.data.sequence_length, 1, "exact_causal")
+        mfu = {"mfu": self.tokens_per_second * per_token / (peak * jax.device_count())} if peak else {}
+        return {"tokens_per_second": self.tokens_per_second} | mfu
+
+
+@dataclass
+class Watch:
+    """Notices divergence: a loss that is not finite, or above ln V for DIVERGED_STEPS steps on end."""
+
+    limit: float
+    above: int = field(default=0)
+
+    def reason(self, step: int, loss: float) -> str:
+        """Empty while all is well."""
+        self.above = self.above + 1 if loss > self.limit else 0
+        if not math.isfinite(loss):
+            return f"loss is {loss} at step {step}"
+        if self.above >= DIVERGED_STEPS:
+            return f"loss {loss:.3f} above ln V = {self.limit:.3f} for {self.above} steps, at step {step}"
+        return ""
+
+
+@contextlib.contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM has come. Only a main thread can listen; elsewhere it never has."""
+    came: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    except ValueError:
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def bar(config: RunConfig, quiet: bool) -> Iterator[Callable[[int, float, float], None]]:
+    """A progress bar on a terminal, nothing elsewhere. Yields show(step, loss, tokens per second)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = quiet or not sys.stderr.isatty() or jax.process_index() != 0
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+        task = progress.add_task(config.name or config.run_id, total=config.steps, loss=math.nan, rate=0.0)
+        yield lambda step, loss, rate: progress.update(task, completed=step, loss=loss, rate=rate)
