@@ -1,0 +1,93 @@
+"""How sure: bootstrap over runs, and prediction intervals that add the noise of a single run.
+
+Pairs bootstrap: whole clusters of points (a run, or a trunk and its branches) are drawn with replacement and the law
+is refitted to each draw, warm-started. A prediction interval adds to that spread a residual of the fit, drawn at random
+and widened by sqrt(n / (n - parameters)) for the freedom that the fit used up. It assumes that the law holds at the
+target: the choice of law is a further uncertainty that it does not contain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.fit import Fit, refit
+
+METHOD = "pairs bootstrap over runs"
+ATTEMPTS = 1000  # draws tried for each resample that holds enough distinct points
+
+
+def clusters(points: Mapping[str, Any], parameters: int) -> tuple[np.ndarray, str]:
+    """Resampling unit of each point, and a warning when trunks are too few to be resampled whole.
+
+    A law cannot be refitted to two or three trunks: with fewer than twice as many trunks as parameters, single runs are
+    resampled instead, and the warning says so.
+    """
+    trunks, runs = np.asarray(points["cluster"]), np.asarray(points["run_id"])
+    if len(np.unique(trunks)) >= 2 * parameters or len(np.unique(trunks)) == len(np.unique(runs)):
+        return trunks, ""
+    note = (
+        f"{len(np.unique(trunks))} trunks are too few to resample whole: runs resampled singly, intervals may be narrow"
+    )
+    return runs, note
+
+
+def bootstrap(
+    fit: Fit,
+    columns: Mapping[str, Any],
+    loss: Any,
+    unit: Sequence[str] | np.ndarray,
+    *,
+    draws: int = 512,
+    seed: int = 0,
+) -> np.ndarray:
+    """Law values refitted to resampled clusters: [draws, parameters], in the order of fit.law.parameters."""
+    generator = np.random.default_rng(seed)
+    _, member = np.unique(np.asarray(unit), return_inverse=True)
+    cells = np.stack([np.asarray(columns[name], np.float64) for name in fit.law.columns], 1)
+    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    weights = np.stack([_resample(generator, member, cell.ravel(), len(fit.law.parameters)) for _ in range(draws)])
+    return refit(fit, columns, loss, weights)
+
+
+def _resample(generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int) -> np.ndarray:
+    """How often each point is drawn; redrawn until more distinct cells than parameters are in it, if that can be."""
+    groups = int(member.max()) + 1
+    weights = np.ones(len(member))
+    for _ in range(ATTEMPTS):
+        weights = np.bincount(generator.integers(groups, size=groups), minlength=groups)[member].astype(np.float64)
+        if len(np.unique(cell[weights > 0])) > parameters:
+            break
+    return weights
+
+
+def standard_errors(draws: np.ndarray) -> np.ndarray:
+    """Standard deviation of each parameter over the draws."""
+    return np.std(draws, axis=0, ddof=1)
+
+
+def central(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Equal-tailed interval over the first axis at a nominal level such as 0.9."""
+    return np.quantile(draws, (1 - level) / 2, axis=0), np.quantile(draws, (1 + level) / 2, axis=0)
+
+
+def prediction_interval(
+    fit: Fit, draws: np.ndarray, residuals: np.ndarray, target: Mapping[str, Any], *, level: float = 0.9, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the measured loss of ONE new run at each target should fall, with nominal probability `level`.
+
+    Args:
+      draws: from bootstrap().
+      residuals: log measured over predicted, at the points that were fitted.
+      target: the law's columns, arrays of one length.
+    """
+    generator = np.random.default_rng(seed)
+    values = {name: draws[:, [i]] for i, name in enumerate(fit.law.parameters)}
+    predicted = fit.law(values, {name: np.atleast_1d(target[name]) for name in fit.law.columns})
+    freedom = max(len(residuals) - draws.shape[1], 1)
+    noise = np.asarray(residuals) * np.sqrt(len(residuals) / freedom)
+    repeats = max(1, -(-4096 // len(draws)))
+    shape = (repeats, *predicted.shape)
+    return central((predicted * np.exp(generator.choice(noise, shape))).reshape(-1, predicted.shape[1]), level)

@@ -1,0 +1,60 @@
+"""Compute-optimal allocation: how a budget is best split between parameters and tokens, for flops = 6 params tokens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from analysis.laws import Law, Values
+
+BISECTIONS = 100
+WIDEST = (0.0, 35.0)  # natural log of params between which an optimum is looked for: 1 to 1.6e15
+
+
+def constants(law: Law, values: Values) -> tuple[Any, Any] | None:
+    """(G, a) of params = G (flops / 6)^a, where the law has a closed form; else None. Values may be arrays."""
+    if law.optimum is None:
+        return None
+    return law.optimum(SimpleNamespace(**{name: np.asarray(values[name], np.float64) for name in law.parameters}))
+
+
+def frontier(law: Law, values: Values, flops: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Compute-optimal (params, tokens) for each budget in FLOPs."""
+    budget = np.asarray(flops, np.float64) / 6
+    closed = constants(law, values)
+    params = closed[0] * budget ** closed[1] if closed else bisect(law, values, flops)
+    return params, budget / params
+
+
+def bisect(law: Law, values: Values, flops: Any) -> np.ndarray:
+    """Compute-optimal params without a closed form: the zero of d loss / d log params along flops = 6 params tokens."""
+    with jax.enable_x64(True):
+        budget = jnp.asarray(flops, jnp.float64) / 6
+        p = SimpleNamespace(**{name: jnp.asarray(values[name], jnp.float64) for name in law.parameters})
+
+        def loss(log_params: jax.Array) -> jax.Array:
+            params = jnp.exp(log_params)
+            return law.predict(p, SimpleNamespace(params=params, tokens=budget / params))
+
+        def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = bracket
+            middle = (low + high) / 2
+            _, slope = jax.jvp(loss, (middle,), (jnp.ones_like(middle),))
+            return jnp.where(slope < 0, middle, low), jnp.where(slope < 0, high, middle)
+
+        start = (jnp.full_like(budget, WIDEST[0]), jnp.full_like(budget, WIDEST[1]))
+        low, high = jax.lax.fori_loop(0, BISECTIONS, halve, start)
+        return np.exp(np.asarray((low + high) / 2))
+
+
+def exponent(law: Law, values: Values, flops: float) -> Any:
+    """a of params ~ flops^a: exact where the law has a closed form, else the local slope at that budget."""
+    closed = constants(law, values)
+    if closed:
+        return closed[1]
+    ends = np.array([flops / 1.01, flops * 1.01])
+    return float(np.diff(np.log(bisect(law, values, ends)))[0] / np.diff(np.log(ends))[0])

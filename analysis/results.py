@@ -1,0 +1,239 @@
+"""Results tables: run folders, CSV, Parquet and JSONL read into one tidy table with canonical columns.
+
+The columns are those of the results schema (one row a finished run, losses in nats per token, counts as counts). Every
+row carries every counting convention; a fit names the one it used. For tables made here that is `params_matmul` unless
+told otherwise: the numbers that a token is multiplied by, so that training FLOPs are 6 N D exactly under that
+convention, and the head, which tiny models spend much of their compute on, is counted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+DEFAULT_PARAMS = "params_matmul"
+_LEADING = ("run_id", "sweep", "status", "reason")
+_COUNTS = ("params_total", "params_non_embedding", "params_matmul", "width", "depth", "tokens", "unique_tokens")
+_LOSSES = ("flops", "flops_6nd", "loss", "loss_stderr", "bits_per_byte")
+_SETTINGS = ("seed", "learning_rate", "batch_tokens", "schedule", "branch_of", "seconds", "tokens_per_second")
+CANONICAL = _LEADING + _COUNTS + _LOSSES + _SETTINGS
+_TEXT = ("run_id", "sweep", "status", "reason", "schedule", "branch_of")
+_ORDER = ("params_total", "tokens", "seed", "run_id")
+
+
+class TableError(ValueError):
+    """A table or a saved fit is not usable. One line: what is wrong and where. Exit code 2."""
+
+
+def read(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A sweep folder, CSV, Parquet or JSONL file as one table, rows in a fixed order.
+
+    Failed and diverged runs stay, with their status. `attrs["unfinished"]` counts run folders that hold no result yet.
+
+    Args:
+      columns: canonical name -> name in the file, for tables made elsewhere.
+    Raises:
+      TableError: no such path, unreadable or torn file, or a mapped column that the file lacks.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TableError(f"{path}: no such file or folder")
+    table = _read_folder(path) if path.is_dir() else _read_file(path)
+    for canonical, source in (columns or {}).items():
+        _require_columns(table, [source], f"{path}: --columns {canonical}={source}")
+        table = table.drop(columns=canonical, errors="ignore") if canonical != source else table
+        table[canonical] = table[source]
+    for name in set(_TEXT) & set(table.columns):
+        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
+    return table
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".jsonl": lambda file: pd.read_json(file, lines=True),
+    }
+    if path.suffix not in readers:
+        raise TableError(f"{path}: a table is a sweep folder, or a file ending in {', '.join(readers)}")
+    try:
+        return readers[path.suffix](path)
+    except (ValueError, OSError, UnicodeError) as error:
+        raise TableError(f"{path}: not a readable {path.suffix[1:]} table ({str(error).splitlines()[0]})") from None
+
+
+def _read_folder(folder: Path) -> pd.DataFrame:
+    runs = folder / "runs"
+    if not runs.is_dir():
+        collected = folder / "results.parquet"
+        if collected.exists():
+            return _read_file(collected)
+        raise TableError(f"{folder}: holds neither runs/ nor results.parquet")
+    folders = sorted(path for path in runs.iterdir() if path.is_dir())
+    finished = [path for path in folders if (path / "result.json").exists()]
+    table = arrange(pd.DataFrame([_read_run(path) for path in finished]))
+    table.attrs["unfinished"] = len(folders) - len(finished)
+    return table
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        row = {"run_id": folder.name, **result["row"], "status": result["status"], "reason": result.get("reason", "")}
+        for name, (value, _, stderr) in result["measurements"].items():
+            row[name], row[f"{name}_stderr"] = value, stderr
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{path}: not a whole result ({error}): a torn write? delete it and run again") from None
+    return row
+
+
+def arrange(table: pd.DataFrame) -> pd.DataFrame:
+    """Canonical columns first, measurements after in order of name, rows by size, horizon, seed and id."""
+    known = [name for name in CANONICAL if name in table]
+    table = table[known + sorted(set(table.columns) - set(known))]
+    if "reason" in table and not table["reason"].astype(bool).any():
+        table = table.drop(columns="reason")
+    order = [name for name in _ORDER if name in table]
+    return (table.sort_values(order, kind="stable") if order else table).reset_index(drop=True)
+
+
+def write(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
+    """Writes results.parquet and results.csv by rename. Equal sweeps give equal bytes, timing columns apart."""
+    table = arrange(table).copy()
+    table.attrs = {}
+    parquet, csv = folder / "results.parquet", folder / "results.csv"
+    replace(parquet, lambda path: table.to_parquet(path, index=False))
+    replace(csv, lambda path: table.to_csv(path, index=False))
+    return parquet, csv
+
+
+def replace(path: Path, writer: Callable[[Path], Any]) -> Path:
+    """Writes a file beside its place and renames it in, so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        writer(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes JSON by rename. Raises ValueError on a number that JSON lacks (infinite, not a number)."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    return replace(path, lambda temporary: temporary.write_text(text))
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a table file; of a sweep folder, of the table that its runs make."""
+    data = read(path).to_csv(index=False).encode() if path.is_dir() else path.read_bytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """ "params=N,tokens=D" -> {"params": "N", "tokens": "D"}. Raises TableError on anything else."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not name.strip() or not source.strip() for name, _, source in pairs):
+        raise TableError(f"--columns {text}: write canonical=source pairs, as in params=N,tokens=D,loss=L")
+    return {name.strip(): source.strip() for name, _, source in pairs}
+
+
+@dataclass(frozen=True)
+class Points:
+    """What a law is fitted to.
+
+    table: columns run_id, cluster, params, tokens, flops, loss; all finite and positive; by training FLOPs, ascending.
+    params_column: the counting convention behind `params`.
+    dropped: rows left out because their run failed or diverged.
+    """
+
+    table: pd.DataFrame
+    params_column: str
+    dropped: int
+
+
+def fit_points(table: pd.DataFrame, params_column: str | None = None, *, parameters: int = 5) -> Points:
+    """The usable points of a table, checked.
+
+    `cluster` is the trunk that a run branched from, else the run itself: points of one trunk share its noise. `flops`
+    is the table's own column, else 6 * params * tokens.
+
+    Args:
+      params_column: counting convention; `params` if the table has it, else params_matmul, unless given.
+      parameters: number of parameters of the law to be fitted.
+    Raises:
+      TableError: missing columns, values that are not finite and positive, or fewer points than a law needs.
+    """
+    column = params_column or ("params" if "params" in table else DEFAULT_PARAMS)
+    _require_columns(table, [column, "tokens", "loss"], "the table")
+    numbered = table.assign(row=range(1, len(table) + 1))
+    done = numbered[numbered["status"] == "done"] if "status" in table else numbered
+    rows = done["row"].tolist()
+    ids = done["run_id"].astype(str).tolist() if "run_id" in table else [f"row {row}" for row in rows]
+    branches = done["branch_of"].astype(str).tolist() if "branch_of" in table else [""] * len(rows)
+    params, tokens, loss = (_positive(done, name) for name in (column, "tokens", "loss"))
+    points = pd.DataFrame(
+        {
+            "run_id": ids,
+            "cluster": [branch or run for branch, run in zip(branches, ids, strict=True)],
+            "params": params,
+            "tokens": tokens,
+            "flops": _positive(done, "flops") if "flops" in table else 6 * params * tokens,
+            "loss": loss,
+        }
+    )
+    distinct = len(points[["params", "tokens"]].drop_duplicates())
+    require_points(
+        distinct, parameters, f", {len(table) - len(done)} rows were not done" if len(done) < len(table) else ""
+    )
+    order = ["flops", "params", "tokens", "run_id"]
+    return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, len(table) - len(done))
+
+
+def require_points(distinct: int, parameters: int, note: str = "") -> None:
+    """Raises TableError unless a law with that many parameters leaves at least one degree of freedom."""
+    if distinct <= parameters:
+        raise TableError(
+            f"fewer points than parameters: {distinct} distinct (params, tokens) for {parameters} parameters; "
+            f"at least {parameters + 1} are needed{note}"
+        )
+
+
+def _positive(table: pd.DataFrame, column: str) -> np.ndarray:
+    """The column as float64. Raises TableError naming the first row that is not a finite positive number."""
+    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
+    if len(bad):
+        entry = table.iloc[bad[0]]
+        run = f" (run {entry['run_id']})" if "run_id" in table else ""
+        raise TableError(
+            f"row {entry['row']}{run}: {column} = {entry[column]}, must be a finite number above zero"
+            + (f"; {len(bad)} such rows" if len(bad) > 1 else "")
+        )
+    return numbers
+
+
+def _require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
+    have = [str(name) for name in table.columns]
+    missing = [name for name in needed if name not in have]
+    if not missing:
+        return
+    lower = {name.lower(): name for name in have}
+    close = {m: difflib.get_close_matches(m.lower(), lower, n=1) for m in missing}
+    hints = [f"{lower[found[0]]} for {name}" for name, found in close.items() if found]
+    raise TableError(
+        f"{where} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(have)}"
+        + (f"; did you mean {', '.join(hints)}?" if hints else "")
+        + "; map columns with --columns params=N,tokens=D,loss=L"
+    )
