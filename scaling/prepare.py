@@ -103,7 +103,8 @@ def _prepare_by_seqio(name: str, directory: Path | str, vocabulary: str, shard_t
     }
     options = ["--directory", str(directory), "--vocabulary", vocabulary, "--shard-tokens", str(shard_tokens)]
     command = [sys.executable, "-m", "scaling.tasks", "prepare", name, *options]
-    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
+    with Console(stderr=True).status(f"{name}: prepared through seqio"):
+        done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise InputError(

@@ -18,15 +18,26 @@ from scaling.documents import Named, SplitName
 from scaling.strict import InputError, require
 
 VALIDATION_FRACTION = 16
-"""The validation split is this many times shorter than the training split."""
 
 
 def _generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *stream])))
 
 
+@dataclass(frozen=True)
 class Synthetic(Named):
-    """Shared by both: documents are made from (fields, split) alone, so the name is the source."""
+    """Documents made from these fields alone, so that the name is the source.
+
+    tokens: length of the training split, without end of document; validation is a sixteenth of it.
+    """
+
+    tokens: int = 1_048_576
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seed >= 0, self, "seed", "0 or more")
+        require(self.tokens >= 8 * VALIDATION_FRACTION, self, "tokens", f"{8 * VALIDATION_FRACTION} or more")
 
     def source(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
@@ -46,13 +57,11 @@ class Synthetic(Named):
 class Walk(Synthetic):
     """A random walk on a connected undirected graph, started in its stationary distribution d_i / 2M.
 
-    nodes: 3 to 94, a printable character each. edges: a ring and random chords. tokens: length of the training split.
+    nodes: 3 to 94, a printable character each. edges: a ring and random chords.
     """
 
     nodes: int = 32
     edges: int = 96
-    seed: int = 0
-    tokens: int = 1_048_576
     kind: typing.ClassVar[str] = "walk"
 
     def __post_init__(self) -> None:
@@ -60,8 +69,6 @@ class Walk(Synthetic):
         require(3 <= self.nodes <= 94, self, "nodes", "in [3, 94], the printable characters")
         most = self.nodes * (self.nodes - 1) // 2
         require(self.nodes <= self.edges <= most, self, "edges", f"in [{self.nodes}, {most}]")
-        require(self.seed >= 0, self, "seed", "0 or more")
-        require(self.tokens >= 32, self, "tokens", "32 or more")
 
     @property
     def neighbours(self) -> tuple[tuple[int, ...], ...]:
@@ -120,21 +127,17 @@ class Zipf(Synthetic):
     """A memory task: independent records `KEY:VALUE\\n`, key i of `facts` with probability proportional to i^-exponent,
     its value a fixed pseudo-random function of the key. To predict values is to have memorised them.
 
-    facts: at most 32^3. tokens: length of the training split, rounded down to whole records of 8.
+    facts: at most 32^3. The splits are whole records of 8 tokens.
     """
 
     facts: int = 1024
     exponent: float = 1.0
-    seed: int = 0
-    tokens: int = 1_048_576
     kind: typing.ClassVar[str] = "zipf"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.facts <= BASE**3, self, "facts", f"in [1, {BASE**3}]")
         require(self.exponent >= 0, self, "exponent", "0 or more")
-        require(self.seed >= 0, self, "seed", "0 or more")
-        require(self.tokens >= RECORD * VALIDATION_FRACTION, self, "tokens", f"{RECORD * VALIDATION_FRACTION} or more")
 
     @property
     def probabilities(self) -> np.ndarray:

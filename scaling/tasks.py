@@ -1,0 +1,219 @@
+"""seqio: every corpus as a Task, mixtures at stated rates, and any of them into the shards that training reads.
+
+Importing this module imports TensorFlow: `scaling.prepare` runs it as a subprocess, and training never does.
+Nothing is shuffled, trimmed or dropped, so that the shards are those of the plain reader, byte for byte.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tyro
+
+from scaling.corpora import SPLITS, Corpus, Mixture, SplitName, parse_corpus
+from scaling.prepare import SHARD_TOKENS, current, write_shards
+from scaling.strict import InputError
+from scaling.tokens import shards_folder
+from scaling.vocabulary import SPACE, SentencePieceVocabulary, Vocabulary, load_vocabulary
+
+FEATURE = "targets"
+_failures: list[InputError] = []
+
+
+class LosslessSentencePiece(seqio.SentencePieceVocabulary):
+    """seqio's vocabulary, with a literal U+2581 spelt as its three bytes, as in `SentencePieceVocabulary`."""
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        parts = self.tf_tokenizer.tokenize(tf.strings.split(s, SPACE))
+        spelt = [self.tokenizer.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        marks = tf.tile([spelt], [parts.nrows(), 1])
+        return tf.concat([parts, tf.cast(marks, parts.dtype)], axis=1).values[: -len(spelt)]
+
+
+def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
+    """The seqio vocabulary of the same ids."""
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        return LosslessSentencePiece(vocabulary.name)
+    return seqio.ByteVocabulary()
+
+
+def task(name: str, vocabulary: str = "byte") -> seqio.Task:
+    """Registers a corpus as a seqio Task, once; its feature is `targets`, end of document included."""
+    corpus, loaded = parse_corpus(name), load_vocabulary(vocabulary)
+    registered = _identifier(f"{corpus.slug}.{loaded.slug}")
+    if registered in seqio.TaskRegistry.names():
+        return seqio.TaskRegistry.get(registered)
+    return seqio.TaskRegistry.add(
+        registered,
+        source=seqio.FunctionDataSource(functools.partial(_dataset, corpus), splits=SPLITS),
+        preprocessors=[
+            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
+            seqio.preprocessors.append_eos,
+        ],
+        output_features={FEATURE: seqio.Feature(seqio_vocabulary(loaded), add_eos=True, dtype=tf.int32)},
+    )
+
+
+def mixture(name: str, rates: dict[str, float], vocabulary: str = "byte") -> seqio.Mixture:
+    """Registers a seqio Mixture of corpora; rates are relative numbers of documents.
+
+    Raises InputError on a rate that is not above 0.
+    """
+    for corpus, rate in rates.items():
+        if not rate > 0:
+            raise InputError(f"mixture {name!r}: rate of {corpus!r} is {rate}, must be more than 0")
+    tasks = [(task(corpus, vocabulary), rate) for corpus, rate in rates.items()]
+    return seqio.MixtureRegistry.add(_identifier(name), tasks)
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"[^\w.:#]", "_", name)
+
+
+def _dataset(corpus: Corpus, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    def examples() -> Iterator[dict[str, bytes]]:
+        try:
+            for text in corpus.documents("train" if split == "train" else "validation"):
+                yield {FEATURE: text.encode("utf-8")}
+        except InputError as error:
+            _failures.append(error)
+            raise
+
+    return tf.data.Dataset.from_generator(examples, output_signature={FEATURE: tf.TensorSpec((), tf.string)})
+
+
+def documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterator[np.ndarray]:
+    """int32 [n] ids of each document, end of document included, in the corpus's own order.
+
+    A Mixture samples documents at its rates, the same every time, and repeats its tasks without end.
+    Raises InputError where the corpus does, instead of TensorFlow's wrapping of it.
+    """
+    epochs = None if isinstance(provider, seqio.Mixture) else 1
+    dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=epochs)
+    _failures.clear()
+    try:
+        for example in dataset.as_numpy_iterator():
+            yield example[FEATURE]
+    except tf.errors.OpError:
+        if _failures:
+            raise _failures[0] from None
+        raise
+
+
+def windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_length: int) -> tf.data.Dataset:
+    """Packing by tf.data: documents end to end, cut every T tokens into windows [T+1], the rest dropped."""
+    dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    stream = dataset.flat_map(lambda example: tf.data.Dataset.from_tensor_slices(example[FEATURE]))
+    cut = stream.window(sequence_length + 1, shift=sequence_length, drop_remainder=True)
+    return cut.flat_map(lambda window: window.batch(sequence_length + 1))
+
+
+def prepare_task(name: str, directory: Path | str, vocabulary: str, shard_tokens: int = SHARD_TOKENS) -> Path:
+    """Writes the shards of a corpus from its Task. Raises InputError as the plain reader does."""
+    corpus = parse_corpus(name)
+    folder = shards_folder(directory, name, vocabulary)
+    streams = {split: documents(task(name, vocabulary), split) for split in SPLITS}
+    write_shards(folder, corpus, load_vocabulary(vocabulary), streams, shard_tokens)
+    return folder
+
+
+def prepare_mixture(
+    name: str,
+    rates: dict[str, float],
+    directory: Path | str,
+    vocabulary: str = "byte",
+    *,
+    train_tokens: int,
+    validation_tokens: int,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Path:
+    """Writes whole documents, drawn at these rates, until each split has at least so many tokens; prepared again only
+    when rates, sizes or sources change. Training then names the corpus `mixture:NAME`."""
+    corpus = Mixture(name)
+    sizes: dict[SplitName, int] = {"train": train_tokens, "validation": validation_tokens}
+    recipe = [rates, sizes, [parse_corpus(part).source() for part in rates]]
+    source = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    folder = shards_folder(directory, corpus.name, vocabulary)
+    if current(folder, source) is None:
+        mixed = mixture(f"{name}.{source}", rates, vocabulary)
+        streams = {split: _until(documents(mixed, split), size) for split, size in sizes.items()}
+        write_shards(folder, corpus, load_vocabulary(vocabulary), streams, shard_tokens, source)
+    return folder
+
+
+def _until(stream: Iterable[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
+    for ids in stream:
+        if tokens <= 0:
+            return
+        tokens -= len(ids)
+        yield ids
+
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command(name="prepare")
+def _prepare(
+    name: tyro.conf.Positional[str],
+    directory: str = "out/corpora",
+    vocabulary: str = "byte",
+    shard_tokens: int = SHARD_TOKENS,
+) -> None:
+    """Write the shards of a corpus through its seqio Task.
+
+    Args:
+        name: name of a corpus.
+        directory: folder of the prepared corpora.
+        vocabulary: "byte" or the path of a SentencePiece model.
+        shard_tokens: tokens in a shard.
+    """
+    print(prepare_task(name, directory, vocabulary, shard_tokens))
+
+
+@app.command(name="mixture")
+def _mixture(
+    name: tyro.conf.Positional[str],
+    parts: tyro.conf.Positional[tuple[str, ...]],
+    train_tokens: int,
+    validation_tokens: int = 1 << 20,
+    directory: str = "out/corpora",
+    vocabulary: str = "byte",
+) -> None:
+    """Write the shards of a mixture, to be trained on as corpus mixture:NAME.
+
+    Args:
+        name: name of the mixture.
+        parts: CORPUS=RATE, relative numbers of documents.
+        train_tokens: size of its training split, rounded up to whole documents.
+        validation_tokens: size of its validation split, likewise.
+        directory: folder of the prepared corpora.
+        vocabulary: "byte" or the path of a SentencePiece model.
+    """
+    rates = dict(map(_rate, parts))
+    sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
+    print(prepare_mixture(name, rates, directory, vocabulary, **sizes))
+
+
+def _rate(part: str) -> tuple[str, float]:
+    corpus, _, rate = part.rpartition("=")
+    try:
+        return corpus, float(rate)
+    except ValueError:
+        raise InputError(f"{part!r}: must be CORPUS=RATE") from None
+
+
+if __name__ == "__main__":
+    try:
+        app.cli(prog="python -m scaling.tasks", description=__doc__)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
