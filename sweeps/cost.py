@@ -1,6 +1,6 @@
-"""What a run will cost, before it is spent: exact counts, and a time that is an estimate.
+"""How long a run will take, before it is spent: an estimate, which says where it comes from.
 
-Not in the design's list of modules: plan.py and run.py both need the counts, and a rate is a concept of its own.
+Not in the design's list of modules: the rate of a machine is a concept of its own beside the plan.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from scaling import accounting
 from scaling.config import RunConfig
@@ -68,27 +67,3 @@ def core_flops_per_second() -> float:
         return float(found.stdout)
     except ValueError:
         return FALLBACK_CORE
-
-
-def counts(config: RunConfig) -> dict[str, Any]:
-    """The columns of the results table (scaling/record.py) that a config settles before anything is trained."""
-    shape, sequence = config.model, config.data.sequence_length
-    params = accounting.params(shape)
-    tokens = config.steps * config.data.batch_tokens
-    return {
-        "run_id": config.run_id,
-        "sweep": config.sweep,
-        "params_total": params.total,
-        "params_non_embedding": params.non_embedding,
-        "params_matmul": params.matmul,
-        "width": shape.width,
-        "depth": shape.depth,
-        "tokens": tokens,
-        "flops": accounting.train_flops(shape, sequence, tokens, "exact_causal"),
-        "flops_6nd": accounting.train_flops(shape, sequence, tokens, "6nd"),
-        "seed": config.seed,
-        "learning_rate": config.optimizer.learning_rate,
-        "batch_tokens": config.data.batch_tokens,
-        "schedule": config.schedule.kind,
-        "branch_of": "",
-    }

@@ -20,9 +20,9 @@ from rich.table import Table
 
 import sweeps
 from scaling.config import RunConfig, from_dict, to_dict
-from scaling.record import read_json, write_json
+from scaling.record import counts, read_json, write_json
 from scaling.strict import InputError, nearest
-from sweeps.cost import Rate, counts, rate
+from sweeps.cost import Rate, rate
 from sweeps.executors.local import slots
 from sweeps.grids import Sweep
 
@@ -59,7 +59,8 @@ class Cell:
     @property
     def row(self) -> dict[str, Any]:
         """The columns of the results table that are known before the run."""
-        return counts(self.config) | {"unique_tokens": self.unique_tokens}
+        tokens = self.config.steps * self.config.data.batch_tokens
+        return counts(self.config, tokens=tokens, unique_tokens=self.unique_tokens)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _flat(data: dict[str, Any], path: str = "") -> dict[str, Any]:
 def as_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plan.json holds it. seconds are estimates; FLOPs as in scaling/record.py."""
     cells = [
-        counts(cell.config) | {"name": cell.name, "estimated_seconds": cell.seconds, "config": to_dict(cell.config)}
+        cell.row | {"name": cell.name, "estimated_seconds": cell.seconds, "config": to_dict(cell.config)}
         for cell in plan.cells
     ]
     summed = ("tokens", "flops", "flops_6nd", "estimated_seconds")

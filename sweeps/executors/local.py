@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -99,6 +101,13 @@ def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[in
             pass_fds=tuple(inherit),
             start_new_session=True,
         )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills a run and all that it started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def last_line(folder: Path, limit: int = 4096) -> str:
