@@ -1,0 +1,70 @@
+"""Stands in for `scaling train` in the runner's tests: the same contract, no JAX. Standard library only, for speed.
+
+    python stand_in_trainer.py RUN_FOLDER [STEP_SECONDS]
+
+It checkpoints every step, so a killed run resumes; its loss is a running hash, so a step done twice or left out would
+show. The config's name says how it misbehaves: crash, hang, diverge, silent, killed (once), always_killed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+STEPS = 6
+
+
+def main(folder: Path, step_seconds: float) -> int:
+    config = json.loads((folder / "config.json").read_text())
+    habit = config["name"].partition(":")[2]
+    witness = (folder / "witness").open("a")
+    try:
+        fcntl.lockf(witness, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        (folder / "overlap").touch()
+    with (folder / "starts").open("a") as starts:
+        starts.write(f"{os.getpid()} {sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else ''}\n")
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    saved = folder / "saved.json"
+    step, state = json.loads(saved.read_text()) if saved.exists() else (0, folder.name)
+    while step < STEPS:
+        time.sleep(step_seconds)
+        step, state = step + 1, hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+        with (folder / "metrics.jsonl").open("a") as metrics:
+            line = {"step": step, "tokens": step * 100, "loss": 6.0 - step / 10, "tokens_per_second": 1000.0}
+            metrics.write(json.dumps(line) + "\n")
+        replace(saved, [step, state])
+        if stop:
+            return 75
+        if step >= 3:
+            misbehave(habit, folder)
+    if habit == "silent":
+        return 0
+    status = "diverged" if habit == "diverge" else "done"
+    loss = None if status == "diverged" else int(state[:8], 16) / 2**32
+    row = {"run_id": folder.name, "status": status, "tokens": step * 100, "loss": loss, "seconds": time.monotonic()}
+    result = {"schema": 1, "status": status, "reason": "", "row": row, "measurements": {}}
+    replace(folder / "result.json", result)
+    return 4 if status == "diverged" else 0
+
+
+def misbehave(habit: str, folder: Path) -> None:
+    if habit == "crash":
+        raise ValueError("the moon is full")
+    if habit == "always_killed" or (habit == "killed" and (folder / "starts").read_text().count("\n") == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replace(path: Path, value: object) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))

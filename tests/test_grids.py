@@ -1,0 +1,99 @@
+"""Overlays are strict; combinators are what their names say."""
+
+import itertools
+
+import pytest
+
+from scaling.config import ModelConfig, RunConfig
+from scaling.strict import InputError
+from sweeps.grids import apply, axis, chain, geometric, grid, overlay, product, zipped
+
+BASE = RunConfig()
+
+
+def test_overlay_replaces_dotted_fields_and_nothing_else():
+    changed = overlay(BASE, {"model.width": 64, "seed": 3, "data.batch_sequences": 8})
+    assert (changed.model.width, changed.seed, changed.data.batch_sequences) == (64, 3, 8)
+    assert overlay(changed, {"model.width": 128, "seed": 0, "data.batch_sequences": 16}) == BASE
+
+
+def test_overlay_takes_a_whole_part():
+    shape = ModelConfig(width=96, depth=2, heads=3)
+    assert overlay(BASE, {"model": shape}).model == shape
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("model.widht", r"unknown field model\.widht; did you mean width"),
+        ("modle.width", r"unknown field modle; did you mean model"),
+        ("sede", r"unknown field sede; did you mean seed"),
+        ("tokens.count", r"overlay tokens\.count: tokens has no fields"),
+        ("model.width.deep", r"overlay model\.width\.deep: model\.width has no fields"),
+    ],
+)
+def test_unknown_field_names_the_nearest(path, says):
+    with pytest.raises(InputError, match=says):
+        overlay(BASE, {path: 1})
+
+
+def test_overlay_checks_values():
+    with pytest.raises(InputError, match=r"heads = 5: must be a divisor"):
+        overlay(BASE, {"model.heads": 5})
+
+
+def test_product_zip_and_chain():
+    width, depth = axis("model.width", 32, 64), axis("model.depth", 1, 2)
+    assert product(width, depth) == (
+        {"model.width": 32, "model.depth": 1},
+        {"model.width": 32, "model.depth": 2},
+        {"model.width": 64, "model.depth": 1},
+        {"model.width": 64, "model.depth": 2},
+    )
+    assert zipped(width, depth) == (
+        {"model.width": 32, "model.depth": 1},
+        {"model.width": 64, "model.depth": 2},
+    )
+    assert chain(width, depth) == (
+        {"model.width": 32},
+        {"model.width": 64},
+        {"model.depth": 1},
+        {"model.depth": 2},
+    )
+    runs = apply(BASE, product(zipped(width, depth), axis("seed", 0, 1)))
+    assert [(r.model.width, r.model.depth, r.seed) for r in runs] == [(32, 1, 0), (32, 1, 1), (64, 2, 0), (64, 2, 1)]
+
+
+@pytest.mark.parametrize("other", [axis("model.width", 3, 4), ({"model": ModelConfig()},) * 2])
+def test_one_field_from_two_axes_is_refused(other):
+    for combine in (product, zipped):
+        with pytest.raises(InputError, match="set by another axis"):
+            combine(axis("model.width", 32, 64), other)
+
+
+def test_a_longer_name_is_not_a_clash():
+    assert len(product(axis("model.ff_width", 8), axis("model.ff", 1))) == 1
+
+
+def test_zip_refuses_unequal_lengths():
+    with pytest.raises(InputError, match="lengths 2, 3"):
+        zipped(axis("seed", 0, 1), axis("tokens", 1, 2, 3))
+
+
+def test_grid_is_sizes_by_horizons():
+    cells = grid(lambda size, tokens: overlay(BASE, {"model.width": size, "tokens": tokens}), [32, 64], [4096, 8192])
+    assert [(c.model.width, c.tokens) for c in cells] == [(32, 4096), (32, 8192), (64, 4096), (64, 8192)]
+
+
+def test_geometric_has_exact_ends_and_equal_ratios():
+    found = geometric(1e17, 1e19, 5)
+    assert found[0] == 1e17
+    assert found[-1] == 1e19
+    assert [b / a for a, b in itertools.pairwise(found)] == pytest.approx([10**0.5] * 4)
+    assert geometric(3, 3, 1) == (3.0,)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 2), (2, 1, 2), (1, 2, 0), (1, 2, 1), (1, float("inf"), 3)])
+def test_geometric_refuses(arguments):
+    with pytest.raises(InputError, match="geometric"):
+        geometric(*arguments)

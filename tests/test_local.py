@@ -1,0 +1,133 @@
+"""Slots, their variables, and processes that do not outlive the one that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scaling.strict import InputError
+from sweeps.executors import local
+from sweeps.executors.local import LOG, Slot, environment, last_line, slots, start
+
+LINUX = sys.platform == "linux"
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(local, "available_cores", lambda: (0, 2, 5, 7))
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("jobs", "cores"),
+    [
+        (None, [(0,), (2,), (5,), (7,)]),
+        (1, [(0, 2, 5, 7)]),
+        (2, [(0, 5), (2, 7)]),
+        (3, [(0, 7), (2,), (5,)]),
+        (5, [(0,), (2,), (5,), (7,), (0,)]),
+    ],
+)
+def test_cores_are_shared_out(jobs, cores):
+    assert [slot.cores for slot in slots(jobs)] == cores
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_no_room_is_bad_input(jobs):
+    with pytest.raises(InputError, match=f"jobs = {jobs}"):
+        slots(jobs)
+
+
+def test_one_run_per_gpu_and_memory_split_when_shared(monkeypatch):
+    monkeypatch.setattr(local, "visible_gpus", lambda: ("0", "3"))
+    assert slots() == (Slot(gpu="0"), Slot(gpu="3"))
+    shared = slots(4)
+    assert [slot.gpu for slot in shared] == ["0", "3", "0", "3"]
+    assert {slot.memory_fraction for slot in shared} == {0.5}
+    assert environment(shared[1], {})["CUDA_VISIBLE_DEVICES"] == "3"
+    assert float(environment(shared[1], {})["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == pytest.approx(0.45)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment(slots()[0], {})
+
+
+def test_visible_gpus_follow_the_environment(monkeypatch):
+    monkeypatch.setattr(local, "find_spec", lambda name: object())
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert local.visible_gpus() == ("2", "5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.visible_gpus() == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert local.visible_gpus() == ()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(local, "find_spec", lambda name: None)
+    assert local.visible_gpus() == ()
+
+
+def test_one_core_means_one_thread_unless_the_user_said_otherwise():
+    one = environment(Slot(cores=(1,)), {"XLA_FLAGS": "--xla_a=1"})
+    assert one["XLA_FLAGS"] == "--xla_a=1 --xla_cpu_multi_thread_eigen=false"
+    assert one["OMP_NUM_THREADS"] == "1"
+    said = {"OMP_NUM_THREADS": "4", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}
+    assert {name: environment(Slot(cores=(1,)), said)[name] for name in said} == said
+    assert environment(Slot(cores=(0, 1)), {}) == {}
+
+
+def test_output_goes_to_the_log_and_is_kept(tmp_path):
+    for text in ("first", "second"):
+        start(
+            [sys.executable, "-c", f"import sys; print('{text}'); sys.exit('bad: {text}\\n\\n')"], tmp_path, Slot()
+        ).wait()
+    log = (tmp_path / LOG).read_text()
+    assert "first" in log
+    assert last_line(tmp_path) == "bad: second"
+    assert last_line(tmp_path / "absent") == ""
+
+
+@pytest.mark.skipif(not LINUX, reason="no core affinity elsewhere")
+def test_a_run_stays_on_its_core(tmp_path):
+    core = local.available_cores()[-1]
+    start([sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"], tmp_path, Slot(cores=(core,))).wait()
+    assert last_line(tmp_path) == f"{{{core}}}"
+
+
+def test_a_run_keeps_inherited_descriptors_and_its_own_session(tmp_path):
+    read, write = os.pipe()
+    code = f"import os; os.write({write}, b'%d' % os.getsid(0))"
+    process = start([sys.executable, "-c", code], tmp_path, Slot(), [write])
+    os.close(write)
+    assert process.wait() == 0
+    assert int(os.read(read, 20)) == process.pid
+    os.close(read)
+
+
+@pytest.mark.skipif(not LINUX, reason="the kernel tells no orphan elsewhere")
+def test_an_orphan_is_told_to_end(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from sweeps.executors.local import *\n"
+        f"p = start([sys.executable, '-c', 'import time; time.sleep(60)'], Path({str(tmp_path)!r}), Slot())\n"
+        "print(p.pid, flush=True); p.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    patience = time.monotonic() + 10
+    while alive(child) and time.monotonic() < patience:
+        time.sleep(0.02)
+    assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,172 @@
+"""A plan is found by name, costs what its cells cost, and stays frozen."""
+
+import dataclasses
+import json
+
+import pytest
+from stand_in_sweep import PACE, StandInCorpus, stand_in_plan, stand_in_sweep
+
+from scaling import accounting
+from scaling.config import from_dict
+from scaling.strict import InputError
+from sweeps import plan as planning
+from sweeps.cost import Rate, rate
+from sweeps.executors.local import Slot
+from sweeps.plan import PLAN, as_dict, build, find, freeze, load, makespan, summary, table
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("stdlib_cp", "did you mean stdlib_cpu"),
+        ("plan", "unknown sweep plan; known: .*smoke, stdlib_cpu"),
+        ("executors", "unknown sweep executors"),
+        ("no/such", "unknown sweep no/such"),
+    ],
+)
+def test_unknown_sweep_names_the_nearest(name, says):
+    with pytest.raises(InputError, match=says):
+        find(name)
+
+
+def test_plan_on_disk_says_what_it_will_cost(tmp_path):
+    made = stand_in_plan(tmp_path / "s", "", "", "")
+    held = json.loads((tmp_path / "s" / PLAN).read_text())
+    assert held == as_dict(made)
+    for cell in held["cells"]:
+        config = from_dict(cell["config"])
+        assert config.run_id == cell["run_id"]
+        assert config.sweep == "stand_in"
+        assert config.data.fingerprint == "f00d"
+        T = config.data.sequence_length
+        assert cell["flops"] == accounting.train_flops(config.model, T, config.tokens, "exact_causal")
+        assert cell["flops_6nd"] == 6 * cell["params_matmul"] * cell["tokens"]
+        assert cell["estimated_seconds"] > PACE.per_run
+    for key in ("tokens", "flops", "flops_6nd", "estimated_seconds"):
+        assert held["totals"][key] == sum(cell[key] for cell in held["cells"])
+    assert held["totals"]["cells"] == 3
+    assert load(tmp_path / "s") == made
+
+
+def test_repeated_text_is_counted_as_such():
+    cells = build(find("smoke"), PACE, lambda config: StandInCorpus(tokens=5_000)).cells
+    assert [cell.unique_tokens for cell in cells[:3]] == [2_048, 4_096, 5_000]
+
+
+def test_the_same_cells_again_change_nothing(tmp_path):
+    made = stand_in_plan(tmp_path, "", "")
+    before = (tmp_path / PLAN).read_bytes()
+    slower = build(stand_in_sweep("", ""), dataclasses.replace(PACE, per_run=99.0), lambda config: StandInCorpus())
+    assert freeze(tmp_path, slower) == made
+    assert (tmp_path / PLAN).read_bytes() == before
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    stand_in_plan(tmp_path, "", "")
+    renamed = stand_in_plan(tmp_path, "crash", "")
+    assert load(tmp_path) == renamed
+    assert renamed.cells[0].name == "c0:crash"
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (lambda cells: cells[:1], r"1 cell\(s\) gone \(c1\), 0 new \(none\)"),
+        (lambda cells: cells[::-1], "the same cells in another order"),
+        (
+            lambda cells: (cells[0], dataclasses.replace(cells[1], tokens=4_096)),
+            r"1 cell\(s\) changed, c1: tokens 2048 -> 4096",
+        ),
+    ],
+)
+def test_another_plan_in_the_folder_is_refused(tmp_path, cells, says):
+    stand_in_plan(tmp_path, "", "")
+    before = (tmp_path / PLAN).read_bytes()
+    sweep = stand_in_sweep("", "")
+    other = build(dataclasses.replace(sweep, cells=cells(sweep.cells)), PACE, lambda config: StandInCorpus())
+    with pytest.raises(InputError, match=says) as caught:
+        freeze(tmp_path, other)
+    assert "--out" in str(caught.value)
+    assert "delete" in str(caught.value)
+    assert (tmp_path / PLAN).read_bytes() == before
+
+
+def test_another_corpus_is_another_plan(tmp_path):
+    stand_in_plan(tmp_path, "")
+    with pytest.raises(InputError, match=r"data\.fingerprint 'f00d' -> 'beef'"):
+        freeze(tmp_path, build(stand_in_sweep(""), PACE, lambda config: StandInCorpus("beef")))
+
+
+def test_equal_cells_are_refused():
+    sweep = stand_in_sweep("")
+    twin = dataclasses.replace(sweep.cells[0], name="twin")
+    with pytest.raises(InputError, match="cells c0, twin are the same run"):
+        build(dataclasses.replace(sweep, cells=(*sweep.cells, twin)), PACE, lambda config: StandInCorpus())
+
+
+def test_corpus_that_is_not_prepared_is_bad_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="not prepared"):
+        planning.plan("smoke")
+    assert not (tmp_path / "out/smoke").exists()
+
+
+def test_the_verb_prints_every_cell_and_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "build", lambda sweep, pace: build(sweep, pace, lambda config: StandInCorpus()))
+    made = planning.plan("smoke", tmp_path, tmp_path / "facts.json")
+    printed = capsys.readouterr().out
+    for cell in made.cells:
+        assert cell.run_id in printed
+        assert cell.name in printed
+        assert f"{cell.row['flops']:.2e}" in printed
+    assert "estimate" in printed
+    assert json.loads((tmp_path / "facts.json").read_text()) == json.loads((tmp_path / "smoke" / PLAN).read_text())
+
+
+def test_table_and_summary_fit_80_columns(capsys):
+    made = build(find("stdlib_cpu"), PACE, lambda config: StandInCorpus())
+    from rich.console import Console
+
+    console = Console(width=80)
+    console.print(table(made))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "2,097,152" in printed
+    assert summary(made, 2).startswith("20 runs, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "no plan; run"),
+        ('{"schema": 1, "cells"', "not whole JSON"),
+        ('{"schema": 7}', "schema = 7"),
+        ("{}", "not a plan"),
+    ],
+)
+def test_absent_or_torn_plan_is_bad_input(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / PLAN).write_text(text)
+    with pytest.raises(InputError, match=says):
+        load(tmp_path)
+
+
+def test_makespan_takes_the_longest_first():
+    assert makespan([1, 2, 3, 4], 1) == 10
+    assert makespan([1, 2, 3, 4], 2) == 5
+    assert makespan([1, 1, 7], 2) == 7
+
+
+def test_time_grows_with_every_term():
+    config = find("smoke").cells[0]
+    base = Rate(10.0, 0.1, 1e-3, 1e8, "")
+    tokens = config.steps * config.data.batch_tokens + config.measure.validation_tokens / 3
+    flops = accounting.train_flops(config.model, config.data.sequence_length, round(tokens), "exact")
+    assert base.seconds(config) == pytest.approx(10 + 0.1 * config.steps + 1e-3 * tokens + flops / 1e8)
+
+
+def test_cpu_rate_is_measured_and_gpu_rate_says_it_is_not():
+    measured = rate(Slot(cores=(0,)))
+    assert 1e8 < measured.flops_per_second < 1e13
+    assert "estimate" in measured.source
+    assert "not measured" in rate(Slot(gpu="0")).source
