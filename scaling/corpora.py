@@ -86,7 +86,8 @@ def parse_corpus(name: str) -> Corpus:
     hints = {n: h for n, h in typing.get_type_hints(kind).items() if typing.get_origin(h) is not typing.ClassVar}
     if ("path" in hints) != bool(path) or (colon and not path):
         raise InputError(
-            f"corpus {name!r}: " + (f"{kind_name}:PATH needs a path" if "path" in hints else "takes no path")
+            f"corpus {name!r}: "
+            + (f"{kind_name}:PATH needs a path" if "path" in hints else f"{kind_name} takes no path")
         )
     given = {field: _value(name, text, hints.get(field)) for field, text in query.items()}
     try:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from scaling.corpora import CORPORA, SPLITS, Corpus, Mixture, SplitName, Stdlib, parse_corpus
 from scaling.strict import InputError
@@ -116,7 +116,7 @@ def write_shards(
     folder: Path,
     corpus: Corpus,
     vocabulary: Vocabulary,
-    documents: dict[SplitName, Iterable[np.ndarray]],
+    documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int = SHARD_TOKENS,
     source: str | None = None,
 ) -> None:
@@ -164,7 +164,7 @@ def _write_all(
     folder: Path,
     corpus: Corpus,
     vocabulary: Vocabulary,
-    documents: dict[SplitName, Iterable[np.ndarray]],
+    documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int,
     source: str,
 ) -> dict[str, Any]:
@@ -277,7 +277,8 @@ def data_list(directory: str = "out/corpora", json_file: str | None = None) -> N
         kinds.add_row(kind, " ".join((corpus.__doc__ or "").split("\n\n")[0].split()))
     console.print(kinds)
     metas = [meta for path in sorted(Path(directory).glob("*/*/meta.json")) if (meta := read_meta(path.parent))]
-    table = Table("prepared", "vocabulary", "train tokens", "validation tokens", "fingerprint")
+    table = Table(Column("prepared", overflow="fold"), "vocabulary", "train tokens", "validation tokens")
+    table.add_column("fingerprint", no_wrap=True, min_width=16)
     for meta in metas:
         sizes = (f"{meta['splits'][split]['tokens']:,}" for split in SPLITS)
         table.add_row(meta["corpus"], meta["vocabulary"], *sizes, meta["fingerprint"])

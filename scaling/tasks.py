@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -35,8 +36,8 @@ class LosslessSentencePiece(seqio.SentencePieceVocabulary):
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         parts = self.tf_tokenizer.tokenize(tf.strings.split(s, SPACE))
         spelt = [self.tokenizer.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        marks = tf.tile([spelt], [parts.nrows(), 1])
-        return tf.concat([parts, tf.cast(marks, parts.dtype)], axis=1).values[: -len(spelt)]
+        marks = tf.repeat(tf.constant([spelt], parts.dtype), parts.nrows(), axis=0)
+        return tf.concat([parts, marks], axis=1).values[: -len(spelt)]
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
@@ -52,9 +53,10 @@ def task(name: str, vocabulary: str = "byte") -> seqio.Task:
     registered = _identifier(f"{corpus.slug}.{loaded.slug}")
     if registered in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(registered)
+    source: Any = seqio.FunctionDataSource(functools.partial(_dataset, corpus), splits=SPLITS)
     return seqio.TaskRegistry.add(
         registered,
-        source=seqio.FunctionDataSource(functools.partial(_dataset, corpus), splits=SPLITS),
+        source=source,
         preprocessors=[
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
             seqio.preprocessors.append_eos,

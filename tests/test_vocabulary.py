@@ -1,0 +1,106 @@
+"""Text comes back exactly, and every id stands for a known number of bytes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling.strict import InputError
+from scaling.vocabulary import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    load_vocabulary,
+    train_sentencepiece,
+)
+
+TEXTS = (
+    "",
+    " ",
+    "\n\n\t  indented\r\n",
+    "  two  spaces  ",
+    "naïve ﬁ ½ Ａ\u00a0x",
+    "👩‍🔬 emoji 😀 \U0010ffff",
+    "a literal ▁ mark ▁▁",
+    "\x00 nul \x7f",
+    "\ufeffmark",
+    "decomposed e\u0301 日本語",
+)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceVocabulary:
+    texts = [Path(np.__file__).read_text(encoding="utf-8"), Path(pytest.__file__).read_text(encoding="utf-8")]
+    return train_sentencepiece(texts, 600, tmp_path_factory.mktemp("model") / "pieces.model")
+
+
+@pytest.fixture(params=["byte", "sentencepiece"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    return ByteVocabulary() if request.param == "byte" else request.getfixturevalue("sentencepiece")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Vocabulary, text: str) -> None:
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids) == text
+    assert vocabulary.bytes_per_token[ids].sum() == len(text.encode())
+    assert vocabulary.eos_id not in ids
+    assert vocabulary.decode([*ids, vocabulary.eos_id]) == text
+
+
+def test_table_of_bytes_covers_the_vocabulary(vocabulary: Vocabulary) -> None:
+    assert vocabulary.bytes_per_token.shape == (vocabulary.size,)
+    assert (vocabulary.bytes_per_token == 0).nonzero()[0].tolist() == [0, 1, 2]
+
+
+def test_byte_ids_are_bytes_plus_three() -> None:
+    assert ByteVocabulary().encode("aé").tolist() == [97 + 3, 0xC3 + 3, 0xA9 + 3]
+    assert ByteVocabulary().size == 259
+
+
+def test_sentencepiece_merges_words_it_has_seen(sentencepiece: SentencePieceVocabulary) -> None:
+    text = "import numpy as np\n"
+    assert len(sentencepiece.encode(text)) < 0.8 * len(text)
+    assert sentencepiece.size == 600
+    assert load_vocabulary(sentencepiece.name).slug == sentencepiece.slug
+
+
+def test_lone_surrogate_is_refused(vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match=r"character 1 of .* lone surrogate"):
+        vocabulary.encode("a\ud800")
+
+
+def test_a_model_that_loses_text_is_refused(tmp_path: Path) -> None:
+    spm = pytest.importorskip("sentencepiece")
+    words = (f"word{i} other{i % 7}" for i in range(200))
+    with (tmp_path / "lossy.model").open("wb") as model:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=words, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+        )
+    with pytest.raises(InputError, match="does not give every text back"):
+        load_vocabulary(str(tmp_path / "lossy.model"))
+
+
+def test_errors_name_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "not.model").write_bytes(b"not a model")
+    with pytest.raises(InputError, match="'bite': no such SentencePiece model; known otherwise: byte"):
+        load_vocabulary("bite")
+    with pytest.raises(InputError, match="not a SentencePiece model"):
+        load_vocabulary(str(tmp_path / "not.model"))
+
+
+def test_too_little_text_for_the_size_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="vocabulary of 5000 ids could not be trained"):
+        train_sentencepiece(["a b"], 5000, tmp_path / "m.model")
+    assert not (tmp_path / "m.model").exists()
+
+
+def test_missing_package_is_named(
+    sentencepiece: SentencePieceVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(InputError, match="needs the package sentencepiece"):
+        load_vocabulary(sentencepiece.name)
+    with pytest.raises(InputError, match="needs the package sentencepiece"):
+        train_sentencepiece(["text"], 300, tmp_path / "m.model")
