@@ -28,7 +28,7 @@ from typing import Any
 from scaling.record import METRICS
 
 LOCK, LEASE = "run.lock", "lease.json"
-HEARTBEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
+HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 60.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ def claim(folder: Path) -> Claim | None:
     found = holder(lease)
     dead_here = descriptor is not None and found.get("machine") == machine()
     if (dead_here or age(folder) > STALE_SECONDS) and _steal(lease, found) and _create(lease, mine.nonce):
-        return mine
+        if not dead_here:
+            time.sleep(SETTLE_SECONDS)  # a rival on another machine that judged the same lease may still rename ours
+        if mine.beat():
+            return mine
     if descriptor is not None:
         os.close(descriptor)
     return None
@@ -78,8 +81,13 @@ def claim(folder: Path) -> Claim | None:
 
 def age(folder: Path) -> float:
     """Seconds since the folder's owner last gave a sign of life; inf without an owner."""
-    signs = [path.stat().st_mtime for name in (LEASE, METRICS) if (path := folder / name).exists()]
-    return _now(folder) - max(signs) if (folder / LEASE).exists() else float("inf")
+    try:
+        sign = (folder / LEASE).stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+    with contextlib.suppress(FileNotFoundError):
+        sign = max(sign, (folder / METRICS).stat().st_mtime)
+    return _now(folder) - sign
 
 
 def _now(folder: Path) -> float:

@@ -1,0 +1,248 @@
+"""The runner: skips what is done, records failures and goes on, and survives SIGKILL of a run and of itself."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stand_in_sweep import command, overlaps, rows, stand_in_plan, starts
+
+from scaling.record import RESULT, read_result
+from scaling.strict import InputError
+from sweeps import run as running
+from sweeps.claim import claim
+from sweeps.plan import RUNS, freeze, load
+from sweeps.run import ATTEMPTS, STOPPED, execute, run
+
+HERE = Path(__file__).parent
+RUNNER = (
+    "import sys; from pathlib import Path; from stand_in_sweep import command; from sweeps.run import execute\n"
+    "sys.exit(execute(Path(sys.argv[1]), jobs=int(sys.argv[2]), command=command(float(sys.argv[3]))))"
+)
+
+
+def runner(folder: Path, jobs: int, step_seconds: float) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", RUNNER, str(folder), str(jobs), str(step_seconds)]
+    env = dict(os.environ) | {"PYTHONPATH": str(HERE)}
+    return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    patience = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < patience, "waited in vain"
+        time.sleep(0.01)
+
+
+def unbroken(tmp_path: Path, *habits: str) -> dict[str, dict]:
+    """The rows of the same sweep, run without harm."""
+    stand_in_plan(tmp_path / "unbroken", *habits)
+    execute(tmp_path / "unbroken", command=command())
+    return rows(tmp_path / "unbroken")
+
+
+def test_runs_everything_once_and_then_nothing(tmp_path, capsys):
+    plan = stand_in_plan(tmp_path, "", "", "")
+    assert execute(tmp_path, jobs=2, command=command()) == 0
+    first = rows(tmp_path)
+    assert {row["status"] for row in first.values()} == {"done"}
+    assert set(first) == {cell.run_id for cell in plan.cells}
+    assert execute(tmp_path, jobs=2, command=command()) == 0
+    assert rows(tmp_path) == first
+    assert set(starts(tmp_path).values()) == {1}
+    assert "[3/3] done" in capsys.readouterr().out
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, capsys):
+    plan = stand_in_plan(tmp_path, "crash", "", "diverge", "silent", "always_killed")
+    assert execute(tmp_path, jobs=2, command=command()) == 1
+    results = [read_result(tmp_path / RUNS / cell.run_id) or {} for cell in plan.cells]
+    assert [result["status"] for result in results] == ["failed", "done", "diverged", "failed", "failed"]
+    assert results[0]["reason"] == "ValueError: the moon is full"
+    assert results[3]["reason"] == "ended without a result"
+    assert results[4]["reason"] == f"was killed by SIGKILL (out of memory?) {ATTEMPTS} times"
+    row = results[0]["row"]
+    known = plan.cells[0].row
+    spent = ("tokens", "flops", "flops_6nd", "unique_tokens")
+    assert {key: row[key] for key in known if key not in spent} == {k: v for k, v in known.items() if k not in spent}
+    assert (row["tokens"], row["status"]) == (300, "failed")
+    assert row["flops_6nd"] == 6 * row["params_matmul"] * 300
+    printed = capsys.readouterr().out
+    assert "failed" in printed
+    assert "the moon is full" in printed
+
+
+def test_failed_runs_stay_unless_asked(tmp_path):
+    plan = stand_in_plan(tmp_path, "crash", "", "diverge")
+    crashed = tmp_path / RUNS / plan.cells[0].run_id
+    assert execute(tmp_path, command=command()) == 1
+    assert execute(tmp_path, command=command()) == 1
+    assert starts(tmp_path)[crashed.name] == 1
+    assert execute(tmp_path, retry_failed=True, command=command()) == 1
+    assert starts(tmp_path) == {c.run_id: 1 for c in plan.cells} | {crashed.name: 2}
+    mended = stand_in_plan(tmp_path, "", "", "diverge")
+    assert [c.run_id for c in mended.cells] == [c.run_id for c in plan.cells]
+    assert execute(tmp_path, retry_failed=True, command=command()) == 0
+    assert (read_result(crashed) or {})["status"] == "done"
+    assert starts(tmp_path)[plan.cells[2].run_id] == 1
+
+
+def test_a_killed_run_resumes(tmp_path, capsys):
+    plan = stand_in_plan(tmp_path / "s", "killed", "")
+    assert execute(tmp_path / "s", command=command()) == 0
+    assert rows(tmp_path / "s") == unbroken(tmp_path, "", "")
+    assert starts(tmp_path / "s") == {plan.cells[0].run_id: 2, plan.cells[1].run_id: 1}
+    steps = (tmp_path / "s" / RUNS / plan.cells[0].run_id / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(text)["step"] for text in steps] == [1, 2, 3, 4, 5, 6]
+    assert "going on from its checkpoint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_sigkill_of_the_runner_then_rerun_gives_the_same_table(tmp_path, after):
+    folder = tmp_path / "s"
+    stand_in_plan(folder, *[""] * 6)
+    first = runner(folder, 2, 0.05)
+    until(lambda: len(starts(folder)) >= after)
+    first.kill()
+    first.communicate()
+    assert len(rows(folder)) < 6
+    assert execute(folder, jobs=2, command=command(0.05)) == 0
+    assert rows(folder) == unbroken(tmp_path, *[""] * 6)
+    assert overlaps(folder) == []
+
+
+def test_a_rerun_waits_for_an_orphan_that_will_not_end(tmp_path):
+    """SIGKILL of the runner with a child that is deaf for a second: never two writers."""
+    folder = tmp_path / "s"
+    stand_in_plan(folder, "")
+    first = runner(folder, 1, 1.0)
+    until(lambda: starts(folder))
+    first.kill()
+    first.communicate()
+    assert execute(folder, jobs=1, command=command()) == 0
+    assert overlaps(folder) == []
+    assert rows(folder) == unbroken(tmp_path, "")
+
+
+def test_two_runners_share_the_work(tmp_path):
+    folder = tmp_path / "s"
+    stand_in_plan(folder, *[""] * 10)
+    both = [runner(folder, 2, 0.02) for _ in range(2)]
+    printed = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert set(starts(folder).values()) == {1}
+    assert overlaps(folder) == []
+    assert rows(folder) == unbroken(tmp_path, *[""] * 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_in_order_and_the_rerun_goes_on(tmp_path, number):
+    folder = tmp_path / "s"
+    stand_in_plan(folder, *[""] * 4)
+    first = runner(folder, 2, 0.1)
+    until(lambda: len(starts(folder)) == 2)
+    time.sleep(0.05)
+    first.send_signal(number)
+    printed, _ = first.communicate(timeout=20)
+    assert first.returncode == STOPPED, printed
+    assert rows(folder) == {}
+    assert len(starts(folder)) == 2
+    assert list((folder / RUNS).glob("*/saved.json"))
+    assert execute(folder, jobs=2, command=command()) == 0
+    assert rows(folder) == unbroken(tmp_path, *[""] * 4)
+
+
+def test_a_stopped_run_is_resumed_not_failed(tmp_path):
+    folder = tmp_path / "s"
+    plan = stand_in_plan(folder, "")
+    process = runner(folder, 1, 0.1)
+    witness = folder / RUNS / plan.cells[0].run_id / "starts"
+    until(lambda: witness.exists() and witness.read_text())
+    time.sleep(0.1)
+    os.kill(int(witness.read_text().split()[0]), signal.SIGTERM)
+    printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, printed
+    assert starts(folder) == {plan.cells[0].run_id: 2}
+    assert rows(folder) == unbroken(tmp_path, "")
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": 1, "status": "do', "null", "\x80"])
+def test_a_torn_run_folder_is_set_aside_and_made_again(tmp_path, text):
+    folder = tmp_path / "s"
+    plan = stand_in_plan(folder, "", "")
+    torn = folder / RUNS / plan.cells[0].run_id
+    torn.mkdir(parents=True)
+    (torn / RESULT).write_bytes(text.encode("latin-1"))
+    (torn / "config.json").write_text('{"mod')
+    (torn / "metrics.jsonl").write_text('{"step": 1, "to')
+    assert execute(folder, command=command()) == 0
+    assert rows(folder) == unbroken(tmp_path, "", "")
+    assert (torn / f"{RESULT}.old").read_bytes() == text.encode("latin-1")
+
+
+def test_what_another_runner_finished_before_the_claim_is_not_run_again(tmp_path, monkeypatch):
+    """The result appears between the look and the claim: it must be seen after the claim."""
+    folder = tmp_path / "s"
+    plan = stand_in_plan(folder, "")
+
+    def late(run_folder: Path):
+        running.write_result(run_folder, status="done", row={"tokens": 1}, measurements={})
+        return claim(run_folder)
+
+    monkeypatch.setattr(running, "claim", late)
+    assert execute(folder, command=command()) == 0
+    assert starts(folder) == {}
+    assert (read_result(folder / RUNS / plan.cells[0].run_id) or {})["row"]["tokens"] == 1
+
+
+def test_a_run_that_lost_its_claim_is_killed_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "s"
+    plan = stand_in_plan(folder, "")
+    monkeypatch.setattr(running, "HEARTBEAT_SECONDS", 0.2)
+    beats = iter([False])
+    monkeypatch.setattr(running.Claim, "beat", lambda self: next(beats, True))
+    assert execute(folder, jobs=1, command=command(0.2)) == 0
+    assert "taken over" in capsys.readouterr().out
+    assert starts(folder) == {plan.cells[0].run_id: 2}
+    assert overlaps(folder) == []
+
+
+def test_the_longest_run_goes_first(tmp_path):
+    cells = tuple(
+        dataclasses.replace(c, seconds=float(i)) for i, c in enumerate(stand_in_plan(tmp_path / "x", *[""] * 3).cells)
+    )
+    freeze(tmp_path / "s", dataclasses.replace(load(tmp_path / "x"), cells=cells))
+    assert execute(tmp_path / "s", jobs=1, command=command()) == 0
+    began = {cell.run_id: (tmp_path / "s" / RUNS / cell.run_id / "starts").stat().st_mtime_ns for cell in cells}
+    assert sorted(began, key=began.__getitem__) == [cell.run_id for cell in cells[::-1]]
+
+
+def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
+    stand_in_plan(tmp_path, "", "")
+    (tmp_path / RUNS).write_text("in the way")
+    with pytest.raises(InputError, match="the same command goes on"):
+        execute(tmp_path, command=command())
+
+
+def test_the_verb(tmp_path, monkeypatch, capsys):
+    stand_in_plan(tmp_path / "smoke", "crash", "")
+    monkeypatch.setattr(execute, "__kwdefaults__", execute.__kwdefaults__ | {"command": command()})
+    assert run("smoke", tmp_path, json=tmp_path / "facts.json") == 1
+    assert "smoke: 1 failed, 1 done of 2" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["exit_code"] == 1
+    assert [cell["state"] for cell in facts["cells"]] == ["failed", "done"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("smoke", "no plan; run `scaling sweep plan smoke`"), ("smok", "did you mean smoke")]
+)
+def test_no_plan_is_bad_input(tmp_path, name, says):
+    with pytest.raises(InputError, match=says):
+        run(name, tmp_path)
