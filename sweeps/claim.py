@@ -7,7 +7,7 @@ Two locks, because each covers what the other cannot:
     run.lock     flock, held through a descriptor that the child inherits. The kernel frees it when runner AND child
                  are gone: on one machine, a folder whose orphan still trains cannot be claimed, a dead one can at once.
     lease.json   created with O_EXCL, its mtime a heartbeat. Holds between machines, where a shared folder's flock may
-                 be local. A stale one is stolen by rename; an owner that finds its lease gone stops its child.
+                 be local. A stale one is replaced by rename; an owner that finds its lease gone stops its child.
 
 O_EXCL and rename hold on local disks and NFSv4, not on object stores.
 """
@@ -28,7 +28,7 @@ from typing import Any
 from scaling.record import METRICS
 
 LOCK, LEASE = "run.lock", "lease.json"
-HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 60.0, 1.0
+HEARTBEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,8 @@ def claim(folder: Path) -> Claim | None:
         return None
     mine = Claim(folder, descriptor)
     lease = folder / LEASE
-    if _create(lease, mine.nonce):
+    if _create(lease, mine.nonce) or _steal(lease, mine):
         return mine
-    found = holder(lease)
-    dead_here = descriptor is not None and found.get("machine") == machine()
-    if (dead_here or age(folder) > STALE_SECONDS) and _steal(lease, found) and _create(lease, mine.nonce):
-        if not dead_here:
-            time.sleep(SETTLE_SECONDS)  # a rival on another machine that judged the same lease may still rename ours
-        if mine.beat():
-            return mine
     if descriptor is not None:
         os.close(descriptor)
     return None
@@ -143,16 +136,21 @@ def _create(lease: Path, nonce: str) -> bool:
     return True
 
 
-def _steal(lease: Path, judged: dict[str, Any]) -> bool:
-    """Removes the lease that was judged stale; gives it back when a live one had just taken its place."""
-    aside = lease.with_name(f".{LEASE}.{uuid.uuid4().hex}")
+def _steal(lease: Path, mine: Claim) -> bool:
+    """Puts our lease in the place of a dead one. Thieves take turns, and judge in their turn."""
+    turn = lease.with_name(f".{LEASE}.steal")
+    if not _create(turn, mine.nonce):
+        with contextlib.suppress(FileNotFoundError):
+            if _now(lease.parent) - turn.stat().st_mtime > STALE_SECONDS:
+                turn.unlink()
+        return False
     try:
-        lease.rename(aside)
-    except FileNotFoundError:
+        dead_here = mine.descriptor is not None and holder(lease).get("machine") == machine()
+        if not lease.exists() or not (dead_here or age(lease.parent) > STALE_SECONDS):
+            return False
+        ours = lease.with_name(f".{LEASE}.{mine.nonce}")
+        _create(ours, mine.nonce)
+        ours.replace(lease)
         return True
-    robbed = holder(aside) != judged
-    if robbed:
-        with contextlib.suppress(OSError):
-            os.link(aside, lease)
-    aside.unlink()
-    return not robbed
+    finally:
+        turn.unlink(missing_ok=True)
