@@ -89,7 +89,10 @@ def parse_corpus(name: str) -> Corpus:
             f"corpus {name!r}: "
             + (f"{kind_name}:PATH needs a path" if "path" in hints else f"{kind_name} takes no path")
         )
-    given = {field: _value(name, text, hints.get(field)) for field, text in query.items()}
+    for field in query:
+        if field not in hints or field == "path":
+            raise InputError(f"corpus {name!r}: unknown field {field}{nearest(field, hints.keys() - {'path'})}")
+    given = {field: _value(name, text, hints[field]) for field, text in query.items()}
     try:
         return build(kind, {**given, **({"path": path} if path else {})}, "")
     except InputError as error:

@@ -136,7 +136,7 @@ def write_shards(
         written = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
         try:
             meta = _write_all(written, corpus, vocabulary, documents, shard_tokens, source)
-            (written / "meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+            _write_json(written / "meta.json", meta)
             _put(written, folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
@@ -241,7 +241,7 @@ def data_prepare(
     directory: str = "out/corpora",
     vocabulary: str = "byte",
     road: Road = "auto",
-    json_file: str | None = None,
+    json: Path | None = None,
 ) -> None:
     """Write the token shards of a corpus, once; a second call finds them.
 
@@ -250,7 +250,7 @@ def data_prepare(
         directory: folder of the prepared corpora.
         vocabulary: "byte" or the path of a SentencePiece model.
         road: auto is seqio where it is installed, else plain; the shards are the same bytes.
-        json_file: also write the facts here, as JSON.
+        json: also write the same facts to this file.
     """
     done = prepare(name, directory, vocabulary, road)
     table = Table("split", "documents", "tokens", "bytes", "shards")
@@ -261,16 +261,16 @@ def data_prepare(
     console.print(table)
     how = f"written in {done.seconds:.1f} s" if done.seconds else "already there"
     console.print(f"{done.meta['corpus']}: fingerprint {done.fingerprint}, {how}, {done.folder}", soft_wrap=True)
-    if json_file:
-        Path(json_file).write_text(json.dumps({"folder": str(done.folder), **done.meta}, indent=2) + "\n")
+    if json:
+        _write_json(json, {"folder": str(done.folder), **done.meta})
 
 
-def data_list(directory: str = "out/corpora", json_file: str | None = None) -> None:
+def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
     """List the kinds of corpora and what is prepared.
 
     Args:
         directory: folder of the prepared corpora.
-        json_file: also write the facts here, as JSON.
+        json: also write the same facts to this file.
     """
     console, kinds = Console(), Table("corpus", "what it is")
     for kind, corpus in CORPORA.items():
@@ -283,5 +283,10 @@ def data_list(directory: str = "out/corpora", json_file: str | None = None) -> N
         sizes = (f"{meta['splits'][split]['tokens']:,}" for split in SPLITS)
         table.add_row(meta["corpus"], meta["vocabulary"], *sizes, meta["fingerprint"])
     console.print(table)
-    if json_file:
-        Path(json_file).write_text(json.dumps(metas, indent=2) + "\n")
+    if json:
+        _write_json(json, metas)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -70,8 +70,11 @@ class Text(Files):
         for path in files:
             if unit == "line":
                 yield from _lines(path)
+            elif unit == "paragraph":
+                text = _utf8_text_or_raise(path)
+                yield from (found[0] for found in re.finditer(r"(?s).+?(?:\n(?:[ \t]*\r?\n)+|\Z)", text))
             elif text := _utf8_text_or_raise(path):
-                yield from re.findall(r"(?s).+?(?:\n(?:[ \t]*\r?\n)+|\Z)", text) if unit == "paragraph" else (text,)
+                yield text
 
 
 def _lines(path: Path) -> Iterator[str]:

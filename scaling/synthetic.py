@@ -80,10 +80,14 @@ class Walk(Synthetic):
         """int64 [nodes]."""
         return np.array([len(near) for near in self.neighbours])
 
+    def first_node(self, uniform: float) -> int:
+        """The stationary distribution's quantile: node i for d_i / 2M of the numbers in [0, 1)."""
+        return int(np.searchsorted(np.cumsum(self.degrees) / (2 * self.edges), uniform, side="right"))
+
     def text(self, split: SplitName) -> str:
         random = _generator(self.seed, 1 + (split == "validation")).random(self.length(split)).tolist()
         neighbours = self.neighbours
-        node = int(np.searchsorted(np.cumsum(self.degrees) / (2 * self.edges), random[0], side="right"))
+        node = self.first_node(random[0])
         path = [node]
         for u in random[1:]:
             near = neighbours[node]

@@ -51,6 +51,8 @@ def test_slugs_tell_corpora_apart() -> None:
         ("stdlb", "unknown corpus 'stdlb'; did you mean stdlib?"),
         ("", "unknown corpus ''; known: " + ", ".join(sorted(CORPORA))),
         ("jsonl:x?feild=a", "corpus 'jsonl:x?feild=a': unknown field feild; did you mean field?"),
+        ("walk?kind=zipf", "unknown field kind; known: edges, nodes, seed, tokens"),
+        ("text:x?path=y", "unknown field path; known: document"),
         ("jsonl", "corpus 'jsonl': jsonl:PATH needs a path"),
         ("stdlib:x", "corpus 'stdlib:x': stdlib takes no path"),
         ("walk?nodes=many", "corpus 'walk?nodes=many': 'many' is not a whole number"),
@@ -108,6 +110,10 @@ def test_held_out_files_do_not_depend_on_the_others_or_on_contents(small_stdlib:
     for number in range(0, 200, 2):
         (small_stdlib / f"m{number:03d}.py").unlink()
     assert list(Stdlib().documents("validation")) == [text for text in held if int(text.split("= ")[1]) % 2]
+    for path in small_stdlib.glob("m*.py"):
+        path.write_text("other " + path.read_text())
+    kept = ["other " + text for text in held if int(text.split("= ")[1]) % 2]
+    assert list(Stdlib().documents("validation")) == kept
 
 
 def test_source_follows_the_contents(small_stdlib: Path) -> None:

@@ -155,11 +155,11 @@ def test_a_writer_that_waited_keeps_what_the_other_wrote(source: Path, tmp_path:
 
 def test_verbs(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, facts, listed = str(tmp_path / "out"), tmp_path / "facts.json", tmp_path / "list.json"
-    data_prepare(name_of(source), directory=out, road="plain", json_file=str(facts))
+    data_prepare(name_of(source), directory=out, road="plain", json=facts)
     assert "written in" in capsys.readouterr().out
     data_prepare(name_of(source), directory=out, road="plain")
     assert "already there" in capsys.readouterr().out
-    data_list(out, json_file=str(listed))
+    data_list(out, json=listed)
     shown = capsys.readouterr().out
     fingerprint = json.loads(facts.read_text())["fingerprint"]
     assert fingerprint in shown

@@ -113,8 +113,9 @@ def test_keys_follow_their_power_law() -> None:
 
 
 def test_floor_of_zipf_windows_is_the_chain_rule_spelt_out(tmp_path: Path) -> None:
-    windows_NT = windows(ZIPF, tmp_path, 16, 160)
-    law = {bytes(record).decode(): p for record, p in zip(ZIPF.records, ZIPF.probabilities, strict=True)}
+    corpus = Zipf(facts=3000, exponent=0.5, tokens=1 << 14)
+    windows_NT = windows(corpus, tmp_path, 16, 160)
+    law = {bytes(record).decode(): p for record, p in zip(corpus.records, corpus.probabilities, strict=True)}
 
     def mass(prefix: str) -> float:
         return sum(p for record, p in law.items() if record.startswith(prefix))
@@ -125,7 +126,21 @@ def test_floor_of_zipf_windows_is_the_chain_rule_spelt_out(tmp_path: Path) -> No
         for t in range(1, 17):
             start = t - t % RECORD
             nats.append(-math.log(mass(text[start : t + 1]) / mass(text[start:t])))
-    assert ZIPF.floor_of_windows(windows_NT) == pytest.approx(np.mean(nats), rel=1e-9)
+    assert corpus.floor_of_windows(windows_NT) == pytest.approx(np.mean(nats), rel=1e-9)
+
+
+def test_floor_of_walk_windows_is_the_choices_at_each_context(tmp_path: Path) -> None:
+    windows_NT = windows(WALK, tmp_path, 16, 160)
+    nats = [math.log(len(WALK.neighbours[token - 3 - 33])) for row in windows_NT for token in row[:-1].tolist()]
+    assert WALK.floor_of_windows(windows_NT) == pytest.approx(np.mean(nats), rel=1e-12)
+
+
+def test_the_walk_starts_in_its_stationary_distribution() -> None:
+    grid = (np.arange(9000) + 0.5) / 9000
+    first = np.bincount([WALK.first_node(u) for u in grid], minlength=20)
+    assert np.allclose(first, 9000 * WALK.degrees / (2 * WALK.edges))
+    starts = [Walk(nodes=4, edges=4 + seed % 2, seed=seed, tokens=128).text("train")[0] for seed in range(400)]
+    assert min(Counter(starts).values()) > 60
 
 
 def test_floors_refuse_what_they_do_not_cover(tmp_path: Path) -> None:
