@@ -86,6 +86,8 @@ def test_output_goes_to_the_log_and_is_kept(tmp_path):
     assert "first" in log
     assert last_line(tmp_path) == "bad: second"
     assert last_line(tmp_path / "absent") == ""
+    (tmp_path / LOG).write_text("x" * 10_000)
+    assert last_line(tmp_path) == "x" * 297 + "..."
 
 
 @pytest.mark.skipif(not LINUX, reason="no core affinity elsewhere")

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_in_sweep import command, overlaps, rows, stand_in_plan, starts
+from stand_in_sweep import PACE, command, overlaps, rows, stand_in_plan, starts
 
 from scaling.record import RESULT, read_result
 from scaling.strict import InputError
 from sweeps import run as running
 from sweeps.claim import claim
-from sweeps.plan import RUNS, freeze, load
+from sweeps.grids import overlay
+from sweeps.plan import RUNS, build, find, freeze, load
 from sweeps.run import ATTEMPTS, STOPPED, execute, run
 
 HERE = Path(__file__).parent
@@ -246,3 +247,33 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
 def test_no_plan_is_bad_input(tmp_path, name, says):
     with pytest.raises(InputError, match=says):
         run(name, tmp_path)
+
+
+@pytest.mark.slow
+def test_sigkill_of_a_real_sweep_then_rerun_gives_the_same_table(tmp_path, corpora, monkeypatch):
+    """The smoke sweep with the real trainer, its runner killed -9 in mid-run, against an unbroken one: bit for bit."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    changes = {"data.corpus": "walk", "data.directory": str(corpora)}
+    smoke = find("smoke")
+    cells = tuple(overlay(cell, changes) for cell in (*smoke.cells[1:3], *smoke.cells[4:]))
+    made = build(dataclasses.replace(smoke, cells=cells), PACE)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    freeze(whole, made)
+    freeze(broken, made)
+    assert execute(whole, jobs=2) == 0
+    program = "import sys; from pathlib import Path; from sweeps.run import execute; execute(Path(sys.argv[1]), jobs=2)"
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", program, str(broken)]) as first:
+            before = steps_logged(broken)
+            until(lambda: steps_logged(broken) > before + 2, 60)  # noqa: B023
+            first.kill()
+    assert len(rows(broken)) < len(cells)
+    assert execute(broken, jobs=2) == 0
+    assert rows(broken) == rows(whole)
+    assert {row["status"] for row in rows(whole).values()} == {"done"}
+    assert len({row["loss"] for row in rows(whole).values()}) == len(cells)
+
+
+def steps_logged(folder: Path) -> int:
+    return sum(path.read_text().count("\n") for path in (folder / RUNS).glob("*/metrics.jsonl"))

@@ -17,6 +17,7 @@ from scaling.strict import InputError
 from sweeps.executors import leash
 
 LOG = "log.txt"
+LONGEST_LINE = 300  # characters of a reason; the log has the rest
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 EIGEN = "--xla_cpu_multi_thread_eigen"
 
@@ -110,7 +111,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def last_line(folder: Path, limit: int = 4096) -> str:
+def last_line(folder: Path, limit: int = 65_536) -> str:
     """The last line of a run's output that says anything: of a traceback, the error."""
     try:
         with (folder / LOG).open("rb") as log:
@@ -119,4 +120,5 @@ def last_line(folder: Path, limit: int = 4096) -> str:
             text = log.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    found = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    return found if len(found) <= LONGEST_LINE else found[: LONGEST_LINE - 3] + "..."
