@@ -140,6 +140,7 @@ def test_the_walk_starts_in_its_stationary_distribution() -> None:
     first = np.bincount([WALK.first_node(u) for u in grid], minlength=20)
     assert np.allclose(first, 9000 * WALK.degrees / (2 * WALK.edges))
     starts = [Walk(nodes=4, edges=4 + seed % 2, seed=seed, tokens=128).text("train")[0] for seed in range(400)]
+    assert len(set(starts)) == 4
     assert min(Counter(starts).values()) > 60
 
 
