@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Kernel = Literal["xla"]
 
@@ -13,14 +14,19 @@ Kernel = Literal["xla"]
 def attend(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, *, kernel: Kernel = "xla") -> jax.Array:
     """Causal grouped-query attention. [B, T, H, D] in and out, in the dtype of q; softmax in float32.
 
-    Query head h reads key-value head h // (H // K) (Ainslie et al. 2023).
+    Query head h reads key-value head h // (H // K) (Ainslie et al. 2023). The query heads of a group are folded
+    into rows, N = (H // K) * T, and weights are normalised after they have met the values: D divisions a row, not T.
     """
     del kernel
     B, T, H, D = q_BTHD.shape
     K = k_BTKD.shape[2]
-    q_BTKGD = q_BTHD.reshape(B, T, K, H // K, D) * D**-0.5
-    scores_BKGTS = jnp.einsum("BTKGD,BSKD->BKGTS", q_BTKGD, k_BTKD, preferred_element_type=jnp.float32)
-    causal_TS = jnp.tril(jnp.ones((T, T), bool))
-    weights_BKGTS = jax.nn.softmax(jnp.where(causal_TS, scores_BKGTS, -jnp.inf), axis=-1)
-    out_BTKGD = jnp.einsum("BKGTS,BSKD->BTKGD", weights_BKGTS.astype(v_BTKD.dtype), v_BTKD)
-    return out_BTKGD.reshape(B, T, H, D)
+    N = H // K * T
+    q_BKND = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).reshape(B, K, N, D)
+    scores_BKNS = jnp.matmul(q_BKND, k_BTKD.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    scores_BKNS += np.tile(np.triu(np.full((T, T), -1e30, np.float32), 1), (H // K, 1))
+    top_BKN1 = jax.lax.stop_gradient(scores_BKNS.max(axis=-1, keepdims=True))
+    weights_BKNS = jnp.exp(scores_BKNS - top_BKN1)
+    total_BKN1 = weights_BKNS.sum(axis=-1, keepdims=True)
+    out_BKND = jnp.matmul(weights_BKNS.astype(v_BTKD.dtype), v_BTKD.transpose(0, 2, 1, 3)) / total_BKN1
+    out_BTHD = out_BKND.reshape(B, K, H // K, T, D).transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
+    return out_BTHD.astype(q_BTHD.dtype)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from scaling.attention import Kernel, attend
@@ -20,13 +21,13 @@ Constrain = Callable[[jax.Array], jax.Array]
 
 
 def rope(x_BTHD: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021). Angles in float32."""
+    """Rotary positions, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021)."""
     D = x_BTHD.shape[-1]
-    frequency_D = theta ** (-jnp.arange(0, D, 2, dtype=jnp.float32) / D)
-    angle_TD = jnp.arange(x_BTHD.shape[1], dtype=jnp.float32)[:, None] * frequency_D
-    cos_TD, sin_TD = jnp.cos(angle_TD)[:, None, :], jnp.sin(angle_TD)[:, None, :]
+    frequency_D = theta ** (-np.arange(0, D, 2) / D)
+    angle_T1D = np.arange(x_BTHD.shape[1])[:, None, None] * frequency_D
+    cos_T1D, sin_T1D = np.cos(angle_T1D).astype(np.float32), np.sin(angle_T1D).astype(np.float32)
     low, high = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([low * cos_TD - high * sin_TD, high * cos_TD + low * sin_TD], axis=-1)
+    turned = jnp.concatenate([low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D], axis=-1)
     return turned.astype(x_BTHD.dtype)
 
 

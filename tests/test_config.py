@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.config import MeshConfig, ModelConfig, RunConfig, from_dict, load, to_dict
+from scaling.strict import InputError, canonical
+
+GOLDEN = Path(__file__).parent / "golden" / "default_run.json"
+
+
+def leaves(kind: type, path: tuple[str, ...] = (), hashed: bool = True) -> list[tuple[tuple[str, ...], bool]]:
+    """Every field of a config, with whether it is hashed."""
+    out: list[tuple[tuple[str, ...], bool]] = []
+    for spec in dataclasses.fields(kind):
+        default = getattr(kind(), spec.name)
+        counts = hashed and spec.metadata.get("hashed", True)
+        here = (*path, spec.name)
+        out += leaves(type(default), here, counts) if dataclasses.is_dataclass(default) else [(here, counts)]
+    return out
+
+
+def changed(path: tuple[str, ...]) -> RunConfig:
+    """The default run with one field set to another valid value."""
+    base = RunConfig(model=ModelConfig(heads=4), mesh=MeshConfig(data=4))
+    data = to_dict(base)
+    node = data
+    for name in path[:-1]:
+        node = node[name]
+    old = node[path[-1]]
+    choices: dict[str, Any] = {
+        "heads": 8,
+        "kv_heads": 2,
+        "ff_width": 99,
+        "kind": "wsd",
+        "compute": "bfloat16",
+        "remat": "full",
+        "width": 256,
+        "beta1": 0.5,
+        "beta2": 0.5,
+    }
+    if path[-1] in choices:
+        node[path[-1]] = choices[path[-1]]
+    elif isinstance(old, bool):
+        node[path[-1]] = not old
+    elif isinstance(old, str):
+        node[path[-1]] = old + "x"
+    elif old is None:
+        node[path[-1]] = 8
+    else:
+        node[path[-1]] = old / 2 if isinstance(old, float) else old + 1
+    if path[-1] == "final_fraction":
+        node[path[-1]] = 0.5
+    return from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "hashed"), leaves(RunConfig), ids=lambda x: ".".join(x) if isinstance(x, tuple) else ""
+)
+def test_every_field_is_hashed_exactly_when_it_changes_the_result(path: tuple[str, ...], hashed: bool) -> None:
+    base = RunConfig(model=ModelConfig(heads=4), mesh=MeshConfig(data=4))
+    assert changed(path) != base
+    assert (changed(path).run_id != base.run_id) is hashed
+
+
+def test_json_round_trip_keeps_everything() -> None:
+    for path, _ in leaves(RunConfig):
+        config = changed(path)
+        assert from_dict(json.loads(canonical(to_dict(config)))) == config
+
+
+def test_a_default_spelt_out_is_the_same_run() -> None:
+    spelt = RunConfig(model=ModelConfig(kv_heads=4, ff_width=ModelConfig().num_ff))
+    assert spelt.run_id == RunConfig().run_id
+    assert (
+        from_dict({"optimizer": {"learning_rate": 1}}).run_id == from_dict({"optimizer": {"learning_rate": 1.0}}).run_id
+    )
+
+
+def test_a_changed_default_shows_in_review() -> None:
+    """Rewrite tests/golden/default_run.json by hand when a default is meant to change: every run_id changes with it."""
+    golden = json.loads(GOLDEN.read_text())
+    assert golden == {"run_id": RunConfig().run_id, "config": to_dict(RunConfig())}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"modle": {}}, ["modle", "did you mean model"]),
+        ({"model": {"widht": 64}}, ["model.widht", "did you mean width"]),
+        ({"optimizer": {"xyzzy": 1}}, ["optimizer.xyzzy", "known:", "learning_rate"]),
+        ({"model": {"heads": 3}}, ["ModelConfig.heads = 3", "divisor of width=128"]),
+        ({"model": {"width": 12, "heads": 4}}, ["heads = 4", "even"]),
+        ({"model": {"kv_heads": 3}}, ["kv_heads = 3", "divisor of heads=4"]),
+        ({"model": {"depth": 0}}, ["depth = 0", "more than 0"]),
+        ({"model": {"width": "64"}}, ["width = '64'", "whole number"]),
+        ({"model": {"width": True}}, ["width = True", "whole number"]),
+        ({"model": 3}, ["model = 3", "object"]),
+        ({"optimizer": {"learning_rate": float("inf")}}, ["learning_rate = inf", "finite"]),
+        ({"optimizer": {"beta2": 1.0}}, ["beta2 = 1.0", "[0, 1)"]),
+        ({"schedule": {"kind": "cosin"}}, ["kind = 'cosin'", "'cosine', 'wsd'"]),
+        ({"schedule": {"warmup_tokens": 2_000_000}}, ["warmup_tokens = 2000000", "budget"]),
+        ({"data": {"microbatch_sequences": 5}}, ["microbatch_sequences = 5", "divisor of batch_sequences=16"]),
+        ({"tokens": 100}, ["tokens = 100", "at least 2048"]),
+        ({"schema": 99}, ["schema = 99"]),
+    ],
+)
+def test_bad_values_are_named(data: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        from_dict(data)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_load_names_the_file(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.json"
+    torn.write_text('{"schema": 1, "mod')
+    with pytest.raises(InputError, match=r"torn\.json: not whole JSON"):
+        load(torn)
+    with pytest.raises(InputError, match=r"absent\.json: no such"):
+        load(tmp_path / "absent.json")
+    torn.write_text('{"model": {"widht": 1}}')
+    with pytest.raises(InputError, match=r"torn\.json: unknown field model\.widht; did you mean width"):
+        load(torn)

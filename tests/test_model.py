@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling.config import ModelConfig
+from scaling.loss import training_loss
+from scaling.model import Block, Decoder, RMSNorm, logits, rope
+
+CONFIG = ModelConfig(vocab_size=17, width=16, depth=3, heads=4, kv_heads=2)
+TOKENS_BT = np.random.default_rng(0).integers(0, 17, (2, 12)).astype(np.int32)
+
+
+def init(config: ModelConfig, tokens_BT: np.ndarray = TOKENS_BT, **options: Any) -> tuple[Decoder, Any]:
+    model = Decoder(config, **options)
+    return model, jax.jit(model.init)(jax.random.key(0), tokens_BT)["params"]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_causal_by_gradient(qk_norm: bool) -> None:
+    """The output at position t depends on the input at t and before, and on none after it."""
+    config = dataclasses.replace(CONFIG, qk_norm=qk_norm, vocab_size=12)
+    model, params = init(config, np.arange(12, dtype=np.int32)[None])
+
+    def outputs(embedding_VM: jax.Array) -> jax.Array:
+        """Token t stands at position t alone, so a gradient by row of the table is one by position."""
+        return logits(model, params | {"embedding": embedding_VM}, np.arange(12)[None])[0].sum(axis=-1)
+
+    reach_TS = np.abs(jax.jit(jax.jacobian(outputs))(params["embedding"])).sum(axis=-1)
+    assert np.all(np.triu(reach_TS, 1) == 0)
+    assert np.all(reach_TS[np.tril_indices(12)] > 0)
+
+
+def test_scan_equals_unrolled_equals_a_plain_loop() -> None:
+    model, params = init(dataclasses.replace(CONFIG, unroll=1))
+    expected = logits(model, params, TOKENS_BT)
+    unrolled = logits(Decoder(dataclasses.replace(CONFIG, unroll=3)), params, TOKENS_BT)
+    np.testing.assert_allclose(unrolled, expected, atol=1e-6)
+
+    x_BTM = params["embedding"][TOKENS_BT]
+    for layer in range(CONFIG.depth):
+        weights = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
+        x_BTM, _ = Block(CONFIG, "xla", lambda x: x).apply({"params": weights}, x_BTM, None)
+    x_BTM = RMSNorm(CONFIG.norm_epsilon).apply({"params": params["final_norm"]}, x_BTM)
+    np.testing.assert_allclose(x_BTM @ params["head"]["kernel"], expected, atol=1e-5)
+
+
+def test_layers_start_different() -> None:
+    _, params = init(CONFIG)
+    kernel_LMF = params["blocks"]["ff"]["gate"]["kernel"]
+    assert np.abs(kernel_LMF[0] - kernel_LMF[1]).max() > 0.1
+
+
+def test_grouped_queries_equal_repeated_keys() -> None:
+    model, params = init(CONFIG)
+    full = dataclasses.replace(CONFIG, kv_heads=4)
+    repeated = jax.tree.map(lambda x: x, params)
+    for name in ("k", "v"):
+        kernel = params["blocks"]["attention"][name]["kernel"].reshape(3, 16, 2, 4)
+        repeated["blocks"]["attention"][name]["kernel"] = jnp.repeat(kernel, 2, axis=2).reshape(3, 16, 16)
+    np.testing.assert_allclose(logits(Decoder(full), repeated, TOKENS_BT), logits(model, params, TOKENS_BT), atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_starts_near_a_uniform_guess(tied: bool) -> None:
+    config = ModelConfig(width=128, depth=2, heads=4, tied=tied)
+    tokens_BS = np.random.default_rng(0).integers(0, 259, (4, 65)).astype(np.int32)
+    model, params = init(config, tokens_BS[:, :-1])
+    _, nats = training_loss(logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:], 0.0)
+    assert abs(float(nats) - math.log(259)) < (0.7 if tied else 0.05)
+
+
+def test_rope_makes_scores_depend_on_distance_alone() -> None:
+    q_D, k_D = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    turned_q = rope(jnp.tile(q_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
+    turned_k = rope(jnp.tile(k_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
+    scores_TS = np.asarray(turned_q @ turned_k.T)
+    for distance in (0, 3, 7):
+        diagonal = np.diagonal(scores_TS, -distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-4)
+    assert np.ptp(scores_TS[19]) > 0.1
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_recomputes_and_changes_no_gradient(remat: str) -> None:
+    def gradient(config: ModelConfig) -> tuple[Any, str]:
+        def objective(params: Any) -> jax.Array:
+            return training_loss(logits(Decoder(config), params, TOKENS_BT), TOKENS_BT, 0.0)[0]
+
+        return jax.jit(jax.grad(objective))(params), str(jax.make_jaxpr(jax.grad(objective))(params))
+
+    plain_config = dataclasses.replace(CONFIG, unroll=1)
+    _, params = init(plain_config)
+    plain, plain_program = gradient(plain_config)
+    saved, program = gradient(dataclasses.replace(plain_config, remat=remat))
+    assert "remat" in program or "checkpoint" in program
+    assert "remat" not in plain_program
+    assert program.count("exp") > plain_program.count("exp"), "nothing is computed twice"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
+
+
+def test_bfloat16_computes_low_and_keeps_weights_and_logits_high() -> None:
+    model, params = init(CONFIG, dtype=jnp.dtype(jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    program = str(jax.make_jaxpr(lambda p: logits(model, p, TOKENS_BT))(params))
+    assert "bf16" in program
+    low, high = logits(model, params, TOKENS_BT), logits(Decoder(CONFIG), params, TOKENS_BT)
+    assert low.dtype == jnp.float32
+    assert 0 < np.abs(low - high).max() < 0.1

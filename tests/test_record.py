@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from scaling import record
+from scaling.config import RunConfig
+from scaling.strict import InputError
+
+
+def test_a_torn_last_line_is_ignored_and_harms_no_later_line(tmp_path: Path) -> None:
+    for step in (1, 2):
+        record.append_metrics(tmp_path, {"step": step, "loss": step / 2})
+    with (tmp_path / record.METRICS).open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [line["step"] for line in record.read_metrics(tmp_path)] == [1, 2]
+    record.append_metrics(tmp_path, {"step": 4, "loss": 2.0})
+    assert [line["step"] for line in record.read_metrics(tmp_path)] == [1, 2, 4]
+
+
+def test_lines_of_one_step_join_and_the_last_counts(tmp_path: Path) -> None:
+    for line in ({"step": 1, "loss": 3.0}, {"step": 1, "validation_loss": 4.0}, {"step": 1, "loss": 2.0}):
+        record.append_metrics(tmp_path, line)
+    assert record.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0, "validation_loss": 4.0}]
+
+
+def test_result_is_written_whole_and_read_back(tmp_path: Path) -> None:
+    assert record.read_result(tmp_path) is None
+    record.write_result(
+        tmp_path,
+        status="diverged",
+        row={"loss": math.nan},
+        measurements={"loss/nats": (math.inf, 3, 0.5)},
+        reason="why",
+    )
+    text = (tmp_path / record.RESULT).read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == record.read_result(
+        tmp_path
+    )
+    result = record.read_result(tmp_path)
+    assert result is not None
+    assert (result["status"], result["reason"]) == ("diverged", "why")
+    assert result["row"]["loss"] is None
+    assert result["measurements"]["loss/nats"] == [None, 3, 0.5]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    record.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_json(path, {"a": math.nan})
+    assert record.read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_torn_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / record.RESULT).write_text('{"status": "do')
+    with pytest.raises(InputError, match=r"result\.json: not whole JSON.*run again"):
+        record.read_result(tmp_path)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    record.open_folder(tmp_path, RunConfig())
+    record.open_folder(tmp_path, RunConfig(name="renamed"))
+    with pytest.raises(InputError, match="holds run"):
+        record.open_folder(tmp_path, RunConfig(seed=1))
+    assert record.read_json(tmp_path / record.CONFIG)["seed"] == 0

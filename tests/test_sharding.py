@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling import sharding
+from scaling.config import DataConfig, MeshConfig, ModelConfig, RunConfig
+from scaling.model import Decoder
+from scaling.strict import InputError
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"tied": True}])
+def test_every_parameter_is_matched_by_exactly_one_rule(changes: dict[str, bool]) -> None:
+    model = Decoder(ModelConfig(**changes))
+    tree = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    used = set()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = sharding.path_name(path)
+        matches = [pattern for pattern, _ in sharding.RULES if re.fullmatch(pattern, name)]
+        assert len(matches) == 1, name
+        assert len(sharding.spec_of(name)) <= leaf.ndim
+        used |= set(matches)
+    if not changes:
+        assert used == {pattern for pattern, _ in sharding.RULES}, "a rule that nothing needs"
+
+
+@pytest.mark.parametrize("path", ["blocks/attention/q/bias", "embedding2", "blocks/moe/gate/kernel"])
+def test_an_unmatched_path_raises(path: str) -> None:
+    with pytest.raises(LookupError, match=f"{path}: 0 sharding rules"):
+        sharding.spec_of(path)
+
+
+def test_two_matches_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "RULES", (*sharding.RULES, (r"emb.*", sharding.BATCH)))
+    with pytest.raises(LookupError, match="embedding: 2 sharding rules"):
+        sharding.spec_of("embedding")
+
+
+def test_a_mesh_must_use_all_devices() -> None:
+    with pytest.raises(InputError, match=r"data=1 x fsdp=3 x tensor=1 = 3: must be the number of devices, 1"):
+        sharding.make_mesh(MeshConfig(fsdp=3))
+
+
+class Shape:
+    """A mesh as check_fits sees it: axis sizes."""
+
+    def __init__(self, **sizes: int) -> None:
+        self.shape = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
+
+
+@pytest.mark.parametrize(
+    ("batch", "mesh", "words"),
+    [
+        (16, Shape(data=3), r"data\.batch_sequences = 16: must be a multiple of the 3 devices"),
+        (16, Shape(tensor=8), r"model\.heads = 4: must be a multiple of mesh\.tensor = 8"),
+        (48, Shape(fsdp=48), r"model\.width = 128: must be a multiple of fsdp x tensor = 48"),
+    ],
+)
+def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> None:
+    config = RunConfig(data=DataConfig(batch_sequences=batch))
+    with pytest.raises(InputError, match=words):
+        sharding.check_fits(config, mesh)  # pyrefly: ignore
+    sharding.check_fits(config, Shape(data=8, tensor=2))  # pyrefly: ignore
+
+
+def test_a_microbatch_must_divide_as_well() -> None:
+    config = RunConfig(data=DataConfig(batch_sequences=16, microbatch_sequences=4))
+    with pytest.raises(InputError, match=r"data\.microbatch_sequences = 4: must be a multiple of the 8"):
+        sharding.check_fits(config, Shape(data=8))  # pyrefly: ignore
+
+
+EIGHT = """
+import dataclasses, json, sys
+from pathlib import Path
+import jax, numpy as np
+from scaling import sharding
+from scaling.checkpoint import Checkpoints
+from scaling.config import DataConfig, MeshConfig, ModelConfig, RunConfig
+from scaling.train import build
+
+folder = Path(sys.argv[1])
+config = RunConfig(
+    model=ModelConfig(vocab_size=40, width=64, depth=2, heads=8, ff_width=176),
+    data=DataConfig(sequence_length=16, batch_sequences=8),
+)
+tokens = np.random.default_rng(0).integers(0, 40, (8, 17)).astype(np.int32)
+out = {}
+for name, mesh in {
+    "data": MeshConfig(),
+    "fsdp": MeshConfig(fsdp=8),
+    "tensor": MeshConfig(tensor=8),
+    "mixed": MeshConfig(data=2, fsdp=2, tensor=2),
+}.items():
+    mesh = sharding.make_mesh(mesh) if jax.device_count() > 1 else sharding.make_mesh(MeshConfig())
+    program = build(config, mesh)
+    state, losses = program.init(jax.random.key(0)), []
+    for step in range(4):
+        batch = sharding.put_batch(lambda rows: tokens[rows], (8, 17), mesh)
+        state, metrics = program.step(state, batch, 0.01)
+        losses.append(float(metrics["loss"]))
+    q = state.params["blocks"]["attention"]["q"]["kernel"]
+    mu = state.optimizer[1].mu["blocks"]["attention"]["q"]["kernel"]
+    out[name] = {
+        "losses": losses,
+        "rows_on_a_device": batch.addressable_shards[0].data.shape[0],
+        "share_of_q": q.addressable_shards[0].data.size / q.size,
+        "share_of_mu": mu.addressable_shards[0].data.size / mu.size,
+    }
+    if name == "mixed" and jax.device_count() > 1:
+        with Checkpoints(folder, keep=1) as save:
+            save.save(4, state)
+            save.wait()
+            other = build(config, sharding.make_mesh(MeshConfig(fsdp=4)))
+            restored = save.restore(4, other.abstract_state)
+        kernel = restored.params["blocks"]["attention"]["q"]["kernel"]
+        out["restored"] = {
+            "equal": all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored))),
+            "share_of_q": kernel.addressable_shards[0].data.size / kernel.size,
+        }
+    if jax.device_count() == 1:
+        break
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """What the program above prints on 1 and on 8 simulated devices."""
+    out = {}
+    for devices in (1, 8):
+        done = subprocess.run(
+            [sys.executable, "-c", EIGHT, str(tmp_path_factory.mktemp("mesh"))],
+            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        out[devices] = json.loads(done.stdout.splitlines()[-1])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "share"), [("data", 1, 1), ("fsdp", 1, 1 / 8), ("tensor", 8, 1 / 8), ("mixed", 2, 1 / 4)]
+)
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_learns(meshes: dict[int, dict], name: str, rows: int, share: float) -> None:
+    one, eight = meshes[1]["data"], meshes[8][name]
+    np.testing.assert_allclose(eight["losses"], one["losses"], atol=1e-5)
+    assert one["losses"][-1] < one["losses"][0]
+    assert eight["rows_on_a_device"] == rows, "the batch is sharded, not copied"
+    assert eight["share_of_q"] == eight["share_of_mu"] == share
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_restored_onto_another_mesh(meshes: dict[int, dict]) -> None:
+    assert meshes[8]["restored"] == {"equal": True, "share_of_q": 1 / 4}
+
+
+def test_import_of_the_trainer_loads_no_tensorflow(tmp_path: Path) -> None:
+    program = "import sys, scaling.train; print([m for m in ('tensorflow', 'seqio') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
