@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -111,19 +112,23 @@ def test_a_run_keeps_inherited_descriptors_and_its_own_session(tmp_path):
 def test_an_orphan_is_told_to_end(tmp_path):
     program = (
         "import sys; from pathlib import Path; from sweeps.executors.local import *\n"
-        f"p = start([sys.executable, '-c', 'import time; time.sleep(60)'], Path({str(tmp_path)!r}), Slot())\n"
+        f"p = start([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'], Path({str(tmp_path)!r}), Slot())\n"
         "print(p.pid, flush=True); p.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        os.kill(child, 0)
+        until(lambda: last_line(tmp_path) == "1")
         parent.send_signal(signal.SIGKILL)
         parent.wait()
+    until(lambda: not alive(child))
+
+
+def until(condition: Callable[[], object]) -> None:
     patience = time.monotonic() + 10
-    while alive(child) and time.monotonic() < patience:
+    while not condition():
+        assert time.monotonic() < patience, "waited in vain"
         time.sleep(0.02)
-    assert not alive(child)
 
 
 def alive(pid: int) -> bool:
