@@ -22,6 +22,9 @@ for _ in range(40):
     start = time.perf_counter(); a @ a; best = min(best, time.perf_counter() - start)
 print(2 * 384**3 / best)
 """
+START_SECONDS = 9.0  # import, compile, checkpoint, on one core
+TOKEN_SECONDS = 2e-6  # what is not a product: norms, softmax, the optimizer
+SUSTAINED = 0.2  # of the product rate, in the narrow products of small models
 FALLBACK_CORE = 2e10  # FLOP/s, where the measurement fails
 
 
@@ -56,7 +59,7 @@ def rate(slot: Slot) -> Rate:
     core = core_flops_per_second()
     cores = max(len(slot.cores), 1)
     source = f"{cores} core(s) a run at {core / 1e9:.0f} GFLOP/s in float32 products, timed just now; an estimate"
-    return Rate(9.0, 1e-3, 8e-6 / cores**0.5, 0.35 * core * cores**0.5, source)
+    return Rate(START_SECONDS, 1e-3, TOKEN_SECONDS / cores**0.5, SUSTAINED * core * cores**0.5, source)
 
 
 def core_flops_per_second() -> float:

@@ -112,7 +112,8 @@ def test_a_run_keeps_inherited_descriptors_and_its_own_session(tmp_path):
 def test_an_orphan_is_told_to_end(tmp_path):
     program = (
         "import sys; from pathlib import Path; from sweeps.executors.local import *\n"
-        f"p = start([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(60)'], Path({str(tmp_path)!r}), Slot())\n"
+        "code = 'import time; print(1, flush=True); time.sleep(60)'\n"
+        f"p = start([sys.executable, '-c', code], Path({str(tmp_path)!r}), Slot())\n"
         "print(p.pid, flush=True); p.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
