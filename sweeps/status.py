@@ -13,6 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from scaling.record import read_metrics, read_result, write_json
 from scaling.strict import InputError
@@ -135,11 +136,11 @@ def table(plan: Plan, now: Sequence[Progress]) -> Table:
         out.add_row(
             one.run_id,
             one.name,
-            f"[{colour}]{one.state}[/]",
+            Text(one.state, colour),
             f"{one.tokens / one.budget:.0%}" if one.budget else "",
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if not one.tokens_per_second else f"{one.tokens_per_second:,.0f}",
             "" if one.eta_seconds is None else duration(one.eta_seconds),
-            one.reason.replace("[", r"\["),
+            Text(one.reason),
         )
     return out
