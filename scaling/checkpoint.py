@@ -7,6 +7,9 @@ harms the checkpoint before it.
 from __future__ import annotations
 
 import errno
+import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,14 @@ import orbax.checkpoint as ocp
 from scaling.sharding import path_name
 from scaling.strict import InputError
 
+# What Orbax's threads log as errors comes back as exceptions as well; once is enough.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
 LISTED = 8
+MARGIN = 262_144
+"""Bytes of Orbax's own metadata, generously."""
+FULL_DISK = ("No space left", f"os_error_code='{errno.ENOSPC}'")
+"""How TensorStore says it."""
 
 
 class Checkpoints:
@@ -25,15 +35,18 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def latest(self) -> int | None:
         """The last whole step, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing. Raises InputError, here or at the next call, when the disk is full."""
+        """Starts writing. Raises InputError when the disk has no room: here, or at the next call if it fills up."""
         if step != self.latest():
+            self._check_room(state)
             self._guard(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
 
     def wait(self) -> None:
@@ -62,15 +75,26 @@ class Checkpoints:
         """Waits for what is being written."""
         self._guard(self._manager.close)
 
-    def _guard(self, call: Any) -> None:
+    def _check_room(self, state: Any) -> None:
+        needed = MARGIN + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise self._full(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
+
+    def _full(self, detail: str) -> InputError:
+        latest = self.latest()
+        kept = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
+        return InputError(
+            f"{self.folder}: no space left for a checkpoint ({detail}); {kept}: "
+            "free some space and run the same command again"
+        )
+
+    def _guard(self, call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:
             if is_full_disk(error):
-                raise InputError(
-                    f"{self.folder}: no space left for a checkpoint; the one at step {self.latest()} is whole: "
-                    "free some space and run the same command again"
-                ) from error
+                raise self._full("the disk filled up while it was written") from error
             raise
 
 
@@ -78,7 +102,7 @@ def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says that the disk is full."""
     chain: BaseException | None = error
     while chain is not None:
-        if getattr(chain, "errno", None) == errno.ENOSPC or "No space left" in str(chain):
+        if getattr(chain, "errno", None) == errno.ENOSPC or any(sign in str(chain) for sign in FULL_DISK):
             return True
         chain = chain.__cause__ or chain.__context__
     return False

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import scaling
+
+from scaling import record
+from scaling.checkpoint import Checkpoints
+from scaling.config import OptimizerConfig, RunConfig, from_dict, to_dict
+from scaling.sharding import make_mesh
+from scaling.strict import InputError
+from scaling.train import build, train
+
+TIMING = {"seconds", "tokens_per_second"}
+
+
+def final_state(config: RunConfig, folder: Path) -> Any:
+    program = build(config, make_mesh(config.mesh))
+    with Checkpoints(folder / record.CHECKPOINTS, keep=1) as save:
+        return save.restore(config.steps, program.abstract_state)
+
+
+def facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    result = record.read_result(folder)
+    assert result is not None
+    return {name: value for name, value in result["row"].items() if name not in TIMING}, result["measurements"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert train(tiny, folder, quiet=True) == "done"
+    return folder
+
+
+def test_the_folder_explains_itself(tiny: RunConfig, unbroken: Path) -> None:
+    assert from_dict(record.read_json(unbroken / record.CONFIG)) == tiny
+    assert record.read_json(unbroken / record.ENVIRONMENT)["attention_kernel"] == "xla"
+    lines = record.read_metrics(unbroken)
+    assert [line["step"] for line in lines] == list(range(1, 33))
+    assert lines[-1]["tokens"] == tiny.tokens
+    assert lines[-1]["loss"] < lines[0]["loss"] - 1
+    assert lines[-1]["tokens_per_second"] > 0
+    row, measurements = facts(unbroken)
+    assert row["run_id"] == tiny.run_id
+    assert row["tokens"] == tiny.tokens
+    assert row["loss"] == measurements["loss/nats"][0]
+    assert 0 < row["loss_stderr"] < 0.1
+    assert row["loss"] == pytest.approx(lines[-1]["loss"], abs=0.3)
+    documented = record.__doc__ or ""
+    assert all(name in documented for name in row), "a column that the schema does not name"
+
+
+def test_a_run_that_is_done_does_nothing(tiny: RunConfig, unbroken: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+    assert train(tiny, unbroken, quiet=True) == "done"
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
+
+
+def start(config: RunConfig, folder: Path) -> subprocess.Popen[str]:
+    record.open_folder(folder, config)
+    command = [sys.executable, "-m", "scaling.cli", "train", "--folder", str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= step for line in record.read_metrics(folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_a_run_stopped_midway_ends_bit_equal(
+    tiny: RunConfig, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Long enough that the signal falls inside: 1,024 steps of the tiny run."""
+    long = dataclasses.replace(tiny, tokens=tiny.tokens * 32)
+    long = dataclasses.replace(long, measure=dataclasses.replace(long.measure, checkpoint_every_tokens=50 * 256))
+    process = start(long, tmp_path / "stopped")
+    wait_for_step(tmp_path / "stopped", 120, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert record.read_result(tmp_path / "stopped") is None
+    assert train(long, tmp_path / "stopped", quiet=True) == "done"
+    assert train(long, tmp_path / "unbroken", quiet=True) == "done"
+    assert facts(tmp_path / "stopped") == facts(tmp_path / "unbroken")
+    stopped, unbroken = (final_state(long, tmp_path / name) for name in ("stopped", "unbroken"))
+    for a, b in zip(jax.tree.leaves(stopped), jax.tree.leaves(unbroken), strict=True):
+        np.testing.assert_array_equal(a, b)
+    stopped_losses, losses = (
+        [line["loss"] for line in record.read_metrics(tmp_path / name)] for name in ("stopped", "unbroken")
+    )
+    assert stopped_losses == losses
+
+
+def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
+    parts = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, microbatch_sequences=2))
+    assert parts.run_id == tiny.run_id
+    train(parts, tmp_path, quiet=True)
+    np.testing.assert_allclose(
+        [line["loss"] for line in record.read_metrics(tmp_path)],
+        [line["loss"] for line in record.read_metrics(unbroken)],
+        atol=2e-4,
+    )
+
+
+def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path) -> None:
+    wild = dataclasses.replace(tiny, optimizer=OptimizerConfig(learning_rate=1e30))
+    assert train(wild, tmp_path, quiet=True) == "diverged"
+    result = record.read_result(tmp_path)
+    assert result is not None
+    assert result["status"] == result["row"]["status"] == "diverged"
+    assert result["reason"].startswith("loss is ")
+    assert result["row"]["loss"] is None
+    assert 0 < result["row"]["tokens"] < tiny.tokens
+
+
+def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(tiny, seed=1), tmp_path, quiet=True)
+    losses = [record.read_metrics(folder)[0]["loss"] for folder in (tmp_path, unbroken)]
+    assert losses[0] != losses[1]
+
+
+def test_validation_is_logged_at_its_cadence(tiny: RunConfig, tmp_path: Path) -> None:
+    measured = dataclasses.replace(tiny, measure=dataclasses.replace(tiny.measure, every_tokens=3000))
+    train(measured, tmp_path, quiet=True)
+    found = {
+        line["step"]: line["validation_loss"] for line in record.read_metrics(tmp_path) if "validation_loss" in line
+    }
+    assert sorted(found) == [12, 24]
+    assert found[24] < found[12]
+
+
+def test_wrong_shards_are_refused_before_anything_is_written(tiny: RunConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, fingerprint="0" * 16))
+    with pytest.raises(InputError, match="fingerprint"):
+        train(other, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunConfig, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here (needs root on Linux)")
+    try:
+        kept = dataclasses.replace(tiny.measure, keep=100)
+        config = dataclasses.replace(tiny, measure=kept)
+        (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
+        done = scaling("train", "--file", tmp_path / "c.json", "--folder", disk / "run")
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "no space left" in done.stderr.splitlines()[-1]
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert record.read_metrics(disk / "run")
+        assert record.read_result(disk / "run") is None
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert train(config, disk / "run", quiet=True) == "done"
+        assert len(record.read_metrics(disk / "run")) == config.steps
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
