@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from scaling.record import CONFIG
 from scaling.strict import InputError
 
 STOPPED, DIVERGED = 75, 4
+POSITIONAL = (tyro.conf.PositionalRequiredArgs,)
 
 
 def base_config(arguments: list[str]) -> RunConfig:
@@ -30,11 +33,37 @@ def base_config(arguments: list[str]) -> RunConfig:
     return RunConfig()
 
 
-def build_app(base: RunConfig) -> tyro.extras.SubcommandApp:
-    """All verbs. Heavy imports wait inside them, so that --help is quick and `fit` never loads Flax."""
-    app = tyro.extras.SubcommandApp()
+@dataclass(frozen=True)
+class Verb:
+    """A function that some module holds, and the line by which --help names it before that module is loaded."""
 
-    @app.command
+    words: tuple[str, ...]
+    module: str
+    function: str
+    help: str
+
+
+VERBS = (
+    Verb(("data", "prepare"), "scaling.prepare", "data_prepare", "Write the token shards of a corpus, once."),
+    Verb(("data", "list"), "scaling.prepare", "data_list", "List the kinds of corpora and what is prepared."),
+    Verb(("sweep", "plan"), "sweeps.plan", "plan", "Show what a sweep costs, and freeze its plan."),
+    Verb(("sweep", "run"), "sweeps.run", "run", "Train what is not done yet; again after any interruption."),
+    Verb(("sweep", "status"), "sweeps.status", "status", "Show what is done, running, waiting, failed."),
+    Verb(("sweep", "collect"), "analysis.verbs", "collect", "Write the results table of a sweep."),
+    Verb(("fit",), "analysis.verbs", "fit", "Fit a scaling law to a table."),
+    Verb(("forecast",), "analysis.verbs", "forecast", "Forecast a loss from a saved fit, and check it."),
+    Verb(("report",), "analysis.verbs", "report", "Draw the figures and write the page of a fitted sweep."),
+)
+
+
+def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandApp:
+    """All verbs; only the module of the one asked for is imported, so that the command line is quick.
+
+    base: what the flags of `train` override.
+    """
+    app = tyro.extras.SubcommandApp()
+    groups = {"data": tyro.extras.SubcommandApp(), "sweep": tyro.extras.SubcommandApp()}
+
     def train(
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = base,
         folder: Path | None = None,
@@ -52,6 +81,14 @@ def build_app(base: RunConfig) -> tyro.extras.SubcommandApp:
         del file
         return _train(config, folder or Path("out/train") / config.run_id, quiet)
 
+    app.command(train, help="Train one run; again to resume it.")
+    app.command(groups["data"], name="data", help="Prepare corpora: prepare, list.")
+    app.command(groups["sweep"], name="sweep", help="Many runs: plan, run, status, collect.")
+    for verb in VERBS:
+        *group, name = verb.words
+        asked = tuple(arguments[: len(verb.words)]) == verb.words
+        function = getattr(importlib.import_module(verb.module), verb.function) if asked else lambda: None
+        (groups[group[0]] if group else app).command(function, name=name, help=None if asked else verb.help)
     return app
 
 
@@ -83,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         base = base_config(arguments) if arguments[:1] == ["train"] else RunConfig()
-        code: Any = build_app(base).cli(prog="scaling", description=__doc__, args=arguments)
+        code: Any = build_app(arguments, base).cli(prog="scaling", description=__doc__, args=arguments, config=POSITIONAL)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:

@@ -179,10 +179,12 @@ def _loop(s: Session) -> record.Status:
 def _batch(s: Session, step: int) -> jax.Array:
     """Tokens [B, T + 1] of a step, each row read by the process that holds it."""
     data = s.config.data
-    B, T = data.batch_sequences, data.sequence_length
+    B, T, V = data.batch_sequences, data.sequence_length, s.config.model.vocab_size
 
     def rows(part: slice) -> np.ndarray:
-        return batch(s.tokens, seed=s.config.seed, step=step, batch_sequences=B, sequence_length=T, rows=part)
+        return batch(
+            s.tokens, seed=s.config.seed, step=step, batch_sequences=B, sequence_length=T, rows=part, vocab_size=V
+        )
 
     return sharding.put_batch(rows, (B, T + 1), s.program.mesh)
 

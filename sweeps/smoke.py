@@ -5,7 +5,7 @@ from scaling.config import RunConfig
 from sweeps.grids import Sweep, grid, overlay
 
 SIZES = ((8, 1), (16, 1))  # (width, depth)
-HORIZONS = (2_048, 4_096, 8_192)  # tokens
+HORIZONS = (2_048, 4_096, 8_192, 16_384)  # tokens
 SHORT = {
     "data.sequence_length": 64,
     "data.batch_sequences": 8,
@@ -16,7 +16,7 @@ SHORT = {
 
 
 def sweep() -> Sweep:
-    """Two sizes at three horizons: as many cells as exercise every verb."""
+    """Two sizes at four horizons: as many cells as exercise every verb."""
     return Sweep(
         name="smoke",
         cells=grid(_run, SIZES, HORIZONS),

@@ -3,12 +3,12 @@
 from scaling import recipe
 from sweeps.grids import Sweep, grid
 
-SIZES = ((16, 1), (24, 1), (32, 2), (48, 3), (64, 4))  # (width, depth): 7e3 to 2.1e5 params_matmul
-HORIZONS = (1 << 18, 1 << 19, 1 << 20, 1 << 21)  # tokens
+SIZES = ((16, 2), (24, 2), (32, 3), (48, 3), (64, 4))  # (width, depth): 1.1e4 to 2.2e5 params_matmul
+HORIZONS = (3 << 17, 3 << 18, 3 << 19, 3 << 20)  # tokens: 0.4 to 3.1 million
 
 
 def sweep() -> Sweep:
-    """Five sizes, 30x apart in parameters, each at four horizons, 8x apart in tokens; the last cell is the largest."""
+    """Five sizes, 20x apart in parameters, each at four horizons, 8x apart in tokens; the last cell is the largest."""
     return Sweep(
         name="stdlib_cpu",
         cells=grid(recipe.small, SIZES, HORIZONS),

@@ -1,0 +1,95 @@
+"""The README's two commands. The demo's own recipe is run, as the Makefile has it, on a sweep of seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, scaling
+
+SWEEP = "out/smoke"
+
+
+def demo_verbs() -> list[list[str]]:
+    """The `scaling` commands under `demo:` in the Makefile, the sweep replaced by the small one."""
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    lines = [line.strip() for line in recipe[1].splitlines()]
+    assert all(line.startswith("$(BIN)/scaling ") for line in lines), lines
+    return [shlex.split(line.removeprefix("$(BIN)/scaling ").replace("stdlib_cpu", "smoke")) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    place = tmp_path_factory.mktemp("demo")
+    for verb in demo_verbs():
+        done = scaling(*verb, cwd=place)
+        assert done.returncode == 0, (verb, done.stdout[-2000:], done.stderr[-2000:])
+    return place, done.stdout
+
+
+@pytest.mark.slow
+def test_leaves_what_it_promises(demo: tuple[Path, str]) -> None:
+    place, _ = demo
+    names = {path.name for path in (place / SWEEP).iterdir()}
+    assert names >= {
+        "plan.json",
+        "results.parquet",
+        "results.csv",
+        "fit.json",
+        "forecast.json",
+        "report.html",
+        "figures",
+    }
+    assert len(list((place / SWEEP / "figures").iterdir())) >= 4
+    csv, parquet = pd.read_csv(place / SWEEP / "results.csv"), pd.read_parquet(place / SWEEP / "results.parquet")
+    assert len(csv) == len(parquet) == len(json.loads((place / SWEEP / "plan.json").read_text())["cells"])
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S*", "", (place / SWEEP / "report.html").read_text())
+
+
+@pytest.mark.slow
+def test_the_forecast_is_of_the_largest_run_which_the_fit_did_not_see(demo: tuple[Path, str]) -> None:
+    place, printed = demo
+    forecast = json.loads((place / SWEEP / "forecast.json").read_text())
+    fit = json.loads((place / SWEEP / "fit.json").read_text())
+    table = pd.read_parquet(place / SWEEP / "results.parquet").set_index("run_id")
+    largest = table["flops"].idxmax()
+    assert forecast["measured"] == table.loc[largest, "loss"]
+    error = forecast["predicted"] / forecast["measured"] - 1
+    assert abs(forecast["relative_error"]) == pytest.approx(abs(error))
+    assert forecast["low"] <= forecast["predicted"] <= forecast["high"]
+    assert largest not in {point["run_id"] for point in fit["points"]}
+    assert len(fit["points"]) == len(table) - 1
+    last = printed.strip().splitlines()[-1]
+    for number in (forecast["predicted"], forecast["measured"]):
+        assert f"{number:.4f}" in last
+    assert "relative error" in last
+
+
+@pytest.mark.slow
+def test_the_second_time_trains_nothing(demo: tuple[Path, str]) -> None:
+    place, _ = demo
+    results = {path: path.stat().st_mtime_ns for path in place.glob(f"{SWEEP}/runs/*/*")}
+    table = (place / SWEEP / "results.csv").read_bytes()
+    for verb in demo_verbs():
+        assert scaling(*verb, cwd=place).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in place.glob(f"{SWEEP}/runs/*/*")} == results
+    assert (place / SWEEP / "results.csv").read_bytes() == table
+
+
+def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:
+    steps = subprocess.run(
+        ["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(
+        r"-m venv \.venv\n(.*\n)*.*pip install .*constraints\.txt.*\[data,test\].*\n(.*\n)*.*pytest\n", steps
+    )
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme
+    assert "make test" in readme
