@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         base = base_config(arguments) if arguments[:1] == ["train"] else RunConfig()
-        code: Any = build_app(arguments, base).cli(prog="scaling", description=__doc__, args=arguments, config=POSITIONAL)
+        app = build_app(arguments, base)
+        code: Any = app.cli(prog="scaling", description=__doc__, args=arguments, config=POSITIONAL)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:

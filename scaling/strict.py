@@ -15,7 +15,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something the user gave is wrong. One line: the field, the value, what would be right. Exit code 2."""
 
 

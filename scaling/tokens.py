@@ -166,6 +166,20 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x >> np.uint64(31)
 
 
+def check(tokens: TokenSet, *, sequence_length: int, validation_tokens: int, vocab_size: int) -> None:
+    """Raises InputError when a sequence is longer than a split, or the shards hold an id that is not below
+    `vocab_size`: what `batch` would say at some step, said before the first."""
+    for name, split in (("train", tokens.train), ("validation", tokens.validation)):
+        if split.windows(sequence_length) == 0:
+            raise _too_short(tokens, name, split, sequence_length)
+        if split.max_id >= vocab_size:
+            raise InputError(
+                f"corpus {tokens.corpus!r}: token {split.max_id} in its {name} split is out of vocabulary, "
+                f"vocab_size = {vocab_size}: must be at least {split.max_id + 1}"
+            )
+    validation_windows(tokens, sequence_length, validation_tokens, vocab_size)
+
+
 def batch(
     tokens: TokenSet,
     *,

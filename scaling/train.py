@@ -24,7 +24,7 @@ from scaling.measurements import loss as validation
 from scaling.model import Decoder, logits
 from scaling.monitor import Clock, Stopped, Watch, bar, sigterm
 from scaling.optimizer import step_learning_rate, transformation
-from scaling.tokens import TokenSet, batch, open_tokens
+from scaling.tokens import TokenSet, batch, check, open_tokens
 from scaling.vocabulary import Vocabulary, load_vocabulary
 
 
@@ -112,6 +112,12 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
     if ended is not None and ended["status"] != "failed":
         return ended["status"]
     tokens = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary, config.data.fingerprint)
+    check(
+        tokens,
+        sequence_length=config.data.sequence_length,
+        validation_tokens=config.measure.validation_tokens,
+        vocab_size=config.model.vocab_size,
+    )
     vocabulary = load_vocabulary(config.data.vocabulary)
     mesh = sharding.make_mesh(config.mesh)
     program = build(config, mesh)
