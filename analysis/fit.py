@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws import Law
+from analysis.laws import Columns, Law
 
 LANES = 64  # starts or resamples solved together, and the multiple that points are padded to
 QUADRATIC = 1e9  # a Huber zone that no residual leaves
@@ -72,10 +72,10 @@ class Fit:
     conditioning: float
     """Smallest over largest singular value of the Jacobian of log predictions, columns scaled to one length."""
 
-    def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    def predict(self, columns: Columns) -> np.ndarray:
         return self.law(self.values, columns)
 
-    def residuals(self, columns: Mapping[str, Any], loss: np.ndarray) -> np.ndarray:
+    def residuals(self, columns: Columns, loss: np.ndarray) -> np.ndarray:
         """Log measured over predicted."""
         return np.log(np.asarray(loss) / self.predict(columns))
 
@@ -91,7 +91,7 @@ class Fit:
         return notes
 
 
-def fit_law(law: Law, columns: Mapping[str, Any], loss: Any, objective: Objective | None = None) -> Fit:
+def fit_law(law: Law, columns: Columns, loss: Any, objective: Objective | None = None) -> Fit:
     """The best fit over every start of the law's grid.
 
     Args:
@@ -122,7 +122,7 @@ def fit_law(law: Law, columns: Mapping[str, Any], loss: Any, objective: Objectiv
     )
 
 
-def refit(fit: Fit, columns: Mapping[str, Any], loss: Any, weights: np.ndarray) -> np.ndarray:
+def refit(fit: Fit, columns: Columns, loss: Any, weights: np.ndarray) -> np.ndarray:
     """Values refitted to reweighted points, warm-started from a fit: [resamples, points] -> [resamples, parameters]."""
     x = {name: np.asarray(columns[name], np.float64) for name in fit.law.columns}
     theta = _searched(fit.law, np.array([fit.values[name] for name in fit.law.parameters]))

@@ -8,18 +8,19 @@ target: the choice of law is a further uncertainty that it does not contain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.fit import Fit, refit
+from analysis.laws import Columns, Law
 
 METHOD = "pairs bootstrap over runs"
 ATTEMPTS = 1000  # draws tried for each resample that holds enough distinct points
 
 
-def clusters(points: Mapping[str, Any], parameters: int) -> tuple[np.ndarray, str]:
+def clusters(points: Columns, parameters: int) -> tuple[np.ndarray, str]:
     """Resampling unit of each point, and a warning when trunks are too few to be resampled whole.
 
     A law cannot be refitted to two or three trunks: with fewer than twice as many trunks as parameters, single runs are
@@ -36,7 +37,7 @@ def clusters(points: Mapping[str, Any], parameters: int) -> tuple[np.ndarray, st
 
 def bootstrap(
     fit: Fit,
-    columns: Mapping[str, Any],
+    columns: Columns,
     loss: Any,
     unit: Sequence[str] | np.ndarray,
     *,
@@ -74,7 +75,7 @@ def central(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prediction_interval(
-    fit: Fit, draws: np.ndarray, residuals: np.ndarray, target: Mapping[str, Any], *, level: float = 0.9, seed: int = 0
+    law: Law, draws: np.ndarray, residuals: np.ndarray, target: Columns, *, level: float = 0.9, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the measured loss of ONE new run at each target should fall, with nominal probability `level`.
 
@@ -84,8 +85,8 @@ def prediction_interval(
       target: the law's columns, arrays of one length.
     """
     generator = np.random.default_rng(seed)
-    values = {name: draws[:, [i]] for i, name in enumerate(fit.law.parameters)}
-    predicted = fit.law(values, {name: np.atleast_1d(target[name]) for name in fit.law.columns})
+    values = {name: draws[:, [i]] for i, name in enumerate(law.parameters)}
+    predicted = law(values, {name: np.atleast_1d(target[name]) for name in law.columns})
     freedom = max(len(residuals) - draws.shape[1], 1)
     noise = np.asarray(residuals) * np.sqrt(len(residuals) / freedom)
     repeats = max(1, -(-4096 // len(draws)))

@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 
 Values = Mapping[str, Any]
+Columns = Mapping[str, Any] | pd.DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Law:
     text: Callable[[Any], str] = field(default=repr)
     """The law written out with its numbers."""
 
-    def __call__(self, values: Values, columns: Values) -> np.ndarray:
+    def __call__(self, values: Values, columns: Columns) -> np.ndarray:
         """Predictions in float64. Values may be arrays (bootstrap draws): they broadcast against the columns."""
         with jax.enable_x64(True):
             p = SimpleNamespace(**{name: np.asarray(values[name], np.float64) for name in self.parameters})

@@ -73,8 +73,7 @@ class SavedFit:
         """For each row of params and tokens (and loss, where it was measured): what the fit says and what came out."""
         level, seed = self.document["level"], self.document["seed"]
         predicted = self.predict(target)
-        fitted = Fit(self.law, self.values, huber(), 0.0, 1, 1, (), (), 1.0)
-        low, high = intervals.prediction_interval(fitted, self.draws, self.residuals, target, level=level, seed=seed)
+        low, high = intervals.prediction_interval(self.law, self.draws, self.residuals, target, level=level, seed=seed)
         rows = []
         for i, row in enumerate(target.to_dict("records")):
             measured = row.get("loss")
@@ -91,7 +90,8 @@ def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFram
     """(fitted, held out). Points are in order of training FLOPs.
 
     Args:
-      rule: "none"; "largest", the run with the most training FLOPs; or a number of FLOPs, at or above which rows are held out.
+      rule: "none"; "largest", the run with the most training FLOPs; or a number of FLOPs, at or above which rows are
+        held out.
     Raises:
       TableError: another rule, or one that holds nothing out.
     """

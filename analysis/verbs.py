@@ -16,6 +16,29 @@ from analysis import laws, results, saved
 from analysis.results import TableError
 
 
+def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
+    """Write the results table of a sweep, one row a finished run, as results.parquet and results.csv.
+
+    Args:
+      name: The sweep, as in `scaling sweep plan NAME`.
+      out: Folder of the sweeps.
+      json: Also write the rows to this file.
+    """
+    folder = out / name
+    table = results.read(folder)
+    if table.empty:
+        raise TableError(f"{folder}: no run has finished; `scaling sweep run {name}` trains them")
+    parquet, _ = results.write(table, folder)
+    counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
+    left = table.attrs["unfinished"]
+    unfinished = f", {left} unfinished left out" if left else ""
+    Console(soft_wrap=True, highlight=False).print(f"wrote {parquet} and results.csv: {counts}{unfinished}")
+    if json:
+        results.write_json(
+            json, [{k: None if pd.isna(v) else v for k, v in r.items()} for r in table.to_dict("records")]
+        )
+
+
 def fit(
     table: Path,
     columns: str = "",
@@ -75,8 +98,9 @@ def _print_fit(built: saved.SavedFit, path: Path) -> None:
     console.print(rows)
     console.print(f"compute-optimal N ~ C^{document['a_opt']:.3f} for C = 6 N D; errors: {document['uncertainty']}")
     console.print(
-        f"{len(built.points)} points fitted, {len(built.held_out)} held out{dropped}; Huber(delta {objective['delta']:g}) "
-        f"on log loss: {objective['value']:.6g}, reached by {document['reached']} of {document['starts']} starts"
+        f"{len(built.points)} points fitted, {len(built.held_out)} held out{dropped}; "
+        f"Huber(delta {objective['delta']:g}) on log loss: {objective['value']:.6g}, "
+        f"reached by {document['reached']} of {document['starts']} starts"
     )
     for note in document["warnings"]:
         console.print(f"[yellow]warning:[/] {note}")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from scaling.accounting import params
 from scaling.config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
-LEARNING_RATE_AT = (1e4, 1.2e-2)  # (params_matmul, learning rate)
-LEARNING_RATE_EXPONENT = -0.3
-BATCH_SEQUENCES = 4
+LEARNING_RATE_AT = (1e4, 1.1e-2)  # (params_matmul, learning rate)
+LEARNING_RATE_EXPONENT = -0.33
+BATCH_SEQUENCES_AT = (3e6, 4.0)  # (tokens, sequences)
+BATCH_EXPONENT = 0.383
 SEQUENCE_LENGTH = 128
 WEIGHT_DECAY = 0.1
 WARMUP_TOKENS_PER_PARAM = 1.0
@@ -30,7 +31,7 @@ def small(size: tuple[int, int], tokens: int, *, corpus: str = "stdlib", seed: i
     width, depth = size
     shape = model(width, depth)
     count = params(shape).matmul
-    data = DataConfig(corpus=corpus, sequence_length=SEQUENCE_LENGTH, batch_sequences=BATCH_SEQUENCES)
+    data = DataConfig(corpus=corpus, sequence_length=SEQUENCE_LENGTH, batch_sequences=batch_sequences(tokens))
     budget = max(tokens // data.batch_tokens, 1) * data.batch_tokens
     return RunConfig(
         model=shape,
@@ -58,6 +59,12 @@ def heads(width: int) -> int:
     """The fewest heads of even width, 32 or less: fewer heads means less softmax, which is what a CPU pays for."""
     fitting = (h for h in range(1, width + 1) if width % (2 * h) == 0 and width // h <= WIDEST_HEAD)
     return next(fitting, width)
+
+
+def batch_sequences(tokens: int) -> int:
+    """Sequences a step: grows with the budget to the power that Bergsma et al. 2025 (Power Lines) measured."""
+    at, sequences = BATCH_SEQUENCES_AT
+    return max(round(sequences * (tokens / at) ** BATCH_EXPONENT), 1)
 
 
 def learning_rate(count: int) -> float:

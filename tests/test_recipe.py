@@ -29,6 +29,13 @@ def test_learning_rate_is_the_stated_power_law():
     assert math.log(ratio, 16) == pytest.approx(recipe.LEARNING_RATE_EXPONENT, abs=1e-3)
 
 
+def test_batch_follows_the_budget_and_is_never_empty():
+    assert [recipe.batch_sequences(tokens) for tokens in (3 << 17, 3 << 18, 3 << 19, 3 << 20)] == [2, 2, 3, 4]
+    assert recipe.batch_sequences(1) == 1
+    at, sequences = recipe.BATCH_SEQUENCES_AT
+    assert recipe.batch_sequences(int(at * 1e4)) == round(sequences * 1e4**recipe.BATCH_EXPONENT)
+
+
 def test_warmup_grows_with_size_between_its_bounds():
     budget = 10_000_000
     assert recipe.warmup_tokens(100, 2_048, budget) == recipe.WARMUP_STEPS_AT_LEAST * 2_048
