@@ -81,14 +81,14 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
         del file
         return _train(config, folder or Path("out/train") / config.run_id, quiet)
 
-    app.command(train, help="Train one run; again to resume it.")
+    app.command(name="train", help="Train one run; again to resume it.")(train)
     app.command(groups["data"], name="data", help="Prepare corpora: prepare, list.")
     app.command(groups["sweep"], name="sweep", help="Many runs: plan, run, status, collect.")
     for verb in VERBS:
         *group, name = verb.words
         asked = tuple(arguments[: len(verb.words)]) == verb.words
         function = getattr(importlib.import_module(verb.module), verb.function) if asked else lambda: None
-        (groups[group[0]] if group else app).command(function, name=name, help=None if asked else verb.help)
+        (groups[group[0]] if group else app).command(name=name, help=None if asked else verb.help)(function)
     return app
 
 
