@@ -20,7 +20,7 @@ WARMUP_STEPS_AT_LEAST = 20
 COOLDOWN_FRACTION = 0.5
 WARMUP_FRACTION_AT_MOST = 0.1
 VALIDATION_TOKENS = 131_072
-WIDEST_HEAD = 32
+WIDEST_HEAD = 16
 
 
 def small(size: tuple[int, int], tokens: int, *, corpus: str = "stdlib", seed: int = 0) -> RunConfig:
@@ -50,13 +50,14 @@ def small(size: tuple[int, int], tokens: int, *, corpus: str = "stdlib", seed: i
 
 
 def model(width: int, depth: int) -> ModelConfig:
-    """Llama's shape (Touvron et al. 2023): SwiGLU of 8/3 width, heads as wide as they divide, 32 at most; queries and
+    """Llama's shape (Touvron et al. 2023): SwiGLU of 8/3 width, heads as wide as they divide, 16 at most; queries and
     keys normalised, which widens the range of good learning rates (Wortsman et al. 2023)."""
     return ModelConfig(width=width, depth=depth, heads=heads(width), qk_norm=True)
 
 
 def heads(width: int) -> int:
-    """The fewest heads of even width, 32 or less: fewer heads means less softmax, which is what a CPU pays for."""
+    """The fewest heads of even width, WIDEST_HEAD or less. Fewer heads mean less softmax, which a CPU pays for; but one
+    head alone costs .05 nats at 32 wide, and a number of heads that jumps puts a kink into the ladder (LOG.md)."""
     fitting = (h for h in range(1, width + 1) if width % (2 * h) == 0 and width // h <= WIDEST_HEAD)
     return next(fitting, width)
 

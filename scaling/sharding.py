@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from scaling.config import MeshConfig, RunConfig
 from scaling.strict import InputError
 
+START_SECONDS = 1800
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
@@ -34,15 +35,27 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def initialize_processes() -> None:
-    """Joins the other hosts where the scheduler has started several (SLURM, TPU pods, Open MPI). Idempotent.
+    """Joins the other processes of a run. A process alone does nothing, and so does a second call.
 
-    A single process does nothing. Large jobs start slowly: the time limit is half an hour.
+    SLURM, Open MPI and TPU pods tell JAX who they are. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say it. Large jobs start slowly: the time limit is half an hour.
     """
-    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1 or int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    coordinator = bool(os.environ.get("JAX_COORDINATOR_ADDRESS"))
-    if (several or pod or coordinator) and not jax.distributed.is_initialized():
-        jax.distributed.initialize(initialization_timeout=1800)
+    environment = os.environ
+    if jax.distributed.is_initialized():
+        return
+    if "JAX_NUM_PROCESSES" in environment:
+        jax.distributed.initialize(
+            environment["JAX_COORDINATOR_ADDRESS"],
+            int(environment["JAX_NUM_PROCESSES"]),
+            int(environment["JAX_PROCESS_ID"]),
+            initialization_timeout=START_SECONDS,
+        )
+    elif (
+        int(environment.get("SLURM_NTASKS", "1")) > 1
+        or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize(initialization_timeout=START_SECONDS)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

@@ -10,7 +10,7 @@ from scaling.strict import InputError
 
 
 @pytest.mark.parametrize(
-    ("width", "heads"), [(8, 1), (16, 1), (24, 1), (32, 1), (48, 2), (64, 2), (72, 3), (80, 4), (96, 3), (128, 4)]
+    ("width", "heads"), [(8, 1), (16, 1), (24, 2), (32, 2), (48, 3), (64, 4), (72, 6), (80, 5), (128, 8)]
 )
 def test_fewest_heads_of_even_width(width, heads):
     assert recipe.heads(width) == heads

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from conftest import scaling
 
 from scaling import record
 from scaling.checkpoint import Checkpoints
-from scaling.config import OptimizerConfig, RunConfig, from_dict, to_dict
+from scaling.config import MeshConfig, OptimizerConfig, RunConfig, from_dict, to_dict
 from scaling.sharding import make_mesh
 from scaling.strict import InputError
 from scaling.train import build, train
@@ -105,6 +107,32 @@ def test_a_run_stopped_midway_ends_bit_equal(
         [line["loss"] for line in record.read_metrics(tmp_path / name)] for name in ("stopped", "unbroken")
     )
     assert stopped_losses == losses
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
+    """Two real processes over loopback, weights sharded across them; one process then finds the run done."""
+    config = dataclasses.replace(tiny, mesh=MeshConfig(fsdp=2))
+    record.write_json(tmp_path / "c.json", to_dict(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "scaling.cli", "train", "--file", str(tmp_path / "c.json")]
+    command += ["--folder", str(tmp_path / "run")]
+    fixed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    both = [
+        subprocess.Popen(command, env=os.environ | fixed | {"JAX_PROCESS_ID": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    for process in both:
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr[-3000:]
+    assert record.read_json(tmp_path / "run" / record.ENVIRONMENT)["processes"] == 2
+    pairs = ([line["loss"] for line in record.read_metrics(folder)] for folder in (tmp_path / "run", unbroken))
+    np.testing.assert_allclose(*pairs, atol=1e-5)
+    (row, _), (alone, _) = facts(tmp_path / "run"), facts(unbroken)
+    assert row["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    assert train(tiny, tmp_path / "run", quiet=True) == "done"
 
 
 def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
