@@ -44,8 +44,10 @@ class Verb:
 
 
 VERBS = (
-    Verb(("data", "prepare"), "scaling.prepare", "data_prepare", "Write the token shards of a corpus, once."),
-    Verb(("data", "list"), "scaling.prepare", "data_list", "List the kinds of corpora and what is prepared."),
+    Verb(("data", "prepare"), "scaling.data_verbs", "data_prepare", "Write the token shards of a corpus, once."),
+    Verb(("data", "mixture"), "scaling.data_verbs", "data_mixture", "Write the token shards of corpora at rates."),
+    Verb(("data", "vocabulary"), "scaling.data_verbs", "data_vocabulary", "Train a SentencePiece model on a corpus."),
+    Verb(("data", "list"), "scaling.data_verbs", "data_list", "List the kinds of corpora and what is prepared."),
     Verb(("sweep", "plan"), "sweeps.plan", "plan", "Show what a sweep costs, and freeze its plan."),
     Verb(("sweep", "run"), "sweeps.run", "run", "Train what is not done yet; again after any interruption."),
     Verb(("sweep", "status"), "sweeps.status", "status", "Show what is done, running, waiting, failed."),

@@ -1,14 +1,18 @@
 """Corpora by name: `stdlib`, `walk?nodes=32`, `zipf?facts=512`, `text:notes/*.md`, `jsonl:a.jsonl?field=body`,
-`parquet:a.parquet?column=text`, `hf:NAME_OR_FOLDER?split=train`, `mixture:NAME`. After `?` stand fields, joined by `&`.
+`parquet:a.parquet?column=text`, `hf:NAME_OR_FOLDER?split=train`, `mixture:NAME`, `seqio:TASK?module=my_package.tasks`.
+After `?` stand fields, joined by `&`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
+import math
 import re
+import sys
 import sysconfig
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from scaling.readers import HuggingFace, Jsonl, Parquet, Text
 from scaling.strict import InputError, build, nearest
 from scaling.synthetic import Walk, Zipf
 
-__all__ = ["CORPORA", "SPLITS", "Corpus", "Mixture", "SplitName", "Stdlib", "parse_corpus"]
+__all__ = ["CORPORA", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", "Stdlib", "parse_corpus", "parse_rates"]
 
 
 @dataclass(frozen=True)
@@ -54,22 +58,55 @@ class Stdlib(Named):
 
 @dataclass(frozen=True)
 class Mixture(Named):
-    """Several corpora at stated rates. Only seqio prepares it: `scaling.tasks.prepare_mixture`."""
+    """Several corpora at stated rates, written by `scaling data mixture`."""
 
     path: str
     kind: typing.ClassVar[str] = "mixture"
 
     def source(self) -> str:
         raise InputError(
-            f"corpus {self.name!r}: prepare it with python -m scaling.tasks mixture {self.path} CORPUS=RATE ..."
+            f"corpus {self.name!r}: prepare it with scaling data mixture {self.path} CORPUS=RATE ... --train-tokens N"
         )
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        raise NotImplementedError(self.name)
+        raise InputError(f"corpus {self.name!r}: has no documents of its own; name one of its corpora")
+
+
+@dataclass(frozen=True)
+class Seqio(Named):
+    """A seqio Task or Mixture that a Python module of yours registers; `feature` is the one of its features to write.
+    A Mixture ends where the first of its Tasks does, and leaves out those without the split."""
+
+    path: str
+    module: str = ""
+    feature: str = "targets"
+    kind: typing.ClassVar[str] = "seqio"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.module:
+            raise InputError("needs module=NAME, the Python module that registers this Task or Mixture")
+
+    def source(self) -> str:
+        """Hash of the module's file, which is not run, 16 hex: what lies behind the Task may change unseen."""
+        where: list[str] | None = ["", *sys.path]
+        parts = self.module.split(".")
+        spec = None
+        for depth in range(len(parts)):
+            spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: depth + 1]), where)
+            where = spec.submodule_search_locations if spec else None
+            if where is None:
+                break
+        if spec is None or spec.name != self.module or not spec.origin:
+            raise InputError(f"corpus {self.name!r}: no module {self.module!r} here or on the path of Python")
+        return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+
+    def documents(self, split: SplitName) -> Iterator[str]:
+        raise InputError(f"corpus {self.name!r}: its text is tokens already; only scaling data prepare reads it")
 
 
 CORPORA: dict[str, type[Named]] = {
-    kind.kind: kind for kind in (Stdlib, Walk, Zipf, Text, Jsonl, Parquet, HuggingFace, Mixture)
+    kind.kind: kind for kind in (Stdlib, Walk, Zipf, Text, Jsonl, Parquet, HuggingFace, Mixture, Seqio)
 }
 
 
@@ -97,6 +134,29 @@ def parse_corpus(name: str) -> Corpus:
         return build(kind, {**given, **({"path": path} if path else {})}, "")
     except InputError as error:
         raise InputError(f"corpus {name!r}: {error}") from None
+
+
+def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
+    """CORPUS=RATE texts as a table. Raises InputError on any other text, an unknown corpus, a rate not above 0."""
+    table: dict[str, float] = {}
+    for part in parts:
+        corpus, _, text = part.rpartition("=")
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = math.nan
+        if not corpus or math.isnan(rate):
+            raise InputError(f"mixture {name!r}: {part!r}: must be CORPUS=RATE")
+        if isinstance(parse_corpus(corpus), Mixture | Seqio):
+            raise InputError(f"mixture {name!r}: {corpus!r} is mixed or tokenized already; name corpora of documents")
+        if corpus in table:
+            raise InputError(f"mixture {name!r}: {corpus!r} is named twice")
+        if not 0 < rate < math.inf:
+            raise InputError(f"mixture {name!r}: rate of {corpus!r} is {rate}, must be more than 0")
+        table[corpus] = rate
+    if not table:
+        raise InputError(f"mixture {name!r}: names no corpus; must be CORPUS=RATE ...")
+    return table
 
 
 def _split_query(name: str) -> tuple[str, dict[str, str]]:

@@ -6,9 +6,11 @@ Not in the design's list of modules: tokens.py is what training imports, to read
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -24,14 +26,14 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
 
-from scaling.corpora import CORPORA, SPLITS, Corpus, Mixture, SplitName, Stdlib, parse_corpus
+from scaling.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, Stdlib, parse_corpus, parse_rates
 from scaling.strict import InputError
 from scaling.tokens import SCHEMA, read_meta, shards_folder
 from scaling.vocabulary import Vocabulary, load_vocabulary
 
 SHARD_TOKENS = 1 << 26
+VALIDATION_TOKENS = 1 << 20
 TEMPORARY = ".writing-"
 Road = Literal["auto", "plain", "seqio"]
 
@@ -59,20 +61,53 @@ def prepare(
     """Writes the token shards of a corpus, unless they are there and their source has not changed since.
 
     road: auto goes through seqio (a subprocess: TensorFlow) where that is installed. The shards are the same bytes.
-    Raises InputError on an unknown or empty corpus, an unreadable source, a token out of vocabulary.
+    Raises InputError on an unknown or empty corpus, an unreadable source, a token out of vocabulary, a full disk.
     """
     folder = shards_folder(directory, name, vocabulary)
     corpus = parse_corpus(name)
     started = time.monotonic()
-    if (meta := current(folder, None if isinstance(corpus, Mixture) else corpus.source())) is None:
-        if road == "seqio" or (road == "auto" and importlib.util.find_spec("seqio")):
-            _prepare_by_seqio(name, directory, vocabulary, shard_tokens)
-        else:
-            _prepare_plain(corpus, folder, load_vocabulary(vocabulary), shard_tokens)
-        meta = read_meta(folder)
-        assert meta is not None
-        return Prepared(folder, meta, time.monotonic() - started)
-    return Prepared(folder, meta, 0.0)
+    if isinstance(corpus, Mixture) and read_meta(folder) is not None:
+        return _prepared(folder)
+    if current(folder, corpus.source()) is not None:
+        return _prepared(folder)
+    if isinstance(corpus, Seqio) or road == "seqio" or (road == "auto" and importlib.util.find_spec("seqio")):
+        options = ["--directory", str(directory), "--vocabulary", vocabulary, "--shard-tokens", str(shard_tokens)]
+        _by_seqio(corpus.name, ["prepare", name, *options])
+    else:
+        _prepare_plain(corpus, folder, load_vocabulary(vocabulary), shard_tokens)
+    return _prepared(folder, time.monotonic() - started)
+
+
+def mix(
+    name: str,
+    parts: Iterable[str],
+    directory: Path | str = "out/corpora",
+    vocabulary: str = "byte",
+    *,
+    train_tokens: int,
+    validation_tokens: int = VALIDATION_TOKENS,
+) -> Prepared:
+    """Writes the token shards of `mixture:NAME` from CORPUS=RATE parts, through seqio. Raises InputError as `prepare`
+    does, and on a wrong part or size."""
+    sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
+    for size, value in sizes.items():
+        if value < 1:
+            raise InputError(f"mixture {name!r}: {size} = {value}: must be at least 1")
+    parts = [f"{corpus}={rate}" for corpus, rate in parse_rates(name, parts).items()]
+    folder = shards_folder(directory, Mixture(name).name, vocabulary)
+    options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
+    before, started = read_meta(folder), time.monotonic()
+    _by_seqio(
+        f"mixture:{name}", ["mixture", name, *parts, *options, f"--directory={directory}", "--vocabulary", vocabulary]
+    )
+    done = _prepared(folder, time.monotonic() - started)
+    return done if done.meta != before else _prepared(folder)
+
+
+def _prepared(folder: Path, seconds: float = 0.0) -> Prepared:
+    meta = read_meta(folder)
+    assert meta is not None
+    return Prepared(folder, meta, seconds)
 
 
 def current(folder: Path, source: str | None) -> dict[str, Any] | None:
@@ -94,22 +129,23 @@ def _prepare_plain(corpus: Corpus, folder: Path, vocabulary: Vocabulary, shard_t
         write_shards(folder, corpus, vocabulary, {split: documents(split) for split in SPLITS}, shard_tokens)
 
 
-def _prepare_by_seqio(name: str, directory: Path | str, vocabulary: str, shard_tokens: int) -> None:
+def _by_seqio(corpus: str, arguments: list[str]) -> None:
+    """Runs `python -m scaling.tasks ARGUMENTS`, unheard. Raises InputError with its last line when it fails."""
+    if importlib.util.find_spec("seqio") is None:
+        raise InputError(f"corpus {corpus!r} needs the package seqio: pip install 'scaling-laws[data]'")
     quiet = {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONWARNINGS": "ignore",
     }
-    options = ["--directory", str(directory), "--vocabulary", vocabulary, "--shard-tokens", str(shard_tokens)]
-    command = [sys.executable, "-m", "scaling.tasks", "prepare", name, *options]
-    with Console(stderr=True).status(f"{name}: prepared through seqio"):
+    command = [sys.executable, "-m", "scaling.tasks", *arguments]
+    with Console(stderr=True).status(f"{corpus}: prepared through seqio"):
         done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise InputError(
-            last if done.returncode == 2 else f"seqio could not prepare {name!r}: {last}; try --road plain"
-        )
+        plain = "" if isinstance(parse_corpus(corpus), Mixture | Seqio) else "; try --road plain"
+        raise InputError(last if done.returncode == 2 else f"seqio could not prepare {corpus!r}: {last}{plain}")
 
 
 def write_shards(
@@ -124,11 +160,10 @@ def write_shards(
 
     Everything goes to a temporary folder that is renamed at the end: a killed writer leaves no half corpus. One writer
     at a time a directory; a second waits, and returns when the first has written the same. Raises InputError on a
-    token out of vocabulary or a split without documents.
+    token out of vocabulary, a split without documents, a full disk.
     """
     source = corpus.source() if source is None else source
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent):
+    with _full_disk_told(folder), _locked(folder.parent):
         if current(folder, source) is not None:
             return
         for stale in folder.parent.glob(f"{TEMPORARY}*"):
@@ -136,14 +171,27 @@ def write_shards(
         written = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
         try:
             meta = _write_all(written, corpus, vocabulary, documents, shard_tokens, source)
-            _write_json(written / "meta.json", meta)
+            write_json(written / "meta.json", meta)
             _put(written, folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
 
 
 @contextlib.contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{folder}: no space left on its disk, so nothing of it was kept; make room or name another --directory"
+        ) from None
+
+
+@contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -171,7 +219,8 @@ def _write_all(
     dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
     digest = hashlib.sha256(f"{vocabulary.size} {vocabulary.eos_id} {dtype.str}".encode())
     digest.update(vocabulary.bytes_per_token.tobytes())
-    np.save(folder / "bytes_per_token.npy", vocabulary.bytes_per_token)
+    np.save(table := io.BytesIO(), vocabulary.bytes_per_token)
+    (folder / "bytes_per_token.npy").write_bytes(table.getvalue())  # numpy's own writing hides why it failed
     splits = {}
     for split in SPLITS:
         digest.update(split.encode())
@@ -235,58 +284,6 @@ def _checked_max(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int,
     return int(ids.max())
 
 
-def data_prepare(
-    name: str,
-    /,
-    directory: str = "out/corpora",
-    vocabulary: str = "byte",
-    road: Road = "auto",
-    json: Path | None = None,
-) -> None:
-    """Write the token shards of a corpus, once; a second call finds them.
-
-    Args:
-        name: stdlib, walk, zipf, text:PATH, jsonl:PATH, parquet:PATH, hf:NAME; options as in jsonl:PATH?field=body.
-        directory: folder of the prepared corpora.
-        vocabulary: "byte" or the path of a SentencePiece model.
-        road: auto is seqio where it is installed, else plain; the shards are the same bytes.
-        json: also write the same facts to this file.
-    """
-    done = prepare(name, directory, vocabulary, road)
-    table = Table("split", "documents", "tokens", "bytes", "shards")
-    for split, facts in done.meta["splits"].items():
-        numbers = (facts["documents"], facts["tokens"], facts["bytes"], len(facts["shards"]))
-        table.add_row(split, *(f"{number:,}" for number in numbers))
-    console = Console()
-    console.print(table)
-    how = f"written in {done.seconds:.1f} s" if done.seconds else "already there"
-    console.print(f"{done.meta['corpus']}: fingerprint {done.fingerprint}, {how}, {done.folder}", soft_wrap=True)
-    if json:
-        _write_json(json, {"folder": str(done.folder), **done.meta})
-
-
-def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
-    """List the kinds of corpora and what is prepared.
-
-    Args:
-        directory: folder of the prepared corpora.
-        json: also write the same facts to this file.
-    """
-    console, kinds = Console(), Table("corpus", "what it is")
-    for kind, corpus in CORPORA.items():
-        kinds.add_row(kind, " ".join((corpus.__doc__ or "").split("\n\n")[0].split()))
-    console.print(kinds)
-    metas = [meta for path in sorted(Path(directory).glob("*/*/meta.json")) if (meta := read_meta(path.parent))]
-    table = Table(Column("prepared", overflow="fold"), "vocabulary", "train tokens", "validation tokens")
-    table.add_column("fingerprint", no_wrap=True, min_width=16)
-    for meta in metas:
-        sizes = (f"{meta['splits'][split]['tokens']:,}" for split in SPLITS)
-        table.add_row(meta["corpus"], meta["vocabulary"], *sizes, meta["fingerprint"])
-    console.print(table)
-    if json:
-        _write_json(json, metas)
-
-
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -20,9 +21,9 @@ import seqio
 import tensorflow as tf
 import tyro
 
-from scaling.corpora import SPLITS, Corpus, Mixture, SplitName, parse_corpus
-from scaling.prepare import SHARD_TOKENS, current, write_shards
-from scaling.strict import InputError
+from scaling.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, parse_corpus, parse_rates
+from scaling.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current, write_shards
+from scaling.strict import InputError, nearest
 from scaling.tokens import shards_folder
 from scaling.vocabulary import SPACE, SentencePieceVocabulary, Vocabulary, load_vocabulary
 
@@ -111,6 +112,62 @@ def documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterato
         raise
 
 
+def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
+    """The Task or Mixture that the user's module registers.
+
+    Raises InputError when the module or the name is unknown, a split is missing, or the feature is absent, no sequence
+    of ids, or in another vocabulary.
+    """
+    try:
+        importlib.import_module(corpus.module)
+    except Exception as error:
+        raise InputError(
+            f"corpus {corpus.name!r}: module {corpus.module!r} cannot be imported: "
+            f"{type(error).__name__}, {' '.join(str(error).split())}"
+        ) from None
+    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if corpus.path not in names:
+        raise InputError(
+            f"corpus {corpus.name!r}: {corpus.module} registers no such Task or Mixture{nearest(corpus.path, names)}"
+        )
+    provider = seqio.get_mixture_or_task(corpus.path)
+    for split in SPLITS:
+        if split not in (provider.splits or ()):
+            raise InputError(
+                f"corpus {corpus.name!r}: has no {split} split (both are needed); it has {', '.join(provider.splits)}"
+            )
+    features = provider.output_features
+    if corpus.feature not in features:
+        raise InputError(f"corpus {corpus.name!r}: no feature {corpus.feature!r}{nearest(corpus.feature, features)}")
+    feature = features[corpus.feature]
+    if feature.rank != 1 or not tf.as_dtype(feature.dtype).is_integer:
+        raise InputError(f"corpus {corpus.name!r}: feature {corpus.feature!r} is no sequence of ids")
+    if not _same_ids(feature.vocabulary, seqio_vocabulary(vocabulary)):
+        raise InputError(
+            f"corpus {corpus.name!r}: feature {corpus.feature!r} is in {feature.vocabulary!r}, "
+            f"which is not the vocabulary {vocabulary.name!r}; name its own with --vocabulary"
+        )
+    return provider
+
+
+def _same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+    if (one.vocab_size, one.eos_id) != (other.vocab_size, other.eos_id):
+        return False
+    if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(other, seqio.SentencePieceVocabulary):
+        return one.sp_model == other.sp_model
+    return isinstance(one, seqio.ByteVocabulary) and isinstance(other, seqio.ByteVocabulary)
+
+
+def their_documents(
+    provider: seqio.Task | seqio.Mixture, split: SplitName, feature: str, eos_id: int
+) -> Iterator[np.ndarray]:
+    """int [n] ids of the feature of each example, in order, with an end of document where it has none."""
+    dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, seed=0, num_epochs=1)
+    for example in dataset.as_numpy_iterator():
+        ids = example[feature]
+        yield ids if len(ids) and ids[-1] == eos_id else np.append(ids, eos_id)
+
+
 def windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_length: int) -> tf.data.Dataset:
     """Packing by tf.data: documents end to end, cut every T tokens into windows [T+1], the rest dropped."""
     dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
@@ -120,11 +177,16 @@ def windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_len
 
 
 def prepare_task(name: str, directory: Path | str, vocabulary: str, shard_tokens: int = SHARD_TOKENS) -> Path:
-    """Writes the shards of a corpus from its Task. Raises InputError as the plain reader does."""
-    corpus = parse_corpus(name)
+    """Writes the shards of a corpus from its Task, or of the user's own Task or Mixture. Raises InputError as the plain
+    reader and `theirs` do."""
+    corpus, loaded = parse_corpus(name), load_vocabulary(vocabulary)
     folder = shards_folder(directory, name, vocabulary)
-    streams = {split: documents(task(name, vocabulary), split) for split in SPLITS}
-    write_shards(folder, corpus, load_vocabulary(vocabulary), streams, shard_tokens)
+    if isinstance(corpus, Seqio):
+        provider = theirs(corpus, loaded)
+        streams = {split: their_documents(provider, split, corpus.feature, loaded.eos_id) for split in SPLITS}
+    else:
+        streams = {split: documents(task(name, vocabulary), split) for split in SPLITS}
+    write_shards(folder, corpus, loaded, streams, shard_tokens)
     return folder
 
 
@@ -186,7 +248,7 @@ def _mixture(
     name: tyro.conf.Positional[str],
     parts: tyro.conf.Positional[tuple[str, ...]],
     train_tokens: int,
-    validation_tokens: int = 1 << 20,
+    validation_tokens: int = VALIDATION_TOKENS,
     directory: str = "out/corpora",
     vocabulary: str = "byte",
 ) -> None:
@@ -200,17 +262,8 @@ def _mixture(
         directory: folder of the prepared corpora.
         vocabulary: "byte" or the path of a SentencePiece model.
     """
-    rates = dict(map(_rate, parts))
     sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
-    print(prepare_mixture(name, rates, directory, vocabulary, **sizes))
-
-
-def _rate(part: str) -> tuple[str, float]:
-    corpus, _, rate = part.rpartition("=")
-    try:
-        return corpus, float(rate)
-    except ValueError:
-        raise InputError(f"{part!r}: must be CORPUS=RATE") from None
+    print(prepare_mixture(name, parse_rates(name, parts), directory, vocabulary, **sizes))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ on none of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import io
+import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,12 +169,16 @@ def load_vocabulary(name: str) -> Vocabulary:
 
 
 def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> SentencePieceVocabulary:
-    """Trains a BPE model of `size` ids and writes it to `path`. Raises InputError when the texts do not suffice.
+    """Trains a BPE model of `size` ids and writes it to `path`, whole or not at all. Raises InputError when the texts
+    do not suffice or `path` cannot be written.
 
     Every text comes back exactly: bytes as a fallback, identity normalisation, no dummy prefix, no white space removed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, texts = Path(path), iter(texts)
+    if (first := next(texts, None)) is None:
+        raise InputError(f"vocabulary of {size} ids could not be trained: no text to train it on")
+    model = io.BytesIO()
+    failures: list[InputError] = []
     settings: dict[str, Any] = {
         "model_type": "bpe",
         "vocab_size": size,
@@ -187,18 +195,40 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> Se
         "minloglevel": 2,
     }
     try:
-        with path.open("wb") as model:
-            _sentencepiece().SentencePieceTrainer.train(
-                sentence_iterator=_sentences(texts), model_writer=model, **settings
-            )
+        _sentencepiece().SentencePieceTrainer.train(
+            sentence_iterator=_sentences(itertools.chain([first], texts), failures), model_writer=model, **settings
+        )
     except RuntimeError as error:
-        path.unlink(missing_ok=True)
+        if failures:
+            raise failures[0] from None
         raise InputError(f"vocabulary of {size} ids could not be trained: {' '.join(str(error).split())}") from None
+    _write_whole(path, model.getvalue())
     return SentencePieceVocabulary(str(path))
 
 
-def _sentences(texts: Iterable[str], characters: int = 1000) -> Iterator[str]:
-    """Pieces of lines, below SentencePiece's limit of 4192 bytes, above which it would skip them."""
-    for text in texts:
-        for line in text.split("\n"):
-            yield from (line[i : i + characters] for i in range(0, len(line), characters))
+def _write_whole(path: Path, content: bytes) -> None:
+    part = path.with_name(f".writing-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise InputError(
+            f"vocabulary {str(path)!r}: cannot be written ({error.strerror}: {error.filename or path})"
+        ) from None
+
+
+def _sentences(texts: Iterable[str], failures: list[InputError], characters: int = 1000) -> Iterator[str]:
+    """Pieces of lines, below SentencePiece's limit of 4192 bytes, above which it would skip them.
+
+    Notes an InputError of the texts in `failures`: SentencePiece wraps it.
+    """
+    try:
+        for text in texts:
+            for line in text.split("\n"):
+                yield from (line[i : i + characters] for i in range(0, len(line), characters))
+    except InputError as error:
+        failures.append(error)
+        raise

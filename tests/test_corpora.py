@@ -68,7 +68,7 @@ def test_wrong_names_say_what_is_wrong(name: str, message: str) -> None:
 
 
 def test_a_mixture_says_who_prepares_it() -> None:
-    with pytest.raises(InputError, match=r"python -m scaling.tasks mixture code CORPUS=RATE"):
+    with pytest.raises(InputError, match=r"scaling data mixture code CORPUS=RATE ... --train-tokens N"):
         parse_corpus("mixture:code").source()
 
 

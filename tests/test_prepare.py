@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scaling.corpora import SPLITS, parse_corpus
-from scaling.prepare import data_list, data_prepare, prepare, write_shards
+from scaling.prepare import prepare, write_shards
 from scaling.strict import InputError
 from scaling.tokens import open_tokens
 from scaling.vocabulary import ByteVocabulary, train_sentencepiece
@@ -151,17 +151,3 @@ def test_a_writer_that_waited_keeps_what_the_other_wrote(source: Path, tmp_path:
     documents = {"train": untouched(), "validation": untouched()}
     write_shards(prepared.folder, parse_corpus(name_of(source)), ByteVocabulary(), documents)  # pyrefly: ignore
     assert files(prepared.folder) == before
-
-
-def test_verbs(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, facts, listed = str(tmp_path / "out"), tmp_path / "facts.json", tmp_path / "list.json"
-    data_prepare(name_of(source), directory=out, road="plain", json=facts)
-    assert "written in" in capsys.readouterr().out
-    data_prepare(name_of(source), directory=out, road="plain")
-    assert "already there" in capsys.readouterr().out
-    data_list(out, json=listed)
-    shown = capsys.readouterr().out
-    fingerprint = json.loads(facts.read_text())["fingerprint"]
-    assert fingerprint in shown
-    assert "stdlib" in shown
-    assert [meta["fingerprint"] for meta in json.loads(listed.read_text())] == [fingerprint]

@@ -1,0 +1,286 @@
+"""`scaling data ...` as a user meets it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import scaling
+
+from scaling.corpora import SPLITS, parse_corpus
+from scaling.data_verbs import data_list, data_prepare, data_vocabulary
+from scaling.tokens import open_tokens
+from scaling.vocabulary import ByteVocabulary, load_vocabulary, train_sentencepiece
+
+TEXTS = [f"line {i} é😀 \x00 ▁\n" for i in range(400)]
+
+MODULE = '''
+import functools
+import seqio
+import tensorflow as tf
+
+def numbers(split, shuffle_files, seed=None, *, sign):
+    """Words whose tokens the preprocessor below makes: no text that our own readers would have read."""
+    size = {"train": 6, "validation": 2}[split]
+    return tf.data.Dataset.from_tensor_slices({"word": [f"{sign}{split}{i}" for i in range(size)]})
+
+def reverse(dataset):
+    def one(example):
+        return {"targets": tf.strings.reduce_join(tf.reverse(tf.strings.bytes_split(example["word"]), [0]))}
+
+    return dataset.map(one)
+
+def add(name, sign, preprocessors, splits=("train", "validation"), vocabulary=None):
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(functools.partial(numbers, sign=sign), splits=splits),
+        preprocessors=preprocessors,
+        output_features={"targets": seqio.Feature(vocabulary or seqio.ByteVocabulary(), add_eos=True)},
+    )
+
+whole = [reverse, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+add("backwards", "+", whole)
+add("no_eos", "-", whole[:2])
+add("train_only", "-", whole, splits=("train",))
+add("more_ids", "-", whole, vocabulary=seqio.ByteVocabulary(extra_ids=7))
+seqio.MixtureRegistry.add("both", [("backwards", 3.0), ("no_eos", 1.0)])
+'''
+
+needs_seqio = pytest.mark.skipif(importlib.util.find_spec("seqio") is None, reason="seqio is not installed")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(TEXTS))
+    return path
+
+
+def name_of(path: Path) -> str:
+    return f"text:{path}?document=line"
+
+
+def documents(split: np.ndarray) -> list[str]:
+    parts = np.split(split, np.flatnonzero(split == 1) + 1)
+    assert len(parts[-1]) == 0
+    return [ByteVocabulary().decode(part) for part in parts[:-1]]
+
+
+def test_prepare_and_list(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, facts, listed = str(tmp_path / "out"), tmp_path / "facts.json", tmp_path / "list.json"
+    data_prepare(name_of(source), directory=out, road="plain", json=facts)
+    assert "written in" in capsys.readouterr().out
+    data_prepare(name_of(source), directory=out, road="plain")
+    assert "already there" in capsys.readouterr().out
+    data_list(out, json=listed)
+    shown = capsys.readouterr().out
+    fingerprint = json.loads(facts.read_text())["fingerprint"]
+    assert fingerprint in shown
+    assert "stdlib" in shown
+    assert [meta["fingerprint"] for meta in json.loads(listed.read_text())] == [fingerprint]
+
+
+def test_vocabulary_is_measured_on_validation_and_its_command_works(source: Path, tmp_path: Path) -> None:
+    done = scaling(
+        "data", "vocabulary", name_of(source), "--size", 320, "--path", "v/m.model", "--json", "v.json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "v.json").read_text())
+    model = load_vocabulary(str(tmp_path / "v" / "m.model"))
+    texts = list(parse_corpus(name_of(source)).documents("validation"))
+    tokens = sum(len(model.encode(text)) for text in texts)
+    ratio = sum(len(text.encode()) for text in texts) / tokens
+    assert (facts["size"], facts["tokens"]) == (320, tokens)
+    assert facts["bytes_per_token"] == ratio > 1.5
+    assert f"v/m.model: 320 ids, {ratio:.3f} bytes per token" in done.stdout
+    command = shlex.split(done.stdout.splitlines()[-1].removeprefix("used by: "))
+    assert command[:4] == ["scaling", "data", "prepare", name_of(source)]
+    prepared = scaling(*command[1:], "--road", "plain", cwd=tmp_path)
+    assert prepared.returncode == 0, prepared.stderr
+    assert open_tokens(tmp_path / "out" / "corpora", name_of(source), model.name).vocab_size == 320
+
+
+def test_vocabulary_is_trained_on_the_training_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("".join(f"{word}{i}\n" for i in range(500) for word in ("alpha ", "beta ")))
+    corpus = parse_corpus("text:a.txt?document=line")
+    data_vocabulary(corpus.name, size=300, path=Path("split.model"))
+    train_sentencepiece(corpus.documents("train"), 300, "train.model")
+    assert Path("split.model").read_bytes() == Path("train.model").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("stdlb",), "unknown corpus 'stdlb'"),
+        (("text:a.txt", "--size", "300"), "vocabulary of 300 ids could not be trained: no text to train it on"),
+        (("text:a.txt?document=line", "--size", "100000"), "vocabulary of 100000 ids could not be trained"),
+        (("text:a.txt?document=line", "--size", "-1"), "vocabulary of -1 ids could not be trained"),
+        (
+            ("text:a.txt?document=line", "--size", "300", "--path", "a.txt/m.model"),
+            "cannot be written (File exists: a.txt)",
+        ),
+        (("jsonl:bad.jsonl", "--size", "300"), "bad.jsonl, line 401: no field 'text'"),
+        (("mixture:m",), "mixture:m"),
+        (("seqio:t?module=m",), "its text is tokens already"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_one_line(
+    source: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "bad.jsonl").write_text("\n".join([*rows, '{"txt": "b"}']))
+    done = scaling("data", "vocabulary", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "bad.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("m", "walk=1"), "train_tokens = 0: must be at least 1"),
+        (("m", "--train-tokens", "9"), "names no corpus"),
+        (("m", "walk", "--train-tokens", "9"), "'walk': must be CORPUS=RATE"),
+        (("m", "wlak=1", "--train-tokens", "9"), "unknown corpus 'wlak'; did you mean walk?"),
+        (("m", "walk=0", "--train-tokens", "9"), "rate of 'walk' is 0.0, must be more than 0"),
+        (("m", "walk=inf", "--train-tokens", "9"), "rate of 'walk' is inf"),
+        (("m", "walk=1", "walk=2", "--train-tokens", "9"), "'walk' is named twice"),
+        (("m", "mixture:n=1", "--train-tokens", "9"), "mixed or tokenized already"),
+    ],
+)
+def test_a_wrong_mixture_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = scaling("data", "mixture", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mixture_that_is_not_prepared_names_its_command(tmp_path: Path) -> None:
+    done = scaling("data", "prepare", "mixture:m", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "scaling data mixture m CORPUS=RATE ... --train-tokens N" in done.stderr
+
+
+@needs_seqio
+@pytest.mark.slow
+def test_a_mixture_is_written_once_and_found_by_prepare(source: Path, tmp_path: Path) -> None:
+    command = ("data", "mixture", "m", f"{name_of(source)}=3", "walk?tokens=4096=1", "--train-tokens", 40_000)
+    done = scaling(*command, "--validation-tokens", 2000, "--json", "m.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tensorflow" not in (done.stdout + done.stderr).lower()
+    tokens = open_tokens(tmp_path / "out" / "corpora", "mixture:m")
+    assert tokens.train.tokens >= 40_000
+    assert tokens.validation.tokens >= 2000
+    assert json.loads((tmp_path / "m.json").read_text())["fingerprint"] == tokens.fingerprint
+    ours = [text in set(TEXTS) for text in documents(np.concatenate(tokens.train.shards))]
+    assert 0.6 < np.mean(ours) < 0.9
+    again = scaling(*command, "--validation-tokens", 2000, cwd=tmp_path)
+    assert "already there" in again.stdout
+    assert "already there" in scaling("data", "prepare", "mixture:m", cwd=tmp_path).stdout
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder where a user stands, with a package of tasks."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("")
+    (tmp_path / "my_package" / "my_tasks.py").write_text(MODULE)
+    return tmp_path
+
+
+@needs_seqio
+@pytest.mark.slow
+def test_the_users_own_task_and_mixture_become_shards_to_train_on(place: Path) -> None:
+    name = "seqio:{}?module=my_package.my_tasks".format
+    for task in ("backwards", "no_eos", "both"):
+        done = scaling("data", "prepare", name(task), cwd=place)
+        assert done.returncode == 0, done.stderr
+        assert "already there" in scaling("data", "prepare", name(task), cwd=place).stdout
+    words = {
+        split: {sign: [f"{sign}{split}{i}"[::-1] for i in range(size)] for sign in "+-"}
+        for split, size in (("train", 6), ("validation", 2))
+    }
+    for split in SPLITS:
+        for task, sign in (("backwards", "+"), ("no_eos", "-")):
+            tokens = open_tokens(place / "out" / "corpora", name(task))
+            assert documents(getattr(tokens, split).shards[0]) == words[split][sign]
+    mixed = documents(open_tokens(place / "out" / "corpora", name("both")).train.shards[0])
+    assert [word for word in mixed if word.endswith("+")] == words["train"]["+"]
+    assert [word for word in mixed if word.endswith("-")] == words["train"]["-"][: len(mixed) - 6]
+    assert 6 < len(mixed) < 12
+
+    (place / "my_package" / "my_tasks.py").unlink()
+    flags = ("--data.sequence-length", 8, "--data.batch-sequences", 2, "--measure.validation-tokens", 16)
+    model = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1)
+    short = ("--tokens", 64, "--schedule.warmup-tokens", 16, "--folder", "run")
+    done = scaling("train", "--data.corpus", name("backwards"), *flags, *model, *short, cwd=place)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((place / "run" / "result.json").read_text())["status"] == "done"
+
+
+@needs_seqio
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ("seqio:train_only?module=my_package.my_tasks", "has no validation split (both are needed); it has train"),
+        ("seqio:more_ids?module=my_package.my_tasks", "which is not the vocabulary 'byte'"),
+        ("seqio:backward?module=my_package.my_tasks", "registers no such Task or Mixture; did you mean backwards?"),
+        ("seqio:backwards?module=my_package.my_tasks&feature=target", "no feature 'target'; did you mean targets?"),
+        ("seqio:backwards?module=broken", "module 'broken' cannot be imported: ZeroDivisionError"),
+    ],
+)
+def test_a_task_that_cannot_be_prepared_is_one_line(place: Path, corpus: str, words: str) -> None:
+    (place / "broken.py").write_text("1 / 0")
+    done = scaling("data", "prepare", corpus, cwd=place)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(place.glob("out/corpora/*/[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ("seqio:t", "needs module=NAME"),
+        ("seqio:t?module=my_package.other", "no module 'my_package.other' here"),
+        ("seqio:t?module=nowhere.other", "no module 'nowhere.other' here"),
+        ("seqio:t?module=my_package.my_tasks.more", "no module 'my_package.my_tasks.more' here"),
+    ],
+)
+def test_a_task_of_no_module_is_told_at_once(place: Path, corpus: str, words: str) -> None:
+    done = scaling("data", "prepare", corpus, cwd=place)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("road", ["plain", pytest.param("seqio", marks=[needs_seqio, pytest.mark.slow])])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path, road: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here (needs root on Linux)")
+    try:
+        first = scaling("data", "prepare", "walk?tokens=1024", "--directory", disk, "--road", road)
+        assert first.returncode == 0, first.stderr
+        before = sorted(path for path in disk.rglob("*") if path.is_file())
+        done = scaling("data", "prepare", "walk", "--directory", disk, "--road", road)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "no space left on its disk" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        after = sorted(path for path in disk.rglob("*") if path.is_file())
+        assert after == sorted([*before, disk / "walk" / ".lock"])
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert scaling("data", "prepare", "walk", "--directory", disk, "--road", road).returncode == 0
+        assert open_tokens(disk, "walk").train.tokens > 0
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
