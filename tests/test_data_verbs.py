@@ -21,6 +21,7 @@ TEXTS = [f"line {i} é😀 \x00 ▁\n" for i in range(400)]
 
 MODULE = '''
 import functools
+import os
 import seqio
 import tensorflow as tf
 
@@ -48,6 +49,8 @@ add("backwards", "+", whole)
 add("no_eos", "-", whole[:2])
 add("train_only", "-", whole, splits=("train",))
 add("more_ids", "-", whole, vocabulary=seqio.ByteVocabulary(extra_ids=7))
+if os.path.exists("m.model"):
+    add("pieces", "-", whole, vocabulary=seqio.SentencePieceVocabulary("m.model"))
 seqio.MixtureRegistry.add("both", [("backwards", 3.0), ("no_eos", 1.0)])
 '''
 
@@ -224,6 +227,23 @@ def test_the_users_own_task_and_mixture_become_shards_to_train_on(place: Path) -
     done = scaling("train", "--data.corpus", name("backwards"), *flags, *model, *short, cwd=place)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((place / "run" / "result.json").read_text())["status"] == "done"
+
+
+@needs_seqio
+@pytest.mark.slow
+def test_a_task_in_pieces_is_prepared_with_its_own_model_alone(place: Path) -> None:
+    model = train_sentencepiece(TEXTS, 300, place / "m.model")
+    other = train_sentencepiece(TEXTS[::2], 300, place / "other.model")
+    assert other.slug.split("-")[1] != model.slug.split("-")[1]
+    corpus = "seqio:pieces?module=my_package.my_tasks"
+    done = scaling("data", "prepare", corpus, "--vocabulary", "m.model", cwd=place)
+    assert done.returncode == 0, done.stderr
+    stream = open_tokens(place / "out" / "corpora", corpus, model.name).train.shards[0]
+    parts = np.split(stream, np.flatnonzero(stream == model.eos_id) + 1)
+    assert [model.decode(part) for part in parts[:-1]] == [f"-train{i}"[::-1] for i in range(6)]
+    done = scaling("data", "prepare", corpus, "--vocabulary", "other.model", cwd=place)
+    assert done.returncode == 2
+    assert "which is not the vocabulary 'other.model'" in done.stderr
 
 
 @needs_seqio

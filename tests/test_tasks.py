@@ -29,6 +29,7 @@ SCRIPT = """
 import json, sys
 import numpy as np, seqio
 from scaling import tasks
+from scaling.strict import InputError
 from scaling.vocabulary import load_vocabulary
 corpus, model, out, texts = json.loads(sys.argv[1])
 facts, arrays = {}, {}
@@ -50,7 +51,7 @@ for number in (1, 2):
     seqio.MixtureRegistry.reset()
 try:
     tasks.mixture("bad", {corpus: 0.0})
-except ValueError as error:
+except InputError as error:
     facts["bad rate"] = str(error)
 mixed = tasks.mixture("named", rates)
 facts["registered"] = [seqio.get_mixture_or_task(name).name for name in (tasks.task(corpus).name, "named")]

@@ -1,6 +1,9 @@
 """Text comes back exactly, and every id stands for a known number of bytes."""
 
+import errno
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +97,31 @@ def test_too_little_text_for_the_size_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="vocabulary of 5000 ids could not be trained"):
         train_sentencepiece(["a b"], 5000, tmp_path / "m.model")
     assert not (tmp_path / "m.model").exists()
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.model"
+    old = train_sentencepiece(TEXTS, 300, path).slug
+
+    def full(part: Path, content: bytes) -> int:
+        with part.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device: "):
+        train_sentencepiece(["other words"] * 50, 280, path)
+    assert load_vocabulary(str(path)).slug == old
+    assert [left.name for left in tmp_path.iterdir()] == ["m.model"]
+
+
+def test_what_is_wrong_with_the_texts_comes_through(tmp_path: Path) -> None:
+    def texts() -> Iterator[str]:
+        yield "words"
+        raise InputError("line 2: no field")
+
+    with pytest.raises(InputError, match=r"^line 2: no field$"):
+        train_sentencepiece(texts(), 300, tmp_path / "m.model")
 
 
 def test_missing_package_is_named(
