@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from scaling.config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
@@ -54,4 +57,27 @@ def scaling(*arguments: object, cwd: Path | None = None, **environment: str) -> 
         capture_output=True,
         text=True,
         timeout=600,
+    )
+
+
+PLANTED = {"E": 1.7, "A": 420.0, "B": 1800.0, "alpha": 0.35, "beta": 0.37}
+
+
+def simulated(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """A results table of 30 runs whose losses are a planted Chinchilla law times log-normal noise."""
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 3e10, 5)))
+    p = SimpleNamespace(**PLANTED)
+    loss = p.E + p.A / n**p.alpha + p.B / d**p.beta
+    loss = loss * np.exp(np.random.default_rng(seed).normal(0, noise, len(n)) if noise else 0.0)
+    return pd.DataFrame(
+        {
+            "run_id": [f"{i:012x}" for i in range(len(n))],
+            "status": "done",
+            "params_matmul": n,
+            "params_total": n * 1.1,
+            "tokens": d,
+            "flops": 6.2 * n * d,
+            "loss": loss,
+            "branch_of": "",
+        }
     )
