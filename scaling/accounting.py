@@ -70,11 +70,15 @@ def train_flops(model: ModelConfig, sequence_length: int, tokens: int, conventio
     return 3.0 * forward_flops_per_token(model, sequence_length, convention) * tokens
 
 
-# Dense bfloat16 peak of one chip, FLOP/s, from the vendors' data sheets; matched on the device kind JAX reports.
+# Dense bfloat16 peak of one chip, FLOP/s, from the vendors' data sheets; the first that a device kind contains.
 PEAK_BFLOAT16: tuple[tuple[str, float], ...] = (
+    ("B200", 2250e12),
     ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("A100", 312e12),
+    ("TPU v4 lite", 138e12),
     ("TPU v4", 275e12),
     ("TPU v5 lite", 197e12),
     ("TPU v5p", 459e12),

@@ -6,7 +6,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Kernel = Literal["xla"]
 
@@ -23,7 +22,8 @@ def attend(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, *, kernel: K
     N = H // K * T
     q_BKND = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).reshape(B, K, N, D)
     scores_BKNS = jnp.matmul(q_BKND, k_BTKD.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    scores_BKNS += np.tile(np.triu(np.full((T, T), -1e30, np.float32), 1), (H // K, 1))
+    row_N1, column_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
+    scores_BKNS = jnp.where(column_S <= row_N1, scores_BKNS, -1e30)
     top_BKN1 = jax.lax.stop_gradient(scores_BKNS.max(axis=-1, keepdims=True))
     weights_BKNS = jnp.exp(scores_BKNS - top_BKN1)
     total_BKN1 = weights_BKNS.sum(axis=-1, keepdims=True)

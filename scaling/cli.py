@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import importlib
+import io
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from scaling.config import RunConfig, load
 from scaling.record import CONFIG
@@ -71,6 +77,7 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
         folder: Path | None = None,
         file: Path | None = None,
         quiet: bool = False,
+        json: Path | None = None,
     ) -> int:
         """Train one run. The same command again resumes it, or says that it is done.
 
@@ -79,35 +86,44 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
             folder: the run folder; out/train/<run_id> when not given. Its config.json is the base of the flags.
             file: a config.json to start from instead.
             quiet: no progress bar.
+            json: also write the result to this file.
         """
         del file
-        return _train(config, folder or Path("out/train") / config.run_id, quiet)
+        return _train(config, folder, quiet, json)
 
-    app.command(name="train", help="Train one run; again to resume it.")(train)
-    app.command(groups["data"], name="data", help="Prepare corpora: prepare, list.")
+    app.command(name="train", help="Train one run; again to resume it.")(deferred(train))
+    app.command(groups["data"], name="data", help="Corpora: prepare, mixture, vocabulary, list.")
     app.command(groups["sweep"], name="sweep", help="Many runs: plan, run, status, collect.")
     for verb in VERBS:
         *group, name = verb.words
         asked = tuple(arguments[: len(verb.words)]) == verb.words
         function = getattr(importlib.import_module(verb.module), verb.function) if asked else lambda: None
-        (groups[group[0]] if group else app).command(name=name, help=None if asked else verb.help)(function)
+        (groups[group[0]] if group else app).command(name=name, help=None if asked else verb.help)(deferred(function))
     return app
 
 
-def _train(config: RunConfig, folder: Path, quiet: bool) -> int:
-    from scaling.monitor import Stopped
-    from scaling.record import read_result
-    from scaling.train import train
+def _train(config: RunConfig, folder: Path | None, quiet: bool, json: Path | None) -> int:
+    import jax
 
+    from scaling.monitor import Stopped
+    from scaling.record import read_result, write_json
+    from scaling.train import stamped, train
+
+    if folder is None:
+        config = stamped(config)
+        folder = Path("out/train") / config.run_id
     try:
         status = train(config, folder, quiet=quiet)
     except Stopped as stopped:
         print(f"{folder}: {stopped}", file=sys.stderr)
         return STOPPED
-    result = read_result(folder) or {}
-    loss, bits = result["row"].get("loss"), result["row"].get("bits_per_byte")
-    facts = f"loss {loss:.4f} nats/token, {bits:.4f} bits/byte" if loss is not None else result["reason"]
-    print(f"{folder}: {status}, {facts}")
+    result = read_result(folder)
+    if jax.process_index() == 0 and result is not None:
+        loss, bits = result["row"].get("loss"), result["row"].get("bits_per_byte")
+        facts = f"loss {loss:.4f} nats/token, {bits:.4f} bits/byte" if status == "done" else result["reason"]
+        print(f"{folder}: {status}, {facts}")
+        if json:
+            write_json(json, {"folder": str(folder), **result})
     return DIVERGED if status == "diverged" else 0
 
 
@@ -122,16 +138,39 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         base = base_config(arguments) if arguments[:1] == ["train"] else RunConfig()
-        app = build_app(arguments, base)
-        code: Any = app.cli(prog="scaling", description=__doc__, args=arguments, config=POSITIONAL)
+        code = parse(build_app(arguments, base), arguments)()
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
         if not isinstance(error, user_errors()):
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {error}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The same signature, but the call is returned instead of made: parsing ends before a verb begins."""
+
+    @functools.wraps(function)
+    def later(*arguments: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(function, *arguments, **options)
+
+    return later
+
+
+def parse(app: tyro.extras.SubcommandApp, arguments: list[str]) -> Callable[[], Any]:
+    """The verb with its options, ready to run. What tyro says of wrong flags in a box of many lines becomes an
+    InputError of one."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return app.cli(prog="scaling", description=__doc__, args=arguments, config=POSITIONAL)
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+        text = re.sub(r"[\u2500-\u257f]+|For full helptext.*", " ", said.getvalue(), flags=re.DOTALL)
+        raise InputError(" ".join(text.split())) from None
 
 
 if __name__ == "__main__":

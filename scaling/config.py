@@ -170,8 +170,9 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """validation_tokens: size of the fixed validation set (its first tokens). every_tokens and
-    checkpoint_every_tokens: cadence; None means only at the end. keep: checkpoints kept."""
+    """validation_tokens: size of the fixed validation set (its first tokens). every_tokens: cadence of
+    measuring; None means only at the end. checkpoint_every_tokens: None means ten times a run. keep: checkpoints
+    kept."""
 
     validation_tokens: int = 262_144
     every_tokens: int | None = free(None)
@@ -224,18 +225,25 @@ class RunConfig:
         return self.tokens // self.data.batch_tokens
 
     @property
+    def checkpoint_tokens(self) -> int:
+        """Tokens between checkpoints: as asked, else a tenth of the budget."""
+        return self.measure.checkpoint_every_tokens or max(self.tokens // 10, 1)
+
+    @property
     def run_id(self) -> str:
         """First 12 hex of sha256 over the canonical JSON of the fields that change the result."""
         return hashlib.sha256(canonical(hashed_dict(self)).encode()).hexdigest()[:12]
 
 
 def hashed_dict(config: Any) -> dict[str, Any]:
-    """The fields that change the result, defaults resolved, nested as in the config."""
+    """The fields that change the result, defaults resolved and tokens in whole batches, nested as in the config."""
     out: dict[str, Any] = {}
     for spec in dataclasses.fields(config):
         if spec.metadata.get("hashed", True):
             value = getattr(config, spec.name)
             out[spec.name] = hashed_dict(value) if dataclasses.is_dataclass(value) else value
+    if isinstance(config, RunConfig):
+        out["tokens"] = config.steps * config.data.batch_tokens
     if isinstance(config, ModelConfig):
         out |= {"kv_heads": config.num_kv_heads, "ff_width": config.num_ff}
     return out
@@ -262,7 +270,7 @@ def load(path: Path | str) -> RunConfig:
         return from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not whole JSON ({error}); a torn write? restore it or plan again") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -45,17 +45,18 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x_NI @ kernel_IO without bias. Initial standard deviation: gain / sqrt(I)."""
+    """x_NI @ kernel_IO without bias. Initial standard deviation: gain / sqrt(I). out: dtype of the result."""
 
     features: int
     gain: float = 1.0
+    out: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x_NI: jax.Array) -> jax.Array:
         fan_in = x_NI.shape[-1]
         init = nn.initializers.normal(self.gain * fan_in**-0.5)
         kernel_IO = self.param("kernel", init, (fan_in, self.features), jnp.float32)
-        return x_NI @ kernel_IO.astype(x_NI.dtype)
+        return jnp.matmul(x_NI, kernel_IO.astype(x_NI.dtype), preferred_element_type=self.out)
 
 
 class Attention(nn.Module):
@@ -129,22 +130,25 @@ class Decoder(nn.Module):
         x_BTM, _ = self._blocks()(x_BTM, None)
         x_NM = RMSNorm(c.norm_epsilon, name="final_norm")(x_BTM).reshape(B * T, c.width)
         if c.tied:
-            logits_NV = x_NM @ embedding_VM.T.astype(self.dtype)
+            logits_NV = jnp.matmul(x_NM, embedding_VM.T.astype(self.dtype), preferred_element_type=jnp.float32)
         else:
-            logits_NV = Linear(c.vocab_size, gain=c.width**-0.5, name="head")(x_NM)
-        return logits_NV.reshape(B, T, c.vocab_size).astype(jnp.float32)
+            head = Linear(c.vocab_size, gain=c.width**-0.5, out=jnp.dtype(jnp.float32), name="head")
+            logits_NV = head(x_NM)
+        return logits_NV.reshape(B, T, c.vocab_size)
 
     def _blocks(self) -> nn.Module:
         c = self.config
+        unroll = min(c.unroll or (c.depth if jax.default_backend() == "cpu" else 1), c.depth)
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-        block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=False)
-        unroll = c.unroll or (c.depth if jax.default_backend() == "cpu" else 1)
-        scanned = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth, unroll=min(unroll, c.depth)
-        )
+        looped = unroll < c.depth and unroll == 1
+        block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)
+        axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        scanned = nn.scan(block, **axes, length=c.depth, unroll=unroll)
         return scanned(c, self.kernel, self.constrain, name="blocks")
 
 
 def logits(model: Decoder, params: Any, tokens_BT: jax.Array) -> jax.Array:
-    """Float32 [B, T, V]."""
-    return cast(jax.Array, model.apply({"params": params}, tokens_BT))
+    """Float32 [B, T, V]. Products of float32 are float32 everywhere; GPUs and TPUs would round them by default."""
+    precision = "highest" if model.dtype == jnp.float32 else "default"
+    with jax.default_matmul_precision(precision):
+        return cast(jax.Array, model.apply({"params": params}, tokens_BT))

@@ -9,6 +9,7 @@ import contextlib
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ DIVERGED_STEPS = 200
 
 
 class Stopped(Exception):
-    """SIGTERM came; the state is saved and the same command goes on from it."""
+    """SIGTERM or ctrl-C came; the state is saved and the same command goes on from it."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Clock:
 
 @dataclass
 class Watch:
-    """Notices divergence: a loss that is not finite, or above ln V for DIVERGED_STEPS steps on end."""
+    """Notices divergence: a loss that is not finite, or above ln V for DIVERGED_STEPS steps on end within a session."""
 
     limit: float
     above: int = field(default=0)
@@ -82,18 +83,27 @@ class Watch:
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM has come. Only a main thread can listen; elsewhere it never has."""
+def signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM or ctrl-C has come; a second ctrl-C interrupts as usual.
+
+    Only a main thread can listen; elsewhere nothing ever comes.
+    """
     came: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
-    except ValueError:
+
+    def hear(number: int, frame: object) -> None:
+        if number == signal.SIGINT and came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
     <sweep>/runs/<run_id>/
       config.json        the whole config and its schema version
-      environment.json   versions, devices, commit, attention kernel that ran
+      environment.json   versions, devices, commit, attention kernel that ran, of the last session
       metrics.jsonl      one line a logged step, appended by host 0; a torn last line is legal and ignored
       checkpoints/       Orbax
       result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}
@@ -23,16 +23,18 @@ Columns of the results table, one row per finished point:
     seed, learning_rate, schedule       as in the config
     batch_tokens               tokens per optimizer step
     branch_of                  run_id of the trunk this run branched from; empty for a run of its own
-    seconds, tokens_per_second          wall time of training (not compile), and the rate
+    seconds, tokens_per_second          wall time of the session that ended the run (not compile), and its rate
     <name>/<metric>, <name>/<metric>_stderr     one pair per measurement
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -43,17 +45,17 @@ from scaling import accounting
 from scaling.config import RunConfig, load, to_dict
 from scaling.strict import InputError
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
 SCHEMA = 1
 Status = Literal["done", "diverged", "failed"]
 Measurement = tuple[float, int, float]
 
-CONFIG, ENVIRONMENT, METRICS, RESULT, CHECKPOINTS = (
-    "config.json",
-    "environment.json",
-    "metrics.jsonl",
-    "result.json",
-    "checkpoints",
-)
+CONFIG, ENVIRONMENT, METRICS, RESULT = "config.json", "environment.json", "metrics.jsonl", "result.json"
+CHECKPOINTS, LOCK = "checkpoints", "train.lock"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,18 +79,36 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not whole JSON ({error}): a torn write? delete it and run again") from None
 
 
-def open_folder(folder: Path, config: RunConfig) -> None:
-    """Creates a run folder, or checks that it belongs to this config. Raises InputError when it does not."""
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Raises InputError when a run folder holds another run."""
     path = folder / CONFIG
-    if path.exists():
-        held = load(path)
-        if held.run_id != config.run_id:
-            raise InputError(f"{folder}: holds run {held.run_id}, not {config.run_id}; give another folder")
-    write_json(path, to_dict(config))
+    if path.exists() and (held := load(path)).run_id != config.run_id:
+        raise InputError(f"{folder}: holds run {held.run_id}, not {config.run_id}; give another folder")
+
+
+@contextlib.contextmanager
+def held(folder: Path, config: RunConfig, kernel: str) -> Iterator[None]:
+    """The run folder, begun or gone on with, and nobody else's meanwhile.
+
+    Writes config and environment. Raises InputError when it holds another run, or another process trains in it.
+    """
+    check_folder(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{folder}: another process trains in it; wait for it, or give another folder"
+                ) from None
+        write_json(folder / CONFIG, to_dict(config))
+        write_json(folder / ENVIRONMENT, environment(kernel))
+        yield
 
 
 def environment(kernel: str) -> dict[str, Any]:
@@ -132,7 +152,7 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
     path = folder / METRICS
     torn = path.exists() and path.stat().st_size > 0 and not _ends_whole(path)
     with path.open("a") as file:
-        file.write(("\n" if torn else "") + json.dumps(line) + "\n")
+        file.write(("\n" if torn else "") + json.dumps({name: _finite(value) for name, value in line.items()}) + "\n")
 
 
 def _ends_whole(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,6 +21,7 @@ from scaling.config import MeshConfig, RunConfig
 from scaling.strict import InputError
 
 START_SECONDS = 1800
+PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
@@ -37,25 +39,36 @@ RULES: tuple[tuple[str, P], ...] = (
 def initialize_processes() -> None:
     """Joins the other processes of a run. A process alone does nothing, and so does a second call.
 
-    SLURM, Open MPI and TPU pods tell JAX who they are. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say it. Large jobs start slowly: the time limit is half an hour.
+    srun, mpirun and TPU pods tell JAX who they are. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say it, all three: InputError otherwise. Large jobs start slowly: the time limit is half an hour.
     """
     environment = os.environ
     if jax.distributed.is_initialized():
         return
-    if "JAX_NUM_PROCESSES" in environment:
-        jax.distributed.initialize(
-            environment["JAX_COORDINATOR_ADDRESS"],
-            int(environment["JAX_NUM_PROCESSES"]),
-            int(environment["JAX_PROCESS_ID"]),
-            initialization_timeout=START_SECONDS,
-        )
+    if given := [name for name in PROCESS_VARIABLES if name in environment]:
+        if len(given) < len(PROCESS_VARIABLES):
+            raise InputError(f"{', '.join(given)} without the others: set {', '.join(PROCESS_VARIABLES)}, or none")
+        address, count, index = (environment[name] for name in PROCESS_VARIABLES)
+        jax.distributed.initialize(address, int(count), int(index), initialization_timeout=START_SECONDS)
     elif (
-        int(environment.get("SLURM_NTASKS", "1")) > 1
+        int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     ):
         jax.distributed.initialize(initialization_timeout=START_SECONDS)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up on any process; all must ask at the same place."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def make_mesh(config: MeshConfig) -> Mesh:

@@ -4,110 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from scaling import record, sharding
 from scaling.checkpoint import Checkpoints
-from scaling.config import RunConfig
-from scaling.loss import training_loss
+from scaling.config import RunConfig, load
 from scaling.measurements import Measure
 from scaling.measurements import loss as validation
-from scaling.model import Decoder, logits
-from scaling.monitor import Clock, Stopped, Watch, bar, sigterm
-from scaling.optimizer import step_learning_rate, transformation
+from scaling.monitor import Clock, Stopped, Watch, bar, signals
+from scaling.optimizer import step_learning_rate
+from scaling.step import Program, State, build
 from scaling.tokens import TokenSet, batch, check, open_tokens
 from scaling.vocabulary import Vocabulary, load_vocabulary
 
 
-@struct.dataclass
-class State:
-    """What a checkpoint holds. step: optimizer steps taken."""
-
-    step: jax.Array
-    params: Any
-    optimizer: Any
-
-
-@dataclass(frozen=True)
-class Program:
-    """The compiled parts of a run. init(key), step(state, tokens [B, T + 1], learning rate) -> state, metrics."""
-
-    model: Decoder
-    mesh: Mesh
-    abstract_state: Any
-    init: Callable[[jax.Array], State]
-    step: Callable[[State, jax.Array, float], tuple[State, dict[str, jax.Array]]]
-
-
-def build(config: RunConfig, mesh: Mesh) -> Program:
-    """Model, shardings and jitted functions. Raises InputError when the config does not fit the mesh."""
-    sharding.check_fits(config, mesh)
-    activations = NamedSharding(mesh, P(*sharding.BATCH, None, None))
-    model = Decoder(
-        config.model,
-        dtype=jnp.dtype(config.precision.compute),
-        constrain=lambda x_BTM: jax.lax.with_sharding_constraint(x_BTM, activations),
-    )
-    optimizer = transformation(config.optimizer)
-
-    def init(key: jax.Array) -> State:
-        params = model.init(key, jnp.zeros((1, config.data.sequence_length), jnp.int32))["params"]
-        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def step(state: State, tokens_BS: jax.Array, learning_rate: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        grads, nats = _gradients(model, config, state.params, tokens_BS)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-        squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
-        return State(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = sharding.shard_state(shapes, mesh)
-    abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
-    return Program(
-        model,
-        mesh,
-        abstract,
-        jax.jit(init, out_shardings=shardings),
-        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-    )
-
-
-def _gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
-    """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
-
-    def objective(params: Any, tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return training_loss(logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:], config.optimizer.z_loss)
-
-    def one(tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
-        (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BS)
-        return grads, nats
-
-    parts = config.data.batch_sequences // (config.data.microbatch_sequences or config.data.batch_sequences)
-    if parts == 1:
-        return one(tokens_BS)
-    # Interleaved, so that each microbatch is spread over the same devices as the batch.
-    tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[1]).swapaxes(0, 1)
-    zero = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
-    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(part)), None), zero, tokens_ABS)
-    return jax.tree.map(lambda x: x / parts, total)
+def stamped(config: RunConfig, folder: Path | None = None) -> RunConfig:
+    """The config with the fingerprint of its data, so that its run_id names them: that of the run folder where it has
+    begun, else that of what is prepared. Raises InputError when nothing is."""
+    if config.data.fingerprint:
+        return config
+    if folder is not None and (folder / record.CONFIG).exists():
+        fingerprint = load(folder / record.CONFIG).data.fingerprint
+    else:
+        fingerprint = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary).fingerprint
+    return replace(config, data=replace(config.data, fingerprint=fingerprint))
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Status:
     """Trains one run in its folder, from its last checkpoint if there is one; returns at once when it has ended.
 
-    Raises InputError on bad input, before anything is spent, and Stopped after SIGTERM, the state saved.
+    Raises InputError on bad input, before anything is spent, and Stopped after SIGTERM or ctrl-C, the state saved.
     """
     sharding.initialize_processes()
+    config = stamped(config, folder)
+    record.check_folder(folder, config)
     ended = record.read_result(folder)
     if ended is not None and ended["status"] != "failed":
         return ended["status"]
@@ -122,15 +58,15 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
     mesh = sharding.make_mesh(config.mesh)
     program = build(config, mesh)
     measure = validation.measure(tokens, config.data.sequence_length, mesh)
-    if jax.process_index() == 0:
-        record.open_folder(folder, config)
-        record.write_json(folder / record.ENVIRONMENT, record.environment(program.model.kernel))
     with (
+        record.held(folder, config, program.model.kernel) if jax.process_index() == 0 else nullcontext(),
         Checkpoints(folder / record.CHECKPOINTS, config.measure.keep) as checkpoints,
-        sigterm() as stop,
+        signals() as stop,
         bar(config, quiet) as show,
     ):
-        return _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
+        status = _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
+        sharding.wait_for_all("the result is written")
+        return status
 
 
 @dataclass(frozen=True)
@@ -154,32 +90,49 @@ def _loop(s: Session) -> record.Status:
     latest = save.latest()
     state = s.program.init(jax.random.key(c.seed)) if latest is None else save.restore(latest, s.program.abstract_state)
     start, clock, watch = latest or 0, Clock(c), Watch(math.log(c.model.vocab_size))
-    pending, reason, step = None, "", start
+    pending, reason, step = None, "", start - 1
     for step in range(start, c.steps):
         rate = step_learning_rate(step, c)
         state, metrics = s.program.step(state, _batch(s, step), rate)
         reason = _log(s, pending, clock, watch)
-        pending, done = (step, rate, metrics), (step + 1) * c.data.batch_tokens
+        pending, stopping = (step, rate, metrics), _stopping(s, step)
+        saving, measuring = stopping or _due(s, step, c.checkpoint_tokens), _due(s, step, c.measure.every_tokens)
+        if (saving or measuring) and not reason:
+            reason, pending = _log(s, pending, clock, watch), None
         if reason:
             break
-        if _due(done, c.measure.every_tokens, c.data.batch_tokens):
+        if measuring:
             with clock.paused():
-                _append(s, {"step": step + 1, "tokens": done, "validation_loss": _measured(s, state)["loss/nats"][0]})
-        if _due(done, c.measure.checkpoint_every_tokens, c.data.batch_tokens) or s.stop():
+                _append(s, {"step": step + 1, "validation_loss": _measured(s, state)["loss/nats"][0]})
+        if saving:
             save.save(step + 1, state)
-        if s.stop():
-            _log(s, pending, clock, watch)
+        if stopping:
             save.wait()
             raise Stopped(f"stopped at step {step + 1} of {c.steps}; the same command goes on from there")
     reason = reason or _log(s, pending, clock, watch)
+    found = {} if reason else _measured(s, state)
+    if not reason and not math.isfinite(found["loss/nats"][0]):
+        reason = f"validation loss is {found['loss/nats'][0]} after the last step"
     if reason:
-        _finish(s, "diverged", step, clock, {}, reason)
+        _finish(s, "diverged", step + 1, clock, {}, reason)
         return "diverged"
     save.save(c.steps, state)
-    measurements = _measured(s, state)
     save.wait()
-    _finish(s, "done", c.steps, clock, measurements)
+    _finish(s, "done", c.steps, clock, found)
     return "done"
+
+
+def _stopping(s: Session, step: int) -> bool:
+    """Whether a signal asks to stop. Several processes must stop at one step: they agree, at the steps that log."""
+    if jax.process_count() == 1:
+        return s.stop()
+    return (step + 1) % s.config.measure.log_every_steps == 0 and sharding.any_process(s.stop())
+
+
+def _due(s: Session, step: int, every: int | None) -> bool:
+    """Whether a multiple of `every` tokens is passed in this step."""
+    batch_tokens = s.config.data.batch_tokens
+    return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
 
 
 def _batch(s: Session, step: int) -> jax.Array:
@@ -193,11 +146,6 @@ def _batch(s: Session, step: int) -> jax.Array:
         )
 
     return sharding.put_batch(rows, (B, T + 1), s.program.mesh)
-
-
-def _due(done: int, every: int | None, batch_tokens: int) -> bool:
-    """Whether a multiple of `every` tokens was passed in the step that ends at `done`."""
-    return every is not None and done // every > (done - batch_tokens) // every
 
 
 def _log(s: Session, pending: tuple[int, float, dict[str, jax.Array]] | None, clock: Clock, watch: Watch) -> str:

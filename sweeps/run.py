@@ -41,12 +41,12 @@ def train_command(folder: Path) -> list[str]:
 
 
 def run(
-    name: str, out: Path = Path("out"), jobs: int | None = None, json: Path | None = None, retry_failed: bool = False
+    name: str, out: Path = Path("out"), jobs: int | None = None, json: Path | None = None, retry_failed: bool = True
 ) -> int:
     """Makes the runs of the frozen plan <out>/<name>. Returns 0, 1 when a run failed, 75 when stopped by a signal.
 
-    jobs: runs at once; one per GPU, or else one per core, when not given. retry_failed: failed runs too; they stay
-    failed otherwise. Raises InputError when there is no plan.
+    jobs: runs at once; one per GPU, or else one per core, when not given. retry_failed: runs that failed before
+    are tried again. Raises InputError when there is no plan.
     """
     folder = out / name
     if not (folder / PLAN).exists():
@@ -61,7 +61,7 @@ def run(
 
 
 def execute(
-    folder: Path, *, jobs: int | None = None, retry_failed: bool = False, command: Command = train_command
+    folder: Path, *, jobs: int | None = None, retry_failed: bool = True, command: Command = train_command
 ) -> int:
     """`run` for a sweep folder and any command that keeps the trainer's contract: exit codes, result.json."""
     plan, console, room = load(folder), Console(), slots(jobs)
@@ -276,7 +276,7 @@ def result_status(folder: Path) -> str | None:
     """Status of a run folder's result; None when there is none, or a torn one."""
     try:
         return (read_result(folder) or {}).get("status")
-    except (ValueError, AttributeError):
+    except (InputError, AttributeError):
         return None
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from scaling.config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from scaling.prepare import prepare
+from scaling.tokens import open_tokens
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +41,13 @@ def tiny(corpora: Path) -> RunConfig:
     """A run of a second: 32 steps of 8 x 32 tokens."""
     return RunConfig(
         model=ModelConfig(width=32, depth=2, heads=2),
-        data=DataConfig(corpus="walk", sequence_length=32, batch_sequences=8, directory=str(corpora)),
+        data=DataConfig(
+            corpus="walk",
+            fingerprint=open_tokens(corpora, "walk").fingerprint,
+            sequence_length=32,
+            batch_sequences=8,
+            directory=str(corpora),
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         schedule=ScheduleConfig(warmup_tokens=1024),
         measure=MeasureConfig(validation_tokens=2048, log_every_steps=1, checkpoint_every_tokens=2048),

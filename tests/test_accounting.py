@@ -74,6 +74,7 @@ def test_conventions_differ_by_attention_over_positions() -> None:
 
 def test_peaks_are_published_ones() -> None:
     assert accounting.peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert accounting.peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
     assert accounting.peak_flops("TPU v5 lite", "bfloat16") == 197e12
     assert accounting.peak_flops("TPU v5p", "bfloat16") == 459e12
     assert accounting.peak_flops("cpu", "bfloat16") is None

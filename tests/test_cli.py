@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,18 +30,26 @@ def place(tmp_path: Path, corpora: Path) -> Path:
     return tmp_path
 
 
-def test_a_misspelt_flag_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    done = scaling("train", "--model.widht", 64, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--model.widht" in done.stderr
-    assert "--model.width" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--model.widht", 64), ["--model.widht", "--model.width"]),
+        (("train", "--model.width", "abc"), ["--model.width", "INT"]),
+        (("trian",), ["trian", "train"]),
+        (("sweep", "plan"), ["sweep plan", "required"]),
+    ],
+)
+def test_a_wrong_flag_or_verb_is_answered_with_the_nearest(
+    tmp_path: Path, arguments: tuple[object, ...], words: list[str]
+) -> None:
+    text = error_of(*arguments, cwd=tmp_path)
+    for word in words:
+        assert word in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_verb_is_answered(tmp_path: Path) -> None:
-    done = scaling("trian", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "train" in done.stderr
+def test_what_a_user_wrote_is_shown_as_written(tmp_path: Path) -> None:
+    assert "text:x[a-z][/b]y.txt" in error_of("train", "--data.corpus", "text:x[a-z][/b]y.txt", cwd=tmp_path)
 
 
 def test_a_misspelt_field_in_json(tmp_path: Path) -> None:
@@ -133,7 +143,22 @@ def test_a_table_that_cannot_be_fitted(tmp_path: Path, rows: str, words: list[st
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_help_names_every_verb_quickly(tmp_path: Path) -> None:
+def test_help_names_every_verb_and_loads_no_jax(tmp_path: Path) -> None:
     done = scaling("--help", cwd=tmp_path)
     for verb in ("train", "data", "sweep", "fit", "forecast", "report"):
         assert verb in done.stdout
+    program = "import sys, scaling.cli as c; c.build_app([], c.RunConfig()); print('jax' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert loaded.stdout.strip() == "False"
+
+
+def test_a_finished_folder_answers_for_its_own_run_alone(place: Path) -> None:
+    base = ("train", "--data.corpus", "walk", "--data.sequence-length", 32, "--tokens", 512, "--folder", "run")
+    small = ("--model.width", 16, "--model.depth", 1, "--measure.validation-tokens", 512)
+    done = scaling(*base, *small, "--json", "r.json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "run: done, loss" in done.stdout
+    assert json.loads((place / "r.json").read_text())["status"] == "done"
+    assert json.loads((place / "run" / "config.json").read_text())["data"]["fingerprint"]
+    assert scaling("train", "--folder", "run", cwd=place).returncode == 0
+    assert "holds run" in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)

@@ -42,6 +42,7 @@ def changed(path: tuple[str, ...]) -> RunConfig:
         "width": 256,
         "beta1": 0.5,
         "beta2": 0.5,
+        "tokens": 2_097_152,
     }
     if path[-1] in choices:
         node[path[-1]] = choices[path[-1]]
@@ -65,6 +66,19 @@ def test_every_field_is_hashed_exactly_when_it_changes_the_result(path: tuple[st
     base = RunConfig(model=ModelConfig(heads=4), mesh=MeshConfig(data=4))
     assert changed(path) != base
     assert (changed(path).run_id != base.run_id) is hashed
+
+
+def test_what_changes_no_result_is_this_and_nothing_else() -> None:
+    unhashed = {".".join(path) for path, hashed in leaves(RunConfig) if not hashed}
+    assert unhashed == {
+        *("model.remat", "model.unroll", "data.microbatch_sequences", "data.directory"),
+        *("mesh.data", "mesh.fsdp", "mesh.tensor", "name", "sweep"),
+        *("measure.every_tokens", "measure.log_every_steps", "measure.checkpoint_every_tokens", "measure.keep"),
+    }
+
+
+def test_tokens_that_make_no_whole_batch_make_no_other_run() -> None:
+    assert RunConfig(tokens=4096).run_id == RunConfig(tokens=4097).run_id != RunConfig(tokens=6144).run_id
 
 
 def test_json_round_trip_keeps_everything() -> None:

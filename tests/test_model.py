@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,19 @@ def test_rope_makes_scores_depend_on_distance_alone() -> None:
     assert np.ptp(scores_TS[19]) > 0.1
 
 
+@pytest.mark.parametrize("unroll", [1, 8])
+def test_remat_saves_memory_however_layers_are_unrolled(unroll: int) -> None:
+    def temporaries(remat: Literal["none", "full"]) -> int:
+        config = ModelConfig(vocab_size=17, width=64, depth=8, heads=4, unroll=unroll, remat=remat)
+        tokens_BT = jax.ShapeDtypeStruct((4, 128), jnp.int32)
+        model = Decoder(config)
+        params = jax.eval_shape(model.init, jax.random.key(0), tokens_BT)["params"]
+        gradient = jax.jit(jax.grad(lambda p, t: logits(model, p, t).sum()))
+        return gradient.lower(params, tokens_BT).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries("full") < 0.6 * temporaries("none")
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_recomputes_and_changes_no_gradient(remat: str) -> None:
     def gradient(config: ModelConfig) -> tuple[Any, str]:
@@ -113,3 +126,10 @@ def test_bfloat16_computes_low_and_keeps_weights_and_logits_high() -> None:
     low, high = logits(model, params, TOKENS_BT), logits(Decoder(CONFIG), params, TOKENS_BT)
     assert low.dtype == jnp.float32
     assert 0 < np.abs(low - high).max() < 0.1
+    assert np.any(np.asarray(low) != np.asarray(low.astype(jnp.bfloat16), np.float32)), "logits were rounded"
+
+
+def test_products_of_float32_ask_for_float32_on_every_device() -> None:
+    model, params = init(CONFIG)
+    program = str(jax.make_jaxpr(jax.grad(lambda p: logits(model, p, TOKENS_BT).sum()))(params))
+    assert program.count("dot_general") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 10

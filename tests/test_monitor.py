@@ -5,8 +5,12 @@ import os
 import signal
 import time
 
-from scaling.config import RunConfig
-from scaling.monitor import DIVERGED_STEPS, Clock, Watch, sigterm
+import jax
+import pytest
+
+from scaling import accounting
+from scaling.config import PrecisionConfig, RunConfig
+from scaling.monitor import DIVERGED_STEPS, Clock, Watch, signals
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
@@ -36,11 +40,32 @@ def test_rates_leave_out_the_first_step_and_pauses() -> None:
     assert clock.tokens_per_second == RunConfig().data.batch_tokens / clock.seconds
 
 
-def test_sigterm_is_told_and_the_old_handler_comes_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with sigterm() as stop:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_told_and_the_old_handler_comes_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with signals() as stop:
         assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(0.01)
         assert stop()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_interrupts() -> None:
+    with signals(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+
+def test_mfu_is_exact_causal_flops_over_the_published_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chip:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    config = RunConfig(precision=PrecisionConfig(compute="bfloat16"))
+    clock = Clock(config, steps=10, seconds=2.0)
+    assert "mfu" not in clock.rates(), "a CPU has no published peak"
+    monkeypatch.setattr(jax, "devices", lambda: [Chip(), Chip()])
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    flops = accounting.train_flops(config.model, 128, 10 * config.data.batch_tokens, "exact_causal")
+    assert clock.rates()["mfu"] == pytest.approx(flops / 2.0 / (2 * 989e12))

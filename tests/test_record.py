@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scaling import record
-from scaling.config import RunConfig
+from scaling.config import RunConfig, load
 from scaling.strict import InputError
 
 
@@ -63,8 +63,25 @@ def test_a_torn_result_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
-    record.open_folder(tmp_path, RunConfig())
-    record.open_folder(tmp_path, RunConfig(name="renamed"))
-    with pytest.raises(InputError, match="holds run"):
-        record.open_folder(tmp_path, RunConfig(seed=1))
+    for config in (RunConfig(), RunConfig(name="renamed")):
+        with record.held(tmp_path, config, "xla"):
+            assert load(tmp_path / record.CONFIG) == config
+    with pytest.raises(InputError, match="holds run"), record.held(tmp_path, RunConfig(seed=1), "xla"):
+        pass
     assert record.read_json(tmp_path / record.CONFIG)["seed"] == 0
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with (
+        record.held(tmp_path, RunConfig(), "xla"),
+        pytest.raises(InputError, match="another process trains in it"),
+        record.held(tmp_path, RunConfig(), "xla"),
+    ):
+        pass
+    with record.held(tmp_path, RunConfig(), "xla"):
+        pass
+
+
+def test_metrics_hold_no_number_that_json_lacks(tmp_path: Path) -> None:
+    record.append_metrics(tmp_path, {"step": 1, "loss": math.nan})
+    assert (tmp_path / record.METRICS).read_text() == '{"step": 1, "loss": null}\n'

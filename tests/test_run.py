@@ -83,13 +83,13 @@ def test_failed_runs_stay_unless_asked(tmp_path):
     plan = stand_in_plan(tmp_path, "crash", "", "diverge")
     crashed = tmp_path / RUNS / plan.cells[0].run_id
     assert execute(tmp_path, command=command()) == 1
-    assert execute(tmp_path, command=command()) == 1
+    assert execute(tmp_path, retry_failed=False, command=command()) == 1
     assert starts(tmp_path)[crashed.name] == 1
-    assert execute(tmp_path, retry_failed=True, command=command()) == 1
+    assert execute(tmp_path, command=command()) == 1
     assert starts(tmp_path) == {c.run_id: 1 for c in plan.cells} | {crashed.name: 2}
     mended = stand_in_plan(tmp_path, "", "", "diverge")
     assert [c.run_id for c in mended.cells] == [c.run_id for c in plan.cells]
-    assert execute(tmp_path, retry_failed=True, command=command()) == 0
+    assert execute(tmp_path, command=command()) == 0
     assert (read_result(crashed) or {})["status"] == "done"
     assert starts(tmp_path)[plan.cells[2].run_id] == 1
 

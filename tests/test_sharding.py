@@ -85,7 +85,7 @@ import jax, numpy as np
 from scaling import sharding
 from scaling.checkpoint import Checkpoints
 from scaling.config import DataConfig, MeshConfig, ModelConfig, RunConfig
-from scaling.train import build
+from scaling.step import build
 
 folder = Path(sys.argv[1])
 config = RunConfig(
@@ -163,6 +163,20 @@ def test_eight_devices_learn_what_one_learns(meshes: dict[int, dict], name: str,
 @pytest.mark.slow
 def test_a_checkpoint_is_restored_onto_another_mesh(meshes: dict[int, dict]) -> None:
     assert meshes[8]["restored"] == {"equal": True, "share_of_q": 1 / 4}
+
+
+def test_half_of_what_several_processes_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(InputError, match="JAX_NUM_PROCESSES without the others: set JAX_COORDINATOR_ADDRESS"):
+        sharding.initialize_processes()
+
+
+def test_an_allocation_is_not_a_job_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch sets these for a script that srun did not start: one process, nobody to wait for."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    sharding.initialize_processes()
+    assert not jax.distributed.is_initialized()
 
 
 def test_import_of_the_trainer_loads_no_tensorflow(tmp_path: Path) -> None:

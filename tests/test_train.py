@@ -18,10 +18,13 @@ from conftest import scaling
 
 from scaling import record
 from scaling.checkpoint import Checkpoints
-from scaling.config import MeshConfig, OptimizerConfig, RunConfig, from_dict, to_dict
+from scaling.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
+from scaling.prepare import prepare
 from scaling.sharding import make_mesh
+from scaling.step import build, gradients
 from scaling.strict import InputError
-from scaling.train import build, train
+from scaling.tokens import batch, open_tokens
+from scaling.train import train
 
 TIMING = {"seconds", "tokens_per_second"}
 
@@ -70,7 +73,7 @@ def test_a_run_that_is_done_does_nothing(tiny: RunConfig, unbroken: Path) -> Non
 
 
 def start(config: RunConfig, folder: Path) -> subprocess.Popen[str]:
-    record.open_folder(folder, config)
+    record.write_json(folder / record.CONFIG, to_dict(config))
     command = [sys.executable, "-m", "scaling.cli", "train", "--folder", str(folder)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -97,6 +100,8 @@ def test_a_run_stopped_midway_ends_bit_equal(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert record.read_result(tmp_path / "stopped") is None
+    saved = max(int(path.name) for path in (tmp_path / "stopped" / record.CHECKPOINTS).iterdir() if path.name.isdigit())
+    assert (saved % 50 == 0) is (number == signal.SIGKILL), "a signal saves where it comes, not at the cadence"
     assert train(long, tmp_path / "stopped", quiet=True) == "done"
     assert train(long, tmp_path / "unbroken", quiet=True) == "done"
     assert facts(tmp_path / "stopped") == facts(tmp_path / "unbroken")
@@ -146,6 +151,27 @@ def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Pat
     )
 
 
+def test_microbatches_are_looped_over(tiny: RunConfig) -> None:
+    parts = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, microbatch_sequences=2))
+    program = build(parts, make_mesh(parts.mesh))
+    params = program.abstract_state.params
+    tokens_BS = jax.ShapeDtypeStruct((8, 33), np.int32)
+    text = str(jax.make_jaxpr(lambda p, t: gradients(program.model, parts, p, t))(params, tokens_BS))
+    assert "length=4" in text
+    assert "length=4" not in str(jax.make_jaxpr(lambda p, t: gradients(program.model, tiny, p, t))(params, tokens_BS))
+
+
+def test_weights_that_are_ruined_by_the_last_step_are_divergence(tiny: RunConfig, tmp_path: Path) -> None:
+    one = dataclasses.replace(
+        tiny, tokens=tiny.data.batch_tokens, schedule=ScheduleConfig(), optimizer=OptimizerConfig(learning_rate=1e38)
+    )
+    assert train(one, tmp_path, quiet=True) == "diverged"
+    result = record.read_result(tmp_path)
+    assert result is not None
+    assert "validation loss is" in result["reason"]
+    assert result["row"]["tokens"] == tiny.data.batch_tokens
+
+
 def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path) -> None:
     wild = dataclasses.replace(tiny, optimizer=OptimizerConfig(learning_rate=1e30))
     assert train(wild, tmp_path, quiet=True) == "diverged"
@@ -158,9 +184,40 @@ def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path
 
 
 def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
-    train(dataclasses.replace(tiny, seed=1), tmp_path, quiet=True)
-    losses = [record.read_metrics(folder)[0]["loss"] for folder in (tmp_path, unbroken)]
-    assert losses[0] != losses[1]
+    """The first loss of seed 1 is that of its own weights on its own batch: change either and it is another."""
+    train(
+        dataclasses.replace(tiny, seed=1, tokens=tiny.data.batch_tokens, schedule=ScheduleConfig()),
+        tmp_path,
+        quiet=True,
+    )
+    program = build(tiny, make_mesh(tiny.mesh))
+    tokens = open_tokens(tiny.data.directory, "walk")
+    first = {}
+    for start in (0, 1):
+        for order in (0, 1):
+            rows = batch(tokens, seed=order, step=0, batch_sequences=8, sequence_length=32)
+            _, metrics = program.step(program.init(jax.random.key(start)), rows, 0.0)
+            first[start, order] = float(metrics["loss"])
+    assert len(set(first.values())) == 4
+    assert record.read_metrics(tmp_path)[0]["loss"] == pytest.approx(first[1, 1], abs=1e-6)
+    assert record.read_metrics(unbroken)[0]["loss"] == pytest.approx(first[0, 0], abs=1e-6)
+
+
+def test_a_changed_corpus_is_refused_midway(tiny: RunConfig, tmp_path: Path) -> None:
+    """The config did not name its data; the folder remembers them."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"paragraph {i} of one text" for i in range(400)))
+    corpus = f"text:{tmp_path}/a.txt?document=paragraph"
+    data = dataclasses.replace(tiny.data, corpus=corpus, fingerprint="", directory=str(tmp_path / "corpora"))
+    config = dataclasses.replace(tiny, data=data, measure=dataclasses.replace(tiny.measure, validation_tokens=64))
+    prepare(corpus, tmp_path / "corpora", road="plain")
+    assert train(config, tmp_path / "run", quiet=True) == "done"
+    held = load(tmp_path / "run" / record.CONFIG)
+    assert held.data.fingerprint
+    (tmp_path / "run" / record.RESULT).unlink()
+    (tmp_path / "a.txt").write_text("\n\n".join(f"section {i} of another" for i in range(400)))
+    prepare(corpus, tmp_path / "corpora", road="plain")
+    with pytest.raises(InputError, match=f"wants fingerprint {held.data.fingerprint}"):
+        train(config, tmp_path / "run", quiet=True)
 
 
 def test_validation_is_logged_at_its_cadence(tiny: RunConfig, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sweeps.executors import leash
 LOG = "log.txt"
 LONGEST_LINE = 300  # characters of a reason; the log has the rest
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PEERS = ("SLURM_", "OMPI_", "PMIX_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 EIGEN = "--xla_cpu_multi_thread_eigen"
 
 
@@ -40,6 +41,10 @@ def slots(jobs: int | None = None) -> tuple[Slot, ...]:
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs = {jobs}: must be 1 or more")
     gpus = visible_gpus()
+    if not gpus and uses_tpu():
+        if jobs not in (None, 1):
+            raise InputError(f"jobs = {jobs}: a TPU host runs one at a time")
+        return (Slot(cores=()),)
     if gpus:
         jobs = jobs or len(gpus)
         sharing = -(-jobs // len(gpus))
@@ -71,9 +76,19 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(found.stdout.split()) if found.returncode == 0 else ()
 
 
+def uses_tpu() -> bool:
+    """Whether JAX would take a TPU here: its library and a device are there, and no other platform is asked for."""
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    devices = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return find_spec("libtpu") is not None and devices and "tpu" in platforms
+
+
 def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
-    """The variables that keep a run inside its slot; what the user set stands."""
-    out = dict(base)
+    """The variables that keep a run inside its slot; what the user set stands.
+
+    A run here is one process: what a cluster told this process about its own peers is not for it.
+    """
+    out = {name: value for name, value in base.items() if not name.startswith(PEERS)}
     if slot.gpu:
         out["CUDA_VISIBLE_DEVICES"] = slot.gpu
         if slot.memory_fraction < 1:

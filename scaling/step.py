@@ -1,0 +1,96 @@
+"""The compiled parts of a run: initial state, and one optimizer step. Shared by whatever trains.
+
+Not in the design's list of modules: it keeps train.py the loop and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling import sharding
+from scaling.config import RunConfig
+from scaling.loss import training_loss
+from scaling.model import Decoder, logits
+from scaling.optimizer import transformation
+
+
+@struct.dataclass
+class State:
+    """What a checkpoint holds. step: optimizer steps taken."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled parts of a run. init(key), step(state, tokens [B, T + 1], learning rate) -> state, metrics."""
+
+    model: Decoder
+    mesh: Mesh
+    abstract_state: Any
+    init: Callable[[jax.Array], State]
+    step: Callable[[State, jax.Array, float], tuple[State, dict[str, jax.Array]]]
+
+
+def build(config: RunConfig, mesh: Mesh) -> Program:
+    """Model, shardings and jitted functions. Raises InputError when the config does not fit the mesh."""
+    sharding.check_fits(config, mesh)
+    activations = NamedSharding(mesh, P(*sharding.BATCH, None, None))
+    model = Decoder(
+        config.model,
+        dtype=jnp.dtype(config.precision.compute),
+        constrain=lambda x_BTM: jax.lax.with_sharding_constraint(x_BTM, activations),
+    )
+    optimizer = transformation(config.optimizer)
+
+    def init(key: jax.Array) -> State:
+        params = model.init(key, jnp.zeros((1, config.data.sequence_length), jnp.int32))["params"]
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def step(state: State, tokens_BS: jax.Array, learning_rate: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        grads, nats = gradients(model, config, state.params, tokens_BS)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+        squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
+        return State(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.shard_state(shapes, mesh)
+    abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+    return Program(
+        model,
+        mesh,
+        abstract,
+        jax.jit(init, out_shardings=shardings),
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    )
+
+
+def gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
+    """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
+
+    def objective(params: Any, tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return training_loss(logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:], config.optimizer.z_loss)
+
+    def one(tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
+        (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BS)
+        return grads, nats
+
+    parts = config.data.batch_sequences // (config.data.microbatch_sequences or config.data.batch_sequences)
+    if parts == 1:
+        return one(tokens_BS)
+    # Interleaved, so that each microbatch is spread over the same devices as the batch.
+    tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[1]).swapaxes(0, 1)
+    zero = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(part)), None), zero, tokens_ABS)
+    return jax.tree.map(lambda x: x / parts, total)
