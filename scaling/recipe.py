@@ -6,6 +6,8 @@ for that range by the scans in LOG.md (2026-11-22) and are not to be carried out
 
 from __future__ import annotations
 
+import math
+
 from scaling.accounting import params
 from scaling.config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 
@@ -63,9 +65,10 @@ def heads(width: int) -> int:
 
 
 def batch_sequences(tokens: int) -> int:
-    """Sequences a step: grows with the budget to the power that Bergsma et al. 2025 (Power Lines) measured."""
+    """Sequences a step: grows with the budget to the power that Bergsma et al. 2025 (Power Lines) measured, to the
+    nearest power of two, so that it divides over devices."""
     at, sequences = BATCH_SEQUENCES_AT
-    return max(round(sequences * (tokens / at) ** BATCH_EXPONENT), 1)
+    return 2 ** max(round(math.log2(sequences * (tokens / at) ** BATCH_EXPONENT)), 0)
 
 
 def learning_rate(count: int) -> float:

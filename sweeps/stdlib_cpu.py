@@ -3,8 +3,8 @@
 from scaling import recipe
 from sweeps.grids import Sweep, grid
 
-SIZES = ((8, 3), (16, 3), (24, 3), (32, 3), (48, 3))  # (width, depth): 4.6e3 to 9.5e4 params_matmul
-HORIZONS = (3 << 18, 3 << 19, 3 << 20, 3 << 21)  # tokens: 0.8 to 6.3 million
+SIZES = ((16, 2), (24, 2), (32, 3), (48, 3), (64, 4))  # (width, depth): 1.1e4 to 2.2e5 params_matmul
+HORIZONS = (1 << 19, 1 << 20, 1 << 21, 1 << 22)  # tokens
 
 
 def sweep() -> Sweep:
