@@ -6,7 +6,7 @@ Not in the design's list of modules: it keeps train.py the loop and nothing else
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -53,8 +53,11 @@ def build(config: RunConfig, mesh: Mesh) -> Program:
     )
     optimizer = transformation(config.optimizer)
 
+    # One layer's worth of program, whatever the depth: unrolled, drawing the weights compiles as long as training.
+    rolled = Decoder(replace(config.model, unroll=1))
+
     def init(key: jax.Array) -> State:
-        params = model.init(key, jnp.zeros((1, config.data.sequence_length), jnp.int32))["params"]
+        params = rolled.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     def step(state: State, tokens_BS: jax.Array, learning_rate: jax.Array) -> tuple[State, dict[str, jax.Array]]:

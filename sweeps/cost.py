@@ -23,8 +23,9 @@ for _ in range(40):
 print(2 * 384**3 / best)
 """
 START_SECONDS = 9.0  # import, compile, checkpoint, on one core
-TOKEN_SECONDS = 2e-6  # what is not a product: norms, softmax, the optimizer
-SUSTAINED = 0.2  # of the product rate, in the narrow products of small models
+STEP_SECONDS = 5e-4  # dispatch, the optimizer
+TOKEN_SECONDS = 1e-6  # what is not a product: norms, softmax
+SUSTAINED = 0.36  # of the product rate, in the narrow products of small models
 FALLBACK_CORE = 2e10  # FLOP/s, where the measurement fails
 
 
@@ -59,7 +60,7 @@ def rate(slot: Slot) -> Rate:
     core = core_flops_per_second()
     cores = max(len(slot.cores), 1)
     source = f"{cores} core(s) a run at {core / 1e9:.0f} GFLOP/s in float32 products, timed just now; an estimate"
-    return Rate(START_SECONDS, 1e-3, TOKEN_SECONDS / cores**0.5, SUSTAINED * core * cores**0.5, source)
+    return Rate(START_SECONDS, STEP_SECONDS, TOKEN_SECONDS / cores**0.5, SUSTAINED * core * cores**0.5, source)
 
 
 def core_flops_per_second() -> float:

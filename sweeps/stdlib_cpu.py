@@ -4,7 +4,7 @@ from scaling import recipe
 from sweeps.grids import Sweep, grid
 
 SIZES = ((16, 2), (24, 2), (32, 3), (48, 3), (64, 4))  # (width, depth): 1.1e4 to 2.2e5 params_matmul
-HORIZONS = (1 << 19, 1 << 20, 1 << 21, 1 << 22)  # tokens
+HORIZONS = tuple((7 << 16) << doubling for doubling in range(4))  # tokens: .46 to 3.7 million
 
 
 def sweep() -> Sweep:

@@ -16,7 +16,7 @@ from pathlib import Path
 from scaling.strict import InputError
 from sweeps.executors import leash
 
-LOG = "log.txt"
+LOG, CACHE = "log.txt", "xla"
 LONGEST_LINE = 300  # characters of a reason; the log has the rest
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PEERS = ("SLURM_", "OMPI_", "PMIX_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -100,6 +100,15 @@ def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
+def compiled_once(folder: Path) -> dict[str, str]:
+    """JAX's persistent cache, beside the runs: cells of one shape share their programs, and so does a rerun.
+
+    A torn entry is compiled again. It lies with the sweep because programs for a CPU are programs for this CPU.
+    """
+    cache = folder.absolute().parent.parent / CACHE
+    return {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+
+
 def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Starts a run in a slot, output appended to log.txt, tied to this process's life (leash.py), deaf to the terminal.
 
@@ -113,7 +122,7 @@ def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[in
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment(slot, os.environ),
+            env=compiled_once(folder) | environment(slot, os.environ),
             pass_fds=tuple(inherit),
             start_new_session=True,
         )
