@@ -163,7 +163,10 @@ def test_microbatches_are_looped_over(tiny: RunConfig) -> None:
 
 def test_weights_that_are_ruined_by_the_last_step_are_divergence(tiny: RunConfig, tmp_path: Path) -> None:
     one = dataclasses.replace(
-        tiny, tokens=tiny.data.batch_tokens, schedule=ScheduleConfig(), optimizer=OptimizerConfig(learning_rate=1e38)
+        tiny,
+        tokens=tiny.data.batch_tokens,
+        schedule=ScheduleConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e38, weight_decay=1e9),
     )
     assert train(one, tmp_path, quiet=True) == "diverged"
     result = record.read_result(tmp_path)
