@@ -12,6 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+# Many tests compile the same small programs, some of them in subprocesses: once is enough. Before JAX is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
 from scaling.config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from scaling.prepare import prepare
 from scaling.tokens import open_tokens
