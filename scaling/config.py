@@ -26,7 +26,7 @@ class ModelConfig:
     kv_heads: key-value heads (grouped-query attention); None means `heads`.
     ff_width: hidden width of SwiGLU; None means 8/3 of `width`, rounded up to a multiple of 8 (Touvron 2023).
     remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
-    unroll: layers unrolled per scan step; None means all on CPU and 1 elsewhere.
+    unroll: layers unrolled per scan step; None means all on a CPU without remat, which CPUs undo in flat code, else 1.
     """
 
     vocab_size: int = 259

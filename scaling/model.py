@@ -138,9 +138,10 @@ class Decoder(nn.Module):
 
     def _blocks(self) -> nn.Module:
         c = self.config
-        unroll = min(c.unroll or (c.depth if jax.default_backend() == "cpu" else 1), c.depth)
+        flat = jax.default_backend() == "cpu" and c.remat == "none"
+        unroll = min(c.unroll or (c.depth if flat else 1), c.depth)
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-        looped = unroll < c.depth and unroll == 1
+        looped = unroll == 1 < c.depth
         block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)
         axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
         scanned = nn.scan(block, **axes, length=c.depth, unroll=unroll)

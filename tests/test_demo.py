@@ -49,7 +49,7 @@ def test_leaves_what_it_promises(demo: tuple[Path, str]) -> None:
     assert len(list((place / SWEEP / "figures").iterdir())) >= 4
     csv, parquet = pd.read_csv(place / SWEEP / "results.csv"), pd.read_parquet(place / SWEEP / "results.parquet")
     assert len(csv) == len(parquet) == len(json.loads((place / SWEEP / "plan.json").read_text())["cells"])
-    assert "http" not in re.sub(r"http://www\.w3\.org/\S*", "", (place / SWEEP / "report.html").read_text())
+    assert not re.search(r"""(src|href)=["']?http|<script""", (place / SWEEP / "report.html").read_text())
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:
         ["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert re.search(
-        r"-m venv \.venv\n(.*\n)*.*pip install .*constraints\.txt.*\[data,test\].*\n(.*\n)*.*pytest\n", steps
+        r"-m venv \.venv .*\n(.*\n)*.*pip install .*constraints\.txt.*\[data,test\].*\n(.*\n)*.*pytest\n", steps
     )
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
     readme = (ROOT / "README.md").read_text()
