@@ -243,7 +243,7 @@ def test_wrong_shards_are_refused_before_anything_is_written(tiny: RunConfig, tm
 def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunConfig, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here (needs root on Linux)")
     try:
         kept = dataclasses.replace(tiny.measure, keep=100)
