@@ -176,14 +176,28 @@ def fit_points(table: pd.DataFrame, params_column: str | None = None, *, paramet
       TableError: missing columns, values that are not finite and positive, or fewer points than a law needs.
     """
     column = params_column or ("params" if "params" in table else DEFAULT_PARAMS)
-    _require_columns(table, [column, "tokens", "loss"], "the table")
+    points = measured(table, column)
+    dropped = len(table) - len(points)
+    distinct = len(points[["params", "tokens"]].drop_duplicates())
+    require_points(distinct, parameters, f", {dropped} rows were not done" if dropped else "")
+    order = ["flops", "params", "tokens", "run_id"]
+    return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, dropped)
+
+
+def measured(table: pd.DataFrame, params_column: str) -> pd.DataFrame:
+    """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`.
+
+    Raises:
+      TableError: missing columns, or values that are not finite and positive.
+    """
+    _require_columns(table, [params_column, "tokens", "loss"], "the table")
     numbered = table.assign(row=range(1, len(table) + 1))
     done = numbered[numbered["status"] == "done"] if "status" in table else numbered
     rows = done["row"].tolist()
     ids = done["run_id"].astype(str).tolist() if "run_id" in table else [f"row {row}" for row in rows]
     branches = done["branch_of"].astype(str).tolist() if "branch_of" in table else [""] * len(rows)
-    params, tokens, loss = (_positive(done, name) for name in (column, "tokens", "loss"))
-    points = pd.DataFrame(
+    params, tokens, loss = (_positive(done, name) for name in (params_column, "tokens", "loss"))
+    return pd.DataFrame(
         {
             "run_id": ids,
             "cluster": [branch or run for branch, run in zip(branches, ids, strict=True)],
@@ -193,12 +207,6 @@ def fit_points(table: pd.DataFrame, params_column: str | None = None, *, paramet
             "loss": loss,
         }
     )
-    distinct = len(points[["params", "tokens"]].drop_duplicates())
-    require_points(
-        distinct, parameters, f", {len(table) - len(done)} rows were not done" if len(done) < len(table) else ""
-    )
-    order = ["flops", "params", "tokens", "run_id"]
-    return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, len(table) - len(done))
 
 
 def require_points(distinct: int, parameters: int, note: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The verbs of analysis: fit, forecast, report. Each returns the facts that it prints.
+"""The verbs of analysis: collect, fit, report. Each returns the facts that it prints.
 
 Not in the design's list of modules: it keeps the command line, which lives with training, thin.
 """
@@ -105,65 +105,6 @@ def _print_fit(built: saved.SavedFit, path: Path) -> None:
     for note in document["warnings"]:
         console.print(f"[yellow]warning:[/] {note}")
     console.print(f"saved {path}")
-
-
-def forecast(
-    fit: Path,
-    params_value: float | None = None,
-    tokens: float | None = None,
-    out: Path | None = None,
-    json: Path | None = None,
-) -> dict[str, Any]:
-    """Forecast the runs that a fit did not see, or a run that nobody has trained, from a saved fit.
-
-    Args:
-      fit: fit.json, as `scaling fit` writes it.
-      params_value: Parameters of a run to forecast, in the fit's own counting; goes with --tokens.
-      tokens: Training tokens of a run to forecast; goes with --params-value.
-      out: Where to save the forecast; forecast.json beside the fit unless given.
-      json: Also write the same facts to this file.
-    """
-    loaded = saved.load(fit)
-    if (params_value is None) != (tokens is None):
-        raise TableError("--params-value and --tokens go together: one run has both")
-    if params_value is not None and not (params_value > 0 and tokens is not None and tokens > 0):
-        raise TableError(f"--params-value {params_value} --tokens {tokens}: both must be above zero")
-    asked = None if params_value is None else pd.DataFrame({"params": [params_value], "tokens": [tokens]})
-    target = loaded.held_out if asked is None else asked
-    if target.empty:
-        raise TableError(f"{fit}: no run was held out; fit with --holdout, or give --params-value and --tokens")
-    rows = loaded.forecast(target)
-    facts = rows[-1] | {"law": loaded.describe(), "params_column": loaded.document["params_column"], "rows": rows}
-    _print_forecast(facts, asked is None)
-    for path in (out or fit.parent / "forecast.json", json):
-        if path:
-            results.write_json(path, facts)
-    return facts
-
-
-def _print_forecast(facts: dict[str, Any], unseen: bool) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"[bold]{facts['law']}[/]   N = {facts['params_column']}, L in nats per token")
-    rows = facts["rows"]
-    if len(rows) > 1:
-        table = Table("run", "params", "tokens", "predicted", "interval", "measured", "error", box=None, pad_edge=False)
-        for row in rows:
-            interval = f"{row['low']:.4f} to {row['high']:.4f}"
-            table.add_row(
-                *(row["run_id"], f"{row['params']:,.0f}", f"{row['tokens']:,.0f}", f"{row['predicted']:.4f}", interval),
-                *(f"{row['measured']:.4f}", f"{row['relative_error']:+.2%}"),
-            )
-        console.print(table)
-    what = "the largest run, which the fit did not see" if unseen else "that run"
-    measured = (
-        f", measured {facts['measured']:.4f}, relative error {abs(facts['relative_error']) * 100:.2g} %"
-        if facts["measured"] is not None
-        else ""
-    )
-    console.print(
-        f"forecast for {what} (N = {facts['params']:,.0f}, D = {facts['tokens']:,.0f}): predicted "
-        f"{facts['predicted']:.4f} ({facts['level']:.0%} interval {facts['low']:.4f} to {facts['high']:.4f}){measured}"
-    )
 
 
 def report(directory: Path, json: Path | None = None) -> Path:

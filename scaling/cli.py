@@ -59,7 +59,7 @@ VERBS = (
     Verb(("sweep", "status"), "sweeps.status", "status", "Show what is done, running, waiting, failed."),
     Verb(("sweep", "collect"), "analysis.verbs", "collect", "Write the results table of a sweep."),
     Verb(("fit",), "analysis.verbs", "fit", "Fit a scaling law to a table."),
-    Verb(("forecast",), "analysis.verbs", "forecast", "Forecast a loss from a saved fit, and check it."),
+    Verb(("forecast",), "analysis.forecast", "forecast", "Forecast a loss from a saved fit, lock it, score it."),
     Verb(("report",), "analysis.verbs", "report", "Draw the figures and write the page of a fitted sweep."),
 )
 

@@ -10,14 +10,11 @@ from conftest import PLANTED, simulated
 from test_results import run
 
 from analysis import verbs
-from analysis.laws import chinchilla
 from analysis.results import TableError
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_planted_law_is_recovered_from_a_file_and_forecasts(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_planted_law_is_recovered_from_a_file(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     table, path = simulated(), tmp_path / f"t.{kind}"
     table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
     facts = verbs.fit(path, holdout="largest", draws=32, json=tmp_path / "facts.json")
@@ -26,27 +23,6 @@ def test_a_planted_law_is_recovered_from_a_file_and_forecasts(
     assert facts["points"] == 29
     assert json.loads((tmp_path / "facts.json").read_text())["values"] == facts["values"]
     assert "29 points fitted, 1 held out" in capsys.readouterr().out
-
-    forecast = verbs.forecast(tmp_path / "fit.json")
-    assert forecast == json.loads((tmp_path / "forecast.json").read_text())
-    assert {"predicted", "measured", "relative_error", "low", "high"} <= set(forecast)
-    assert forecast["measured"] == table.loc[table["flops"].idxmax(), "loss"]
-    assert forecast["predicted"] == pytest.approx(forecast["measured"], rel=1e-6)
-    printed = capsys.readouterr().out
-    assert f"predicted {forecast['predicted']:.4f}" in printed
-    assert f"measured {forecast['measured']:.4f}" in printed
-
-
-def test_a_run_that_nobody_trained(tmp_path: Path) -> None:
-    simulated().to_csv(tmp_path / "t.csv", index=False)
-    verbs.fit(tmp_path / "t.csv", draws=16)
-    facts = verbs.forecast(tmp_path / "fit.json", params_value=7e10, tokens=1.4e12, json=tmp_path / "f.json")
-    truth = float(chinchilla(PLANTED, {"params": 7e10, "tokens": 1.4e12}))
-    assert facts["predicted"] == pytest.approx(truth, rel=1e-5)
-    assert facts["measured"] is None
-    assert json.loads((tmp_path / "f.json").read_text()) == facts
-    with pytest.raises(TableError, match="no run was held out"):
-        verbs.forecast(tmp_path / "fit.json")
 
 
 def test_the_counting_convention_is_named_and_moves_the_law(tmp_path: Path) -> None:
@@ -88,12 +64,3 @@ def test_wrong_options_write_nothing(tmp_path: Path, options: dict[str, Any], wo
     with pytest.raises(TableError, match=words):
         verbs.fit(tmp_path / "t.csv", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
-
-
-@pytest.mark.parametrize("options", [{"params_value": 1e9}, {"tokens": 1e9}, {"params_value": -1.0, "tokens": 1e9}])
-def test_half_a_run_cannot_be_forecast(tmp_path: Path, options: dict[str, float]) -> None:
-    simulated().to_csv(tmp_path / "t.csv", index=False)
-    verbs.fit(tmp_path / "t.csv", draws=4)
-    with pytest.raises(TableError, match=r"go together|above zero"):
-        verbs.forecast(tmp_path / "fit.json", **options)
-    assert not (tmp_path / "forecast.json").exists()
