@@ -16,7 +16,7 @@ from analysis.results import TableError
 
 
 def forecast(
-    fit: Annotated[Path | None, tyro.conf.Positional] = None,
+    fit: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FIT")] = None,
     params_value: float | None = None,
     tokens: float | None = None,
     lock: Path | None = None,

@@ -34,7 +34,7 @@ KNOWN = {NEW: "", FITTED: "the fit had seen it", HELD_OUT: "held out of the fit,
 def seal(content: Mapping[str, Any]) -> str:
     """sha256, in hex, over the canonical JSON of everything but `sha256` itself: keys sorted, no spaces."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def lock(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
