@@ -11,7 +11,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import operator as op
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ _LOSSES = ("flops", "flops_6nd", "loss", "loss_stderr", "bits_per_byte")
 _SETTINGS = ("seed", "learning_rate", "batch_tokens", "schedule", "branch_of", "seconds", "tokens_per_second")
 CANONICAL = _LEADING + _COUNTS + _LOSSES + _SETTINGS
 _TEXT = ("run_id", "sweep", "status", "reason", "schedule", "branch_of")
+SHOWN = 12
 _ORDER = ("params_total", "tokens", "seed", "run_id")
 
 
@@ -149,6 +152,59 @@ def parse_columns(text: str) -> dict[str, str]:
     return {name.strip(): source.strip() for name, _, source in pairs}
 
 
+_CLAUSE = re.compile(
+    r"""(?P<column>'[^']*'|"[^"]*"|[^<>=!'"]+?)\s*(?P<sign>==|!=|<=|>=|<|>)\s*"""
+    r"""(?P<value>'[^']*'|"[^"]*"|\S.*?)(?:$|\s+and\s+)"""
+)
+_COMPARE = {"==": op.eq, "!=": op.ne, "<": op.lt, "<=": op.le, ">": op.gt, ">=": op.ge}
+
+
+def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    """The rows that an expression keeps, still named by their place in the table that was read.
+
+    Args:
+      expression: clauses joined by " and ", each `column==value`, or with !=, <, <=, >, >= for ==. Quotes around a
+        column or a value are optional. A column of numbers compares as numbers, any other as text, which has no order.
+        A missing entry equals nothing. Empty: every row.
+    Raises:
+      TableError: not such an expression, no such column, a value of the wrong kind, or one that leaves no row.
+    """
+    text, at = expression.strip(), 0
+    while at < len(text):
+        clause = _CLAUSE.match(text, at)
+        if clause is None:
+            raise TableError(f"--where {text[at:]}: write column==value (or != < <= > >=), several joined by ' and '")
+        column, value = (clause[name].strip("'\"") for name in ("column", "value"))
+        _require_columns(table, [column], f"--where {clause[0]}: the table")
+        keep = _keeps(table[column], clause["sign"], value)
+        if not keep.any():
+            before = " left by the clauses before it" if at else ""
+            raise TableError(f"--where {clause[0]}: no row{before} fits; {column} is {_what_is_there(table[column])}")
+        table = table[keep]
+        at = clause.end()
+    return table
+
+
+def _keeps(column: pd.Series, sign: str, value: str) -> np.ndarray:
+    flags = pd.api.types.is_bool_dtype(column)
+    if pd.api.types.is_numeric_dtype(column) and not flags:
+        try:
+            return _COMPARE[sign](column.to_numpy(np.float64, na_value=np.nan), float(value))
+        except ValueError:
+            raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds numbers") from None
+    if sign not in ("==", "!="):
+        raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds text, which only == and != compare")
+    same = column.notna() & (column.astype(str) == (value.title() if flags else value))
+    return (same if sign == "==" else ~same).to_numpy(bool)
+
+
+def _what_is_there(column: pd.Series) -> str:
+    values = column.dropna().unique().tolist()
+    if len(values) > SHOWN and pd.api.types.is_numeric_dtype(column):
+        return f"between {min(values):g} and {max(values):g}"
+    return ", ".join(map(str, values[:SHOWN])) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+
+
 @dataclass(frozen=True)
 class Points:
     """What a law is fitted to.
@@ -185,13 +241,10 @@ def fit_points(table: pd.DataFrame, params_column: str | None = None, *, paramet
 
 
 def measured(table: pd.DataFrame, params_column: str) -> pd.DataFrame:
-    """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`.
-
-    Raises:
-      TableError: missing columns, or values that are not finite and positive.
-    """
+    """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`. Raises TableError
+    for missing columns, or values that are not finite and positive."""
     _require_columns(table, [params_column, "tokens", "loss"], "the table")
-    numbered = table.assign(row=range(1, len(table) + 1))
+    numbered = table.assign(row=(table.index if table.index.dtype.kind == "i" else np.arange(len(table))) + 1)
     done = numbered[numbered["status"] == "done"] if "status" in table else numbered
     rows = done["row"].tolist()
     ids = done["run_id"].astype(str).tolist() if "run_id" in table else [f"row {row}" for row in rows]
