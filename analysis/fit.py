@@ -1,58 +1,68 @@
-"""Estimators: a law fitted to points by a damped Newton method, all starts and all resamples at once.
+"""Estimators: a law fitted to points, from a full grid of starts, all at once.
 
 The objective is the SUM over points (averaging it stops optimisers early: Besiroglu et al. 2024). Parameters that a
-law bounds above zero are searched in their logarithm; those it is linear in start from a least-squares projection. A
-robust objective is reached by continuation: its quadratic zone starts wide and narrows to the one asked for. Resamples
-are weights on points, so that one compiled program serves every start, every resample and every table of like size.
+law bounds above zero are searched in their logarithm, which is the log-sum-exp form of a law that is a sum of powers;
+those it is linear in start from a non-negative least-squares projection. Resamples are weights on points.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from analysis.absolute import polish
+from analysis.identify import conditioning, verdict
 from analysis.laws import Columns, Law
+from analysis.solve import QUADRATIC, Box, Problems, natural, relative_slopes, searched, solve
+from analysis.varpro import project
 
-LANES = 64  # starts or resamples solved together, and the multiple that points are padded to
-QUADRATIC = 1e9  # a Huber zone that no residual leaves
-STEPS = 150  # Newton steps at most, at each width of the zone
-COLD, WARM = (100.0, 30.0, 10.0, 3.0, 1.0), (10.0, 3.0, 1.0, 1.0, 1.0)
+COLD, WARM = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)  # widths of the robust zone gone through, in units of delta
+SCREENED = 64  # starts kept of those that a law offers, the best by their objective
 REACHED = 1e-6  # a start reached the optimum when its objective is this close, relatively
-SINGULAR = 1e-4  # smallest over largest singular value of the scaled Jacobian below which a fit is unidentified
+LAD_ZONE = 1e-7  # zone within which a least absolute deviation is rounded, so that it has derivatives
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Sum over points of rho(residual); rho is r^2 / 2 up to delta and linear beyond, or r^2 without delta."""
+    """Sum over points of rho(residual); rho is r^2 / 2 up to delta and linear beyond, r^2, or |r|."""
 
     name: str
     delta: float | None
     log: bool
+    absolute: bool = False
 
-    @property
-    def zone(self) -> float:
-        return QUADRATIC if self.delta is None else self.delta
+    def zones(self, widths: tuple[float, ...]) -> np.ndarray:
+        if self.absolute:
+            return LAD_ZONE * np.array([*np.geomspace(1e5, 1e1, 5), 1.0])
+        return np.array([QUADRATIC]) if self.delta is None else self.delta * np.asarray(widths)
 
-    @property
-    def scale(self) -> float:
-        return 2.0 if self.delta is None else 1.0
+    def value(self, residuals: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
+        size = np.abs(residuals)
+        if self.absolute:
+            return float(np.sum(weights * size))
+        if self.delta is None:
+            return float(np.sum(weights * size**2))
+        return float(np.sum(weights * np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2))))
+
+    def residuals(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+        return np.log(measured / predicted) if self.log else measured - predicted
 
 
 def huber(delta: float = 1e-3) -> Objective:
     """Huber of log residuals, in the units of log loss (Hoffmann et al. 2022 use 1e-3)."""
-    return Objective("huber_log", delta, True)
+    return Objective("huber", delta, True)
 
 
+lad = Objective("lad", None, True, absolute=True)
+"""Least absolute deviation of log residuals: what Besiroglu et al. 2024 print."""
 mse_log = Objective("mse_log", None, True)
-mse_loss = Objective("mse_loss", None, False)
+mse = Objective("mse", None, False)
 
 
 @dataclass(frozen=True)
@@ -67,17 +77,24 @@ class Fit:
     reached: int
     """Starts that ended within 1e-6 (relative) of the best objective."""
     bounds_hit: tuple[str, ...]
-    unidentified: tuple[str, ...]
-    """Parameters in the direction that the points leave free; empty when the Hessian is well conditioned."""
+    unidentified: str
+    """Which parameters the points cannot tell apart, why, and which run would; empty when they can."""
     conditioning: float
     """Smallest over largest singular value of the Jacobian of log predictions, columns scaled to one length."""
+    points: int
+    fixed: tuple[str, ...] = ()
+    box: Box = field(default=Box(np.zeros(0), np.zeros(0)), repr=False)
 
     def predict(self, columns: Columns) -> np.ndarray:
         return self.law(self.values, columns)
 
-    def residuals(self, columns: Columns, loss: np.ndarray) -> np.ndarray:
+    def residuals(self, columns: Columns, response: Any) -> np.ndarray:
         """Log measured over predicted."""
-        return np.log(np.asarray(loss) / self.predict(columns))
+        return np.log(np.asarray(response) / self.predict(columns))
+
+    def vector(self) -> np.ndarray:
+        """Values in the order of law.parameters."""
+        return np.array([self.values[name] for name in self.law.parameters])
 
     def warnings(self) -> list[str]:
         """What a reader must know before quoting the values; empty when all is well."""
@@ -85,191 +102,179 @@ class Fit:
         if self.bounds_hit:
             notes.append(f"bound hit: {', '.join(self.bounds_hit)}; the points ask for a value outside the law's range")
         if self.unidentified:
-            notes.append(f"{', '.join(self.unidentified)} cannot be told apart by these points (Hessian near singular)")
+            notes.append(self.unidentified)
         if self.reached < max(2, self.starts // 20):
             notes.append(f"only {self.reached} of {self.starts} starts reached the optimum")
         return notes
 
+    def facts(self) -> dict[str, Any]:
+        delta = self.objective.delta
+        return {
+            "law": self.law.name,
+            "formula": self.law.describe(self.values),
+            "source": self.law.source,
+            "objective": {"name": self.objective.name, "delta": delta, "value": self.objective_value},
+            "parameters": dict(self.values),
+            "fixed": list(self.fixed),
+            "bounds_hit": list(self.bounds_hit),
+            "warnings": self.warnings(),
+            "n": self.points,
+            "starts": self.starts,
+            "reached": self.reached,
+            "conditioning": self.conditioning,
+        }
 
-def fit_law(law: Law, columns: Columns, loss: Any, objective: Objective | None = None) -> Fit:
+    def to_json(self) -> str:
+        return json.dumps(self.facts(), indent=1)
+
+    def __repr__(self) -> str:
+        o = self.objective
+        width = "" if o.delta is None else f" (delta {o.delta:g})"
+        law = self.law.describe(self.values)
+        return f"Fit({law}; {o.name}{width} {self.objective_value:.6g} over {self.points} points)"
+
+
+def fit_law(
+    law: Law,
+    columns: Columns,
+    response: Any,
+    objective: Objective | None = None,
+    *,
+    weights: Any = None,
+    fixed: Mapping[str, float] | None = None,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> Fit:
     """The best fit over every start of the law's grid.
 
     Args:
       columns: one array for each of law.columns, positive; params as counts, tokens as counts.
-      loss: measured losses, positive.
+      response: measured values of law.response, positive.
       objective: Huber of log residuals with delta 1e-3 unless given.
+      weights: a factor on each point's term; 1 unless given. See compute_weights.
+      fixed: parameters held at a value.
+      bounds: ranges narrower (or wider) than the law's own. A parameter bounded above zero by the law stays so.
+    Raises:
+      ValueError: fixed or bounds name no parameter of the law, or leave it an empty range.
     """
     objective = objective or huber()
-    x = {name: np.asarray(columns[name], np.float64) for name in law.columns}
-    y = np.asarray(loss, np.float64)
-    starts = _starts(law, x, y)
-    thetas, values = _solve_all(law, objective, x, y, starts, np.ones((len(starts), len(y))), COLD)
+    x, y = _points(law, columns, response)
+    weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
+    box = _box(law, fixed or {}, bounds or {})
+    offered = _starts(law, x, y, weight, box)
+    starts = _screened(law, objective, x, y, weight, offered)
+    thetas, values = solve(law, objective.log, x, Problems(starts, weight[None], y[None], box), objective.zones(COLD))
+    if not np.isfinite(values).any():
+        raise ValueError(f"{law.name}: no start gave a finite objective; are all columns positive and in plain counts?")
     best = int(np.nanargmin(values))
     theta = thetas[best]
-    low, high = _box(law)
-    at_bound = (theta <= low + 1e-9) | (theta >= high - 1e-9)
-    conditioning, direction = _identifiability(law, theta, x)
+    if objective.absolute:
+        theta = polish(law, objective.log, x, y, weight, theta, box)
+    low, high = box.low[0], box.high[0]
+    free = low < high
+    at_bound = free & ((theta <= low + 1e-9) | (theta >= high - 1e-9))
+    vector = natural(law, theta)
+    named = dict(zip(law.parameters, map(float, vector), strict=True))
     return Fit(
         law=law,
-        values=dict(zip(law.parameters, map(float, _natural(law, theta)), strict=True)),
+        values=named,
         objective=objective,
-        objective_value=float(values[best]) * objective.scale,
+        objective_value=objective.value(objective.residuals(law(named, x), y), weight),
         starts=len(starts),
         reached=int(np.sum(values <= values[best] * (1 + REACHED) + 1e-20)),
         bounds_hit=tuple(np.asarray(law.parameters)[at_bound]),
-        unidentified=tuple(np.asarray(law.parameters)[np.abs(direction) > 0.1]) if conditioning < SINGULAR else (),
-        conditioning=conditioning,
+        unidentified=verdict(law, theta, x, y, free & ~at_bound),
+        conditioning=conditioning(relative_slopes(law, theta, x)[:, free]),
+        points=len(y),
+        fixed=tuple(np.asarray(law.parameters)[~free]),
+        box=box,
     )
 
 
-def refit(fit: Fit, columns: Columns, loss: Any, weights: np.ndarray) -> np.ndarray:
-    """Values refitted to reweighted points, warm-started from a fit: [resamples, points] -> [resamples, parameters]."""
-    x = {name: np.asarray(columns[name], np.float64) for name in fit.law.columns}
-    theta = _searched(fit.law, np.array([fit.values[name] for name in fit.law.parameters]))
-    starts = np.tile(theta, (len(weights), 1))
-    thetas, _ = _solve_all(fit.law, fit.objective, x, np.asarray(loss, np.float64), starts, weights, WARM)
-    return _natural(fit.law, thetas)
+def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None) -> np.ndarray:
+    """Values refitted to other problems, warm-started from a fit: [problems, parameters].
+
+    Args:
+      response: [points], or [problems, points] for simulated or jittered responses.
+      weights: [problems, points]; ones unless given.
+      box: rows of bounds, one a problem (profiles); the fit's own unless given.
+    """
+    return refit_values(fit, columns, response, weights, box=box)[0]
 
 
-def _positive(law: Law) -> np.ndarray:
-    return np.array([law.bounds[name][0] > 0 for name in law.parameters])
-
-
-def _natural(law: Law, theta: Any) -> Any:
-    return np.where(_positive(law), np.exp(np.where(_positive(law), theta, 0.0)), theta)
-
-
-def _searched(law: Law, values: Any) -> Any:
-    return np.where(_positive(law), np.log(np.where(_positive(law), values, 1.0)), values)
-
-
-def _box(law: Law) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.array([law.bounds[name] for name in law.parameters], np.float64).T
-    return _searched(law, low), _searched(law, high)
-
-
-def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray) -> np.ndarray:
-    """Every combination of the grid, the linear parameters projected out: [starts, parameters], as searched."""
-    searched = [name for name in law.parameters if name not in law.linear_in]
-    grid = np.array(list(itertools.product(*(law.grid[name] for name in searched))))
-    values = {name: grid[:, [i]] for i, name in enumerate(searched)}
-    nothing = dict.fromkeys(law.linear_in, 0.0)
-    coefficients = np.zeros((len(grid), 0))
-    if law.linear_in:
-        offset = np.broadcast_to(law({**values, **nothing}, x), (len(grid), len(y)))
-        basis = np.stack([law({**values, **nothing, n: 1.0}, x) + 0 * offset - offset for n in law.linear_in], -1)
-        basis, target = basis / y[:, None], (y - offset) / y
-        length = np.linalg.norm(basis, axis=1, keepdims=True)
-        solved = [np.linalg.lstsq(b, t, rcond=1e-10)[0] for b, t in zip(basis / length, target, strict=True)]
-        small = 0.05 * np.linalg.norm(target, axis=1, keepdims=True)
-        coefficients = np.where(np.array(solved) > 0, solved, small) / length[:, 0, :]
-    values |= {name: coefficients[:, [i]] for i, name in enumerate(law.linear_in)}
-    low, high = _box(law)
-    return np.clip(_searched(law, np.concatenate([values[name] for name in law.parameters], 1)), low, high)
-
-
-def _identifiability(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray]:
-    """Conditioning of the Gauss-Newton Hessian at the optimum, and the direction in which it is flattest."""
-    with jax.enable_x64(True):
-        columns = SimpleNamespace(**x)
-        jacobian = np.asarray(jax.jacfwd(lambda t: jnp.log(law.predict(_attributes(law, t), columns)))(theta))
-    length = np.linalg.norm(jacobian, axis=0)
-    if not np.all(length > 0):
-        return 0.0, (length == 0).astype(float)
-    _, singular, directions = np.linalg.svd(jacobian / length, full_matrices=False)
-    return float(singular[-1] / singular[0]), directions[-1]
-
-
-def _solve_all(
-    law: Law,
-    objective: Objective,
-    x: Mapping[str, np.ndarray],
-    y: np.ndarray,
-    starts: np.ndarray,
-    weights: np.ndarray,
-    widths: tuple[float, ...],
+def refit_values(
+    fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Solves in blocks of LANES, points padded with weight 0. Returns parameters as searched, and objectives."""
-    points, lanes = -(-len(y) // LANES) * LANES, -(-len(starts) // LANES) * LANES
-    fill = points - len(y)
-    padded = {name: np.pad(column, (0, fill), mode="edge") for name, column in x.items()}
-    loss = np.pad(y, (0, fill), mode="edge")
-    weights = np.pad(weights, ((0, 0), (0, fill)))
-    index = np.arange(lanes) % len(starts)
-    zones = objective.zone * (np.asarray(widths) if objective.delta else np.ones(len(widths)))
-    with jax.enable_x64(True):
-        blocks = [
-            jax.device_get(_solve(law, objective.log, padded, loss, starts[lane], weights[lane], zones))
-            for lane in np.split(index, lanes // LANES)
-        ]
-    thetas, values = (np.concatenate(parts)[: len(starts)] for parts in zip(*blocks, strict=True))
-    return thetas, values
+    """refit, and each problem's objective: [problems, parameters], [problems]."""
+    x, y = _points(fit.law, columns, np.atleast_2d(np.asarray(response, np.float64)))
+    weights = np.ones((1, y.shape[1])) if weights is None else np.asarray(weights, np.float64)
+    box = box or fit.box
+    count = max(len(y), len(weights), len(box.low))
+    starts = np.tile(searched(fit.law, fit.vector()), (count, 1))
+    thetas, values = solve(fit.law, fit.objective.log, x, Problems(starts, weights, y, box), fit.objective.zones(WARM))
+    scale = 1 / LAD_ZONE if fit.objective.absolute else 2.0 if fit.objective.delta is None else 1.0
+    return natural(fit.law, thetas), values * scale
 
 
-def _attributes(law: Law, theta: jax.Array) -> SimpleNamespace:
-    values = [jnp.exp(t) if positive else t for t, positive in zip(theta, _positive(law), strict=True)]
-    return SimpleNamespace(**dict(zip(law.parameters, values, strict=True)))
+def compute_weights(flops: Any, power: float) -> np.ndarray:
+    """Weights that grow with compute, (C / Cmax)^power: towards the target of a forecast. Mean 1."""
+    flops = np.asarray(flops, np.float64)
+    weights = (flops / flops.max()) ** power
+    return weights / weights.mean()
 
 
-class _State(NamedTuple):
-    theta: jax.Array
-    value: jax.Array
-    damping: jax.Array
-    step: jax.Array
-    done: jax.Array
+def _points(law: Law, columns: Columns, response: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    return {name: np.asarray(columns[name], np.float64) for name in law.columns}, np.asarray(response, np.float64)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _solve(law: Law, log: bool, x: Any, y: Any, starts: Any, weights: Any, zones: Any) -> tuple[jax.Array, jax.Array]:
-    low, high = map(jnp.asarray, _box(law))
-    columns = SimpleNamespace(**x)
+def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> Box:
+    """[1, parameters] each, as searched."""
+    for name in (*fixed, *bounds):
+        if name not in law.parameters:
+            raise ValueError(f"{law.name} has no parameter {name}; it has {', '.join(law.parameters)}")
+    ranges = []
+    for name in law.parameters:
+        low, high = law.bounds[name]
+        if name in bounds:
+            asked_low, asked_high = bounds[name]
+            low, high = (max(asked_low, low) if low > 0 else asked_low), asked_high
+        if name in fixed:
+            if law.bounds[name][0] > 0 >= fixed[name]:
+                raise ValueError(f"{name} = {fixed[name]:g}: {law.name} needs it above zero")
+            low = high = fixed[name]
+        if not low <= high:
+            raise ValueError(f"{name}: the range {low:g} to {high:g} is empty")
+        ranges.append((low, high))
+    low, high = np.array(ranges, np.float64).T
+    return Box(searched(law, low)[None], searched(law, high)[None])
 
-    def residual(theta: jax.Array) -> jax.Array:
-        predicted = law.predict(_attributes(law, theta), columns)
-        return jnp.log(predicted) - jnp.log(y) if log else predicted - y
 
-    def value(theta: jax.Array, weight: jax.Array, zone: jax.Array) -> jax.Array:
-        r = residual(theta)
-        size = jnp.abs(r)
-        return jnp.sum(weight * jnp.where(size <= zone, r**2 / 2, zone * (size - zone / 2)))
+def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, box: Box) -> np.ndarray:
+    """Every start that the law offers, the linear parameters projected out: [starts, parameters], as searched."""
+    if callable(law.starts):
+        values = {name: np.asarray(v, np.float64) for name, v in law.starts(SimpleNamespace(**x), y).items()}
+    else:
+        grid = np.array(list(itertools.product(*law.starts.values())), np.float64)
+        values = dict(zip(law.starts, grid.T, strict=True))
+    count = len(next(iter(values.values())))
+    held = {
+        n: float(natural(law, box.low[0])[i]) for i, n in enumerate(law.parameters) if box.low[0, i] == box.high[0, i]
+    }
+    values |= {name: np.full(count, value) for name, value in held.items()}
+    linear = tuple(name for name in law.linear_in if name not in held)
+    if linear:
+        values |= project(law, linear, values, x, y, weight)
+    stacked = np.stack([values[name] for name in law.parameters], 1)
+    return np.unique(np.clip(searched(law, stacked), box.low, box.high), axis=0)
 
-    def direction(state: _State, weight: jax.Array, zone: jax.Array) -> jax.Array:
-        """Newton, blended by damping towards reweighted Gauss-Newton; saddle-free; parameters at a bound held."""
-        theta = state.theta
-        gradient = jax.grad(value)(theta, weight, zone)
-        free = ~(((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)))
-        jacobian = jax.jacfwd(residual)(theta)
-        majorised = jnp.minimum(1.0, zone / jnp.maximum(jnp.abs(residual(theta)), 1e-300)) * weight
-        gauss = jacobian.T @ (majorised[:, None] * jacobian)
-        hessian = jax.hessian(value)(theta, weight, zone)
-        length = jnp.sqrt(jnp.diag(gauss)) + 1e-30
-        blend = hessian + state.damping * (gauss + 1e-6 * jnp.diag(length**2))
-        scaled = jnp.where(free[:, None] & free[None, :], blend / (length[:, None] * length), jnp.eye(len(theta)))
-        eigenvalues, vectors = jnp.linalg.eigh(scaled)
-        curvature = jnp.maximum(jnp.abs(eigenvalues), 1e-14)
-        return -(vectors @ ((vectors.T @ jnp.where(free, gradient / length, 0.0)) / curvature)) / length
 
-    def advance(state: _State, weight: jax.Array, zone: jax.Array) -> _State:
-        move = jnp.clip(state.theta + direction(state, weight, zone), low, high)
-        new = value(move, weight, zone)
-        better = new < state.value
-        settled = better & (state.value - new <= 1e-15 * state.value) & (state.damping < 1e-2)
-        damping = jnp.clip(jnp.where(better, state.damping * 0.2, state.damping * 5.0), 1e-9, 1e12)
-        return _State(
-            jnp.where(better, move, state.theta),
-            jnp.where(better, new, state.value),
-            damping,
-            state.step + 1,
-            settled | (damping > 1e8) | (state.step + 1 >= STEPS),
-        )
-
-    def solve_one(start: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def stage(theta: jax.Array, zone: jax.Array) -> tuple[jax.Array, jax.Array]:
-            state = _State(theta, value(theta, weight, zone), jnp.array(1e-2), jnp.array(0), jnp.array(False))
-            state = jax.lax.while_loop(lambda s: ~s.done, lambda s: advance(s, weight, zone), state)
-            return state.theta, state.value
-
-        theta, values = jax.lax.scan(stage, start, zones)
-        return theta, values[-1]
-
-    return jax.vmap(solve_one)(starts, weights)
+def _screened(
+    law: Law, objective: Objective, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, starts: np.ndarray
+) -> np.ndarray:
+    """The best of many starts by their objective, all of few."""
+    if len(starts) <= SCREENED:
+        return starts
+    vectors = natural(law, starts)
+    with np.errstate(all="ignore"):
+        predicted = law({name: vectors[:, [i]] for i, name in enumerate(law.parameters)}, x)
+        values = np.array([objective.value(objective.residuals(row, y), weight) for row in predicted])
+    return starts[np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")[:SCREENED]]

@@ -1,0 +1,195 @@
+"""Loss as a function of parameters and tokens. N and D stand for the columns params and tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from analysis.laws.law import Law
+
+_EXPONENTS = (0.08, 0.16, 0.25, 0.35, 0.45, 0.6, 0.9, 1.4)
+_FEW = (0.15, 0.3, 0.5, 0.9)
+_POSITIVE = (1e-9, 1e30)
+_EXPONENT = (1e-3, 5.0)
+_FLOOR = (1e-6, 1e3)
+_ADDITIVE = {"E": _FLOOR, "A": _POSITIVE, "B": _POSITIVE, "alpha": _EXPONENT, "beta": _EXPONENT}
+
+
+def _product(**choices: Any) -> dict[str, np.ndarray]:
+    """Every combination, as arrays of one length."""
+    return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))
+
+
+def _chinchilla_optimum(p: Any) -> tuple[Any, Any]:
+    """Hoffmann et al. 2022, eq. 4."""
+    a = p.beta / (p.alpha + p.beta)
+    return (p.alpha * p.A / (p.beta * p.B)) ** (1 / (p.alpha + p.beta)), a
+
+
+chinchilla = Law(
+    "chinchilla",
+    formula="L = E + A N^-alpha + B D^-beta",
+    parameters=("E", "A", "B", "alpha", "beta"),
+    columns=("params", "tokens"),
+    predict=lambda p, x: p.E + p.A * x.params**-p.alpha + p.B * x.tokens**-p.beta,
+    source="Hoffmann et al. 2022, eq. 2",
+    linear_in=("E", "A", "B"),
+    bounds=_ADDITIVE,
+    starts={"alpha": _EXPONENTS, "beta": _EXPONENTS},
+    optimum=_chinchilla_optimum,
+    text=lambda p: f"L(N, D) = {p.E:.4g} + {p.A:.4g}/N^{p.alpha:.3f} + {p.B:.4g}/D^{p.beta:.3f}",
+)
+
+
+kaplan = Law(
+    "kaplan",
+    formula="L = ((Nc/N)^(alpha_N/alpha_D) + Dc/D)^alpha_D",
+    parameters=("Nc", "Dc", "alpha_N", "alpha_D"),
+    columns=("params", "tokens"),
+    predict=lambda p, x: ((p.Nc / x.params) ** (p.alpha_N / p.alpha_D) + p.Dc / x.tokens) ** p.alpha_D,
+    source="Kaplan et al. 2020, eq. 1.5; published with params_non_embedding",
+    bounds={"Nc": (1.0, 1e40), "Dc": (1.0, 1e40), "alpha_N": _EXPONENT, "alpha_D": _EXPONENT},
+    starts=lambda x, y: _kaplan_starts(x, y),
+)
+
+
+def _kaplan_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Each term alone is given a share of the median loss: (Nc/N)^alpha_N = share_N L, (Dc/D)^alpha_D = share_D L."""
+    s = _product(alpha_N=(*_FEW[:3], 0.07), alpha_D=(*_FEW[:3], 0.07), share_N=(0.5, 0.9), share_D=(0.5, 0.9))
+    n, d, loss = np.median(x.params), np.median(x.tokens), np.median(y)
+    return {
+        "Nc": n * (s["share_N"] * loss) ** (1 / s["alpha_N"]),
+        "Dc": d * (s["share_D"] * loss) ** (1 / s["alpha_D"]),
+        "alpha_N": s["alpha_N"],
+        "alpha_D": s["alpha_D"],
+    }
+
+
+interaction = Law(
+    "interaction",
+    formula="L = E + A N^-alpha + B N^gamma D^-beta",
+    parameters=("E", "A", "B", "alpha", "beta", "gamma"),
+    columns=("params", "tokens"),
+    predict=lambda p, x: p.E + p.A * x.params**-p.alpha + p.B * x.params**p.gamma * x.tokens**-p.beta,
+    source="ours: Farseer (2025) reduced to one parameter more than Chinchilla, which it is at gamma = 0",
+    linear_in=("E", "A", "B"),
+    bounds=_ADDITIVE | {"gamma": (-3.0, 3.0)},
+    starts={"alpha": (0.1, 0.2, 0.35, 0.6, 1.0), "beta": (0.1, 0.2, 0.35, 0.6, 1.0), "gamma": (-0.3, -0.1, 0.1, 0.3)},
+    text=lambda p: f"L(N, D) = {p.E:.4g} + {p.A:.4g}/N^{p.alpha:.3f} + {p.B:.4g} N^{p.gamma:.3f}/D^{p.beta:.3f}",
+)
+
+
+def _farseer(p: Any, x: Any) -> Any:
+    exponent = jnp.exp(p.A * x.params**p.a + p.E)
+    return p.expS * jnp.exp(p.s * x.params**p.q) + p.expQ * jnp.exp(p.B * x.params**p.b - exponent * jnp.log(x.tokens))
+
+
+def _farseer_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The three functions of N vary by the stated amounts at the median N, and by their own powers around it."""
+    s = _product(
+        q=(-0.15, -0.4), b=(-0.15, 0.15), a=(-0.15, 0.1), s=(0.3, 1.0), B=(1.0, 4.0), A=(-0.5, 0.2), rate=_FEW[:3]
+    )
+    n = np.median(x.params)
+    scaled = {name: s[name] / n ** s[power] for name, power in (("s", "q"), ("B", "b"), ("A", "a"))}
+    return {"q": s["q"], "b": s["b"], "a": s["a"], **scaled, "E": np.log(s["rate"]) - s["A"]}
+
+
+farseer = Law(
+    "farseer",
+    formula="L = e^(s N^q + S) + e^(B N^b + Q) D^-e^(A N^a + E); expS = e^S, expQ = e^Q",
+    parameters=("expS", "s", "q", "expQ", "B", "b", "A", "a", "E"),
+    columns=("params", "tokens"),
+    predict=_farseer,
+    source="Farseer 2025 (Li et al., arXiv 2506.10972), eq. 1",
+    linear_in=("expS", "expQ"),
+    bounds={"expS": (1e-9, 1e9), "expQ": (1e-30, 1e30)}
+    | dict.fromkeys(("s", "B", "A"), (-1e9, 1e9))
+    | dict.fromkeys(("q", "b", "a"), (-2.0, 2.0))
+    | {"E": (-20.0, 20.0)},
+    starts=_farseer_starts,
+)
+
+
+def _saturating(p: Any, x: Any) -> Any:
+    h = p.a * x.params**-p.alpha + p.b * x.tokens**-p.beta + p.c * x.params**p.gamma * x.tokens**-p.delta
+    return p.E + (p.L0 - p.E) * h / (1 + h)
+
+
+def _saturating_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
+    """h is given a value at the median point, shared between its first two terms; the third starts small."""
+    s = _product(alpha=_FEW, beta=_FEW, h=(0.1, 0.5), gamma=(-0.2, 0.2))
+    n, d = np.median(x.params), np.median(x.tokens)
+    return {
+        "L0": np.full(len(s["h"]), 1.2 * np.max(y)),
+        "a": s["h"] / 2 * n ** s["alpha"],
+        "alpha": s["alpha"],
+        "b": s["h"] / 2 * d ** s["beta"],
+        "beta": s["beta"],
+        "c": 0.1 * s["h"] * n ** -s["gamma"] * d ** s["beta"],
+        "gamma": s["gamma"],
+        "delta": s["beta"],
+    }
+
+
+saturating = Law(
+    "saturating",
+    formula="L = E + (L0 - E) h/(1 + h), h = a N^-alpha + b D^-beta + c N^gamma D^-delta; L0 = ln V unless fitted",
+    parameters=("E", "L0", "a", "alpha", "b", "beta", "c", "gamma", "delta"),
+    columns=("params", "tokens"),
+    predict=_saturating,
+    source="arXiv 2605.09189; hold L0 at ln(vocabulary) with --fix L0=...",
+    linear_in=("E",),
+    bounds={"E": _FLOOR, "L0": (1e-3, 30.0), "a": _POSITIVE, "b": _POSITIVE, "c": (1e-30, 1e30)}
+    | {"alpha": _EXPONENT, "beta": _EXPONENT, "delta": _EXPONENT, "gamma": (-3.0, 3.0)},
+    starts=_saturating_starts,
+)
+
+
+def _data_constrained(p: Any, x: Any) -> Any:
+    g, a = _chinchilla_optimum(p)
+    unique = jnp.minimum(x.tokens, x.unique_tokens)
+    repeats = x.tokens / unique - 1
+    useful = jnp.minimum(x.params, g * (g * unique) ** (a / (1 - a)))
+    excess = x.params / useful - 1
+    params = useful * (1 + p.R_N * (1 - jnp.exp(-excess / p.R_N)))
+    tokens = unique * (1 + p.R_D * (1 - jnp.exp(-repeats / p.R_D)))
+    return p.E + p.A * params**-p.alpha + p.B * tokens**-p.beta
+
+
+data_constrained = Law(
+    "data_constrained",
+    formula="L = E + A N'^-alpha + B D'^-beta, D' = U (1 + R_D (1 - e^(-(D/U - 1)/R_D))), N' alike with R_N",
+    parameters=("E", "A", "B", "alpha", "beta", "R_N", "R_D"),
+    columns=("params", "tokens", "unique_tokens"),
+    predict=_data_constrained,
+    source="Muennighoff et al. 2023, eqs. 5 and 6; hold the first five at a fit of single-epoch runs with --fix",
+    linear_in=("E",),
+    bounds=_ADDITIVE | {"R_N": (1e-2, 1e4), "R_D": (1e-2, 1e4)},
+    starts=lambda x, y: _data_constrained_starts(x, y),
+)
+
+
+def _data_constrained_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Both terms are given a tenth of the median loss at the median point, or four tenths."""
+    s = _product(alpha=_FEW[:3], beta=_FEW[:3], share=(0.1, 0.4), R_N=(1.0, 5.0, 30.0), R_D=(3.0, 15.0, 100.0))
+    scale = s["share"] * np.median(y)
+    return {name: s[name] for name in ("alpha", "beta", "R_N", "R_D")} | {
+        "A": scale * np.median(x.params) ** s["alpha"],
+        "B": scale * np.median(x.unique_tokens) ** s["beta"],
+    }
+
+
+over_training = Law(
+    "over_training",
+    formula="L = E + a N^-eta + b 6^(-eta/2) (M N)^-eta, M = D/N",
+    parameters=("E", "a", "b", "eta"),
+    columns=("params", "tokens"),
+    predict=lambda p, x: p.E + (p.a * x.params**-p.eta + p.b * 6 ** (-p.eta / 2) * x.tokens**-p.eta),
+    source="Gadre et al. 2024, eq. 4, as their code states it: one exponent, so that M shifts the law and nothing else",
+    linear_in=("E", "a", "b"),
+    bounds={"E": _FLOOR, "a": _POSITIVE, "b": _POSITIVE, "eta": _EXPONENT},
+    starts={"eta": (*_EXPONENTS, 0.12, 0.2, 0.3, 0.4)},
+    optimum=lambda p: ((p.a / (p.b * 6 ** (-p.eta / 2))) ** (1 / (2 * p.eta)), 0.5 + 0 * p.eta),
+)
