@@ -42,13 +42,14 @@ def notes(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "to
         million parameters or more, 1,000 parameters or fewer for a billion tokens or more.
     """
     table = points.table if isinstance(points, Points) else points
-    named = table.assign(run_id=_ids(table)).reset_index(drop=True)
+    named = table.assign(run_id=row_names(table)).reset_index(drop=True)
     _impossible(named)
     found = [*_distinct(named, columns), *_duplicates(named), *_small(named), *_mixed(named), *_losses(named)]
     return found + (_flops(named) if "flops" in named else [])
 
 
-def _ids(table: pd.DataFrame) -> list[str]:
+def row_names(table: pd.DataFrame) -> list[str]:
+    """What to call each row: "run ID" by its run_id, else "row N" by its place in the table, from 1."""
     if "run_id" in table:
         return [name if name.startswith("row ") else f"run {name}" for name in table["run_id"].astype(str)]
     places = table.index if table.index.dtype.kind == "i" else range(len(table))
@@ -201,7 +202,7 @@ def outliers(residuals: np.ndarray, names: Sequence[str]) -> list[str]:
 
     Args:
       residuals: log measured over predicted: [points].
-      names: what to call each: [points].
+      names: what to call each, as from `row_names`: [points].
     """
     away = np.asarray(residuals, np.float64) - np.median(residuals)
     sigma = 1.4826 * float(np.median(np.abs(away)))
@@ -222,7 +223,7 @@ def below_floor(floor: float, loss: np.ndarray, names: Sequence[str]) -> list[st
     Args:
       floor: E, nats per token.
       loss: measured, nats per token: [points].
-      names: what to call each: [points].
+      names: what to call each, as from `row_names`: [points].
     """
     under = np.flatnonzero(np.asarray(loss) <= floor)
     if not len(under):

@@ -35,6 +35,27 @@ def test_a_sound_table_gives_no_warning(noise: float) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        scale("params_matmul", 1e-2, slice(0, 30, 6)),
+        lambda t: t.assign(params_matmul=t["params_matmul"] * 100, tokens=t["tokens"] * 1e-2),
+        scale("params_matmul", 1e-3),
+        scale("tokens", 1e4),
+        scale("loss", 2.0),
+        scale("loss", 1e-2),
+    ],
+)
+def test_what_is_rare_but_can_be_gives_no_warning(change: Change) -> None:
+    """Gaps of 100 in size, few tokens for large models, many for tiny ones, high and low losses."""
+    assert notes(simulated(1e-3).drop(columns="flops"), change) == []
+
+
+@pytest.mark.parametrize("change", [scale("flops", 30.0), scale("flops", 1 / 30), scale("flops", 50.0, slice(3, 6))])
+def test_flops_may_differ_by_how_they_are_counted(change: Change) -> None:
+    assert notes(simulated(1e-3), change) == []
+
+
+@pytest.mark.parametrize(
     ("path", "columns"),
     [
         ("chinchilla_epoch/chinchilla_nd_loss.csv", "params=N,tokens=D,flops=C"),
@@ -172,7 +193,7 @@ def test_a_fit_without_noise_has_no_outliers_but_real_ones() -> None:
 
 def test_losses_below_the_floor_are_named() -> None:
     table = simulated()
-    loss, names = table["loss"].to_numpy().copy(), [f"run {name}" for name in table["run_id"]]
+    loss, names = table["loss"].to_numpy().copy(), checks.row_names(table)
     assert checks.below_floor(PLANTED["E"], loss, names) == []
     loss[[2, 9]] = 1.7, 1.2
     (note,) = checks.below_floor(PLANTED["E"], loss, names)
