@@ -1,0 +1,215 @@
+"""Published numbers: the verdicts, the studies on their tables, the verb, and getting the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.replicate import approach2, fetch, nanochat, porian, steplaw, verb
+from analysis.replicate.study import File, Reason, Row, Study, at_most, compare, holds
+from analysis.results import TableError
+
+
+def test_a_verdict_is_computed() -> None:
+    """Within the tolerance; beyond it; beyond it with a reason; with a reason that the numbers do not bear out."""
+    reason = Reason("not an optimum", True, "why")
+    assert compare("s", "q", 1.0, 1.04, 0.05).verdict == "reproduced"
+    assert compare("s", "q", 1.0, 1.06, 0.05).verdict == "differs"
+    assert compare("s", "q", 1.0, 0.94, 0.05).verdict == "differs"
+    assert compare("s", "q", 1.0, float("nan"), 0.05).verdict == "differs"
+    explained = compare("s", "q", 1.0, 1.06, 0.05, reason=reason)
+    assert (explained.verdict, explained.note) == ("not an optimum", "why")
+    assert explained.difference == pytest.approx(0.06)
+    assert compare("s", "q", 1.0, 1.06, 0.05, reason=replace(reason, holds=False)).verdict == "differs"
+    assert compare("s", "q", 1.0, 1.04, 0.05, reason=reason).verdict == "reproduced"
+
+
+def test_bounds_and_intervals() -> None:
+    assert at_most("s", "q", 1.0, 0.9).verdict == "within bound"
+    assert at_most("s", "q", 1.0, 1.1).verdict == "differs"
+    assert at_most("s", "q", 1.0, float("nan")).verdict == "differs"
+    assert holds("s", "q", 2.0, 5.0, (1.0, 9.0), "").verdict == "inside interval"
+    assert holds("s", "q", 0.9, 5.0, (1.0, 9.0), "").verdict == "differs"
+
+
+def verdicts(rows: list[Row]) -> dict[str, str]:
+    return {row.quantity: row.verdict for row in rows}
+
+
+def test_approach_2_bias() -> None:
+    rows = approach2.run(Path())
+    assert [round(row.ours, 2) for row in rows] == [-0.33, -1.30, -2.90, -5.10]
+    assert set(verdicts(rows).values()) == {"reproduced"}
+
+
+def test_nanochat() -> None:
+    rows = nanochat.run(Path())
+    found = verdicts(rows)
+    exponents = {quantity: verdict for quantity, verdict in found.items() if "exponent" in quantity}
+    assert len(exponents) == 6
+    assert set(exponents.values()) == {"reproduced"}
+    assert found["tokens per parameter at 1e+19"] == "explained"
+
+
+def test_nanochat_ratio_is_explained_only_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A printed ratio below D*/N* is none that a straight line over a convex curve can give."""
+    monkeypatch.setattr(nanochat, "RATIOS", (11.2, 10.7, 10.8, 9.5))
+    assert verdicts(nanochat.run(Path()))["tokens per parameter at 1e+19"] == "differs"
+
+
+def test_porian(shared_data: Path) -> None:
+    """Five exponents on each of two corpora, each within .005."""
+    rows = porian.run(shared_data / "porian")
+    assert len(rows) == 10
+    assert max(abs(row.difference) for row in rows) <= 0.005
+    assert set(verdicts(rows).values()) == {"reproduced"}
+
+
+def test_steplaw(shared_data: Path) -> None:
+    """The paper's law from its own fits; from the released runs another one, which a user got too."""
+    rows = steplaw.run(shared_data / "steplaw" / "data")
+    assert [row.verdict for row in rows] == ["reproduced"] * 5 + ["explained"] * 3
+    assert [round(row.ours, 3) for row in rows[:3]] == [-0.713, 0.307, 0.571]
+
+
+def test_steplaw_recovers_a_planted_law(tmp_path: Path) -> None:
+    """On runs whose loss rises quadratically from a planted optimum the difference from the paper has no excuse."""
+    random = np.random.default_rng(0)
+    runs = []
+    for n, d in ((n, d) for n in (2e8, 4e8, 8e8) for d in (5e9, 2e10, 8e10)):
+        best = np.log([30.0 * n**-0.5 * d**0.1, 2.0 * d**0.45])
+        offsets = random.uniform(-0.5, 0.5, (60, 2))
+        lr, tokens = np.exp(best + offsets).T
+        loss = 2.5 * (1 + 0.02 * (offsets**2).sum(axis=1))
+        columns = {"N": n, "D": d, "lr": lr, "bs": tokens / steplaw.SEQUENCE, "smooth loss": loss}
+        runs.append(pd.DataFrame(columns))
+    table = pd.concat(runs, ignore_index=True)
+    chosen = steplaw.near_optimal(table)
+    assert len(chosen) < len(table)
+    found = steplaw.exponents(chosen, np.arange(len(chosen)))
+    assert found == pytest.approx([-0.5, 0.1, 0.0, 0.45, 0.45], abs=0.06)
+    table.to_csv(tmp_path / "dense_lr_bs_loss.csv")
+    fits = "1004_fitted_lr_bs_scaling_model_parameters.csv"
+    pd.DataFrame([dict.fromkeys(("lr_intercept", "lr_coefN", "lr_coefD", "bs_intercept", "bs_coefD"), 0.0)]).to_csv(
+        tmp_path / fits
+    )
+    assert {row.verdict for row in steplaw.run(tmp_path)} == {"differs"}
+
+
+def one_row(_: Path) -> list[Row]:
+    return [compare("s", "q", 1.0, 2.0, 0.5)]
+
+
+def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = verb.replicate(("approach2", "nanochat"), json=tmp_path / "r.json")
+    said = capsys.readouterr().out
+    assert code == 0
+    assert "published" in said
+    assert "explained (1)" in said
+    assert "(1) the printed ratio" in said
+    facts = json.loads((tmp_path / "r.json").read_text())
+    assert facts["counts"]["reproduced"] == sum(row["verdict"] == "reproduced" for row in facts["rows"])
+    assert {row["study"] for row in facts["rows"]} == {"approach2", "nanochat"}
+
+
+def test_an_unexplained_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "STUDIES", (approach2.STUDY, Study("s", "nowhere", one_row)))
+    assert verb.replicate(("approach2",)) == 0
+    assert verb.replicate() == 1
+
+
+def test_absent_data_skip_a_study_unless_it_was_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb.replicate(data=tmp_path, json=tmp_path / "r.json") == 0
+    assert "porian skipped" in capsys.readouterr().out
+    assert "steplaw" in json.loads((tmp_path / "r.json").read_text())["skipped"]
+    with pytest.raises(TableError, match=r"steplaw.*--fetch"):
+        verb.replicate(("steplaw",), data=tmp_path)
+    with pytest.raises(TableError, match="--data"):
+        verb.replicate(data=tmp_path / "none")
+    with pytest.raises(TableError, match="did you mean porian"):
+        verb.replicate(("porain",))
+
+
+CONTENT = b"a,b\n1,2\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """A stand-in for the public host: its address and the paths it was asked for."""
+    monkeypatch.setenv("no_proxy", "*")
+    root = tmp_path / "host"
+    (root / "o" / "r" / "c0ffee" / "data").mkdir(parents=True)
+    (root / "o" / "r" / "c0ffee" / "data" / "a b.csv").write_bytes(CONTENT)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *_: object) -> None:
+            asked.append(self.path)
+
+        def log_error(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root)) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{host.server_port}", asked
+        host.shutdown()
+
+
+def pinned(path: str = "data/a b.csv", content: bytes = CONTENT) -> Study:
+    file = File(path, "a.csv", hashlib.sha256(content).hexdigest())
+    return Study("s", "nowhere", one_row, folder="s/data", repository="o/r", commit="c0ffee", files=(file,))
+
+
+def test_fetch_gets_a_file_once(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    base, asked = server
+    (path,) = fetch.fetch(pinned(), tmp_path / "got", base)
+    assert path == tmp_path / "got" / "s" / "data" / "a.csv"
+    assert path.read_bytes() == CONTENT
+    assert [item.name for item in path.parent.iterdir()] == ["a.csv"]
+    fetch.fetch(pinned(), tmp_path / "got", base)
+    assert asked == ["/o/r/c0ffee/data/a%20b.csv"]
+    path.write_bytes(CONTENT[:-2])
+    fetch.fetch(pinned(), tmp_path / "got", base)
+    assert path.read_bytes() == CONTENT
+    assert len(asked) == 2
+
+
+def test_fetch_refuses_other_bytes(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    with pytest.raises(TableError, match=r"sha256.*nothing was written.*by hand"):
+        fetch.fetch(pinned(content=b"other"), tmp_path / "got", server[0])
+    assert not (tmp_path / "got").exists()
+
+
+def test_fetch_says_what_to_do_without_the_file_or_the_network(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    with pytest.raises(TableError, match=r"404.*by hand"):
+        fetch.fetch(pinned("data/gone.csv"), tmp_path / "got", server[0])
+    with pytest.raises(TableError, match=r"not reached.*put the file at"):
+        fetch.fetch(pinned(), tmp_path / "got", "http://127.0.0.1:1")
+
+
+def test_the_verb_fetches(
+    tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fetch.fetch, "__defaults__", (server[0],))
+    monkeypatch.setattr(verb, "STUDIES", (pinned(), replace(porian.STUDY)))
+    assert verb.replicate(data=tmp_path / "got", fetch=True) == 1
+    assert (tmp_path / "got" / "s" / "data" / "a.csv").read_bytes() == CONTENT
+    assert "pickles" in capsys.readouterr().out
+
+
+def test_pins_are_of_the_tables_at_hand(shared_data: Path) -> None:
+    """Where a table that --fetch would get is here, it has the pinned hash."""
+    files = [(shared_data / study.folder / file.local, file.sha256) for study in verb.STUDIES for file in study.files]
+    assert files
+    for path, pin in files:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == pin
