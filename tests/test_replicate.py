@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.replicate import approach2, fetch, nanochat, porian, steplaw, verb
+from analysis.replicate import approach2, chinchilla, datablations, fetch, gadre, nanochat, porian, steplaw, verb
 from analysis.replicate.study import File, Reason, Row, Study, at_most, compare, holds
 from analysis.results import TableError
 
@@ -75,15 +75,17 @@ def test_porian(shared_data: Path) -> None:
     assert set(verdicts(rows).values()) == {"reproduced"}
 
 
-def test_steplaw(shared_data: Path) -> None:
+def test_steplaw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's law from its own fits; from the released runs another one, which a user got too."""
+    monkeypatch.setattr(steplaw, "DRAWS", 300)
     rows = steplaw.run(shared_data / "steplaw" / "data")
     assert [row.verdict for row in rows] == ["reproduced"] * 5 + ["explained"] * 3
     assert [round(row.ours, 3) for row in rows[:3]] == [-0.713, 0.307, 0.571]
 
 
-def test_steplaw_recovers_a_planted_law(tmp_path: Path) -> None:
+def test_steplaw_recovers_a_planted_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On runs whose loss rises quadratically from a planted optimum the difference from the paper has no excuse."""
+    monkeypatch.setattr(steplaw, "DRAWS", 50)
     random = np.random.default_rng(0)
     runs = []
     for n, d in ((n, d) for n in (2e8, 4e8, 8e8) for d in (5e9, 2e10, 8e10)):
@@ -104,6 +106,59 @@ def test_steplaw_recovers_a_planted_law(tmp_path: Path) -> None:
         tmp_path / fits
     )
     assert {row.verdict for row in steplaw.run(tmp_path)} == {"differs"}
+
+
+@pytest.mark.slow
+def test_chinchilla(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each objective's own optimum; the printed point is the LAD one, and is said to be no Huber optimum."""
+    monkeypatch.setattr(chinchilla, "DRAWS", 500)
+    rows = chinchilla.run(shared_data / "chinchilla_epoch")
+    found = verdicts(rows)
+    errors = [row for row in rows if row.quantity.startswith("standard error")]
+    assert len(errors) == 4
+    for row in errors:
+        assert row.ours == pytest.approx(row.published, rel=0.15)
+    for name in chinchilla.NAMES:
+        assert found[f"{name}, least absolute deviation"] == "reproduced"
+        assert found[f"{name}, Huber(1e-3)"] == "reproduced"
+        assert found[f"{name}, printed as Huber"] == "not an optimum"
+    assert found["A, LAD, smoothed"] == "not an optimum"
+    assert found["Huber objective, notebook's own fit"] == "within bound"
+    assert found["beta, all 245 points, Huber(1e-3)"] == found["a, all 245 points, Huber(1e-3)"] == "reproduced"
+    notes = {row.note for row in rows if row.quantity.endswith("printed as Huber")}
+    assert len(notes) == 1
+    assert "It is the LAD solution" in notes.pop()
+
+
+@pytest.mark.slow
+def test_gadre(shared_data: Path) -> None:
+    rows = gadre.run(shared_data / "gadre_overtrain")
+    assert [round(row.ours, 4) for row in rows] == [0.7103, 3.6365, 0.7320, 0.0464]
+    assert set(verdicts(rows).values()) == {"reproduced"}
+    assert "4.30 % on C4 and 1.62 % on RefinedWeb" in rows[2].note
+
+
+@pytest.mark.slow
+def test_datablations(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published minimum is found and named local, the lower one found, and an interval that holds both."""
+    monkeypatch.setattr(datablations, "GRID", np.geomspace(5.0, 1e4, 30))
+    rows = {row.quantity: row for row in datablations.run(shared_data / "datablations")}
+    assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "not an optimum"
+    assert "a local minimum" in rows["R_D*, published"].note
+    assert rows["lowest objective"].ours <= 0.015805
+    assert rows["R_D*, lower minimum"].verdict == rows["R_N*, lower minimum"].verdict == "reproduced"
+    inside = [row for quantity, row in rows.items() if "interval" in quantity]
+    assert [row.published for row in inside] == [15.387756, 95.4]
+    assert {row.verdict for row in inside} == {"inside interval"}
+
+
+def test_an_interval_is_where_the_likelihood_ratio_leaves_it() -> None:
+    """A parabola in log R_D of known curvature: the end is where points * log ratio reaches 3.84 / 2."""
+    grid = np.geomspace(1.0, 100.0, 2001)
+    objectives = np.exp(0.5 * np.log(grid / 10) ** 2)
+    ends = datablations.interval(objectives, 1.0, 16, grid)
+    half = np.sqrt(3.841 / 16)
+    assert np.log(np.array(ends) / 10) == pytest.approx([-half, half], abs=5e-3)
 
 
 def one_row(_: Path) -> list[Row]:
