@@ -24,6 +24,7 @@ from analysis.varpro import project
 
 COLD, WARM = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)  # widths of the robust zone gone through, in units of delta
 SCREENED = 64  # starts kept of those that a law offers, the best by their objective
+KEPT = 10  # of them where many fits are made at once
 REACHED = 1e-6  # a start reached the optimum when its objective is this close, relatively
 LAD_ZONE = 1e-7  # zone within which a least absolute deviation is rounded, so that it has derivatives
 
@@ -161,7 +162,7 @@ def fit_law(
     weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
     box = _box(law, fixed or {}, bounds or {})
     offered = _starts(law, x, y, weight, box)
-    starts = _screened(law, objective, x, y, weight, offered)
+    starts = _screened(law, objective, x, y, weight, offered, SCREENED)
     thetas, values = solve(law, objective.log, x, Problems(starts, weight[None], y[None], box), objective.zones(COLD))
     if not np.isfinite(values).any():
         raise ValueError(f"{law.name}: no start gave a finite objective; are all columns positive and in plain counts?")
@@ -188,6 +189,31 @@ def fit_law(
         fixed=tuple(np.asarray(law.parameters)[~free]),
         box=box,
     )
+
+
+def fit_rows(
+    law: Law, columns: Columns, response: Any, objective: Objective, weights: np.ndarray, *, keep: int = KEPT
+) -> tuple[np.ndarray, np.ndarray]:
+    """A cold fit for each row of weights, as windows, hold-outs and weightings need: from the best `keep` starts each.
+
+    Args:
+      weights: [rows, points]; 0 leaves a point out.
+    Returns:
+      values [rows, parameters] and objectives as minimised [rows]; NaN where no start gave a finite one.
+    """
+    x, y = _points(law, columns, response)
+    box = _box(law, {}, {})
+    rows = []
+    for weight in weights:
+        rows.append(_screened(law, objective, x, y, weight, _starts(law, x, y, weight, box), keep))
+    lengths = [len(starts) for starts in rows]
+    problems = Problems(np.concatenate(rows), np.repeat(weights, lengths, axis=0), y[None], box)
+    thetas, values = solve(law, objective.log, x, problems, objective.zones(COLD))
+    values = np.where(np.isfinite(values), values, np.inf)
+    ends = np.cumsum(lengths)
+    best = [end - length + int(np.argmin(values[end - length : end])) for end, length in zip(ends, lengths, strict=True)]
+    found = np.where(np.isfinite(values[best])[:, None], natural(law, thetas[best]), np.nan)
+    return found, values[best]
 
 
 def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None) -> np.ndarray:
@@ -251,7 +277,8 @@ def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float,
 def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, box: Box) -> np.ndarray:
     """Every start that the law offers, the linear parameters projected out: [starts, parameters], as searched."""
     if callable(law.starts):
-        values = {name: np.asarray(v, np.float64) for name, v in law.starts(SimpleNamespace(**x), y).items()}
+        seen = SimpleNamespace(**{name: column[weight > 0] for name, column in x.items()})
+        values = {name: np.asarray(v, np.float64) for name, v in law.starts(seen, y[weight > 0]).items()}
     else:
         grid = np.array(list(itertools.product(*law.starts.values())), np.float64)
         values = dict(zip(law.starts, grid.T, strict=True))
@@ -268,13 +295,19 @@ def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.nda
 
 
 def _screened(
-    law: Law, objective: Objective, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, starts: np.ndarray
+    law: Law,
+    objective: Objective,
+    x: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    weight: np.ndarray,
+    starts: np.ndarray,
+    keep: int,
 ) -> np.ndarray:
     """The best of many starts by their objective, all of few."""
-    if len(starts) <= SCREENED:
+    if len(starts) <= keep:
         return starts
     vectors = natural(law, starts)
     with np.errstate(all="ignore"):
         predicted = law({name: vectors[:, [i]] for i, name in enumerate(law.parameters)}, x)
         values = np.array([objective.value(objective.residuals(row, y), weight) for row in predicted])
-    return starts[np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")[:SCREENED]]
+    return starts[np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")[:keep]]

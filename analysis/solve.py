@@ -69,6 +69,11 @@ def attributes(law: Law, theta: jax.Array) -> SimpleNamespace:
     return SimpleNamespace(**dict(zip(law.parameters, values, strict=True)))
 
 
+def padded(count: int) -> int:
+    """The number of points that a table is padded to: few numbers, so that few programs are compiled."""
+    return LANES * 2 ** max(int(np.ceil(np.log2(count / LANES))), 0)
+
+
 def relative_slopes(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> np.ndarray:
     """Derivatives of log predictions by the parameters as searched: [points, parameters]."""
     with jax.enable_x64(True):
@@ -90,7 +95,7 @@ def solve(
       zones: widths of the quadratic zone, widest first; the last is the objective's own.
     """
     count = problems.losses.shape[1]
-    points = LANES * 2 ** max(int(np.ceil(np.log2(count / LANES))), 0)
+    points = padded(count)
     lanes = int(np.clip(HELD // points, 1, LANES))
     room = ROOMS[0] if len(problems.starts) <= ROOMS[0] or points > LARGE else ROOMS[1]
     columns = {name: np.pad(column, (0, points - count), mode="edge") for name, column in x.items()}

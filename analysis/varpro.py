@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from analysis.laws.law import Law
+from analysis.solve import padded
 
 STEPS = 80
 BATCH = 64
@@ -39,8 +40,12 @@ def project(
     Residuals are taken relative to the response. A coefficient that comes out zero is given a small share of the
     response instead, since it is to start a search in its logarithm.
     """
+    fill = padded(len(y)) - len(y)
+    columns = {name: np.pad(column, (0, fill), mode="edge") for name, column in x.items()}
     with jax.enable_x64(True):
-        found = _project_all(law, linear, {k: np.asarray(v, np.float64) for k, v in values.items()}, dict(x), y, weight)
+        settings = {name: np.asarray(value, np.float64) for name, value in values.items()}
+        loss = np.pad(y, (0, fill), mode="edge")
+        found = _project_all(law, linear, settings, columns, loss, np.pad(weight, (0, fill)))
         return {name: np.asarray(column) for name, column in zip(linear, jax.device_get(found).T, strict=True)}
 
 
