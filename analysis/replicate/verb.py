@@ -6,10 +6,11 @@ import difflib
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
 from analysis import results
 from analysis.replicate import approach2, chinchilla, datablations, gadre, nanochat, porian, steplaw
@@ -26,7 +27,10 @@ DIFFER = 1
 
 
 def replicate(
-    names: Positional[tuple[str, ...]] = (), data: Path | None = None, fetch: bool = False, json: Path | None = None
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = (),
+    data: Path | None = None,
+    fetch: bool = False,
+    json: Path | None = None,
 ) -> int:
     """Recompute published numbers from the public tables: published | ours | difference | verdict.
 
