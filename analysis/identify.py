@@ -43,13 +43,14 @@ def verdict(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndar
     slopes = relative_slopes(law, theta, x)[:, free]
     if len(names) < 2 or not np.isfinite(slopes).all():
         return ""
-    length = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+    length = np.linalg.norm(slopes, axis=0)
+    length = np.maximum(length, NEGLIGIBLE * length.max())
     _, singular, directions = np.linalg.svd(slopes / length, full_matrices=False)
     residual = np.log(y / law(_named(law, theta), x))
     noise = max(float(np.sqrt(np.sum(residual**2) / max(len(y) - len(names), 1))), NEGLIGIBLE)
-    spread = noise * (directions / np.maximum(singular, 1e-300)[:, None]).T / length[:, None]
+    spread = noise * (directions / np.maximum(singular, NEGLIGIBLE * singular[0])[:, None]).T / length[:, None]
     error = np.linalg.norm(spread, axis=1)
-    loose = _scales(law, theta)[free] * error > UNCERTAIN
+    loose = _judged(law)[free] & (error > UNCERTAIN)
     if singular[-1] / singular[0] > SINGULAR and not loose.any():
         return ""
     weak = np.abs(directions[-1]) > 0.1
@@ -61,13 +62,12 @@ def _named(law: Law, theta: np.ndarray) -> dict[str, float]:
     return dict(zip(law.parameters, natural(law, theta), strict=True))
 
 
-def _scales(law: Law, theta: np.ndarray) -> np.ndarray:
-    """What each error is multiplied by to be judged: exponents and floors by 1, other prefactors not at all.
+def _judged(law: Law) -> np.ndarray:
+    """Which parameters' errors are judged: exponents and floors.
 
     A prefactor may be uncertain by a factor when its exponent is sound: it is the loss at N = 1, far from any run.
     """
-    judged = np.array([law.bounds[name][1] <= 1e3 for name in law.parameters])
-    return judged.astype(float)
+    return np.array([law.bounds[name][1] <= 1e3 for name in law.parameters])
 
 
 def _traded(names: np.ndarray, spread: np.ndarray) -> list[str]:

@@ -26,7 +26,7 @@ from analysis.results import TableError
 SCHEMA = 1
 TOLERANCE = 1e-3
 _TARGET = ("params", "tokens", "predicted", "low", "high", "level")
-_FROM_FIT = ("law", "source", "values", "objective", "params_column", "holdout", "seed", "uncertainty")
+_FROM_FIT = ("law", "source", "parameters", "objective", "params_column", "holdout", "seed", "uncertainty")
 NEW, FITTED, HELD_OUT = "new", "fitted", "held out"
 KNOWN = {NEW: "", FITTED: "the fit had seen it", HELD_OUT: "held out of the fit, but run before the lock"}
 

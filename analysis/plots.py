@@ -85,11 +85,11 @@ def isoflop(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
         lowest = fit.predict({"params": best, "tokens": best_tokens})
         axes.plot(best, lowest, color=theme.accent, linewidth=1.6, marker="o", markersize=5, label="frontier", zorder=4)
         axes.set(xscale="log", yscale="log", xlabel=_params_label(fit), ylabel="loss (nats per token)")
-        low, high = fit.document["intervals"]["a_opt"]
+        low, high = fit.document["intervals"]["exponent_a"]
         _plain(axes)
         for x, y, text, colour in ends:
             axes.annotate(text, (x, y), (5, 0), textcoords="offset points", color=colour, fontsize=8.5, va="center")
-        label = f"N* ~ C^{fit.document['a_opt']:.2f}  ({fit.document['level']:.0%} interval {low:.2f} to {high:.2f})"
+        label = f"N* ~ C^{fit.document['exponent_a']:.2f}  ({fit.document['level']:.0%} interval {low:.2f} to {high:.2f})"
         axes.text(0.02, 0.03, label, transform=axes.transAxes, color=theme.accent, fontsize=9.5)
     return figure
 

@@ -84,11 +84,11 @@ def escape(value: Any) -> str:
 
 def _law(fit: SavedFit) -> str:
     d = fit.document
-    low, high = d["intervals"]["a_opt"]
+    low, high = d["intervals"]["exponent_a"]
     return (
         f'<p class="law">{escape(fit.describe())}</p><p class="soft">N is {escape(d["params_column"])}, D is training '
         f"tokens, L is validation loss in nats per token ({escape(d['source'])}). Compute-optimal N grows as "
-        f"C<sup>{d['a_opt']:.2f}</sup> ({d['level']:.0%} interval {low:.2f} to {high:.2f}) for C = 6 N D.</p>"
+        f"C<sup>{d['exponent_a']:.2f}</sup> ({d['level']:.0%} interval {low:.2f} to {high:.2f}) for C = 6 N D.</p>"
     )
 
 
@@ -134,7 +134,7 @@ def _parameters(fit: SavedFit) -> str:
             f"{d['standard_errors'][name]:.2g}",
             "{:.4g} to {:.4g}".format(*d["intervals"][name]),
         )
-        for name, value in {**fit.values, "a_opt": d["a_opt"]}.items()
+        for name, value in {**fit.values, "exponent_a": d["exponent_a"]}.items()
     )
     return _table(("", "value", "standard error", f"{d['level']:.0%} interval"), rows)
 

@@ -209,7 +209,8 @@ def _what_is_there(column: pd.Series) -> str:
 class Points:
     """What a law is fitted to.
 
-    table: columns run_id, cluster, params, tokens, flops, loss; all finite and positive; by training FLOPs, ascending.
+    table: columns run_id, cluster, those of the law, flops where they can be told, and the response; all finite and
+      positive; by training FLOPs, ascending.
     params_column: the counting convention behind `params`.
     dropped: rows left out because their run failed or diverged.
     """
@@ -219,7 +220,17 @@ class Points:
     dropped: int
 
 
-def fit_points(table: pd.DataFrame, params_column: str | None = None, *, parameters: int = 5) -> Points:
+SURFACE = ("params", "tokens")
+
+
+def fit_points(
+    table: pd.DataFrame,
+    params_column: str | None = None,
+    *,
+    parameters: int = 5,
+    columns: tuple[str, ...] = SURFACE,
+    response: str = "loss",
+) -> Points:
     """The usable points of a table, checked.
 
     `cluster` is the trunk that a run branched from, else the run itself: points of one trunk share its noise. `flops`
@@ -228,45 +239,46 @@ def fit_points(table: pd.DataFrame, params_column: str | None = None, *, paramet
     Args:
       params_column: counting convention; `params` if the table has it, else params_matmul, unless given.
       parameters: number of parameters of the law to be fitted.
+      columns: those that the law reads, `params` being the one that the convention names.
+      response: the one that it predicts.
     Raises:
       TableError: missing columns, values that are not finite and positive, or fewer points than a law needs.
     """
     column = params_column or ("params" if "params" in table else DEFAULT_PARAMS)
-    points = measured(table, column)
+    points = measured(table, column, columns, response)
     dropped = len(table) - len(points)
-    distinct = len(points[["params", "tokens"]].drop_duplicates())
-    require_points(distinct, parameters, f", {dropped} rows were not done" if dropped else "")
-    order = ["flops", "params", "tokens", "run_id"]
+    distinct = len(points[list(columns)].drop_duplicates())
+    require_points(distinct, parameters, f", {dropped} rows were not done" if dropped else "", columns)
+    order = [name for name in ("flops", *columns, "run_id") if name in points]
     return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, dropped)
 
 
-def measured(table: pd.DataFrame, params_column: str) -> pd.DataFrame:
+def measured(
+    table: pd.DataFrame, params_column: str, columns: tuple[str, ...] = SURFACE, response: str = "loss"
+) -> pd.DataFrame:
     """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`. Raises TableError
     for missing columns, or values that are not finite and positive."""
-    _require_columns(table, [params_column, "tokens", "loss"], "the table")
+    sources = {name: params_column if name == "params" else name for name in (*columns, response)}
+    _require_columns(table, sources.values(), "the table")
     numbered = table.assign(row=(table.index if table.index.dtype.kind == "i" else np.arange(len(table))) + 1)
     done = numbered[numbered["status"] == "done"] if "status" in table else numbered
     rows = done["row"].tolist()
     ids = done["run_id"].astype(str).tolist() if "run_id" in table else [f"row {row}" for row in rows]
     branches = done["branch_of"].astype(str).tolist() if "branch_of" in table else [""] * len(rows)
-    params, tokens, loss = (_positive(done, name) for name in (params_column, "tokens", "loss"))
-    return pd.DataFrame(
-        {
-            "run_id": ids,
-            "cluster": [branch or run for branch, run in zip(branches, ids, strict=True)],
-            "params": params,
-            "tokens": tokens,
-            "flops": _positive(done, "flops") if "flops" in table else 6 * params * tokens,
-            "loss": loss,
-        }
-    )
+    clusters = [branch or run for branch, run in zip(branches, ids, strict=True)]
+    values = {name: _positive(done, source) for name, source in sources.items()}
+    if "flops" in table:
+        values = {"flops": _positive(done, "flops")} | values
+    elif set(SURFACE) <= set(values):
+        values["flops"] = 6 * values["params"] * values["tokens"]
+    return pd.DataFrame({"run_id": ids, "cluster": clusters, **values})
 
 
-def require_points(distinct: int, parameters: int, note: str = "") -> None:
+def require_points(distinct: int, parameters: int, note: str = "", columns: tuple[str, ...] = SURFACE) -> None:
     """Raises TableError unless a law with that many parameters leaves at least one degree of freedom."""
     if distinct <= parameters:
         raise TableError(
-            f"fewer points than parameters: {distinct} distinct (params, tokens) for {parameters} parameters; "
+            f"fewer points than parameters: {distinct} distinct ({', '.join(columns)}) for {parameters} parameters; "
             f"at least {parameters + 1} are needed{note}"
         )
 

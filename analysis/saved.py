@@ -41,7 +41,7 @@ class SavedFit:
 
     @property
     def values(self) -> dict[str, float]:
-        return self.document["values"]
+        return self.document["parameters"]
 
     @cached_property
     def points(self) -> pd.DataFrame:
@@ -123,7 +123,7 @@ def build(
     resampled = intervals.bootstrap(fit, fitted, loss, unit, draws=draws, seed=seed)
     by_name = dict(zip(law.parameters, resampled.T, strict=True))
     middle = float(np.exp(np.mean(np.log(fitted["flops"]))))
-    derived = {"a_opt": _exponents(law, by_name, middle)}
+    derived = {"exponent_a": _exponents(law, by_name, middle)}
     spread = {name: _spread(column, level) for name, column in (by_name | derived).items()}
     constants = optimum.constants(law, fit.values)
     document = {
@@ -131,10 +131,10 @@ def build(
         "law": law.name,
         "formula": law.describe(fit.values),
         "source": law.source,
-        "values": dict(fit.values),
+        "parameters": dict(fit.values),
         "standard_errors": {name: spread[name]["standard_error"] for name in spread},
         "intervals": {name: spread[name]["interval"] for name in spread},
-        "a_opt": float(optimum.exponent(law, fit.values, middle)),
+        "exponent_a": float(optimum.exponent(law, fit.values, middle)),
         "G": None if constants is None else float(constants[0]),
         "objective": {"name": fit.objective.name, "delta": delta, "value": fit.objective_value},
         "starts": fit.starts,

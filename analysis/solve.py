@@ -76,9 +76,15 @@ def padded(count: int) -> int:
 
 def relative_slopes(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> np.ndarray:
     """Derivatives of log predictions by the parameters as searched: [points, parameters]."""
+    count = len(next(iter(x.values())))
+    columns = {name: np.pad(column, (0, padded(count) - count), mode="edge") for name, column in x.items()}
     with jax.enable_x64(True):
-        columns = SimpleNamespace(**x)
-        return np.asarray(jax.jacfwd(lambda t: jnp.log(law.predict(attributes(law, t), columns)))(jnp.asarray(theta)))
+        return np.asarray(_relative_slopes(law, np.asarray(theta), columns))[:count]
+
+
+@partial(jax.jit, static_argnums=0)
+def _relative_slopes(law: Law, theta: Any, x: Any) -> jax.Array:
+    return jax.jacfwd(lambda t: jnp.log(law.predict(attributes(law, t), SimpleNamespace(**x))))(theta)
 
 
 def solve(
@@ -156,7 +162,7 @@ def _solve(
         majorised = weight * jnp.minimum(1.0, zone / jnp.maximum(size, 1e-300))
         jacobian = jax.jacfwd(residual)(theta)
         pull = jax.grad(lambda t: jnp.vdot(slope, residual(t)))
-        bend = jnp.stack([jax.jvp(pull, (theta,), (unit,))[1] for unit in jnp.eye(width)])
+        bend = jax.jacfwd(pull)(theta)
         curvature = jacobian.T @ ((weight * inside)[:, None] * jacobian) + bend
         return value, jacobian.T @ slope, curvature, jacobian.T @ (majorised[:, None] * jacobian)
 

@@ -89,14 +89,14 @@ def _print_fit(built: saved.SavedFit, path: Path) -> None:
     document = built.document
     console = Console(soft_wrap=True, highlight=False)
     rows = Table("", "value", "standard error", f"{document['level']:.0%} interval", box=None, pad_edge=False)
-    for name, value in {**built.values, "a_opt": document["a_opt"]}.items():
+    for name, value in {**built.values, "exponent_a": document["exponent_a"]}.items():
         low, high = document["intervals"][name]
         rows.add_row(name, f"{value:.4g}", f"{document['standard_errors'][name]:.2g}", f"{low:.4g} to {high:.4g}")
     dropped = f", {document['dropped']} failed or diverged left out" if document["dropped"] else ""
     objective = document["objective"]
     console.print(f"[bold]{built.describe()}[/]   N = {document['params_column']}, L in nats per token")
     console.print(rows)
-    console.print(f"compute-optimal N ~ C^{document['a_opt']:.3f} for C = 6 N D; errors: {document['uncertainty']}")
+    console.print(f"compute-optimal N ~ C^{document['exponent_a']:.3f} for C = 6 N D; errors: {document['uncertainty']}")
     console.print(
         f"{len(built.points)} points fitted, {len(built.held_out)} held out{dropped}; "
         f"Huber(delta {objective['delta']:g}) on log loss: {objective['value']:.6g}, "

@@ -16,7 +16,7 @@ DOCUMENT: dict[str, Any] = {
     "law": "chinchilla",
     "formula": "L = 1.7 + 420/N^0.35 + 1800/D^0.37",
     "source": "Hoffmann et al. 2022, eq. 2",
-    "values": {"E": 1.7, "A": 420.0, "B": 1800.0, "alpha": 0.35, "beta": 0.37},
+    "parameters": {"E": 1.7, "A": 420.0, "B": 1800.0, "alpha": 0.35, "beta": 0.37},
     "objective": {"name": "huber", "delta": 1e-3, "value": 1e-4},
     "params_column": "params_matmul",
     "holdout": "largest",
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_lock_holds_what_was_promised_and_on_what_ground(path: Path) -> None:
     content = lock.read(path)
-    for name in ("law", "formula", "values", "objective", "params_column", "source"):
+    for name in ("law", "formula", "parameters", "objective", "params_column", "source"):
         assert content[name] == DOCUMENT[name]
     assert content["table_sha256"] == DOCUMENT["table"]["sha256"]
     target = content["targets"][0]

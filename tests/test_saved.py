@@ -50,7 +50,7 @@ def test_standard_errors_are_those_of_the_draws(built: tuple[Path, saved.SavedFi
     for i, name in enumerate(laws.chinchilla.parameters):
         assert fit.document["standard_errors"][name] == pytest.approx(np.std(fit.draws[:, i], ddof=1), rel=1e-6)
     a = fit.draws[:, 4] / (fit.draws[:, 3] + fit.draws[:, 4])
-    assert fit.document["standard_errors"]["a_opt"] == pytest.approx(np.std(a, ddof=1), rel=1e-6)
+    assert fit.document["standard_errors"]["exponent_a"] == pytest.approx(np.std(a, ddof=1), rel=1e-6)
 
 
 def test_hold_out_rules() -> None:
@@ -101,6 +101,6 @@ def test_too_few_left_after_holding_out() -> None:
 
 def test_the_file_is_plain_json(built: tuple[Path, saved.SavedFit], tmp_path: Path) -> None:
     document = json.loads(saved.save(built[1], tmp_path / "fit.json").read_text())
-    assert {"law", "values", "standard_errors", "intervals", "a_opt", "objective", "params_column", "points"} <= set(
+    assert {"law", "parameters", "standard_errors", "intervals", "exponent_a", "objective", "params_column", "points"} <= set(
         document
     )

@@ -19,9 +19,9 @@ def test_a_planted_law_is_recovered_from_a_file(tmp_path: Path, kind: str, capsy
     table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
     facts = verbs.fit(path, holdout="largest", draws=32, json=tmp_path / "facts.json")
     for name, value in PLANTED.items():
-        assert facts["values"][name] == pytest.approx(value, rel=1e-5)
+        assert facts["parameters"][name] == pytest.approx(value, rel=1e-5)
     assert facts["points"] == 29
-    assert json.loads((tmp_path / "facts.json").read_text())["values"] == facts["values"]
+    assert json.loads((tmp_path / "facts.json").read_text())["parameters"] == facts["parameters"]
     assert "29 points fitted, 1 held out" in capsys.readouterr().out
 
 
@@ -30,7 +30,7 @@ def test_the_counting_convention_is_named_and_moves_the_law(tmp_path: Path) -> N
     default = verbs.fit(tmp_path / "t.csv", draws=8)
     total = verbs.fit(tmp_path / "t.csv", params="params_total", draws=8)
     assert (default["params_column"], total["params_column"]) == ("params_matmul", "params_total")
-    assert abs(total["values"]["alpha"] - default["values"]["alpha"]) > 0.02
+    assert abs(total["parameters"]["alpha"] - default["parameters"]["alpha"]) > 0.02
 
 
 def test_collect_writes_the_table_of_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
