@@ -211,7 +211,9 @@ def fit_rows(
     thetas, values = solve(law, objective.log, x, problems, objective.zones(COLD))
     values = np.where(np.isfinite(values), values, np.inf)
     ends = np.cumsum(lengths)
-    best = [end - length + int(np.argmin(values[end - length : end])) for end, length in zip(ends, lengths, strict=True)]
+    best = [
+        end - length + int(np.argmin(values[end - length : end])) for end, length in zip(ends, lengths, strict=True)
+    ]
     found = np.where(np.isfinite(values[best])[:, None], natural(law, thetas[best]), np.nan)
     return found, values[best]
 
