@@ -18,6 +18,8 @@ from analysis.laws import Columns, Law
 
 METHOD = "pairs bootstrap over runs"
 ATTEMPTS = 1000  # draws tried for each resample that holds enough distinct points
+HELD = 2**22  # weights held at once, draws times points: resamples are drawn and solved in blocks
+BLOCKS = (64, 4096)  # draws in a block: at least, at most
 
 
 def clusters(points: Columns, parameters: int) -> tuple[np.ndarray, str]:
@@ -49,18 +51,40 @@ def bootstrap(
     _, member = np.unique(np.asarray(unit), return_inverse=True)
     cells = np.stack([np.asarray(columns[name], np.float64) for name in fit.law.columns], 1)
     _, cell = np.unique(cells, axis=0, return_inverse=True)
-    weights = np.stack([_resample(generator, member, cell.ravel(), len(fit.law.parameters)) for _ in range(draws)])
-    return refit(fit, columns, loss, weights)
+    rows = int(np.clip(HELD // len(member), *BLOCKS))
+    counts = [min(rows, draws - first) for first in range(0, draws, rows)]
+    needed = len(fit.law.parameters)
+    blocks = (_resamples(generator, member, cell.ravel(), needed, count) for count in counts)
+    return np.concatenate([refit(fit, columns, loss, weights) for weights in blocks])
 
 
 def _resample(generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int) -> np.ndarray:
-    """How often each point is drawn; redrawn until more distinct cells than parameters are in it, if that can be."""
+    """One row of _resamples."""
+    return _resamples(generator, member, cell, parameters, 1)[0]
+
+
+def _resamples(
+    generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int, draws: int
+) -> np.ndarray:
+    """How often each point is drawn, [draws, points]; a row is drawn again until more distinct cells than parameters
+    are in it, if that can be."""
     groups = int(member.max()) + 1
-    weights = np.ones(len(member))
-    for _ in range(ATTEMPTS):
-        weights = np.bincount(generator.integers(groups, size=groups), minlength=groups)[member].astype(np.float64)
-        if len(np.unique(cell[weights > 0])) > parameters:
+    order = np.argsort(cell, kind="stable")
+    _, firsts = np.unique(cell[order], return_index=True)
+
+    def drawn(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights, and which rows hold too few cells."""
+        picks = generator.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        times = np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups)
+        held = np.logical_or.reduceat((times > 0)[:, member[order]], firsts, axis=1)
+        return times[:, member].astype(np.float64), held.sum(1) <= parameters
+
+    weights, short = drawn(draws)
+    for _ in range(ATTEMPTS - 1):
+        if not short.any():
             break
+        again = np.flatnonzero(short)
+        weights[again], short[again] = drawn(len(again))
     return weights
 
 
