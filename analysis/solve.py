@@ -23,8 +23,8 @@ from analysis.laws import Law
 
 LANES = 64  # problems advanced together, and the fewest points that others are padded to
 HELD = 64 * 1024  # lanes times points held at once: more points, fewer lanes
-ROOMS = (64, 4096)  # problems sent to the device at once: few, many. Two sizes, so that little is compiled
-LARGE = 4096  # points beyond which problems are sent by the few
+ROOM = 2048  # problems sent to the device at once, always: one size, so that little is compiled
+LARGE = 4096  # points beyond which they are sent by LANES
 DAMPING = 1e-2  # of the first step
 STAGES = 6  # widths of the zone at most
 QUADRATIC = 1e9  # a Huber zone that no residual leaves
@@ -103,7 +103,7 @@ def solve(
     count = problems.losses.shape[1]
     points = padded(count)
     lanes = int(np.clip(HELD // points, 1, LANES))
-    room = ROOMS[0] if len(problems.starts) <= ROOMS[0] or points > LARGE else ROOMS[1]
+    room = LANES if points > LARGE else ROOM
     columns = {name: np.pad(column, (0, points - count), mode="edge") for name, column in x.items()}
     widths = np.concatenate([np.full(STAGES - len(zones), zones[0]), zones])
     parts = []
