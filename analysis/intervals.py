@@ -43,10 +43,15 @@ def bootstrap(
     loss: Any,
     unit: Sequence[str] | np.ndarray,
     *,
+    weights: np.ndarray | None = None,
     draws: int = 512,
     seed: int = 0,
 ) -> np.ndarray:
-    """Law values refitted to resampled clusters: [draws, parameters], in the order of fit.law.parameters."""
+    """Law values refitted to resampled clusters: [draws, parameters], in the order of fit.law.parameters.
+
+    weights: those of the fit, one a point; ones unless given.
+    """
+    own = 1.0 if weights is None else weights
     generator = np.random.default_rng(seed)
     _, member = np.unique(np.asarray(unit), return_inverse=True)
     cells = np.stack([np.asarray(columns[name], np.float64) for name in fit.law.columns], 1)
@@ -54,16 +59,16 @@ def bootstrap(
     rows = int(np.clip(HELD // len(member), *BLOCKS))
     counts = [min(rows, draws - first) for first in range(0, draws, rows)]
     needed = len(fit.law.parameters)
-    blocks = (_resamples(generator, member, cell.ravel(), needed, count) for count in counts)
-    return np.concatenate([refit(fit, columns, loss, weights) for weights in blocks])
+    blocks = (resamples(generator, member, cell.ravel(), needed, count) for count in counts)
+    return np.concatenate([refit(fit, columns, loss, own * times) for times in blocks])
 
 
 def _resample(generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int) -> np.ndarray:
-    """One row of _resamples."""
-    return _resamples(generator, member, cell, parameters, 1)[0]
+    """One row of resamples()."""
+    return resamples(generator, member, cell, parameters, 1)[0]
 
 
-def _resamples(
+def resamples(
     generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int, draws: int
 ) -> np.ndarray:
     """How often each point is drawn, [draws, points]; a row is drawn again until more distinct cells than parameters

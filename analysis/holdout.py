@@ -1,0 +1,230 @@
+"""`scaling backtest` and `scaling coverage`: forecasts of runs that the fit did not see, scored.
+
+For a factor f the fit sees runs of at most Cmax / f and forecasts the rest. The chosen law is chosen, weighted and
+given its interval from the runs below the cut alone. Plain laws stand beside it with the bands that their bootstrap
+gives, which is what is usually printed.
+
+Not in the design's list of modules: backtest.py chooses inside a fit's points; this judges the whole from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from analysis import intervals, public, results
+from analysis.backtest import CANDIDATES, Candidate, choose
+from analysis.fit import fit_law
+from analysis.predictive import build
+from analysis.results import TableError
+
+LEVELS = (0.8, 0.9)
+FACTORS = (3.0, 10.0, 30.0)
+CHOSEN = "chosen"
+PLAIN = tuple(candidate for candidate in CANDIDATES if candidate.power == 0)
+
+
+def backtest(
+    points: pd.DataFrame,
+    factors: Sequence[float] = FACTORS,
+    plain: Sequence[Candidate] = PLAIN,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a factor and law: n_train, n_test, mean_relative_error, rmsle, bias (mean log error), coverage of bands.
+
+    Args:
+      points: columns params, tokens, flops, loss, run_id and cluster: `results.fit_points(...).table`.
+      factors: the fit sees runs of at most Cmax / factor. A factor that leaves too few is left out.
+      plain: laws taken for granted, each with its bootstrap's band.
+      candidates: what the chosen law is chosen from.
+    """
+    rows = []
+    for factor in factors:
+        cut = points["flops"] <= points["flops"].max() / factor
+        train, test = points[cut].reset_index(drop=True), points[~cut].reset_index(drop=True)
+        needed = max(len(candidate.law.parameters) for candidate in (*plain, *candidates)) + 1
+        if test.empty or len(train[["params", "tokens"]].drop_duplicates()) < needed:
+            continue
+        for candidate in plain:
+            rows.append({"factor": factor} | _plain(train, test, candidate, draws, seed))
+        rows.append({"factor": factor} | _chosen(train, test, candidates, draws, seed))
+    return pd.DataFrame(rows)
+
+
+def _plain(train: pd.DataFrame, test: pd.DataFrame, candidate: Candidate, draws: int, seed: int) -> dict[str, Any]:
+    fit = fit_law(candidate.law, train, train["loss"], candidate.objective)
+    unit, _ = intervals.clusters(train, len(fit.law.parameters))
+    resampled = intervals.bootstrap(fit, train, train["loss"], unit, draws=draws, seed=seed)
+    values = {name: resampled[:, [i]] for i, name in enumerate(fit.law.parameters)}
+    spread = fit.law(values, test)
+    bands = [intervals.central(spread[np.isfinite(spread).all(1)], level) for level in LEVELS]
+    return {"law": candidate.name, "n_train": len(train)} | _scores(fit.predict(test), test, bands)
+
+
+def _chosen(
+    train: pd.DataFrame, test: pd.DataFrame, candidates: Sequence[Candidate], draws: int, seed: int
+) -> dict[str, Any]:
+    choice = choose(train, candidates, seed=seed)
+    best = choice.best
+    weights = best.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
+    fit = fit_law(best.law, train, train["loss"], best.objective, weights=weights)
+    predictive = build(fit, best, train, choice, draws=draws, seed=seed)
+    predicted = fit.predict(test)
+    bands = [predictive.interval(predicted, test, test["flops"], level, seed=seed) for level in LEVELS]
+    return {"law": CHOSEN, "n_train": len(train)} | _scores(predicted, test, bands) | {"choice": best.name}
+
+
+def _scores(predicted: np.ndarray, test: pd.DataFrame, bands: Sequence[tuple[np.ndarray, ...]]) -> dict[str, Any]:
+    measured = test["loss"].to_numpy(float)
+    error = np.log(predicted / measured)
+    inside = {
+        f"coverage_{level * 100:.0f}": float(np.mean((low <= measured) & (measured <= high)))
+        for level, (low, high) in zip(LEVELS, bands, strict=True)
+    }
+    return {
+        "n_test": len(test),
+        "mean_relative_error": float(np.mean(np.abs(predicted / measured - 1))),
+        "rmsle": float(np.sqrt(np.mean(error**2))),
+        "bias": float(np.mean(error)),
+        **inside,
+        "half_width_90": float(np.median(np.log(bands[-1][1] / bands[-1][0]) / 2)),
+    }
+
+
+def backtest_verb(
+    table: Path,
+    factors: str = "3,10,30",
+    columns: str = "",
+    where: str = "",
+    params: str | None = None,
+    draws: int = 200,
+    seed: int = 0,
+    json: Path | None = None,
+) -> pd.DataFrame:
+    """Hold out the top of compute, forecast it, and score the forecasts: every plain law, and the chosen one.
+
+    Args:
+      table: A sweep folder, or a CSV, Parquet or JSONL file.
+      factors: The fit sees runs of at most Cmax over each of these.
+      columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
+      where: Rows to use, as in "corpus==c4".
+      params: Which count of parameters to fit against.
+      draws: Bootstrap resamples.
+      seed: Seed of the bootstrap.
+      json: Also write the rows to this file.
+    """
+    rows = results.where(results.read(table, results.parse_columns(columns)), where)
+    points = results.fit_points(rows, params).table
+    found = backtest(points, _factors(factors), draws=draws, seed=seed)
+    if found.empty:
+        raise TableError(f"{table}: no factor of {factors} leaves enough runs below the cut and any above it")
+    _print(found, "factor")
+    if json:
+        results.write_json(json, _records(found))
+    return found
+
+
+def coverage(
+    data: Path = public.DATA,
+    factors: str = "3,10,30",
+    draws: int = 200,
+    seed: int = 0,
+    out: Path | None = None,
+    json: Path | None = None,
+) -> pd.DataFrame:
+    """Back-test every public table: how far forecasts were off, and how many runs nominal 80 and 90 % bands held.
+
+    Args:
+      data: Folder of the public tables.
+      factors: The fit sees runs of at most Cmax over each of these.
+      draws: Bootstrap resamples.
+      seed: Seed of the bootstrap.
+      out: Also write the tables as Markdown to this file.
+      json: Also write the rows to this file.
+    """
+    parts = []
+    for name in track(public.TABLES, description="tables", transient=True, console=Console(stderr=True)):
+        points = results.fit_points(public.TABLES[name].read(data), "params").table
+        parts.append(backtest(points, _factors(factors), draws=draws, seed=seed).assign(table=name))
+    found = pd.concat(parts, ignore_index=True)
+    total = summary(found)
+    _print(found[found["law"] == CHOSEN], "table", "factor")
+    _print(total, "factor")
+    if out:
+        results.replace(out, lambda path: path.write_text(markdown(found, total)))
+    if json:
+        results.write_json(json, {"tables": _records(found), "summary": _records(total)})
+    return found
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """Over tables, a row a factor and law: geometric mean of errors, coverage over all runs, and its mean over tables."""
+    rows = []
+    for (factor, law), part in found.groupby(["factor", "law"], sort=False):
+        runs = part["n_test"]
+        pooled = {f"coverage_{l}": float(np.average(part[f"coverage_{l}"], weights=runs)) for l in (80, 90)}
+        rows.append(
+            {"factor": factor, "law": law, "tables": len(part), "n_test": int(runs.sum())}
+            | {"mean_relative_error": float(np.exp(np.mean(np.log(part["mean_relative_error"]))))}
+            | pooled
+            | {"tables_90": float(part["coverage_90"].mean()), "half_width_90": float(part["half_width_90"].median())}
+        )
+    return pd.DataFrame(rows)
+
+
+def markdown(found: pd.DataFrame, total: pd.DataFrame) -> str:
+    """Both tables, as the documents show them."""
+    wide = found.pivot_table(index="table", columns=["factor", "law"], values="mean_relative_error", sort=False)
+    lines = ["## Summary over tables", "", *_rows(total), "", "## Mean relative error, every table", ""]
+    flat = wide.set_axis([f"{factor:g}x {law}" for factor, law in wide.columns], axis=1).reset_index()
+    chosen = found[found["law"] == CHOSEN][["table", "factor", "n_train", "n_test", "choice", *_SHARES]]
+    lines += [*_rows(flat), "", "## The chosen law, every table", "", *_rows(chosen), ""]
+    return "\n".join(lines)
+
+
+_SHARES = ("mean_relative_error", "coverage_80", "coverage_90", "half_width_90")
+
+
+def _cell(name: Any, value: Any) -> str:
+    if isinstance(value, float):
+        whole = name in ("factor", "n_train", "n_test", "tables")
+        return ("-" if np.isnan(value) else f"{value:g}") if whole else "-" if np.isnan(value) else f"{value:.2%}"
+    return str(value)
+
+
+def _rows(table: pd.DataFrame) -> list[str]:
+    head = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    body = (" | ".join(_cell(n, v) for n, v in row.items()) for row in table.to_dict("records"))
+    return [*head, *(f"| {line} |" for line in body)]
+
+
+def _print(found: pd.DataFrame, *first: str) -> None:
+    names = [*first, *[name for name in found.columns if name not in first]]
+    table = Table(*[name.replace("_", " ") for name in names], box=None, pad_edge=False)
+    for row in found.to_dict("records"):
+        table.add_row(*[_cell(name, row[name]) for name in names])
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def _records(found: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in found.to_dict("records")]
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        factors = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        factors = ()
+    if not factors or min(factors) <= 1:
+        raise TableError(f"--factors {text}: must be numbers above 1 with commas between, as in 3,10,30")
+    return factors
