@@ -89,17 +89,21 @@ class Choice:
 def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *, seed: int = 0) -> Choice:
     """Scores candidates on the top of compute inside the points.
 
+    Where the points are too few for any of them to be held out, the first candidate is taken, and the unweighted ones
+    count as equally likely.
+
     Args:
       points: columns of the laws, flops, the response, and cluster if there (runs of a trunk are resampled together).
     """
-    candidates = tuple(candidates)
+    cells = _cells(points, np.ones(len(points), bool))
+    candidates = tuple(c for c in candidates if len(c.law.parameters) < cells) or tuple(candidates[:1])
     flops = points["flops"].to_numpy(float)
     needed = max(len(candidate.law.parameters) for candidate in candidates) + 1
     masks = {factor: flops <= flops.max() / factor for factor in HELD}
     masks = {f: kept for f, kept in masks.items() if _cells(points, kept) >= needed and not kept.all()}
     if not masks:
-        nothing = np.full(len(candidates), np.nan)
-        return Choice(candidates, nothing, np.full(len(candidates), 1 / len(candidates)), np.nan, 0)
+        plain = np.array([candidate.power == 0 for candidate in candidates], float)
+        return Choice(candidates, np.full(len(candidates), np.nan), plain / max(plain.sum(), 1.0), np.nan, 0)
     errors = {f: np.log(p / _response(points, candidates)) for f, p in predictions(points, candidates, masks).items()}
     scored = SCORED if SCORED in masks else min(masks, key=lambda f: abs(f - SCORED))
     held = ~masks[scored]

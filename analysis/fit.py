@@ -19,51 +19,29 @@ import numpy as np
 from analysis.absolute import polish
 from analysis.identify import conditioning, verdict
 from analysis.laws import Columns, Law
-from analysis.solve import QUADRATIC, Box, Problems, natural, relative_slopes, searched, solve
+from analysis.objective import LAD_ZONE, Objective, huber, lad, mse, mse_log
+from analysis.solve import Box, Problems, natural, relative_slopes, searched, solve
 from analysis.varpro import project
+
+__all__ = [
+    "Fit",
+    "Objective",
+    "compute_weights",
+    "fit_law",
+    "fit_rows",
+    "huber",
+    "lad",
+    "mse",
+    "mse_log",
+    "refit",
+    "refit_from",
+    "refit_values",
+]
 
 COLD, WARM = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)  # widths of the robust zone gone through, in units of delta
 SCREENED = 64  # starts kept of those that a law offers, the best by their objective
 KEPT = 10  # of them where many fits are made at once
 REACHED = 1e-6  # a start reached the optimum when its objective is this close, relatively
-LAD_ZONE = 1e-7  # zone within which a least absolute deviation is rounded, so that it has derivatives
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Sum over points of rho(residual); rho is r^2 / 2 up to delta and linear beyond, r^2, or |r|."""
-
-    name: str
-    delta: float | None
-    log: bool
-    absolute: bool = False
-
-    def zones(self, widths: tuple[float, ...]) -> np.ndarray:
-        if self.absolute:
-            return LAD_ZONE * np.array([*np.geomspace(1e5, 1e1, 5), 1.0])
-        return np.array([QUADRATIC]) if self.delta is None else self.delta * np.asarray(widths)
-
-    def value(self, residuals: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
-        size = np.abs(residuals)
-        if self.absolute:
-            return float(np.sum(weights * size))
-        if self.delta is None:
-            return float(np.sum(weights * size**2))
-        return float(np.sum(weights * np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2))))
-
-    def residuals(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        return np.log(measured / predicted) if self.log else measured - predicted
-
-
-def huber(delta: float = 1e-3) -> Objective:
-    """Huber of log residuals, in the units of log loss (Hoffmann et al. 2022 use 1e-3)."""
-    return Objective("huber", delta, True)
-
-
-lad = Objective("lad", None, True, absolute=True)
-"""Least absolute deviation of log residuals: what Besiroglu et al. 2024 print."""
-mse_log = Objective("mse_log", None, True)
-mse = Objective("mse", None, False)
 
 
 @dataclass(frozen=True)
@@ -192,7 +170,14 @@ def fit_law(
 
 
 def fit_rows(
-    law: Law, columns: Columns, response: Any, objective: Objective, weights: np.ndarray, *, keep: int = KEPT
+    law: Law,
+    columns: Columns,
+    response: Any,
+    objective: Objective,
+    weights: np.ndarray,
+    *,
+    fixed: Mapping[str, float] | None = None,
+    keep: int = KEPT,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A cold fit for each row of weights, as windows, hold-outs and weightings need: from the best `keep` starts each.
 
@@ -202,7 +187,7 @@ def fit_rows(
       values [rows, parameters] and objectives as minimised [rows]; NaN where no start gave a finite one.
     """
     x, y = _points(law, columns, response)
-    box = _box(law, {}, {})
+    box = _box(law, fixed or {}, {})
     rows = []
     for weight in weights:
         rows.append(_screened(law, objective, x, y, weight, _starts(law, x, y, weight, box), keep))
@@ -233,14 +218,36 @@ def refit_values(
     fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """refit, and each problem's objective: [problems, parameters], [problems]."""
-    x, y = _points(fit.law, columns, np.atleast_2d(np.asarray(response, np.float64)))
+    count = max(
+        len(np.atleast_2d(response)), 1 if weights is None else len(weights), 1 if box is None else len(box.low)
+    )
+    starts = np.tile(fit.vector(), (count, 1))
+    return refit_from(fit.law, fit.objective, starts, columns, response, weights, box or fit.box)
+
+
+def refit_from(
+    law: Law,
+    objective: Objective,
+    starts: np.ndarray,
+    columns: Columns,
+    response: Any,
+    weights: Any = None,
+    box: Box | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and objectives of problems that start near their optimum: [problems, parameters], [problems].
+
+    Args:
+      starts: values, [problems, parameters].
+      response: [points], or [problems, points].
+      weights: [problems, points]; ones unless given.
+      box: one row, or one a problem; the law's own unless given.
+    """
+    x, y = _points(law, columns, np.atleast_2d(np.asarray(response, np.float64)))
     weights = np.ones((1, y.shape[1])) if weights is None else np.asarray(weights, np.float64)
-    box = box or fit.box
-    count = max(len(y), len(weights), len(box.low))
-    starts = np.tile(searched(fit.law, fit.vector()), (count, 1))
-    thetas, values = solve(fit.law, fit.objective.log, x, Problems(starts, weights, y, box), fit.objective.zones(WARM))
-    scale = 1 / LAD_ZONE if fit.objective.absolute else 2.0 if fit.objective.delta is None else 1.0
-    return natural(fit.law, thetas), values * scale
+    problems = Problems(searched(law, starts), weights, y, box or _box(law, {}, {}))
+    thetas, values = solve(law, objective.log, x, problems, objective.zones(WARM))
+    scale = 1 / LAD_ZONE if objective.absolute else 2.0 if objective.delta is None else 1.0
+    return natural(law, thetas), values * scale
 
 
 def compute_weights(flops: Any, power: float) -> np.ndarray:

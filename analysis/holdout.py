@@ -168,7 +168,7 @@ def coverage(
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Over tables, a row a factor and law: geometric mean of errors, coverage over all runs, and its mean over tables."""
+    """Over tables, by factor and law: geometric mean of errors; coverage over all runs, and its mean over tables."""
     rows = []
     for (factor, law), part in found.groupby(["factor", "law"], sort=False):
         runs = part["n_test"]

@@ -1,14 +1,12 @@
-"""How sure: bootstrap over runs, and prediction intervals that add the noise of a single run.
+"""How sure of the parameters: bootstrap over runs.
 
 Pairs bootstrap: whole clusters of points (a run, or a trunk and its branches) are drawn with replacement and the law
-is refitted to each draw, warm-started. A prediction interval adds to that spread a residual of the fit, drawn at random
-and widened by sqrt(n / (n - parameters)) for the freedom that the fit used up. It assumes that the law holds at the
-target: the choice of law is a further uncertainty that it does not contain.
+is refitted to each draw, warm-started. It takes the form of the law for granted; predictive.py does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,15 +50,21 @@ def bootstrap(
     weights: those of the fit, one a point; ones unless given.
     """
     own = 1.0 if weights is None else weights
+    blocks = resampled(columns, fit.law, unit, draws=draws, seed=seed)
+    return np.concatenate([refit(fit, columns, loss, own * times) for times in blocks])
+
+
+def resampled(
+    columns: Columns, law: Law, unit: Sequence[str] | np.ndarray, *, draws: int, seed: int
+) -> Iterator[np.ndarray]:
+    """How often each point is drawn, in blocks of bounded size: [some draws, points] each, `draws` in all."""
     generator = np.random.default_rng(seed)
     _, member = np.unique(np.asarray(unit), return_inverse=True)
-    cells = np.stack([np.asarray(columns[name], np.float64) for name in fit.law.columns], 1)
+    cells = np.stack([np.asarray(columns[name], np.float64) for name in law.columns], 1)
     _, cell = np.unique(cells, axis=0, return_inverse=True)
     rows = int(np.clip(HELD // len(member), *BLOCKS))
     counts = [min(rows, draws - first) for first in range(0, draws, rows)]
-    needed = len(fit.law.parameters)
-    blocks = (resamples(generator, member, cell.ravel(), needed, count) for count in counts)
-    return np.concatenate([refit(fit, columns, loss, own * times) for times in blocks])
+    return (resamples(generator, member, cell.ravel(), len(law.parameters), count) for count in counts)
 
 
 def _resample(generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int) -> np.ndarray:
@@ -101,23 +105,3 @@ def standard_errors(draws: np.ndarray) -> np.ndarray:
 def central(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Equal-tailed interval over the first axis at a nominal level such as 0.9."""
     return np.quantile(draws, (1 - level) / 2, axis=0), np.quantile(draws, (1 + level) / 2, axis=0)
-
-
-def prediction_interval(
-    law: Law, draws: np.ndarray, residuals: np.ndarray, target: Columns, *, level: float = 0.9, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where the measured loss of ONE new run at each target should fall, with nominal probability `level`.
-
-    Args:
-      draws: from bootstrap().
-      residuals: log measured over predicted, at the points that were fitted.
-      target: the law's columns, arrays of one length.
-    """
-    generator = np.random.default_rng(seed)
-    values = {name: draws[:, [i]] for i, name in enumerate(law.parameters)}
-    predicted = law(values, {name: np.atleast_1d(target[name]) for name in law.columns})
-    freedom = max(len(residuals) - draws.shape[1], 1)
-    noise = np.asarray(residuals) * np.sqrt(len(residuals) / freedom)
-    repeats = max(1, -(-4096 // len(draws)))
-    shape = (repeats, *predicted.shape)
-    return central((predicted * np.exp(generator.choice(noise, shape))).reshape(-1, predicted.shape[1]), level)

@@ -31,7 +31,10 @@ def frontier(law: Law, values: Values, flops: Any) -> tuple[np.ndarray, np.ndarr
 
 
 def bisect(law: Law, values: Values, flops: Any) -> np.ndarray:
-    """Compute-optimal params without a closed form: the zero of d loss / d log params along flops = 6 params tokens."""
+    """Compute-optimal params without a closed form: the zero of d loss / d log params along flops = 6 params tokens.
+
+    Values may be arrays: they broadcast against the budgets.
+    """
     with jax.enable_x64(True):
         budget = jnp.asarray(flops, jnp.float64) / 6
         p = SimpleNamespace(**{name: jnp.asarray(values[name], jnp.float64) for name in law.parameters})
@@ -46,7 +49,8 @@ def bisect(law: Law, values: Values, flops: Any) -> np.ndarray:
             _, slope = jax.jvp(loss, (middle,), (jnp.ones_like(middle),))
             return jnp.where(slope < 0, middle, low), jnp.where(slope < 0, high, middle)
 
-        start = (jnp.full_like(budget, WIDEST[0]), jnp.full_like(budget, WIDEST[1]))
+        shape = jnp.broadcast_shapes(budget.shape, *(value.shape for value in vars(p).values()))
+        start = (jnp.full(shape, WIDEST[0]), jnp.full(shape, WIDEST[1]))
         low, high = jax.lax.fori_loop(0, BISECTIONS, halve, start)
         return np.exp(np.asarray((low + high) / 2))
 
@@ -57,4 +61,6 @@ def exponent(law: Law, values: Values, flops: float) -> Any:
     if closed:
         return closed[1]
     ends = np.array([flops / 1.01, flops * 1.01])
-    return float(np.diff(np.log(bisect(law, values, ends)))[0] / np.diff(np.log(ends))[0])
+    draws = {name: np.asarray(values[name], np.float64)[..., None] for name in law.parameters}
+    slope = np.diff(np.log(bisect(law, draws, ends)))[..., 0] / np.diff(np.log(ends))[0]
+    return slope if slope.ndim else float(slope)

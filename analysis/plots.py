@@ -89,7 +89,8 @@ def isoflop(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
         _plain(axes)
         for x, y, text, colour in ends:
             axes.annotate(text, (x, y), (5, 0), textcoords="offset points", color=colour, fontsize=8.5, va="center")
-        label = f"N* ~ C^{fit.document['exponent_a']:.2f}  ({fit.document['level']:.0%} interval {low:.2f} to {high:.2f})"
+        a, level = fit.document["exponent_a"], fit.document["level"]
+        label = f"N* ~ C^{a:.2f}  ({level:.0%} interval {low:.2f} to {high:.2f})"
         axes.text(0.02, 0.03, label, transform=axes.transAxes, color=theme.accent, fontsize=9.5)
     return figure
 

@@ -10,6 +10,7 @@ Not in the design's list of modules: intervals.py resamples, backtest.py chooses
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ import pandas as pd
 
 from analysis import intervals
 from analysis.backtest import Candidate, Choice
-from analysis.fit import Fit, fit_law
-from analysis.laws import Columns, Law
+from analysis.fit import Fit, fit_rows, refit_from
+from analysis.laws import Columns, Law, find
 
 REPEATS = 8192  # draws of parameters and noise together, at least
 
@@ -48,6 +49,17 @@ class Predictive:
     chances: np.ndarray
     drift: float
     limit: float
+
+    def facts(self, digits: int) -> dict[str, Any]:
+        """As JSON; `restore` reads it back."""
+
+        def short(values: np.ndarray) -> Any:
+            return [short(v) if np.ndim(v) else float(f"{v:.{digits}g}") for v in values]
+
+        members = [{"law": member.law.name, "draws": short(member.draws)} for member in self.members]
+        drift = None if np.isnan(self.drift) else self.drift
+        noise = {"noise": short(self.noise), "chances": short(self.chances)}
+        return {"members": members, **noise, "drift": drift, "limit": self.limit}
 
     def spread(self, columns: Columns) -> np.ndarray:
         """Log predictions of every draw at each target: [draws, targets]."""
@@ -86,28 +98,57 @@ def build(fit: Fit, own: Candidate, points: pd.DataFrame, choice: Choice, *, dra
 
     The fit's own candidate takes part with the share of the best: a law named by hand is always among the draws.
     """
-    response, flops = points[fit.law.response].to_numpy(float), points["flops"].to_numpy(float)
-    shares = {own: float(choice.wins.max())} | dict(zip(choice.candidates, choice.wins, strict=True))
+    shares = dict(zip(choice.candidates, map(float, choice.wins), strict=True))
+    shares[own] = max(shares.values())
     total = sum(shares.values())
     counts = {c: round(draws * share / total) for c, share in shares.items()}
-    members = [
-        _member(fit if c == own else _fitted(c, points), c, points, count, seed) for c, count in counts.items() if count
-    ]
-    weights = own.weights(flops, np.ones(len(points), bool))
+    members = []
+    for law, objective in dict.fromkeys((c.law, c.objective) for c in counts):
+        alike = {c: n for c, n in counts.items() if (c.law, c.objective) == (law, objective) and n}
+        if alike:
+            members.append(_member(fit, own, alike, points, seed))
+    flops = points["flops"].to_numpy(float)
+    noise = _noise(fit, points, own.weights(flops, np.ones(len(points), bool)))
+    return Predictive(tuple(members), *noise, choice.drift, float(flops.max()))
+
+
+def alone(fit: Fit, points: pd.DataFrame, draws: np.ndarray, weights: np.ndarray) -> Predictive:
+    """Of a law that has no rivals to be chosen from: its own draws and the noise of a run."""
+    limit = float(points["flops"].max()) if "flops" in points else np.inf
+    return Predictive((Member(fit.law, draws),), *_noise(fit, points, weights), np.nan, limit)
+
+
+def restore(facts: dict[str, Any]) -> Predictive:
+    """Inverse of Predictive.facts."""
+    members = tuple(Member(find(member["law"]), np.array(member["draws"])) for member in facts["members"])
+    chances = np.array(facts["chances"])
+    drift = np.nan if facts["drift"] is None else facts["drift"]
+    return Predictive(members, np.array(facts["noise"]), chances / chances.sum(), drift, facts["limit"])
+
+
+def _noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals widened for the freedom that the fit used up, and the chance of each: the weights of the points."""
     effective = weights.sum() ** 2 / (weights**2).sum()
-    freedom = max(effective - len(fit.law.parameters), 1.0)
-    noise = fit.residuals(points, response) * np.sqrt(effective / freedom)
-    return Predictive(tuple(members), noise, weights / weights.sum(), choice.drift, float(flops.max()))
+    freedom = max(effective - len(fit.law.parameters) + len(fit.fixed), 1.0)
+    noise = fit.residuals(points, points[fit.law.response].to_numpy(float)) * np.sqrt(effective / freedom)
+    return noise, weights / weights.sum()
 
 
-def _fitted(candidate: Candidate, points: pd.DataFrame) -> Fit:
-    law = candidate.law
-    weights = candidate.weights(points["flops"].to_numpy(float), np.ones(len(points), bool))
-    return fit_law(law, points, points[law.response].to_numpy(float), candidate.objective, weights=weights)
-
-
-def _member(fit: Fit, candidate: Candidate, points: pd.DataFrame, draws: int, seed: int) -> Member:
-    unit, _ = intervals.clusters(points, len(fit.law.parameters))
-    response = points[fit.law.response].to_numpy(float)
-    weights = candidate.weights(points["flops"].to_numpy(float), np.ones(len(points), bool))
-    return Member(fit.law, intervals.bootstrap(fit, points, response, unit, weights=weights, draws=draws, seed=seed))
+def _member(fit: Fit, own: Candidate, counts: Mapping[Candidate, int], points: pd.DataFrame, seed: int) -> Member:
+    """Bootstrap draws of candidates of one law and objective, each from its own fit: the fit itself, or a cold one."""
+    first = next(iter(counts))
+    law, objective = first.law, first.objective
+    response, flops = points[law.response].to_numpy(float), points["flops"].to_numpy(float)
+    weights = np.stack([c.weights(flops, np.ones(len(points), bool)) for c in counts])
+    starts, _ = fit_rows(law, points, response, objective, weights)
+    starts = np.stack([fit.vector() if c == own else start for c, start in zip(counts, starts, strict=True)])
+    unit, _ = intervals.clusters(points, len(law.parameters))
+    which = np.repeat(np.arange(len(counts)), list(counts.values()))
+    box = fit.box if law is fit.law else None
+    draws, done = [], 0
+    for times in intervals.resampled(points, law, unit, draws=len(which), seed=seed):
+        block = which[done : done + len(times)]
+        refitted = refit_from(law, objective, starts[block], points, response, weights[block] * times, box)
+        draws.append(refitted[0])
+        done += len(times)
+    return Member(law, np.concatenate(draws))

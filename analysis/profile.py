@@ -102,7 +102,7 @@ def _profile(fit: Fit, columns: Columns, response: Any, index: int, width: float
     freedom = max(len(np.asarray(response)) - len(free), 1)
     units = 1.0 if fit.objective.delta is None and not fit.objective.absolute else 0.5
     noise = max(covariance[place, place] / inverse[place, place], fit.objective_value / freedom)
-    rise = stats.f.ppf(level, 1, freedom) * units * noise
+    rise = float(stats.f.ppf(level, 1, freedom) * units * noise)
     threshold = min(fit.objective_value, float(values.min())) + rise
     ends = natural_ends(fit, index, *_ends(row, values, threshold))
     held = natural(fit.law, np.where(np.arange(len(theta)) == index, row[:, None], theta))[:, index]

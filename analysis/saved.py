@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import intervals, laws, optimum, results
-from analysis.fit import Fit, fit_law, huber
+from analysis import checks, intervals, laws, optimum, predictive, results
+from analysis.backtest import Candidate, Choice, choose
+from analysis.fit import Fit, Objective, fit_law, huber
+from analysis.predictive import Predictive, restore
 from analysis.results import Points, TableError
 
 SCHEMA = 1
@@ -59,9 +61,14 @@ class SavedFit:
         return np.array(self.document["draws"])
 
     @cached_property
+    def predictive(self) -> Predictive:
+        """What a forecast's interval is made of."""
+        return restore(self.document["predictive"])
+
+    @cached_property
     def residuals(self) -> np.ndarray:
         """Log measured over predicted at the fitted points."""
-        return np.log(self.points["loss"].to_numpy() / self.predict(self.points))
+        return np.log(self.points[self.law.response].to_numpy() / self.predict(self.points))
 
     def predict(self, columns: Any) -> np.ndarray:
         return self.law(self.values, columns)
@@ -73,7 +80,8 @@ class SavedFit:
         """For each row of params and tokens (and loss, where it was measured): what the fit says and what came out."""
         level, seed = self.document["level"], self.document["seed"]
         predicted = self.predict(target)
-        low, high = intervals.prediction_interval(self.law, self.draws, self.residuals, target, level=level, seed=seed)
+        flops = target["flops"] if "flops" in target else 6 * target["params"] * target["tokens"]
+        low, high = self.predictive.interval(predicted, target, flops, level, seed=seed)
         rows = []
         for i, row in enumerate(target.to_dict("records")):
             measured = row.get("loss")
@@ -110,57 +118,101 @@ def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFram
     return points[~held].reset_index(drop=True), points[held].reset_index(drop=True)
 
 
-def build(
-    law: laws.Law, points: Points, *, holdout: str, delta: float, draws: int, level: float, seed: int, table: Path
-) -> tuple[SavedFit, Fit]:
+@dataclass(frozen=True)
+class Settings:
+    """What a fit is asked to be. Bounds and values of `fixed` are in the units of the parameters."""
+
+    law: laws.Law | None = laws.chinchilla
+    """None: chosen, with its weighting, by back-test."""
+    objective: Objective = field(default_factory=huber)
+    power: float = 0.0
+    """Points are weighted by compute to this power."""
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    holdout: str = "none"
+    draws: int = 512
+    level: float = 0.9
+    seed: int = 0
+
+
+def build(points: Points, settings: Settings, table: Path) -> tuple[SavedFit, Fit]:
     """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left."""
-    fitted, held = hold_out(points.table, holdout)
+    fitted, held = hold_out(points.table, settings.holdout)
+    law = settings.law or laws.chinchilla
     left = len(fitted[list(law.columns)].drop_duplicates())
-    results.require_points(left, len(law.parameters), f", --holdout {holdout} holds out {len(held)}")
-    loss = fitted["loss"].to_numpy()
-    fit = fit_law(law, fitted, loss, huber(delta))
-    unit, note = intervals.clusters(fitted, len(law.parameters))
-    resampled = intervals.bootstrap(fit, fitted, loss, unit, draws=draws, seed=seed)
-    by_name = dict(zip(law.parameters, resampled.T, strict=True))
-    middle = float(np.exp(np.mean(np.log(fitted["flops"]))))
-    derived = {"exponent_a": _exponents(law, by_name, middle)}
-    spread = {name: _spread(column, level) for name, column in (by_name | derived).items()}
-    constants = optimum.constants(law, fit.values)
+    free = len(law.parameters) - len(settings.fixed)
+    results.require_points(left, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
+    rivals = law.columns == results.SURFACE and law.response == "loss"
+    choice = choose(fitted, seed=settings.seed) if rivals else None
+    own = Candidate(law, settings.objective, settings.power)
+    if settings.law is None and choice is not None:
+        own = choice.best
+    fit, resampled, ahead, note = _fitted(fitted, own, settings, choice)
+    notes = [*checks.notes(fitted, law.columns), *fit.warnings(), *_after(fit, fitted), *([note] if note else [])]
     document = {
         "schema": SCHEMA,
-        "law": law.name,
-        "formula": law.describe(fit.values),
-        "source": law.source,
-        "parameters": dict(fit.values),
-        "standard_errors": {name: spread[name]["standard_error"] for name in spread},
-        "intervals": {name: spread[name]["interval"] for name in spread},
-        "exponent_a": float(optimum.exponent(law, fit.values, middle)),
-        "G": None if constants is None else float(constants[0]),
-        "objective": {"name": fit.objective.name, "delta": delta, "value": fit.objective_value},
-        "starts": fit.starts,
-        "reached": fit.reached,
-        "conditioning": fit.conditioning,
-        "warnings": fit.warnings() + ([note] if note else []),
-        "uncertainty": f"{intervals.METHOD}, {draws} draws",
-        "level": level,
-        "seed": seed,
+        **fit.facts(),
+        "chosen": settings.law is None,
+        "weight_power": own.power,
+        **_uncertainty(fit, fitted, resampled, settings.level),
+        "warnings": notes,
+        "uncertainty": f"{intervals.METHOD}, {settings.draws} draws",
+        "level": settings.level,
+        "seed": settings.seed,
         "params_column": points.params_column,
-        "holdout": holdout,
+        "units": dict(own.law.units),
+        "holdout": settings.holdout,
         "dropped": points.dropped,
         "table": {"path": str(table), "sha256": results.content_hash(table)},
         "versions": {name: version(name) for name in ("jax", "numpy", "pandas", "scipy")},
         "points": fitted.to_dict("records"),
         "held_out": held.to_dict("records"),
         "draws": [[float(f"{value:.{DIGITS}g}") for value in draw] for draw in resampled],
+        "choice": None if choice is None else choice.facts(),
+        "predictive": ahead.facts(DIGITS),
     }
     return SavedFit(document), fit
 
 
-def _exponents(law: laws.Law, by_name: Mapping[str, np.ndarray], flops: float) -> np.ndarray:
-    if law.optimum is not None:
-        return optimum.exponent(law, by_name, flops)
-    count = len(next(iter(by_name.values())))
-    return np.array([optimum.exponent(law, {n: c[i] for n, c in by_name.items()}, flops) for i in range(count)])
+def _fitted(
+    points: pd.DataFrame, own: Candidate, settings: Settings, choice: Choice | None
+) -> tuple[Fit, np.ndarray, Predictive, str]:
+    """The fit, its bootstrap draws, what a forecast from it needs, and a warning of the bootstrap's."""
+    response = points[own.law.response].to_numpy(float)
+    every = np.ones(len(points), bool)
+    weights = own.weights(points["flops"].to_numpy(float), every) if own.power else every.astype(float)
+    options = {"fixed": settings.fixed, "bounds": settings.bounds}
+    fit = fit_law(own.law, points, response, own.objective, weights=weights, **options)
+    unit, note = intervals.clusters(points, len(own.law.parameters))
+    spread = {"draws": settings.draws, "seed": settings.seed}
+    resampled = intervals.bootstrap(fit, points, response, unit, weights=weights, **spread)
+    if choice is None:
+        return fit, resampled, predictive.alone(fit, points, resampled, weights), note
+    return fit, resampled, predictive.build(fit, own, points, choice, **spread), note
+
+
+def _after(fit: Fit, points: pd.DataFrame) -> list[str]:
+    """Warnings that only a fit can give: outliers, and losses at or below the floor."""
+    response, names = points[fit.law.response].to_numpy(float), checks.row_names(points)
+    below = checks.below_floor(fit.values["E"], response, names) if "E" in fit.values else []
+    return [*checks.outliers(fit.residuals(points, response), names), *below]
+
+
+def _uncertainty(fit: Fit, points: pd.DataFrame, resampled: np.ndarray, level: float) -> dict[str, Any]:
+    """Standard errors and intervals of the parameters, and of the compute-optimal exponent where there is one."""
+    by_name = dict(zip(fit.law.parameters, resampled.T, strict=True))
+    facts: dict[str, Any] = {"exponent_a": None, "G": None}
+    if set(results.SURFACE) <= set(fit.law.columns) and fit.law.response == "loss" and "flops" in points:
+        middle = float(np.exp(np.mean(np.log(points["flops"]))))
+        if set(fit.law.columns) == set(results.SURFACE):
+            constants = optimum.constants(fit.law, fit.values)
+            facts["exponent_a"] = float(optimum.exponent(fit.law, fit.values, middle))
+            facts["G"] = None if constants is None else float(constants[0])
+            by_name["exponent_a"] = np.asarray(optimum.exponent(fit.law, by_name, middle))
+    spread = {name: _spread(column, level) for name, column in by_name.items()}
+    facts["standard_errors"] = {name: spread[name]["standard_error"] for name in spread}
+    facts["intervals"] = {name: spread[name]["interval"] for name in spread}
+    return facts
 
 
 def _spread(column: np.ndarray, level: float) -> dict[str, Any]:

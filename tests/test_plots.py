@@ -18,8 +18,8 @@ from analysis.results import fit_points
 def fit(tmp_path_factory: pytest.TempPathFactory) -> saved.SavedFit:
     folder = tmp_path_factory.mktemp("plots")
     results.write(simulated(3e-3), folder)
-    options = {"holdout": "largest", "delta": 1e-3, "draws": 64, "level": 0.9, "seed": 0}
-    return saved.build(laws.chinchilla, fit_points(simulated(3e-3)), table=folder / "results.parquet", **options)[0]
+    settings = saved.Settings(holdout="largest", draws=64)
+    return saved.build(fit_points(simulated(3e-3)), settings, folder / "results.parquet")[0]
 
 
 def scatter(axes: Axes, label: str = "") -> np.ndarray:

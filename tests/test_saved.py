@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import simulated
 
-from analysis import intervals, laws, results, saved
+from analysis import laws, results, saved
 from analysis.results import TableError, fit_points
 
 
@@ -15,8 +15,8 @@ from analysis.results import TableError, fit_points
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, saved.SavedFit]:
     folder = tmp_path_factory.mktemp("saved")
     results.write(simulated(3e-3), folder)
-    options = {"holdout": "largest", "delta": 1e-3, "draws": 64, "level": 0.9, "seed": 3}
-    fit, _ = saved.build(laws.chinchilla, fit_points(simulated(3e-3)), table=folder / "results.parquet", **options)
+    settings = saved.Settings(holdout="largest", draws=64, seed=3)
+    fit, _ = saved.build(fit_points(simulated(3e-3)), settings, folder / "results.parquet")
     return folder, fit
 
 
@@ -37,9 +37,7 @@ def test_a_forecast_is_the_law_and_its_interval(built: tuple[Path, saved.SavedFi
     assert row["predicted"] == pytest.approx(float(predicted))
     assert row["measured"] == held["loss"]
     assert row["relative_error"] == pytest.approx(float(predicted) / held["loss"] - 1)
-    low, high = intervals.prediction_interval(
-        laws.chinchilla, fit.draws, fit.residuals, fit.held_out, level=0.9, seed=3
-    )
+    low, high = fit.predictive.interval(predicted, fit.held_out, fit.held_out["flops"], 0.9, seed=3)
     assert (row["low"], row["high"]) == (low[0], high[0])
     assert low[0] < row["predicted"] < high[0]
 
@@ -93,14 +91,10 @@ def test_what_is_no_fit_is_named(tmp_path: Path, text: str) -> None:
 def test_too_few_left_after_holding_out() -> None:
     points = fit_points(simulated().iloc[:7])
     with pytest.raises(TableError, match=r"fewer points than parameters: [0-5] distinct .*holds out"):
-        saved.build(
-            laws.chinchilla, points, holdout=str(points.table["flops"].iloc[3]), delta=1e-3, draws=4, level=0.9, seed=0,
-            table=Path("t.csv"),
-        )  # fmt: skip
+        saved.build(points, saved.Settings(holdout=str(points.table["flops"].iloc[3]), draws=4), Path("t.csv"))
 
 
 def test_the_file_is_plain_json(built: tuple[Path, saved.SavedFit], tmp_path: Path) -> None:
     document = json.loads(saved.save(built[1], tmp_path / "fit.json").read_text())
-    assert {"law", "parameters", "standard_errors", "intervals", "exponent_a", "objective", "params_column", "points"} <= set(
-        document
-    )
+    needed = {"law", "parameters", "standard_errors", "intervals", "exponent_a", "objective", "params_column", "points"}
+    assert needed <= set(document)
