@@ -1,9 +1,9 @@
 """Prediction intervals: bootstrap over runs, law choice, growth of error with compute, and the noise of one run.
 
-A draw picks a candidate by how often it won the back-test, and one of its bootstrap refits. Where the back-test saw
-errors grow faster with compute than these draws spread, the draws are widened to match: bootstrap alone takes the form
-of the law for granted, and its nominal 90 % bands hold a few runs in a hundred beyond 10x compute. The noise of a
-single run is then added. Method: ours.
+A draw picks a candidate by how often it won the back-test, and one of its bootstrap refits. The draws are then scaled
+to spread as the errors of the back-test grew with compute, up without limit and down to half: bootstrap alone takes the
+form of the law for granted, and its nominal 90 % bands hold a fifth of the runs beyond 10x compute. The noise of a
+single run is added last. Method: ours.
 
 Not in the design's list of modules: intervals.py resamples, backtest.py chooses, and this joins them.
 """
@@ -22,6 +22,8 @@ from analysis.backtest import Candidate, Choice
 from analysis.fit import Fit, fit_rows, refit_from
 from analysis.laws import Columns, Law, find
 
+LEAST = 0.5  # what the spread of the draws may be scaled down to, where the back-test saw smaller errors
+FADE = float(np.log(3))  # e-folds of compute beyond the fit over which that becomes allowed
 REPEATS = 8192  # draws of parameters and noise together, at least
 
 
@@ -83,9 +85,9 @@ class Predictive:
         spread = spread[np.isfinite(spread).all(1)]
         centred = spread - np.median(spread, axis=0)
         beyond = np.maximum(np.log(np.atleast_1d(np.asarray(flops, float)) / self.limit), 0.0)
-        seen = 0.0 if np.isnan(self.drift) else self.drift * beyond
         width = np.maximum(np.std(centred, axis=0), 1e-12)
-        centred = centred * np.maximum(seen / width, 1.0)
+        seen = width if np.isnan(self.drift) else self.drift * beyond
+        centred = centred * np.maximum(seen / width, 1 - (1 - LEAST) * np.minimum(beyond / FADE, 1.0))
         generator = np.random.default_rng(seed)
         repeats = max(1, -(-REPEATS // len(centred)))
         noise = generator.choice(self.noise, (repeats, *centred.shape), p=self.chances)
@@ -128,9 +130,8 @@ def restore(facts: dict[str, Any]) -> Predictive:
 
 def _noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Residuals widened for the freedom that the fit used up, and the chance of each: the weights of the points."""
-    effective = weights.sum() ** 2 / (weights**2).sum()
-    freedom = max(effective - len(fit.law.parameters) + len(fit.fixed), 1.0)
-    noise = fit.residuals(points, points[fit.law.response].to_numpy(float)) * np.sqrt(effective / freedom)
+    freedom = max(len(points) - len(fit.law.parameters) + len(fit.fixed), 1)
+    noise = fit.residuals(points, points[fit.law.response].to_numpy(float)) * np.sqrt(len(points) / freedom)
     return noise, weights / weights.sum()
 
 

@@ -140,8 +140,12 @@ def write_json(path: Path, value: Any) -> Path:
 
 def content_hash(path: Path) -> str:
     """sha256 of a table file; of a sweep folder, of the table that its runs make."""
-    data = read(path).to_csv(index=False).encode() if path.is_dir() else path.read_bytes()
-    return hashlib.sha256(data).hexdigest()
+    return table_hash(read(path)) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def table_hash(table: pd.DataFrame) -> str:
+    """sha256 of a table's rows as CSV."""
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def parse_columns(text: str) -> dict[str, str]:

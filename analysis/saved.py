@@ -28,7 +28,7 @@ SCHEMA = 1
 DIGITS = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SavedFit:
     """The content of fit.json, with what every reader of it computes.
 
@@ -69,6 +69,32 @@ class SavedFit:
     def residuals(self) -> np.ndarray:
         """Log measured over predicted at the fitted points."""
         return np.log(self.points[self.law.response].to_numpy() / self.predict(self.points))
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """A row a parameter (and the compute-optimal exponent): value, standard_error, low, high."""
+        derived = {} if self.document["exponent_a"] is None else {"exponent_a": self.document["exponent_a"]}
+        rows = {
+            name: [value, self.document["standard_errors"][name], *self.document["intervals"][name]]
+            for name, value in {**self.values, **derived}.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "standard_error", "low", "high"])
+
+    def facts(self) -> dict[str, Any]:
+        """The document without what only machines read: points, draws."""
+        left_out = ("draws", "points", "predictive")
+        return {name: value for name, value in self.document.items() if name not in left_out}
+
+    def to_json(self) -> str:
+        """All of it, as fit.json."""
+        return json.dumps(self.document, indent=1, allow_nan=False)
+
+    def __repr__(self) -> str:
+        d = self.document
+        lines = [self.describe(), self.parameters.to_string(float_format=lambda v: f"{v:.4g}")]
+        objective = d["objective"]
+        lines.append(f"{d['n']} points, {objective['name']} {objective['value']:.6g}, {d['level']:.0%} intervals")
+        return "\n".join([*lines, *(f"warning: {note}" for note in d["warnings"])])
 
     def predict(self, columns: Any) -> np.ndarray:
         return self.law(self.values, columns)
@@ -135,8 +161,11 @@ class Settings:
     seed: int = 0
 
 
-def build(points: Points, settings: Settings, table: Path) -> tuple[SavedFit, Fit]:
-    """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left."""
+def build(points: Points, settings: Settings, origin: Mapping[str, str]) -> SavedFit:
+    """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left.
+
+    origin: path and sha256 of the table.
+    """
     fitted, held = hold_out(points.table, settings.holdout)
     law = settings.law or laws.chinchilla
     left = len(fitted[list(law.columns)].drop_duplicates())
@@ -163,7 +192,7 @@ def build(points: Points, settings: Settings, table: Path) -> tuple[SavedFit, Fi
         "units": dict(own.law.units),
         "holdout": settings.holdout,
         "dropped": points.dropped,
-        "table": {"path": str(table), "sha256": results.content_hash(table)},
+        "table": dict(origin),
         "versions": {name: version(name) for name in ("jax", "numpy", "pandas", "scipy")},
         "points": fitted.to_dict("records"),
         "held_out": held.to_dict("records"),
@@ -171,7 +200,7 @@ def build(points: Points, settings: Settings, table: Path) -> tuple[SavedFit, Fi
         "choice": None if choice is None else choice.facts(),
         "predictive": ahead.facts(DIGITS),
     }
-    return SavedFit(document), fit
+    return SavedFit(document)
 
 
 def _fitted(
@@ -223,7 +252,7 @@ def _spread(column: np.ndarray, level: float) -> dict[str, Any]:
 def save(saved: SavedFit, path: Path) -> Path:
     """Writes fit.json by rename, the table's path made relative to it."""
     table = saved.document["table"]
-    relative = os.path.relpath(Path(table["path"]).resolve(), path.parent.resolve())
+    relative = os.path.relpath(Path(table["path"]).resolve(), path.parent.resolve()) if table["path"] else ""
     return results.write_json(path, {**saved.document, "table": {**table, "path": Path(relative).as_posix()}})
 
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis import results, saved, sensitivity
-from analysis.fit import huber, lad, mse, mse_log
-from analysis.laws import Law, chinchilla, find
+from analysis import api, results, saved, sensitivity
 from analysis.results import TableError
 
 
@@ -46,7 +44,7 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
 def fit(
     table: Path,
     law: str = "chinchilla",
-    objective: Literal["huber", "lad", "mse_log", "mse"] = "huber",
+    objective: api.Name = "huber",
     delta: float = 1e-3,
     columns: str = "",
     where: str = "",
@@ -91,10 +89,8 @@ def fit(
     ):
         if not good:
             raise TableError(f"--{name.replace('_', '-')} {locals()[name]}: must be {right}")
-    chosen = None if law == "chosen" else _law(law)
     settings = saved.Settings(
-        law=chosen,
-        objective=huber(delta) if objective == "huber" else {"lad": lad, "mse_log": mse_log, "mse": mse}[objective],
+        objective=api.objective(objective, delta),
         power=weight_power,
         fixed={name: _number("fix", name, value) for name, value in _pairs("fix", fix)},
         bounds={name: _range(name, value) for name, value in _pairs("bound", bound)},
@@ -103,30 +99,15 @@ def fit(
         level=level,
         seed=seed,
     )
-    shape = chosen or chinchilla
-    rows = results.where(results.read(table, results.parse_columns(columns)), where)
-    free = len(shape.parameters) - len(settings.fixed)
-    points = results.fit_points(rows, params, parameters=free, columns=shape.columns, response=shape.response)
-    try:
-        built, _ = saved.build(points, settings, table)
-    except ValueError as error:
-        raise TableError(str(error)) from None
-    if panel and sensitivity.applies(built):
-        built = sensitivity.with_panel(built, rows)
+    rows = api.load(table, columns=results.parse_columns(columns), where=where)
+    origin = {"path": str(table), "sha256": results.content_hash(table)}
+    built = api.fit(rows, law, settings, params=params, panel=panel, origin=origin)
     path = saved.save(built, out or (table if table.is_dir() else table.parent) / "fit.json")
-    facts = {name: value for name, value in built.document.items() if name not in ("draws", "points", "predictive")}
-    facts |= {"fit": str(path), "points": len(built.points)}
+    facts = built.facts() | {"fit": str(path), "points": len(built.points)}
     _print_fit(built, path)
     if json:
         results.write_json(json, facts)
     return facts
-
-
-def _law(name: str) -> Law:
-    try:
-        return find(name)
-    except KeyError as error:
-        raise TableError(f"--law {name}: {error.args[0]}; or chosen") from None
 
 
 def _pairs(flag: str, text: str) -> list[tuple[str, str]]:

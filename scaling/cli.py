@@ -60,6 +60,9 @@ VERBS = (
     Verb(("sweep", "collect"), "analysis.verbs", "collect", "Write the results table of a sweep."),
     Verb(("fit",), "analysis.verbs", "fit", "Fit a scaling law to a table."),
     Verb(("forecast",), "analysis.forecast", "forecast", "Forecast a loss from a saved fit, lock it, score it."),
+    Verb(("backtest",), "analysis.holdout", "backtest_verb", "Forecast the top of compute from the rest; score it."),
+    Verb(("coverage",), "analysis.holdout", "coverage", "Back-test every public table; count what bands hold."),
+    Verb(("replicate",), "analysis.replicate.verb", "replicate", "Recompute published numbers from public tables."),
     Verb(("report",), "analysis.verbs", "report", "Draw the figures and write the page of a fitted sweep."),
 )
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from analysis import laws, optimum, plots, results, saved
+from analysis import optimum, plots, results, saved
 from analysis.results import fit_points
 
 
@@ -19,7 +19,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> saved.SavedFit:
     folder = tmp_path_factory.mktemp("plots")
     results.write(simulated(3e-3), folder)
     settings = saved.Settings(holdout="largest", draws=64)
-    return saved.build(fit_points(simulated(3e-3)), settings, folder / "results.parquet")[0]
+    return saved.build(fit_points(simulated(3e-3)), settings, {"path": "results.parquet", "sha256": ""})
 
 
 def scatter(axes: Axes, label: str = "") -> np.ndarray:

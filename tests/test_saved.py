@@ -16,7 +16,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, saved.SavedFi
     folder = tmp_path_factory.mktemp("saved")
     results.write(simulated(3e-3), folder)
     settings = saved.Settings(holdout="largest", draws=64, seed=3)
-    fit, _ = saved.build(fit_points(simulated(3e-3)), settings, folder / "results.parquet")
+    table = folder / "results.parquet"
+    origin = {"path": str(table), "sha256": results.content_hash(table)}
+    fit = saved.build(fit_points(simulated(3e-3)), settings, origin)
     return folder, fit
 
 
@@ -91,7 +93,7 @@ def test_what_is_no_fit_is_named(tmp_path: Path, text: str) -> None:
 def test_too_few_left_after_holding_out() -> None:
     points = fit_points(simulated().iloc[:7])
     with pytest.raises(TableError, match=r"fewer points than parameters: [0-5] distinct .*holds out"):
-        saved.build(points, saved.Settings(holdout=str(points.table["flops"].iloc[3]), draws=4), Path("t.csv"))
+        saved.build(points, saved.Settings(holdout=str(points.table["flops"].iloc[3]), draws=4), {})
 
 
 def test_the_file_is_plain_json(built: tuple[Path, saved.SavedFit], tmp_path: Path) -> None:
