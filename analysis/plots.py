@@ -119,12 +119,53 @@ def residuals(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+def sensitivity(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
+    """How exponents, floor and forecast move when the runs are fitted otherwise: one row a variant, one panel a number.
+
+    Shaded: the interval of the fit as it stands. A dot outside it is a convention that matters more than the noise.
+    """
+    rows = fit.document["sensitivity"]
+    names = [name for name in PANEL if any(row[name] is not None for row in rows)]
+    with mpl.rc_context(theme.settings):
+        figure = Figure(figsize=(1.9 * len(names) + 2.4, 0.27 * len(rows) + 1.3), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle("The same runs, fitted otherwise", x=0.01, ha="left", fontsize=11)
+        places = -np.arange(len(rows))
+        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
+            if name in fit.document["intervals"]:
+                axes.axvspan(*fit.document["intervals"][name], color=theme.accent, alpha=0.13, linewidth=0)
+            values = [np.nan if row[name] is None else row[name] for row in rows]
+            axes.axvline(values[0], color=theme.accent, linewidth=1)
+            axes.scatter(values, places, s=26, color=[theme.accent, *[theme.ink] * (len(rows) - 1)], zorder=3)
+            axes.set(title=PANEL[name], yticks=places)
+            axes.set_yticklabels([f"{row['dial']}: {row['setting']}" for row in rows])
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.tick_params(axis="y", length=0)
+    return figure
+
+
+PANEL: Mapping[str, str] = {
+    "alpha": "alpha",
+    "beta": "beta",
+    "exponent_a": "a of N* ~ C^a",
+    "E": "E",
+    "forecast": "loss at 10x compute",
+}
+
 FIGURES: Mapping[str, Callable[[SavedFit, Theme], Figure]] = {
     "loss_by_tokens": loss_by_tokens,
     "loss_by_params": loss_by_params,
     "isoflop": isoflop,
     "residuals": residuals,
+    "sensitivity": sensitivity,
 }
+
+
+def drawable(fit: SavedFit) -> list[str]:
+    """The figures that a fit has the numbers for. Raises TableError for a law not of loss in params and tokens."""
+    if fit.law.columns != results.SURFACE or fit.law.response != "loss":
+        raise results.TableError(f"{fit.law.name}: figures are of laws of loss in params and tokens; this one is not")
+    return [name for name in FIGURES if name != "sensitivity" or fit.document.get("sensitivity")]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -137,7 +178,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 def save_all(fit: SavedFit, folder: Path) -> list[Path]:
     """Every figure as SVG and PNG."""
-    drawn = {name: draw(fit, LIGHT) for name, draw in FIGURES.items()}
+    drawn = {name: FIGURES[name](fit, LIGHT) for name in drawable(fit)}
     return [save(figure, folder / f"{name}.{kind}") for name, figure in drawn.items() for kind in ("svg", "png")]
 
 

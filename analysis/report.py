@@ -20,6 +20,7 @@ CAPTIONS = {
     "loss_by_tokens": "Each curve is the fitted law at one model size; points are runs.",
     "loss_by_params": "Each curve is the fitted law at one horizon of training tokens; points are runs.",
     "isoflop": "At a fixed budget C = 6 N D the best size lies at the minimum; solid where the runs reach.",
+    "sensitivity": "The same runs, fitted otherwise. A dot outside the shaded interval: the convention matters more.",
     "residuals": "What is left after the fit. A trend here means that the law's form is wrong for these runs.",
 }
 
@@ -72,7 +73,7 @@ def page(fit: SavedFit, table: pd.DataFrame, name: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>"
         f"<h1>{escape(title)}</h1>{_law(fit)}{_forecast(fit)}{warnings}"
-        f"<h2>Figures</h2>{''.join(_figure(fit, key) for key in plots.FIGURES)}"
+        f"<h2>Figures</h2>{''.join(_figure(fit, key) for key in plots.drawable(fit))}"
         f"<h2>Parameters of the law</h2>{_parameters(fit)}"
         f"<h2>Runs</h2>{_runs(fit, table)}<h2>Provenance</h2>{_provenance(fit)}</body></html>\n"
     )
@@ -169,14 +170,22 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], marks: Iterable[
 
 def _provenance(fit: SavedFit) -> str:
     d = fit.document
-    objective = d["objective"]
+    objective, choice = d["objective"], d["choice"]
+    width = f" (delta {objective['delta']:g})" if objective["delta"] else ""
+    seen = "" if choice is None or choice["drift"] is None else f"{choice['drift']:.2%}"
+    grown = (
+        f"Back-test inside the fitted points (top 3x of compute held out): best was {choice['chosen']}; errors grew by "
+        f"{seen} per e-fold of compute, and forecast intervals are scaled to that."
+        if seen
+        else "Too few points for a back-test inside them: forecast intervals take the form of the law for granted."
+    )
     facts = (
-        f"Objective: sum of Huber (delta {objective['delta']:g}) of log residuals, {objective['value']:.6g}; "
-        f"{d['reached']} of {d['starts']} starts reached it.",
+        f"Objective: {objective['name']}{width}, summed over points, {objective['value']:.6g}; {d['reached']} of "
+        f"{d['starts']} starts reached it.",
         f"Points fitted: {len(fit.points)}; held out: {len(fit.held_out)} (rule: {d['holdout']}); failed or diverged "
         f"and left out: {d['dropped']}.",
-        f"Intervals: {d['uncertainty']}, seed {d['seed']}; a forecast adds the noise of one run. They take the law for "
-        "granted: that its form is right is checked by the forecast alone.",
+        f"Intervals of parameters: {d['uncertainty']}, seed {d['seed']}.",
+        grown,
         f"Table: {d['table']['path']}, sha256 {d['table']['sha256']}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in d["versions"].items()) + ".",
     )
