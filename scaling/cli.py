@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -100,9 +101,19 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
     for verb in VERBS:
         *group, name = verb.words
         asked = tuple(arguments[: len(verb.words)]) == verb.words
+        if asked and verb.module.startswith("analysis"):
+            keep_programs()
         function = getattr(importlib.import_module(verb.module), verb.function) if asked else lambda: None
         (groups[group[0]] if group else app).command(name=name, help=None if asked else verb.help)(deferred(function))
     return app
+
+
+def keep_programs() -> None:
+    """Compiled fits are kept between commands, in the user's cache folder unless JAX is told of another: a law takes
+    seconds to compile and a fraction of one to fit. Before JAX is imported."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "scaling-laws" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _train(config: RunConfig, folder: Path | None, quiet: bool, json: Path | None) -> int:
