@@ -35,7 +35,8 @@ def cut(points: pd.DataFrame, factor: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def points() -> pd.DataFrame:
-    return fit_points(simulated(3e-3)).table
+    """Their three runs above Cmax / 3 are divided on the candidates."""
+    return fit_points(simulated(3e-3, seed=2)).table
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +119,13 @@ def test_a_wild_top_is_an_error_of_those_who_forecast_it(points: pd.DataFrame) -
     assert choose(doubled, (PLAIN,)).scores == pytest.approx(expected, rel=1e-6)
 
 
-def test_wins_share_out_the_resamples_of_runs_or_of_whole_trunks(points: pd.DataFrame) -> None:
-    alike = tuple(replace(PLAIN, power=power) for power in (0.0, 0.25, 0.5))
-    singly = choose(points, alike)
-    assert singly.wins.sum() == pytest.approx(1.0)
-    assert np.array_equal(singly.wins, choose(points, alike).wins)
+def test_wins_share_out_the_resamples_of_runs_or_of_whole_trunks(points: pd.DataFrame, choice: Choice) -> None:
+    assert choice.wins.sum() == pytest.approx(1.0)
+    assert (choice.wins > 0).sum() > 1
+    assert np.array_equal(choice.wins, choose(points, FEW).wins)
     trunk = points.assign(cluster=np.where(cut(points, 3.0), points["cluster"], "trunk"))
-    together = choose(trunk, alike)
-    assert together.wins.tolist() == [float(i == together.chosen) for i in range(3)], "one trunk is always drawn"
-    assert (~cut(points, 3.0)).sum() > 1
+    together = choose(trunk, FEW)
+    assert together.wins.tolist() == [float(i == choice.chosen) for i in range(3)], "one trunk is always drawn"
 
 
 def test_wins_are_those_of_the_binomial() -> None:
