@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,8 +94,11 @@ class Frontier:
             lines.append(f"{len(self.skipped)} budgets have no optimum inside three sizes and more: {shown} FLOPs")
         return "\n".join([*lines, f"bias: {self.bias or 'unknown'}"])
 
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(self.facts())
 
 
 def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = TARGET) -> Frontier:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis import api, results, saved, sensitivity
+from analysis.isoflop import akima, approach_1, approach_2
 from analysis.results import TableError
 
 
@@ -173,6 +174,40 @@ def _print_choice(document: Mapping[str, Any], console: Console) -> None:
         f"back-test inside these points (top 3x of compute held out): {said}; errors grow by "
         f"{choice['drift']:.2%} per e-fold of compute beyond the largest run"
     )
+
+
+def isoflop(
+    table: Path,
+    columns: str = "",
+    where: str = "",
+    params: str | None = None,
+    at: float = 1e24,
+    json: Path | None = None,
+) -> dict[str, Any]:
+    """Compute-optimal sizes by Chinchilla's approaches 1 and 2, for comparison, each with the bias of its grid.
+
+    Args:
+      table: A sweep folder, or a CSV, Parquet or JSONL file, with several sizes at each of several budgets of FLOPs.
+      columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
+      where: Rows to use, as in "corpus==c4".
+      params: Which count of parameters to use.
+      at: FLOPs at which the bias is stated.
+      json: Also write what was found to this file.
+    """
+    rows = api.load(table, columns=results.parse_columns(columns), where=where)
+    counted = rows if params is None else rows.assign(params=rows[params])
+    console, facts = Console(soft_wrap=True, highlight=False), {}
+    for name, approach in (("approach_1", approach_1), ("approach_2", approach_2), ("akima", akima)):
+        try:
+            found = approach(counted, at=at)
+        except TableError as error:
+            console.print(f"{name}: [yellow]none[/]: {escape(str(error))}")
+            continue
+        console.print(escape(repr(found)))
+        facts[name] = found.facts()
+    if json:
+        results.write_json(json, facts)
+    return facts
 
 
 def report(directory: Path, json: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import isoflop
+from analysis import isoflop, verbs
 from analysis.results import TableError
 
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
@@ -137,3 +137,18 @@ def test_chinchilla_points(shared_data: Path) -> None:
     table = table.rename(columns={"N": "params", "D": "tokens", "C": "flops"})
     assert isoflop.approach_1(table).params_law.exponent == pytest.approx(0.50, abs=0.02)
     assert isoflop.approach_2(table).params_law.exponent == pytest.approx(0.49, abs=0.03)
+
+
+def test_the_verb_prints_each_approach_with_the_bias_of_its_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets, spans = np.meshgrid(np.geomspace(1e18, 1e20, 5), np.geomspace(1 / 8, 8, 9), indexing="ij")
+    params = np.sqrt(budgets / 120) * spans
+    table = pd.DataFrame({"params": params.ravel(), "tokens": (budgets / 6 / params).ravel()})
+    table["loss"] = 1.7 + 400 / table["params"] ** 0.34 + 410 / table["tokens"] ** 0.28
+    table.to_csv(tmp_path / "t.csv", index=False)
+    facts = verbs.isoflop(tmp_path / "t.csv", json=tmp_path / "f.json")
+    assert set(facts) == {"approach_1", "approach_2", "akima"}
+    assert facts["approach_2"]["params_law"]["exponent"] == pytest.approx(0.28 / 0.62, abs=0.02)
+    assert capsys.readouterr().out.count("bias: on a noise-free surface") >= 2
+    assert json.loads((tmp_path / "f.json").read_text())["akima"]["flops"]
