@@ -11,9 +11,9 @@ import numpy as np
 from analysis.laws.law import Law
 
 _RATES = (0.05, 0.15, 0.3, 0.5, 0.9, 1.5)
-_POSITIVE = (1e-12, 1e30)
+_POSITIVE = (1e-100, 1e100)
 _RATE = (1e-4, 10.0)
-_HALVINGS = 60
+_STEPS = 6  # to rounding error for al within its bounds, from the start that _logit takes
 _XY = {"columns": ("x",), "response": "y"}
 _SOURCE = "Alabdulmohsin et al. 2022"
 
@@ -58,30 +58,33 @@ def _product(**choices: Any) -> dict[str, np.ndarray]:
     return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))
 
 
-def _m4(p: Any, x: Any) -> Any:
-    """The root of ln(y - e) - al ln(e0 - y) = ln b - c ln x, by bisection in the share s of y = e + (e0 - e) s.
+@jax.custom_jvp
+def _logit(al: jax.Array, target: jax.Array) -> jax.Array:
+    """The logit z of a share s at which ln s - al ln(1 - s) = target, by Newton steps.
 
-    Two Newton steps after it carry the derivatives, which bisection has none of.
+    The left side is convex in z where al > 1, else concave, and its two asymptotes meet it on the side from which
+    Newton's method cannot overshoot. The derivatives are those of the implicit function.
     """
+    z = jnp.where(target < 0, target, target / al)
+    for _ in range(_STEPS):
+        excess = al * jnp.logaddexp(0.0, z) - jnp.logaddexp(0.0, -z) - target
+        z = z - excess / (jax.nn.sigmoid(-z) + al * jax.nn.sigmoid(z))
+    return z
+
+
+@_logit.defjvp
+def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    (al, target), (d_al, d_target) = primals, tangents
+    z = _logit(al, target)
+    slope = jax.nn.sigmoid(-z) + al * jax.nn.sigmoid(z)
+    return z, (d_target - jnp.logaddexp(0.0, z) * d_al) / slope
+
+
+def _m4(p: Any, x: Any) -> Any:
+    """The root y = e + (e0 - e) s of the formula, found in the share s."""
     gap = p.e0 - p.e
     target = jnp.log(p.b) - p.c * jnp.log(x.x) + (p.al - 1) * jnp.log(gap)
-
-    def excess(logit: jax.Array) -> jax.Array:
-        return -jnp.logaddexp(0.0, -logit) + p.al * jnp.logaddexp(0.0, logit) - target
-
-    def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        above = excess(middle) > 0
-        return jnp.where(above, low, middle), jnp.where(above, middle, high)
-
-    wide = jnp.zeros_like(target) + 500.0
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, jax.lax.stop_gradient((-wide, wide)))
-    logit = jax.lax.stop_gradient((low + high) / 2)
-    for _ in range(2):
-        slope = jax.nn.sigmoid(-logit) + p.al * jax.nn.sigmoid(logit)
-        logit = logit - excess(logit) / slope
-    return p.e + gap * jax.nn.sigmoid(logit)
+    return p.e + gap * jax.nn.sigmoid(_logit(jnp.broadcast_to(p.al, jnp.shape(target)), target))
 
 
 def _m4_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,7 +104,7 @@ m4 = Law(
     parameters=("e", "e0", "al", "b", "c"),
     predict=_m4,
     source=f"{_SOURCE}, M4",
-    bounds={"e": (1e-9, 1e6), "e0": (1e-6, 1e6), "al": (1e-3, 30.0), "b": (1e-30, 1e30), "c": _RATE},
+    bounds={"e": (1e-9, 1e6), "e0": (1e-6, 1e6), "al": (1e-3, 30.0), "b": _POSITIVE, "c": _RATE},
     starts=_m4_starts,
     **_XY,
 )
@@ -136,3 +139,25 @@ bnsl = Law(
     ),
     **_XY,
 )
+
+
+def limits(law: Law, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Bounds that the points themselves put on a law of this module, for `fit_law(..., bounds=)`.
+
+    What error is left at infinity lies below every point, as Alabdulmohsin et al. 2022 require; error before training
+    lies above every point, and at most 100 times above; a plateau begins after the first point and may lie a million
+    times beyond the last; a break has two points after it. The last three are ours: without them the search ends in
+    valleys where the points do not tell one value from another.
+
+    Args:
+      x, y: [points], positive.
+    """
+    places = np.unique(x)
+    bounds = {
+        "e": (1e-9 * y.min(), y.min()),
+        "a": (1e-9 * y.min(), y.min()),
+        "e0": (y.max(), 100 * y.max()),
+        "g": (1e-6 / places[-1], 1 / places[0]),
+        "d1": (places[0], places[max(len(places) - 3, 0)]),
+    }
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items() if name in law.parameters}
