@@ -13,7 +13,7 @@ from analysis.laws.law import Law
 _RATES = (0.05, 0.15, 0.3, 0.5, 0.9, 1.5)
 _POSITIVE = (1e-100, 1e100)
 _RATE = (1e-4, 10.0)
-_STEPS = 6  # to rounding error for al within its bounds, from the start that _logit takes
+_STEPS = 6  # to rounding error for al within its bounds, from the start that _root takes
 _XY = {"columns": ("x",), "response": "y"}
 _SOURCE = "Alabdulmohsin et al. 2022"
 
@@ -59,7 +59,7 @@ def _product(**choices: Any) -> dict[str, np.ndarray]:
 
 
 @jax.custom_jvp
-def _logit(al: jax.Array, target: jax.Array) -> jax.Array:
+def _root(al: jax.Array, target: jax.Array) -> jax.Array:
     """The logit z of a share s at which ln s - al ln(1 - s) = target, by Newton steps.
 
     The left side is convex in z where al > 1, else concave, and its two asymptotes meet it on the side from which
@@ -72,12 +72,15 @@ def _logit(al: jax.Array, target: jax.Array) -> jax.Array:
     return z
 
 
-@_logit.defjvp
+@_root.defjvp
 def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (al, target), (d_al, d_target) = primals, tangents
-    z = _logit(al, target)
+    z = _root(al, target)
     slope = jax.nn.sigmoid(-z) + al * jax.nn.sigmoid(z)
     return z, (d_target - jnp.logaddexp(0.0, z) * d_al) / slope
+
+
+_logit = jax.jit(_root)
 
 
 def _m4(p: Any, x: Any) -> Any:
