@@ -86,6 +86,20 @@ def test_a_band_depends_on_its_seed_and_on_nothing_else() -> None:
     assert one[0] == pytest.approx(other[0], rel=2e-3)
 
 
+def test_each_target_has_the_band_that_it_has_alone() -> None:
+    band = simple(1e-2)
+    band.members[0].draws[:, 3] = np.linspace(0.34, 0.36, 101)
+    columns = {"params": np.array([1e8, 1e9, 1e10]), "tokens": np.array([1e9, 1e11, 1e12])}
+    flops = np.array([1e18, 6e20, 6e22])
+    predicted = chinchilla(PLANTED, columns)
+    together = np.array(band.interval(predicted, columns, flops, 0.9))
+    alike = [
+        np.array(band.interval(predicted[[i]], {n: c[[i]] for n, c in columns.items()}, flops[[i]], 0.9))
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(together, np.concatenate(alike, axis=1), rtol=1e-12)
+
+
 def test_draws_without_a_prediction_are_left_out() -> None:
     band = simple(1e-2)
     spoilt = np.concatenate([band.members[0].draws, np.full((5, 5), np.nan)])
