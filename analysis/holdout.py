@@ -221,11 +221,14 @@ def _rows(table: pd.DataFrame) -> list[str]:
 
 
 def _print(found: pd.DataFrame, *first: str) -> None:
+    """On one line a row, however narrow the terminal: a name or a number cut short says nothing."""
     names = [*first, *[name for name in found.columns if name not in first]]
-    table = Table(*[name.replace("_", " ") for name in names], box=None, pad_edge=False)
+    table = Table(*[name.replace("_", "\n") for name in names], box=None, pad_edge=False)
     for row in found.to_dict("records"):
         table.add_row(*[_cell(name, row[name]) for name in names])
-    Console(soft_wrap=True, highlight=False).print(table)
+    console = Console(soft_wrap=True, highlight=False)
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
 
 
 def _records(found: pd.DataFrame) -> list[dict[str, Any]]:
@@ -237,6 +240,6 @@ def _factors(text: str) -> tuple[float, ...]:
         factors = tuple(float(part) for part in text.split(","))
     except ValueError:
         factors = ()
-    if not factors or min(factors) <= 1:
+    if not factors or not all(factor > 1 for factor in factors):
         raise TableError(f"--factors {text}: must be numbers above 1 with commas between, as in 3,10,30")
     return factors
