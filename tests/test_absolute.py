@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PLANTED, simulated
+from conftest import simulated
 
 from analysis import public
 from analysis.absolute import polish
-from analysis.fit import Fit, fit_law, lad, mse_log
+from analysis.fit import Fit, fit_law, lad
 from analysis.laws import chinchilla
 from analysis.solve import searched
 
@@ -48,21 +48,33 @@ def test_no_neighbour_has_a_lower_sum(vertex: Fit) -> None:
 
 
 def test_a_vertex_is_reached_from_afar(vertex: Fit) -> None:
-    """From the optimum of squares, which is another point."""
-    start = searched(chinchilla, fit_law(chinchilla, X, LOSS, mse_log).vector())
-    assert np.abs(start - searched(chinchilla, vertex.vector())).max() > 1e-2
-    found = polish(chinchilla, True, X, LOSS, np.ones(len(LOSS)), start, vertex.box)
-    np.testing.assert_allclose(found, searched(chinchilla, vertex.vector()), rtol=1e-8)
+    """From half its exponents and a loss many times too high: linear programs of their own would overshoot."""
+    for factors in (np.array([1.0, 1.0, 1.0, 0.5, 0.5]), np.array([0.5, 1.0, 1.0, 1.5, 1.5])):
+        start = searched(chinchilla, vertex.vector() * factors)
+        found = polish(chinchilla, True, X, LOSS, np.ones(len(LOSS)), start, vertex.box)
+        np.testing.assert_allclose(found, searched(chinchilla, vertex.vector()), rtol=1e-8)
 
 
-def test_an_outlier_moves_nothing_and_a_point_of_no_weight_is_not_seen(vertex: Fit) -> None:
+def test_a_bound_that_binds_is_where_the_fit_ends(vertex: Fit) -> None:
+    least = 1.05 * vertex.values["E"]
+    bounded = fit_law(chinchilla, X, LOSS, lad, bounds={"E": (least, 10.0)})
+    assert bounded.bounds_hit == ("E",)
+    np.testing.assert_allclose(bounded.vector(), fit_law(chinchilla, X, LOSS, lad, fixed={"E": least}).vector())
+    assert zeros(bounded, X, LOSS) == 4
+
+
+def test_the_weight_of_a_point_is_the_number_of_its_copies() -> None:
+    weights = np.random.default_rng(1).integers(0, 4, len(LOSS))
+    fit = fit_law(chinchilla, X, LOSS, lad, weights=weights)
+    copied = fit_law(chinchilla, {name: np.repeat(v, weights) for name, v in X.items()}, np.repeat(LOSS, weights), lad)
+    np.testing.assert_allclose(fit.vector(), copied.vector(), rtol=1e-8)
+    assert fit.objective_value == pytest.approx(copied.objective_value, rel=1e-9)
+
+
+def test_an_outlier_moves_nothing(vertex: Fit) -> None:
     far = int(np.argmax(vertex.residuals(X, LOSS)))
     spoilt = np.where(np.arange(len(LOSS)) == far, 3 * LOSS, LOSS)
     np.testing.assert_allclose(fit_law(chinchilla, X, spoilt, lad).vector(), vertex.vector(), rtol=1e-8)
-    weights = np.where(np.arange(len(LOSS)) < 3, 0.0, 1.0)
-    fit = fit_law(chinchilla, X, np.where(weights > 0, LOSS, PLANTED["E"]), lad, weights=weights)
-    kept = {name: column[3:] for name, column in X.items()}
-    np.testing.assert_allclose(fit.vector(), fit_law(chinchilla, kept, LOSS[3:], lad).vector(), rtol=1e-8)
 
 
 def test_besiroglus_printed_point(shared_data: Path) -> None:
