@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import results
-from analysis.replicate import approach2, chinchilla, datablations, gadre, nanochat, porian, steplaw
+from analysis.replicate import approach2, chinchilla, curves, datablations, gadre, nanochat, porian, steplaw
 from analysis.replicate import fetch as public
 from analysis.replicate.study import UNEXPLAINED, Row, Study
 from analysis.results import TableError
 
 STUDIES = (
-    chinchilla.STUDY, gadre.STUDY, datablations.STUDY, porian.STUDY, steplaw.STUDY, approach2.STUDY, nanochat.STUDY
+    chinchilla.STUDY, gadre.STUDY, datablations.STUDY, porian.STUDY, steplaw.STUDY, approach2.STUDY, nanochat.STUDY,
+    curves.STUDY,
 )  # fmt: skip
 DATA, FETCHED = Path("../shared/data"), Path("out/public")
 COLOURS = {"differs": "red", "explained": "yellow", "not an optimum": "yellow"}
