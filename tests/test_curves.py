@@ -133,8 +133,8 @@ def test_copies_count_once() -> None:
 
 
 def test_curves_that_cannot_be_fitted_or_scored_are_named() -> None:
-    table = pd.concat([table_of("a"), table_of("short").iloc[[0, 1, 2, 3, 11]], table_of("done")], ignore_index=True)
-    table["train"] = [1] * 8 + [0] * 4 + [1] * 4 + [0] + [1] * 12
+    table = pd.concat([table_of("a"), table_of("short").iloc[[0, 1, 2, 3, 4, 11]], table_of("done")], ignore_index=True)
+    table["train"] = [1] * 8 + [0] * 4 + [1] * 5 + [0] + [1] * 12
     scores = fit_curves(table, [m2, m4], by=["name"])
     assert list(zip(scores["name"], scores["law"], strict=True)) == [("a", "m2"), ("a", "m4"), ("short", "m2")]
     assert scores.attrs["warnings"] == [
