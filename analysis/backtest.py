@@ -11,6 +11,7 @@ the errors and the coverage on every public table.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,9 @@ class Choice:
     @property
     def scored(self) -> bool:
         return bool(np.isfinite(self.scores).any())
+
+    def to_json(self) -> str:
+        return json.dumps(self.facts())
 
     def facts(self) -> dict[str, Any]:
         rows = zip(self.candidates, self.scores, self.wins, strict=True)

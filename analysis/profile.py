@@ -12,6 +12,7 @@ Not in the design's list of modules: intervals.py resamples runs, this looks at 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,12 @@ class Profile:
 
     def __contains__(self, value: float) -> bool:
         return bool(self.low <= value <= self.high)
+
+    def to_json(self) -> str:
+        """Open ends are null."""
+        ends = {name: float(v) if np.isfinite(v) else None for name, v in (("low", self.low), ("high", self.high))}
+        rows = {"values": self.values.tolist(), "objective": self.objective.tolist()}
+        return json.dumps({"parameter": self.parameter, **ends, "threshold": self.threshold, **rows})
 
     def __repr__(self) -> str:
         ends = [f"{v:.4g}" if np.isfinite(v) else "open" for v in (self.low, self.high)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import scaling
 
+from scaling import cli
 from scaling.config import RunConfig, to_dict
 
 
@@ -162,3 +164,17 @@ def test_a_finished_folder_answers_for_its_own_run_alone(place: Path) -> None:
     assert json.loads((place / "run" / "config.json").read_text())["data"]["fingerprint"]
     assert scaling("train", "--folder", "run", cwd=place).returncode == 0
     assert "holds run" in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)
+
+
+def test_compiled_fits_are_kept_in_the_users_cache_unless_jax_is_told_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cli.build_app(["train"], RunConfig())
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ, "training keeps its own"
+    cli.build_app(["fit"], RunConfig())
+    assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).is_relative_to(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    cli.build_app(["fit"], RunConfig())
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
