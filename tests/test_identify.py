@@ -1,0 +1,116 @@
+"""The verdict names the parameters that points leave open, and proposes a run that does tell them apart."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import PLANTED
+
+from analysis.fit import Fit, fit_law, mse_log, refit
+from analysis.identify import conditioning, verdict
+from analysis.laws import chinchilla, curve
+from analysis.solve import relative_slopes, searched
+
+SIZES, HORIZONS = np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 3e10, 5)
+TRUTH = np.array([PLANTED[name] for name in chinchilla.parameters])
+Columns = dict[str, np.ndarray]
+
+
+def grid(params: np.ndarray, tokens: np.ndarray) -> Columns:
+    n, d = np.meshgrid(params, tokens)
+    return {"params": n.ravel(), "tokens": d.ravel()}
+
+
+FULL = grid(SIZES, HORIZONS)
+LINE = {"params": np.geomspace(1e7, 1e9, 12), "tokens": 20 * np.geomspace(1e7, 1e9, 12)}
+SHORT_TOKENS = grid(SIZES, np.geomspace(1e10, 1.5e10, 5))
+SHORT_PARAMS = grid(np.geomspace(1e8, 1.5e8, 5), np.geomspace(1e9, 1e11, 6))
+
+
+def fitted(columns: Columns, noise: float, seed: int = 1) -> Fit:
+    truth = chinchilla(PLANTED, columns)
+    response = truth * np.exp(np.random.default_rng(seed).normal(0, noise, len(truth)))
+    return fit_law(chinchilla, columns, response, mse_log)
+
+
+def judged(columns: Columns, noise: float) -> str:
+    """The verdict at the planted values, on residuals of that size."""
+    truth, free = chinchilla(PLANTED, columns), np.ones(5, bool)
+    response = truth * np.exp(noise * np.where(np.arange(len(truth)) % 2, 1.0, -1.0))
+    return verdict(chinchilla, searched(chinchilla, TRUTH), columns, response, free)
+
+
+def test_a_grid_leaves_nothing_open_until_its_noise_is_large() -> None:
+    assert judged(FULL, 2e-3) == ""
+    assert "B and beta not separable: the points span too little for their noise" in judged(FULL, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "noise", "blamed", "sound", "cause"),
+    [
+        (LINE, 1e-4, {"alpha", "beta"}, set(), "N and D move together"),
+        (SHORT_TOKENS, 1e-3, {"B", "beta"}, {"A", "alpha"}, "tokens span 1.5x"),
+        (SHORT_PARAMS, 1e-3, {"A", "alpha"}, {"B", "beta"}, "params span 1.5x"),
+    ],
+    ids=["line", "tokens", "params"],
+)
+def test_the_verdict_names_parameters_and_the_run_that_tells_them_apart(
+    columns: Columns, noise: float, blamed: set[str], sound: set[str], cause: str
+) -> None:
+    """Simulated at the planted values: with the proposed run the worst exponent spreads at most a third as much as with
+    the middle run repeated, though it costs no more than the largest run."""
+    text = fitted(columns, noise).unidentified
+    named = set(text.split(" not separable")[0].split(" and "))
+    assert named >= blamed
+    assert not named & sound
+    assert cause in text
+    found = re.search(r"add runs at about N = (\S+), D = (\S+)$", text)
+    assert found is not None
+    proposed = np.array([float(number) for number in found.groups()])
+    flops = columns["params"] * columns["tokens"]
+    assert proposed.prod() <= 1.1 * flops.max()
+    middle = np.argsort(flops)[len(flops) // 2]
+    repeated = spreads(columns, noise, np.array([columns["params"][middle], columns["tokens"][middle]]))
+    added = spreads(columns, noise, proposed)
+    worst = np.argmax(repeated)
+    assert chinchilla.parameters[3 + worst] in blamed
+    assert added[worst] < repeated[worst] / 3
+
+
+def spreads(columns: Columns, noise: float, run: np.ndarray) -> np.ndarray:
+    """Spread of log alpha and log beta over 200 simulated sweeps with that run added: half of all lie within it."""
+    longer = {name: np.append(columns[name], value) for name, value in zip(("params", "tokens"), run, strict=True)}
+    truth = chinchilla(PLANTED, longer)
+    responses = truth * np.exp(np.random.default_rng(2).normal(0, noise, (200, len(truth))))
+    start = replace(fitted(FULL, 0.0), values=PLANTED)
+    return np.ptp(np.quantile(np.log(refit(start, longer, responses)[:, 3:]), [0.25, 0.75], axis=0), axis=0)
+
+
+def test_a_parameter_that_is_held_is_not_blamed() -> None:
+    truth = chinchilla(PLANTED, LINE)
+    free = np.array([name not in ("A", "alpha") for name in chinchilla.parameters])
+    response = truth * np.exp(1e-4 * np.where(np.arange(len(truth)) % 2, 1.0, -1.0))
+    assert "alpha" in judged(LINE, 1e-4)
+    assert verdict(chinchilla, searched(chinchilla, TRUTH), LINE, response, free) == ""
+
+
+def test_a_curve_that_is_flat_is_called_so_and_wider_runs_asked_for() -> None:
+    x = {"x": np.geomspace(1e6, 2e6, 8)}
+    values = {"e": 0.5, "b": 3.0, "c": 0.3}
+    theta = searched(curve.m2, np.array([values[name] for name in curve.m2.parameters]))
+    response = curve.m2(values, x) * (1 + 1e-3 * np.cos(np.arange(8)))
+    text = verdict(curve.m2, theta, x, response, np.ones(3, bool))
+    assert text.endswith("not separable: the points span too little; add runs over a wider range")
+
+
+def test_conditioning_does_not_depend_on_units_and_is_nought_for_copies() -> None:
+    slopes = relative_slopes(chinchilla, searched(chinchilla, TRUTH), FULL)
+    assert conditioning(slopes * np.geomspace(1e-6, 1e6, 5)) == pytest.approx(conditioning(slopes), rel=1e-6)
+    assert conditioning(np.eye(4)[:, :3]) == pytest.approx(1.0)
+    assert conditioning(slopes[:, [0, 1, 1]]) == pytest.approx(0.0, abs=1e-12)
+    along = relative_slopes(chinchilla, searched(chinchilla, TRUTH), LINE)
+    assert conditioning(along) < conditioning(slopes) / 100
+    assert conditioning(np.full((4, 2), np.nan)) == 0.0
