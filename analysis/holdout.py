@@ -62,9 +62,10 @@ def backtest(
 
 
 def _plain(train: pd.DataFrame, test: pd.DataFrame, candidate: Candidate, draws: int, seed: int) -> dict[str, Any]:
-    fit = fit_law(candidate.law, train, train["loss"], candidate.objective)
+    weights = candidate.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
+    fit = fit_law(candidate.law, train, train["loss"], candidate.objective, weights=weights)
     unit, _ = intervals.clusters(train, len(fit.law.parameters))
-    resampled = intervals.bootstrap(fit, train, train["loss"], unit, draws=draws, seed=seed)
+    resampled = intervals.bootstrap(fit, train, train["loss"], unit, weights=weights, draws=draws, seed=seed)
     values = {name: resampled[:, [i]] for i, name in enumerate(fit.law.parameters)}
     spread = fit.law(values, test)
     bands = [intervals.central(spread[np.isfinite(spread).all(1)], level) for level in LEVELS]

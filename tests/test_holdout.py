@@ -11,7 +11,7 @@ from conftest import simulated
 
 from analysis import holdout, intervals, public
 from analysis.backtest import Candidate, choose
-from analysis.fit import Fit, fit_law, huber
+from analysis.fit import Fit, compute_weights, fit_law, huber
 from analysis.holdout import backtest
 from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
@@ -100,6 +100,18 @@ def test_the_chosen_law_and_its_band_come_from_below_the_cut(
     low, high = band.interval(predicted, test, test["flops"], 0.9, seed=SEED)
     assert said["coverage_90"] == np.mean((low <= test["loss"]) & (test["loss"] <= high))
     assert said["half_width_90"] == pytest.approx(np.median(np.log(high / low)) / 2, rel=1e-9)
+
+
+def test_a_weighting_is_kept_by_plain_and_chosen_laws(
+    points: pd.DataFrame, tenth: tuple[pd.DataFrame, pd.DataFrame, Fit]
+) -> None:
+    train, test, plain = tenth
+    weighted = Candidate(chinchilla, huber(), 2.0)
+    fit = fit_law(chinchilla, train, train["loss"], weights=compute_weights(train["flops"], 2.0))
+    error = np.mean(np.abs(fit.predict(test) / test["loss"] - 1))
+    assert error != pytest.approx(np.mean(np.abs(plain.predict(test) / test["loss"] - 1)), rel=0.05)
+    said = backtest(points, (10.0,), (weighted,), (weighted,), draws=8)
+    assert said["mean_relative_error"].to_numpy() == pytest.approx([error, error], rel=1e-6)
 
 
 def test_held_out_losses_are_scored_and_move_nothing_else(points: pd.DataFrame, found: pd.DataFrame) -> None:
