@@ -28,7 +28,7 @@ from analysis.fit import COLD, Objective, mse, mse_log
 from analysis.laws import Law
 from analysis.laws.curve import bnsl, limits, m1, m2, m3, m4
 from analysis.results import SHOWN, TableError
-from analysis.solve import LANES, Box, Problems, natural, searched, solve
+from analysis.solve import FEWEST, Box, Problems, natural, searched, solve
 from analysis.varpro import project
 
 LAWS = {law.name: law for law in (m1, m2, m3, m4, bnsl)}
@@ -37,7 +37,7 @@ WEIGHTINGS = (0.0, 0.5, 1.0)
 OBJECTIVES: Mapping[str, Objective] = {bnsl.name: mse}
 """Squared errors of log y, as the source of M1 to M4 has them, unless named here: a broken law weighted towards the end
 bends to its noise when the errors are those of log y."""
-_STARTS = LANES // len(WEIGHTINGS)
+_STARTS = FEWEST // len(WEIGHTINGS)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _predict(law: Law, vectors: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _padded(array: np.ndarray, fill: float) -> np.ndarray:
     """Its last axis to a power of two, so that curves of like length share their compiled programs."""
     size = array.shape[-1]
-    more = max(LANES, 2 ** int(np.ceil(np.log2(size)))) - size
+    more = max(FEWEST, 2 ** int(np.ceil(np.log2(size)))) - size
     return np.concatenate([array, np.full((*array.shape[:-1], more), fill)], -1)
 
 

@@ -21,10 +21,11 @@ import numpy as np
 
 from analysis.laws import Law
 
-LANES = 64  # problems advanced together, and the fewest points that others are padded to
+LANES = 32  # problems advanced together: few, so that little waits for the last ones of a small batch
+FEWEST = 64  # points that fewer are padded to
 HELD = 64 * 1024  # lanes times points held at once: more points, fewer lanes
 ROOM = 2048  # problems sent to the device at once, always: one size, so that little is compiled
-LARGE = 4096  # points beyond which they are sent by LANES
+LARGE = 4096  # points beyond which they are sent by FEWEST
 DAMPING = 1e-2  # of the first step
 STAGES = 6  # widths of the zone at most
 QUADRATIC = 1e9  # a Huber zone that no residual leaves
@@ -71,7 +72,7 @@ def attributes(law: Law, theta: jax.Array) -> SimpleNamespace:
 
 def padded(count: int) -> int:
     """The number of points that a table is padded to: few numbers, so that few programs are compiled."""
-    return LANES * 2 ** max(int(np.ceil(np.log2(count / LANES))), 0)
+    return FEWEST * 2 ** max(int(np.ceil(np.log2(count / FEWEST))), 0)
 
 
 def relative_slopes(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -103,7 +104,7 @@ def solve(
     count = problems.losses.shape[1]
     points = padded(count)
     lanes = int(np.clip(HELD // points, 1, LANES))
-    room = LANES if points > LARGE else ROOM
+    room = FEWEST if points > LARGE else ROOM
     columns = {name: np.pad(column, (0, points - count), mode="edge") for name, column in x.items()}
     widths = np.concatenate([np.full(STAGES - len(zones), zones[0]), zones])
     parts = []
