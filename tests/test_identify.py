@@ -16,6 +16,7 @@ from analysis.solve import relative_slopes, searched
 
 SIZES, HORIZONS = np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 3e10, 5)
 TRUTH = np.array([PLANTED[name] for name in chinchilla.parameters])
+APART = {"E": 1.7, "A": 8000.0, "B": 300.0, "alpha": 0.5, "beta": 0.28}
 Columns = dict[str, np.ndarray]
 
 
@@ -30,9 +31,9 @@ SHORT_TOKENS = grid(SIZES, np.geomspace(1e10, 1.5e10, 5))
 SHORT_PARAMS = grid(np.geomspace(1e8, 1.5e8, 5), np.geomspace(1e9, 1e11, 6))
 
 
-def fitted(columns: Columns, noise: float, seed: int = 1) -> Fit:
-    truth = chinchilla(PLANTED, columns)
-    response = truth * np.exp(np.random.default_rng(seed).normal(0, noise, len(truth)))
+def fitted(planted: dict[str, float], columns: Columns, noise: float) -> Fit:
+    truth = chinchilla(planted, columns)
+    response = truth * np.exp(np.random.default_rng(1).normal(0, noise, len(truth)))
     return fit_law(chinchilla, columns, response, mse_log)
 
 
@@ -49,20 +50,21 @@ def test_a_grid_leaves_nothing_open_until_its_noise_is_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "noise", "blamed", "sound", "cause"),
+    ("planted", "columns", "blamed", "sound", "cause"),
     [
-        (LINE, 1e-4, {"alpha", "beta"}, set(), "N and D move together"),
-        (SHORT_TOKENS, 1e-3, {"B", "beta"}, {"A", "alpha"}, "tokens span 1.5x"),
-        (SHORT_PARAMS, 1e-3, {"A", "alpha"}, {"B", "beta"}, "params span 1.5x"),
+        (APART, LINE, {"alpha", "beta"}, set(), "N and D move together"),
+        (PLANTED, SHORT_TOKENS, {"B", "beta"}, {"A", "alpha"}, "tokens span 1.5x"),
+        (PLANTED, SHORT_PARAMS, {"A", "alpha"}, {"B", "beta"}, "params span 1.5x"),
     ],
     ids=["line", "tokens", "params"],
 )
-def test_the_verdict_names_parameters_and_the_run_that_tells_them_apart(
-    columns: Columns, noise: float, blamed: set[str], sound: set[str], cause: str
+def test_the_verdict_names_parameters_and_a_run_that_tells_them_apart(
+    planted: dict[str, float], columns: Columns, blamed: set[str], sound: set[str], cause: str
 ) -> None:
-    """Simulated at the planted values: with the proposed run the worst exponent spreads at most a third as much as with
-    the middle run repeated, though it costs no more than the largest run."""
-    text = fitted(columns, noise).unidentified
+    """Simulated at the planted values with noise of 0.1 %: with the proposed run added, the exponent that is worst
+    determined spreads less than half as much as with the middle run repeated. The run costs no more than the largest.
+    """
+    text = fitted(planted, columns, 1e-3).unidentified
     named = set(text.split(" not separable")[0].split(" and "))
     assert named >= blamed
     assert not named & sound
@@ -73,19 +75,19 @@ def test_the_verdict_names_parameters_and_the_run_that_tells_them_apart(
     flops = columns["params"] * columns["tokens"]
     assert proposed.prod() <= 1.1 * flops.max()
     middle = np.argsort(flops)[len(flops) // 2]
-    repeated = spreads(columns, noise, np.array([columns["params"][middle], columns["tokens"][middle]]))
-    added = spreads(columns, noise, proposed)
+    repeated = spreads(planted, columns, np.array([columns["params"][middle], columns["tokens"][middle]]))
+    added = spreads(planted, columns, proposed)
     worst = np.argmax(repeated)
     assert chinchilla.parameters[3 + worst] in blamed
-    assert added[worst] < repeated[worst] / 3
+    assert added[worst] < repeated[worst] / 2
 
 
-def spreads(columns: Columns, noise: float, run: np.ndarray) -> np.ndarray:
+def spreads(planted: dict[str, float], columns: Columns, run: np.ndarray) -> np.ndarray:
     """Spread of log alpha and log beta over 200 simulated sweeps with that run added: half of all lie within it."""
     longer = {name: np.append(columns[name], value) for name, value in zip(("params", "tokens"), run, strict=True)}
-    truth = chinchilla(PLANTED, longer)
-    responses = truth * np.exp(np.random.default_rng(2).normal(0, noise, (200, len(truth))))
-    start = replace(fitted(FULL, 0.0), values=PLANTED)
+    truth = chinchilla(planted, longer)
+    responses = truth * np.exp(np.random.default_rng(2).normal(0, 1e-3, (200, len(truth))))
+    start = replace(fitted(PLANTED, FULL, 0.0), values=planted)
     return np.ptp(np.quantile(np.log(refit(start, longer, responses)[:, 3:]), [0.25, 0.75], axis=0), axis=0)
 
 
