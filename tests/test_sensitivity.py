@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from conftest import simulated
 from rich.console import Console
 
-from analysis import api, sensitivity
+from analysis import api, saved, sensitivity
+from analysis.backtest import CANDIDATES, choose
 from analysis.fit import Fit, Objective, compute_weights, fit_law, huber, lad, mse, mse_log
 from analysis.laws import chinchilla
 from analysis.results import fit_points
@@ -24,6 +27,14 @@ def noisy() -> pd.DataFrame:
     table = simulated(2e-3, seed=1).assign(params_total=lambda t: t["params_matmul"] + 3e7)
     table.loc[ODD, "loss"] *= 1.1
     return table
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rivals() -> Iterator[None]:
+    """Back-tests of one candidate: the choice of a law is not what is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
+        yield
 
 
 @pytest.fixture(scope="module")
