@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.fit import Fit, Objective, refit_values
+from analysis.fit import Fit, Objective, refit_from
 from analysis.laws import Columns
 from analysis.solve import Box, natural, relative_slopes, searched
 
-VALUES = 41  # values at which a parameter is held
+SIDE = 21  # values at which a parameter is held, to either side of its own
 REACH = 6.0  # standard errors to either side
-TRIES = 3  # times that the row of values is widened, fourfold, while an end is open
+TRIES = 3  # rows of values tried, each side four times as wide as before while its end is open
+CLOSER, ROUNDS = 5, 2  # values put between the two that an end lies between, and how often
 NARROW, WIDEST = 1e-9, 1.0  # standard errors believed
+LOWERED = 1e-2  # of the rise: neighbours that lower an objective by less are done
 MOST_LEVERAGE = 0.9
 
 
@@ -86,40 +88,78 @@ def profile(
     found = []
     for name in names:
         index = fit.law.parameters.index(name)
-        width = REACH * float(np.clip(errors[index], NARROW, WIDEST))
+        widths = np.full(2, REACH * np.clip(errors[index], NARROW, WIDEST))
         for _ in range(TRIES):
-            one = _profile(fit, columns, response, index, width, level)
-            if np.isfinite(one.low) and np.isfinite(one.high):
+            one = _profile(fit, columns, response, index, widths, level)
+            opened = ~np.isfinite([one.low, one.high])
+            if not opened.any():
                 break
-            width *= 4
+            widths = np.where(opened, 4 * widths, widths)
         found.append(one)
     return found
 
 
-def _profile(fit: Fit, columns: Columns, response: Any, index: int, width: float, level: float) -> Profile:
+def _profile(fit: Fit, columns: Columns, response: Any, index: int, widths: np.ndarray, level: float) -> Profile:
     theta = searched(fit.law, fit.vector())
-    least, most = max(theta[index] - width, fit.box.low[0, index]), min(theta[index] + width, fit.box.high[0, index])
-    row = np.union1d(np.linspace(least, most, VALUES), theta[index])
-    low, high = (np.repeat(bound, len(row), axis=0) for bound in fit.box)
-    low[:, index] = high[:, index] = row
-    _, values = refit_values(fit, columns, response, box=Box(low, high))
-    free = [name for name in fit.law.parameters if name not in fit.fixed]
-    covariance, inverse = _sandwich(fit, columns, response)
-    place = free.index(fit.law.parameters[index])
-    freedom = max(len(np.asarray(response)) - len(free), 1)
-    units = 1.0 if fit.objective.delta is None and not fit.objective.absolute else 0.5
-    noise = max(covariance[place, place] / inverse[place, place], fit.objective_value / freedom)
-    rise = float(stats.f.ppf(level, 1, freedom) * units * noise)
+    middle = theta[index]
+    least, most = np.clip(middle + widths * np.array([-1, 1]), fit.box.low[0, index], fit.box.high[0, index])
+    row = np.union1d(np.linspace(least, middle, SIDE), np.linspace(middle, most, SIDE))
+    rise = _rise(fit, columns, response, index, level)
+    best, values = _held(fit, columns, response, index, row, np.tile(fit.vector(), (len(row), 1)), LOWERED * rise)
+    for _ in range(ROUNDS):
+        outside = values > min(fit.objective_value, float(values.min())) + rise
+        change = np.flatnonzero(outside[1:] != outside[:-1])
+        closer = np.union1d(row, np.linspace(row[change], row[change + 1], CLOSER + 2))
+        nearest = np.argmin(np.abs(closer[:, None] - row), axis=1)
+        row, (best, values) = closer, _held(fit, columns, response, index, closer, best[nearest], LOWERED * rise)
     threshold = min(fit.objective_value, float(values.min())) + rise
     ends = natural_ends(fit, index, *_ends(row, values, threshold))
     held = natural(fit.law, np.where(np.arange(len(theta)) == index, row[:, None], theta))[:, index]
     return Profile(fit.law.parameters[index], held, values, threshold, *ends)
 
 
+def _rise(fit: Fit, columns: Columns, response: Any, index: int, level: float) -> float:
+    """What chance allows the objective to rise when that parameter is held at its true value."""
+    free = [name for name in fit.law.parameters if name not in fit.fixed]
+    covariance, inverse = _sandwich(fit, columns, response)
+    place = free.index(fit.law.parameters[index])
+    freedom = max(len(np.asarray(response)) - len(free), 1)
+    units = 1.0 if fit.objective.delta is None and not fit.objective.absolute else 0.5
+    noise = max(covariance[place, place] / inverse[place, place], fit.objective_value / freedom)
+    return float(stats.f.ppf(level, 1, freedom) * units * noise)
+
+
+def _held(
+    fit: Fit, columns: Columns, response: Any, index: int, row: np.ndarray, starts: np.ndarray, enough: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best refits found with one parameter held at each value of a row, as searched, and their objectives.
+
+    Far from the optimum the fit's own values are a poor start, so each refit is followed by two that start from what
+    its neighbours in the row found, until none is lowered by `enough`.
+    """
+    low, high = (np.repeat(bound, len(row), axis=0) for bound in fit.box)
+    low[:, index] = high[:, index] = row
+    place = np.arange(len(row))
+    best, values = starts, np.full(len(row), np.inf)
+    offered = [starts]
+    for _ in row:
+        box = Box(np.tile(low, (len(offered), 1)), np.tile(high, (len(offered), 1)))
+        found, tried = refit_from(fit.law, fit.objective, np.concatenate(offered), columns, response, box=box)
+        tried = np.where(np.isfinite(tried), tried, np.inf).reshape(len(offered), -1)
+        chosen = np.argmin([values, *tried], axis=0)
+        before, values = values, np.min([values, *tried], axis=0)
+        best = np.stack([best, *found.reshape(len(offered), len(row), -1)])[chosen, place]
+        if not np.any(values < before - enough):
+            break
+        offered = [best[np.maximum(place - 1, 0)], best[np.minimum(place + 1, len(row) - 1)]]
+    return best, values
+
+
 def natural_ends(fit: Fit, index: int, low: float, high: float) -> tuple[float, float]:
     """Ends as searched, in the parameter's own units; an open end stays infinite."""
     logged = fit.law.bounds[fit.law.parameters[index]][0] > 0
-    return (float(np.exp(low)), float(np.exp(high))) if logged else (low, high)
+    closed = [float(np.exp(end)) if logged and np.isfinite(end) else end for end in (low, high)]
+    return closed[0], closed[1]
 
 
 def _ends(row: np.ndarray, values: np.ndarray, threshold: float) -> tuple[float, float]:
