@@ -36,6 +36,7 @@ def notes(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "to
 
     Args:
       points: params, tokens (counts) and loss (nats per token), all finite and above zero; run_id and flops if there.
+        Of points that lack one of these, as curves do, only the columns of the law are judged.
       columns: those that the law is a function of.
     Raises:
       TableError: a column of the law has one value, or counts that no run can have: 1,000 tokens or fewer for a
@@ -43,6 +44,8 @@ def notes(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "to
     """
     table = points.table if isinstance(points, Points) else points
     named = table.assign(run_id=row_names(table)).reset_index(drop=True)
+    if not {"params", "tokens", "loss"} <= set(named):
+        return _distinct(named, columns)
     _impossible(named)
     found = [*_distinct(named, columns), *_duplicates(named), *_small(named), *_mixed(named), *_losses(named)]
     return found + (_flops(named) if "flops" in named else [])

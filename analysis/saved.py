@@ -103,14 +103,20 @@ class SavedFit:
         return self.law.describe(self.values)
 
     def forecast(self, target: pd.DataFrame) -> list[dict[str, Any]]:
-        """For each row of params and tokens (and loss, where it was measured): what the fit says and what came out."""
+        """For each row of params and tokens (and loss, where it was measured): what the fit says and what came out.
+
+        Raises TableError where the law reads a column that the target lacks.
+        """
+        lacking = [name for name in dict.fromkeys((*results.SURFACE, *self.law.columns)) if name not in target]
+        if lacking:
+            raise TableError(f"a forecast of {self.law.name} needs {', '.join(lacking)}, which the target lacks")
         level, seed = self.document["level"], self.document["seed"]
         predicted = self.predict(target)
         flops = target["flops"] if "flops" in target else 6 * target["params"] * target["tokens"]
         low, high = self.predictive.interval(predicted, target, flops, level, seed=seed)
         rows = []
         for i, row in enumerate(target.to_dict("records")):
-            measured = row.get("loss")
+            measured = row.get(self.law.response)
             error = None if measured is None else float(predicted[i] / measured - 1)
             rows.append(
                 {"run_id": row.get("run_id", ""), "params": float(row["params"]), "tokens": float(row["tokens"])}
@@ -138,10 +144,18 @@ def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFram
             threshold = float(rule)
         except ValueError:
             raise TableError(f"--holdout {rule}: must be largest, none, or a number of FLOPs such as 1e12") from None
+        _require_flops(points, f"--holdout {rule}")
         held = points["flops"] >= threshold
         if not held.any():
             raise TableError(f"--holdout {rule}: no run has so many FLOPs; the largest has {points['flops'].max():.4g}")
     return points[~held].reset_index(drop=True), points[held].reset_index(drop=True)
+
+
+def _require_flops(points: pd.DataFrame, flag: str) -> None:
+    if "flops" not in points:
+        raise TableError(
+            f"{flag}: needs a column flops, or params and tokens; there are {', '.join(map(str, points.columns))}"
+        )
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,8 @@ def build(points: Points, settings: Settings, origin: Mapping[str, str]) -> Save
     own = Candidate(law, settings.objective, settings.power)
     if settings.law is None and choice is not None:
         own = choice.best
+    if own.power:
+        _require_flops(fitted, f"--weight-power {own.power:g}")
     fit, resampled, ahead, note = _fitted(fitted, own, settings, choice)
     notes = [*checks.notes(fitted, law.columns), *fit.warnings(), *_after(fit, fitted), *([note] if note else [])]
     document = {
