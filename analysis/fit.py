@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 COLD, WARM = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)  # widths of the robust zone gone through, in units of delta
-SCREENED = 64  # starts kept of those that a law offers, the best by their objective
+SCREENED = 32  # starts kept of those that a law offers, the best by their objective
 KEPT = 10  # of them where many fits are made at once
 REACHED = 1e-6  # a start reached the optimum when its objective is this close, relatively
 
