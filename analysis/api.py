@@ -95,9 +95,6 @@ def plot(law: SavedFit, figure: str = "loss_by_tokens") -> Figure:
     """One of the figures of a fit, by name: see analysis.plots.FIGURES. Raises TableError for another name or law."""
     if figure not in plots.FIGURES:
         raise TableError(f"no figure is named {figure!r}; there are {', '.join(plots.FIGURES)}")
-    if not sensitivity.applies(law):
-        shape = law.law
-        raise TableError(
-            f"figures show loss by params and tokens; {shape.name} is {shape.response} by {', '.join(shape.columns)}"
-        )
+    if figure not in plots.drawable(law):
+        raise TableError("the figure sensitivity shows the panel of a fit, which this one lacks: fit with panel=True")
     return plots.FIGURES[figure](law, plots.LIGHT)

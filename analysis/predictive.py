@@ -43,7 +43,7 @@ class Predictive:
     noise: log measured over predicted, one a fitted point, widened for the freedom that the fit used up.
     chances: of each entry of noise to be the next run's: the weights of the points.
     drift: root mean square log error per e-fold of compute beyond `limit`; NaN when unknown.
-    limit: largest training FLOPs that were fitted.
+    limit: largest training FLOPs that were fitted; infinite where the points have none.
     """
 
     members: tuple[Member, ...]
@@ -61,7 +61,8 @@ class Predictive:
         members = [{"law": member.law.name, "draws": short(member.draws)} for member in self.members]
         drift = None if np.isnan(self.drift) else self.drift
         noise = {"noise": short(self.noise), "chances": short(self.chances)}
-        return {"members": members, **noise, "drift": drift, "limit": self.limit}
+        limit = self.limit if np.isfinite(self.limit) else None
+        return {"members": members, **noise, "drift": drift, "limit": limit}
 
     def spread(self, columns: Columns) -> np.ndarray:
         """Log predictions of every draw at each target: [draws, targets]."""
@@ -125,7 +126,8 @@ def restore(facts: dict[str, Any]) -> Predictive:
     members = tuple(Member(find(member["law"]), np.array(member["draws"])) for member in facts["members"])
     chances = np.array(facts["chances"])
     drift = np.nan if facts["drift"] is None else facts["drift"]
-    return Predictive(members, np.array(facts["noise"]), chances / chances.sum(), drift, facts["limit"])
+    limit = np.inf if facts["limit"] is None else facts["limit"]
+    return Predictive(members, np.array(facts["noise"]), chances / chances.sum(), drift, limit)
 
 
 def _noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -266,10 +266,12 @@ def _spread(column: np.ndarray, level: float) -> dict[str, Any]:
 
 
 def save(saved: SavedFit, path: Path) -> Path:
-    """Writes fit.json by rename, the table's path made relative to it."""
+    """Writes fit.json by rename, the table's path, if it has one, made relative to it."""
     table = saved.document["table"]
-    relative = os.path.relpath(Path(table["path"]).resolve(), path.parent.resolve()) if table["path"] else ""
-    return results.write_json(path, {**saved.document, "table": {**table, "path": Path(relative).as_posix()}})
+    if table["path"]:
+        relative = os.path.relpath(Path(table["path"]).resolve(), path.parent.resolve())
+        table = {**table, "path": Path(relative).as_posix()}
+    return results.write_json(path, {**saved.document, "table": table})
 
 
 def load(path: Path) -> SavedFit:

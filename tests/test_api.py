@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PLANTED, simulated
+from matplotlib.figure import Figure
+
+from analysis import api, checks, fit, forecast, intervals, load, plot, results, saved
+from analysis.backtest import CANDIDATES, choose
+from analysis.fit import compute_weights, fit_law, lad, mse_log
+from analysis.fit import huber as huber_objective
+from analysis.laws import Law, chinchilla, find, surface
+from analysis.results import TableError, fit_points
+from analysis.saved import SavedFit, Settings
+
+QUICK = Settings(draws=16, seed=2)
+RIVALS = tuple(c for c in CANDIDATES if c.power in (0.0, 1.0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rivals() -> Iterator[None]:
+    """Back-tests of one candidate, where the choice of a law is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
+        yield
+
+
+@pytest.fixture
+def rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved, "choose", partial(choose, candidates=RIVALS))
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return simulated(3e-3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def built(table: pd.DataFrame) -> SavedFit:
+    return fit(table, settings=QUICK)
+
+
+def test_three_lines_from_a_csv_to_a_figure(tmp_path: Path) -> None:
+    renamed = {"params_matmul": "N", "tokens": "D", "loss": "L"}
+    simulated(3e-3).rename(columns=renamed)[["N", "D", "L"]].to_csv(tmp_path / "runs.csv", index=False)
+    runs = load(tmp_path / "runs.csv", columns={"params": "N", "tokens": "D", "loss": "L"})
+    law = fit(runs, settings=QUICK)
+    figure = plot(law)
+    assert isinstance(figure, Figure)
+    assert figure.axes[0].get_title("left").startswith("Loss against tokens")
+    assert law.document["params_column"] == "params"
+
+
+def test_load_keeps_the_rows_asked_for(tmp_path: Path, table: pd.DataFrame) -> None:
+    table.assign(corpus=["a", "b"] * 15).to_csv(tmp_path / "t.csv", index=False)
+    kept = load(tmp_path / "t.csv", where="corpus==b and tokens>=2e9")
+    assert isinstance(kept, pd.DataFrame)
+    assert (kept["corpus"] == "b").all()
+    assert len(kept) == ((np.arange(30) % 2 == 1) & (table["tokens"] >= 2e9)).sum()
+    with pytest.raises(TableError, match=r"--where corpus==c: no row fits; corpus is a, b"):
+        load(tmp_path / "t.csv", where="corpus==c")
+
+
+def test_a_fit_is_that_of_the_estimator_with_the_spread_of_its_bootstrap(table: pd.DataFrame, built: SavedFit) -> None:
+    points = fit_points(table).table
+    alone = fit_law(chinchilla, points, points["loss"])
+    assert built.values == alone.values
+    assert built.document["objective"]["value"] == alone.objective_value
+    draws = intervals.bootstrap(alone, points, points["loss"], points["cluster"], draws=16, seed=2)
+    np.testing.assert_allclose(built.draws, draws, rtol=1e-10)
+    rows = built.parameters
+    assert rows.index.tolist() == [*chinchilla.parameters, "exponent_a"]
+    assert rows.columns.tolist() == ["value", "standard_error", "low", "high"]
+    for i, name in enumerate(chinchilla.parameters):
+        expected = [alone.values[name], np.std(draws[:, i], ddof=1), *np.quantile(draws[:, i], [0.05, 0.95])]
+        assert rows.loc[name].tolist() == pytest.approx(expected, rel=1e-9)
+    a = draws[:, 4] / (draws[:, 3] + draws[:, 4])
+    values = alone.values
+    expected = [values["beta"] / (values["alpha"] + values["beta"]), np.std(a, ddof=1), *np.quantile(a, [0.05, 0.95])]
+    assert rows.loc["exponent_a"].tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_level_seed_and_draws_are_those_of_the_settings(table: pd.DataFrame, built: SavedFit) -> None:
+    other = fit(table, settings=Settings(draws=24, seed=3, level=0.5))
+    assert other.draws.shape == (24, 5)
+    assert other.values == built.values
+    assert not np.array_equal(other.draws[:16], built.draws)
+    rows = other.parameters
+    assert rows.loc["alpha", ["low", "high"]].tolist() == pytest.approx(
+        np.quantile(other.draws[:, 3], [0.25, 0.75]), rel=1e-9
+    )
+    target = pd.DataFrame({"params": [1e9], "tokens": [1e11]})
+    assert other.forecast(target)[0]["level"] == 0.5
+    wide, narrow = (f.forecast(target)[0] for f in (built, other))
+    assert narrow["high"] - narrow["low"] < wide["high"] - wide["low"]
+
+
+def test_a_forecast_is_one_row_of_the_law_in_its_band(built: SavedFit) -> None:
+    row = forecast(built, 2e9, 6e10)
+    assert isinstance(row, pd.DataFrame)
+    assert len(row) == 1
+    x = {"params": np.array([2e9]), "tokens": np.array([6e10])}
+    predicted = chinchilla(built.values, x)
+    low, high = built.predictive.interval(predicted, x, 6 * x["params"] * x["tokens"], 0.9, seed=2)
+    assert row.loc[0, ["params", "tokens", "predicted", "low", "high"]].tolist() == pytest.approx(
+        [2e9, 6e10, predicted[0], low[0], high[0]], rel=1e-12
+    )
+    assert low[0] < predicted[0] < high[0]
+    assert row.loc[0, "measured"] is None
+
+
+def test_every_result_prints_itself(built: SavedFit, table: pd.DataFrame) -> None:
+    lines = repr(built).splitlines()
+    assert lines[0] == built.describe()
+    for name, value in built.parameters["value"].items():
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert f"{value:.4g}" in line.split()
+    assert f"30 points, huber {built.document['objective']['value']:.6g}, 90% intervals" in lines
+    odd = fit(table.assign(loss=table["loss"].where(table.index != 3, 4.0)), settings=QUICK)
+    assert any(line.startswith("warning: run 000000000003 (") for line in repr(odd).splitlines())
+    assert len(repr(built)) < 2000, "no draws, no points"
+
+
+def test_to_json_is_the_whole_fit(built: SavedFit, tmp_path: Path) -> None:
+    document = json.loads(built.to_json())
+    assert document == json.loads(saved.save(built, tmp_path / "fit.json").read_text())
+    again = SavedFit(document)
+    assert repr(again) == repr(built)
+    pd.testing.assert_frame_equal(forecast(again, 2e9, 6e10), forecast(built, 2e9, 6e10), check_exact=True)
+    assert document["table"] == {"path": "", "sha256": results.table_hash(simulated(3e-3, seed=1))}
+    assert not {"draws", "points", "predictive"} & set(built.facts())
+
+
+def wild(table: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
+    """The same runs, with other losses of those held out: from a thousandth to ten times."""
+    factors = np.random.default_rng(0).choice([1e-3, 0.5, 10.0], len(table))
+    return table.assign(loss=table["loss"] * np.where(held, factors, 1.0))
+
+
+@pytest.mark.usefixtures("rivals")
+@pytest.mark.parametrize(("rule", "count"), [("largest", 1), ("1e19", 10)])
+def test_runs_held_out_move_neither_the_choice_nor_the_fit(table: pd.DataFrame, rule: str, count: int) -> None:
+    held = table["flops"] >= (table["flops"].max() if rule == "largest" else 1e19)
+    assert held.sum() == count
+    settings = Settings(draws=16, holdout=rule)
+    first, second = (fit(t, "chosen", settings).document for t in (table, wild(table, held)))
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {"table", "held_out"}, "every other entry, to the last bit"
+    assert first["n"] == 30 - count
+    assert first["choice"]["drift"] is not None
+    assert len(first["choice"]["candidates"]) == len(RIVALS) == 4
+
+
+@pytest.mark.usefixtures("rivals")
+def test_a_law_is_chosen_or_named_and_one_named_is_kept() -> None:
+    """An interaction, which chooses itself, and Chinchilla when asked for."""
+    planted = {**PLANTED, "gamma": 0.15, "B": PLANTED["B"] / 1e8**0.15}
+    table = simulated()
+    columns = {"params": table["params_matmul"], "tokens": table["tokens"]}
+    noise = np.exp(np.random.default_rng(1).normal(0, 1e-3, len(table)))
+    table = table.assign(loss=surface.interaction(planted, columns) * noise)
+    chosen, named = fit(table, "chosen", QUICK), fit(table, "chinchilla", QUICK)
+    assert (chosen.law.name, chosen.document["chosen"]) == ("interaction", True)
+    assert (named.law.name, named.document["chosen"]) == ("chinchilla", False)
+    assert chosen.document["choice"] == named.document["choice"]
+    assert chosen.document["choice"]["chosen"].startswith("interaction huber")
+    assert chosen.values["gamma"] == pytest.approx(0.15, abs=0.02)
+    assert {member.law.name for member in named.predictive.members} == {"chinchilla", "interaction"}
+    points = fit_points(table).table
+    weights = compute_weights(points["flops"], chosen.document["weight_power"])
+    assert chosen.values == fit_law(surface.interaction, points, points["loss"], weights=weights).values
+
+
+def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
+    settings = Settings(objective=lad, power=0.5, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}, draws=8)
+    built = fit(table, settings=settings)
+    points = fit_points(table).table
+    weights = compute_weights(points["flops"], 0.5)
+    alone = fit_law(
+        chinchilla, points, points["loss"], lad, weights=weights, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}
+    )
+    assert built.values == alone.values
+    assert built.values["alpha"] == pytest.approx(0.33, rel=1e-12)
+    assert built.values["E"] == pytest.approx(1.5, rel=1e-8)
+    assert built.document["bounds_hit"] == ["E"]
+    assert built.document["fixed"] == ["alpha"]
+    assert np.ptp(built.draws[:, 3]) < 1e-12, "a held parameter is held in every draw"
+    assert (built.draws[:, 0] <= 1.5 * (1 + 1e-9)).all()
+    assert built.document["standard_errors"]["alpha"] < 1e-12
+
+
+def test_objectives_by_name() -> None:
+    assert api.objective("huber", 1e-2) == huber_objective(1e-2)
+    assert api.objective("huber") == huber_objective(1e-3)
+    assert (api.objective("lad"), api.objective("mse_log")) == (lad, mse_log)
+    assert not api.objective("mse").log
+
+
+@pytest.mark.parametrize(
+    ("law", "settings", "words"),
+    [
+        ("chinchila", QUICK, "law chinchila: .*did you mean chinchilla.*; or chosen"),
+        ("chinchilla", Settings(fixed={"gama": 1.0}), "chinchilla has no parameter gama; it has E, A, B, alpha, beta"),
+        ("chinchilla", Settings(fixed={"alpha": -1.0}), "alpha = -1: chinchilla needs it above zero"),
+        ("chinchilla", Settings(bounds={"beta": (2.0, 1.0)}), "beta: the range 2 to 1 is empty"),
+        ("data_constrained", QUICK, "lacks the column unique_tokens"),
+        ("m2", QUICK, "lacks the columns x, y"),
+    ],
+)
+def test_what_does_not_go_together_is_a_table_error(
+    table: pd.DataFrame, law: str, settings: Settings, words: str
+) -> None:
+    with pytest.raises(TableError, match=words):
+        fit(table, law, settings)
+
+
+def test_held_parameters_leave_room_for_fewer_points(table: pd.DataFrame) -> None:
+    four = table.iloc[[0, 7, 14, 29]]
+    with pytest.raises(TableError, match=r"fewer points than parameters: 4 distinct .* for 5 parameters"):
+        fit(four, settings=QUICK)
+    held = {name: PLANTED[name] for name in ("E", "alpha", "beta")}
+    built = fit(four, settings=Settings(draws=4, fixed=held))
+    assert built.document["n"] == 4
+    assert {name: built.values[name] for name in held} == pytest.approx(held)
+
+
+@pytest.fixture(scope="module")
+def curve() -> SavedFit:
+    """A law of one column that is neither params nor tokens."""
+    x = np.geomspace(1, 1e3, 20)
+    noise = np.exp(np.random.default_rng(0).normal(0, 1e-3, 20))
+    return fit(pd.DataFrame({"x": x, "y": (0.5 + 2 * x**-0.5) * noise}), "m2", Settings(draws=8, holdout="largest"))
+
+
+def test_a_curve_is_fitted_and_says_what_it_cannot_do(curve: SavedFit) -> None:
+    assert curve.values == pytest.approx({"e": 0.5, "b": 2.0, "c": 0.5}, rel=0.02)
+    assert curve.document["n"] == 19
+    assert curve.held_out["x"].tolist() == pytest.approx([1e3])
+    assert curve.document["choice"] is None
+    assert curve.parameters.index.tolist() == ["e", "b", "c"]
+    assert "19 points" in repr(curve)
+    again = SavedFit(json.loads(curve.to_json()))
+    assert (again.law.name, again.predictive.limit) == ("m2", np.inf)
+    with pytest.raises(TableError, match="a forecast of m2 needs x, which the target lacks"):
+        forecast(curve, 1e9, 1e10)
+    with pytest.raises(TableError, match="m2: figures are of laws of loss in params and tokens"):
+        plot(curve)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"), [(Settings(power=1.0), "--weight-power 1"), (Settings(holdout="1e20"), "--holdout 1e20")]
+)
+def test_a_table_without_flops_has_no_window_in_them(settings: Settings, flag: str) -> None:
+    table = pd.DataFrame({"x": np.geomspace(1, 1e3, 20), "y": np.linspace(3, 1, 20)})
+    with pytest.raises(TableError, match=f"{flag}: needs a column flops"):
+        fit(table, "m2", settings)
+
+
+def test_one_value_of_a_curves_column_is_refused() -> None:
+    table = pd.DataFrame({"x": [3.0, 3.001, 3.002, 3.003, 3.004], "y": np.linspace(3, 1, 5)})
+    with pytest.raises(TableError, match=r"x has values within 1 %, 3 to 3\.004"):
+        fit(table, "m2", QUICK)
+
+
+def test_another_response_is_forecast_and_compared() -> None:
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 1e10, 4), np.geomspace(1e9, 1e11, 4)))
+    rates = 1.8 * n**-0.713 * d**0.307
+    table = pd.DataFrame({"params": n, "tokens": d, "learning_rate": rates})
+    law = find("learning_rate")
+    built = fit(table, law, Settings(draws=8, holdout="largest"))
+    (row,) = built.forecast(built.held_out)
+    assert row["measured"] == rates[-1]
+    assert row["predicted"] == pytest.approx(rates[-1], rel=1e-6)
+    assert row["relative_error"] == pytest.approx(row["predicted"] / rates[-1] - 1, abs=1e-15)
+    assert built.document["units"]["learning_rate"] == "peak learning rate"
+
+
+def test_plot_draws_any_figure_by_its_name(built: SavedFit) -> None:
+    assert isinstance(plot(built, "residuals"), Figure)
+    with pytest.raises(TableError, match="sensitivity shows the panel of a fit, which this one lacks"):
+        plot(built, "sensitivity")
+    with pytest.raises(TableError, match="no figure is named 'loss_by_token'; there are loss_by_tokens"):
+        plot(built, "loss_by_token")
+
+
+def test_a_panel_is_made_when_asked_for(table: pd.DataFrame, built: SavedFit) -> None:
+    assert "sensitivity" not in built.document
+    shown = fit(table, settings=Settings(draws=8), panel=True)
+    rows = shown.document["sensitivity"]
+    assert isinstance(plot(shown, "sensitivity"), Figure)
+    assert rows[0]["alpha"] == built.values["alpha"]
+    assert len({row["dial"] for row in rows}) >= 5
+
+
+def test_the_counting_asked_for_is_fitted(table: pd.DataFrame) -> None:
+    built = fit(table.assign(params_total=table["params_matmul"] * 2), settings=QUICK, params="params_total")
+    assert built.document["params_column"] == "params_total"
+    assert built.points["params"].max() == 2e9
+    with pytest.raises(TableError, match="did you mean params_total"):
+        fit(table, settings=QUICK, params="params_totl")
+
+
+def test_a_law_may_be_given_as_an_object(table: pd.DataFrame, built: SavedFit) -> None:
+    assert isinstance(chinchilla, Law)
+    assert fit(table, chinchilla, QUICK).values == built.values
+    assert api.named("over_training") is surface.over_training
+
+
+def test_warnings_of_points_come_with_the_fit(table: pd.DataFrame) -> None:
+    copied = pd.concat([table, table.iloc[[4, 5]]], ignore_index=True)
+    built = fit(copied, settings=QUICK)
+    assert built.document["warnings"][0] == checks.notes(fit_points(copied))[0]
+    assert built.document["warnings"][0].startswith("run 000000000004 repeats run 000000000004")
+
+
+def test_a_notebook_needs_four_names_and_no_training_code(tmp_path: Path) -> None:
+    """`forecast` is the function, though a module has its name."""
+    program = (
+        "import sys\n"
+        "from analysis import fit, forecast, load, plot\n"
+        "import analysis\n"
+        "print(all(map(callable, (fit, forecast, load, plot))), sorted(analysis.__all__))\n"
+        "print([m for m in ('flax', 'scaling', 'sweeps', 'orbax', 'optax', 'tensorflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["True ['fit', 'forecast', 'load', 'plot']", "[]"]
