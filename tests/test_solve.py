@@ -7,7 +7,7 @@ import pytest
 from conftest import PLANTED, simulated
 
 from analysis import solve as engine
-from analysis.fit import Fit, fit_law, mse_log, refit, refit_values
+from analysis.fit import Fit, fit_law, fit_rows, mse_log, refit, refit_values
 from analysis.laws import chinchilla
 from analysis.solve import LANES, ROOM, Box, Problems, natural, padded, positive, relative_slopes, searched, solve
 
@@ -151,3 +151,18 @@ def test_rows_of_a_box_hold_a_parameter_at_a_value_each(planted: Fit) -> None:
     for vector, value in zip(found, (1.6, 1.7, 1.8), strict=True):
         alone = fit_law(chinchilla, X, responses(1)[0], mse_log, fixed={"E": value})
         np.testing.assert_allclose(vector, alone.vector(), rtol=1e-5)
+
+
+def test_rows_of_weights_are_each_a_cold_fit() -> None:
+    """Windows as hold-outs make them: a row is fitted as if its points were all there are, or weighed as it says."""
+    y = responses(1)[0]
+    weights = np.stack([np.ones(len(y)), X["params"] < 5e8, X["tokens"] ** 0.3, X["tokens"] > 2e9]).astype(float)
+    values, objectives = fit_rows(chinchilla, X, y, mse_log, weights)
+    for vector, value, weight in zip(values, objectives, weights, strict=True):
+        alone = fit_law(chinchilla, X, y, mse_log, weights=weight)
+        np.testing.assert_allclose(vector, alone.vector(), rtol=1e-5)
+        assert 2 * value == pytest.approx(alone.objective_value, rel=1e-9)
+    kept = weights[1] > 0
+    fewer = fit_law(chinchilla, {name: column[kept] for name, column in X.items()}, y[kept], mse_log)
+    np.testing.assert_allclose(values[1], fewer.vector(), rtol=1e-5)
+    assert len({round(float(alpha), 4) for alpha in values[:, 3]}) == 4
