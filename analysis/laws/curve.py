@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws.law import Law
+from analysis.laws.law import Law, product
 
 _RATES = (0.05, 0.15, 0.3, 0.5, 0.9, 1.5)
 _POSITIVE = (1e-100, 1e100)
@@ -49,13 +49,9 @@ m3 = Law(
     source=f"{_SOURCE}, M3",
     linear_in=("b",),
     bounds={"b": _POSITIVE, "g": (1e-30, 1e3), "c": _RATE},
-    starts=lambda x, y: _product(c=_RATES, g=1 / (np.max(x.x) * np.array([0.3, 3.0, 30.0, 1e3]))),
+    starts=lambda x, y: product(c=_RATES, g=1 / (np.max(x.x) * np.array([0.3, 3.0, 30.0, 1e3]))),
     **_XY,
 )
-
-
-def _product(**choices: Any) -> dict[str, np.ndarray]:
-    return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))
 
 
 @jax.custom_jvp
@@ -92,7 +88,7 @@ def _m4(p: Any, x: Any) -> Any:
 
 def _m4_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """b puts the curve through the middle of the points."""
-    s = _product(
+    s = product(
         c=_RATES, al=np.array([0.3, 1.0, 3.0]), e=np.array([0.05, 0.5, 0.9]) * np.min(y),
         e0=np.array([1.05, 1.5, 5.0]) * np.max(y),
     )  # fmt: skip
@@ -134,7 +130,7 @@ bnsl = Law(
         "d1": (1e-6, 1e30),
         "f1": (1e-3, 10.0),
     },
-    starts=lambda x, y: _product(
+    starts=lambda x, y: product(
         c0=np.array([0.0, 0.1, 0.3, 0.7]),
         c1=np.array([-0.2, 0.2, 0.5]),
         f1=np.array([0.1, 0.5, 2.0]),

@@ -85,3 +85,8 @@ class Law:
 
     def __repr__(self) -> str:
         return f"Law({self.name}: {self.formula}; {self.source})"
+
+
+def product(**choices: Any) -> dict[str, np.ndarray]:
+    """Every combination of the choices, as arrays of one length: starts that a function works further on."""
+    return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws.law import Law
+from analysis.laws.law import Law, product
 
 _EXPONENTS = (0.08, 0.16, 0.25, 0.35, 0.45, 0.6, 0.9, 1.4)
 _FEW = (0.15, 0.3, 0.5, 0.9)
@@ -15,11 +15,6 @@ _POSITIVE = (1e-9, 1e30)
 _EXPONENT = (1e-3, 5.0)
 _FLOOR = (1e-6, 1e3)
 _ADDITIVE = {"E": _FLOOR, "A": _POSITIVE, "B": _POSITIVE, "alpha": _EXPONENT, "beta": _EXPONENT}
-
-
-def _product(**choices: Any) -> dict[str, np.ndarray]:
-    """Every combination, as arrays of one length."""
-    return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))
 
 
 def _chinchilla_optimum(p: Any) -> tuple[Any, Any]:
@@ -57,7 +52,7 @@ kaplan = Law(
 
 def _kaplan_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Each term alone is given a share of the median loss: (Nc/N)^alpha_N = share_N L, (Dc/D)^alpha_D = share_D L."""
-    s = _product(alpha_N=(*_FEW[:3], 0.07), alpha_D=(*_FEW[:3], 0.07), share_N=(0.5, 0.9), share_D=(0.5, 0.9))
+    s = product(alpha_N=(*_FEW[:3], 0.07), alpha_D=(*_FEW[:3], 0.07), share_N=(0.5, 0.9), share_D=(0.5, 0.9))
     n, d, loss = np.median(x.params), np.median(x.tokens), np.median(y)
     return {
         "Nc": n * (s["share_N"] * loss) ** (1 / s["alpha_N"]),
@@ -88,7 +83,7 @@ def _farseer(p: Any, x: Any) -> Any:
 
 def _farseer_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """The three functions of N vary by the stated amounts at the median N, and by their own powers around it."""
-    s = _product(
+    s = product(
         q=(-0.15, -0.4), b=(-0.15, 0.15), a=(-0.15, 0.1), s=(0.3, 1.0), B=(1.0, 4.0), A=(-0.5, 0.2), rate=_FEW[:3]
     )
     n = np.median(x.params)
@@ -119,7 +114,7 @@ def _saturating(p: Any, x: Any) -> Any:
 
 def _saturating_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """h is given a value at the median point, shared between its first two terms; the third starts small."""
-    s = _product(alpha=_FEW, beta=_FEW, h=(0.1, 0.5), gamma=(-0.2, 0.2))
+    s = product(alpha=_FEW, beta=_FEW, h=(0.1, 0.5), gamma=(-0.2, 0.2))
     n, d = np.median(x.params), np.median(x.tokens)
     return {
         "L0": np.full(len(s["h"]), 1.2 * np.max(y)),
@@ -173,7 +168,7 @@ data_constrained = Law(
 
 def _data_constrained_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Both terms are given a tenth of the median loss at the median point, or four tenths."""
-    s = _product(alpha=_FEW[:3], beta=_FEW[:3], share=(0.1, 0.4), R_N=(1.0, 5.0, 30.0), R_D=(3.0, 15.0, 100.0))
+    s = product(alpha=_FEW[:3], beta=_FEW[:3], share=(0.1, 0.4), R_N=(1.0, 5.0, 30.0), R_D=(3.0, 15.0, 100.0))
     scale = s["share"] * np.median(y)
     return {name: s[name] for name in ("alpha", "beta", "R_N", "R_D")} | {
         "A": scale * np.median(x.params) ** s["alpha"],
