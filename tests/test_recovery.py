@@ -69,6 +69,7 @@ SURFACE = grid(params=np.geomspace(1e7, 1e10, 8), tokens=np.geomspace(1e9, 1e12,
 TINY = grid(params=np.geomspace(1e4, 1e9, 8), tokens=np.geomspace(1e6, 1e11, 8))
 CURVE = {"x": np.geomspace(1e2, 1e7, 60)}
 BASE = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
+# Its three powers are held: in the published parameters a search of all nine does not end within the engine's steps.
 FARSEER = {"expS": 1.095, "s": -0.021, "q": 0.169, "expQ": 0.00506, "B": 88.0, "b": -0.1, "A": -0.124, "a": 0.123}
 SATURATING = {"a": 60.0, "alpha": 0.35, "b": 300.0, "beta": 0.35, "c": 20.0, "gamma": 0.1, "delta": 0.3}
 
