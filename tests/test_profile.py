@@ -74,8 +74,9 @@ def test_profiles_and_quick_intervals_agree_where_points_are_good(objective: Obj
     table = simulated(1e-3, seed=4)
     x, loss = {"params": table["params_matmul"], "tokens": table["tokens"]}, table["loss"].to_numpy()
     fit = fit_law(chinchilla, x, loss, objective)
-    quick = quick_intervals(fit, x, loss)
-    for one, (low, high) in zip(profile(fit, x, loss), quick, strict=True):
+    quick = dict(zip(chinchilla.parameters, quick_intervals(fit, x, loss), strict=True))
+    for one in profile(fit, x, loss, ("E", "beta")):
+        low, high = quick[one.parameter]
         assert fit.values[one.parameter] in one
         ratio = np.log(one.high / one.low) / np.log(high / low)
         assert ratio == pytest.approx(1, abs=0.1), one
