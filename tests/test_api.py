@@ -179,6 +179,20 @@ def test_a_law_is_chosen_or_named_and_one_named_is_kept() -> None:
     assert chosen.values == fit_law(surface.interaction, points, points["loss"], weights=weights).values
 
 
+@pytest.mark.usefixtures("rivals")
+def test_a_weighting_that_is_chosen_weighs_the_fit_and_its_bootstrap() -> None:
+    table = simulated(3e-3, seed=3)
+    built = fit(table, "chosen", QUICK)
+    assert built.document["choice"]["chosen"] == "chinchilla huber C^1"
+    assert built.document["weight_power"] == 1.0
+    points = fit_points(table).table
+    weights = compute_weights(points["flops"], 1.0)
+    alone = fit_law(chinchilla, points, points["loss"], weights=weights)
+    assert built.values == alone.values
+    draws = intervals.bootstrap(alone, points, points["loss"], points["cluster"], weights=weights, draws=16, seed=2)
+    np.testing.assert_allclose(built.draws, draws, rtol=1e-10)
+
+
 def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
     settings = Settings(objective=lad, power=0.5, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}, draws=8)
     built = fit(table, settings=settings)
@@ -195,6 +209,9 @@ def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
     assert np.ptp(built.draws[:, 3]) < 1e-12, "a held parameter is held in every draw"
     assert (built.draws[:, 0] <= 1.5 * (1 + 1e-9)).all()
     assert built.document["standard_errors"]["alpha"] < 1e-12
+    ahead = np.concatenate([member.draws for member in built.predictive.members])
+    assert np.ptp(ahead[:, 3]) < 1e-12, "and in those of a forecast"
+    assert (ahead[:, 0] <= 1.5 * (1 + 1e-9)).all()
 
 
 def test_objectives_by_name() -> None:
@@ -272,14 +289,15 @@ def test_one_value_of_a_curves_column_is_refused() -> None:
 
 def test_another_response_is_forecast_and_compared() -> None:
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 1e10, 4), np.geomspace(1e9, 1e11, 4)))
-    rates = 1.8 * n**-0.713 * d**0.307
+    rates = 1.8 * n**-0.713 * d**0.307 * np.exp(np.random.default_rng(0).normal(0, 0.05, 16))
     table = pd.DataFrame({"params": n, "tokens": d, "learning_rate": rates})
     law = find("learning_rate")
     built = fit(table, law, Settings(draws=8, holdout="largest"))
     (row,) = built.forecast(built.held_out)
     assert row["measured"] == rates[-1]
-    assert row["predicted"] == pytest.approx(rates[-1], rel=1e-6)
-    assert row["relative_error"] == pytest.approx(row["predicted"] / rates[-1] - 1, abs=1e-15)
+    assert row["predicted"] == pytest.approx(rates[-1], rel=0.3)
+    assert row["relative_error"] == pytest.approx(row["predicted"] / rates[-1] - 1, rel=1e-9)
+    assert abs(row["relative_error"]) > 1e-3
     assert built.document["units"]["learning_rate"] == "peak learning rate"
 
 
