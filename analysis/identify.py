@@ -20,6 +20,7 @@ SINGULAR = 1e-5  # smallest over largest singular value of the scaled Jacobian b
 UNCERTAIN = 0.5  # standard error of a logarithm (or of a signed exponent) that is no result
 TRADED = 0.95  # correlation between estimates, or between log params and log tokens, that is named
 REACH = 8.0  # how far beyond the points' own sizes and horizons a run is proposed
+LINE = 0.01  # spread of log tokens around a line in log params below which they are one variable
 NEGLIGIBLE = 1e-12
 
 
@@ -51,7 +52,7 @@ def verdict(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndar
     spread = noise * (directions / np.maximum(singular, NEGLIGIBLE * singular[0])[:, None]).T / length[:, None]
     error = np.linalg.norm(spread, axis=1)
     loose = _judged(law)[free] & (error > UNCERTAIN)
-    if singular[-1] / singular[0] > SINGULAR and not loose.any():
+    if singular[-1] / singular[0] > SINGULAR and not loose.any() and not (free.all() and _on_a_line(x)):
         return ""
     weak = np.abs(directions[-1]) > 0.1
     blamed = [str(n) for n in names[weak | loose]] if singular[-1] / singular[0] <= SINGULAR else _traded(names, spread)
@@ -77,6 +78,16 @@ def _traded(names: np.ndarray, spread: np.ndarray) -> list[str]:
     correlation = covariance / np.outer(error, error)
     worst = int(np.argmax(error))
     return [str(name) for name, c in zip(names, np.abs(correlation[worst]), strict=True) if c > TRADED]
+
+
+def _on_a_line(x: Mapping[str, np.ndarray]) -> bool:
+    """Whether tokens follow params so closely that their terms could change places."""
+    if not {"params", "tokens"} <= set(x):
+        return False
+    n, d = np.log(x["params"]), np.log(x["tokens"])
+    if np.ptp(n) == 0 or np.ptp(d) == 0:
+        return False
+    return bool(np.std(d - np.polyval(np.polyfit(n, d, 1), n)) < LINE)
 
 
 def _cause(x: Mapping[str, np.ndarray]) -> str:

@@ -79,17 +79,14 @@ def nonnegative(basis: jax.Array, target: jax.Array, weight: jax.Array) -> tuple
     length = jnp.sqrt(jnp.sum(weight[:, None] * basis**2, 0)) + 1e-300
     scaled = basis / length
     gram, right = scaled.T @ (weight[:, None] * scaled), scaled.T @ (weight * target)
-    width = basis.shape[1]
-    found, value = jnp.zeros(width), jnp.sum(weight * target**2)
-    for size in range(1, width + 1):
-        for chosen in itertools.combinations(range(width), size):
-            index = np.array(chosen)
-            solved = jnp.linalg.solve(gram[np.ix_(index, index)] + 1e-14 * np.eye(size), right[index])
-            full = jnp.zeros(width).at[index].set(solved)
-            error = jnp.sum(weight * (target - scaled @ full) ** 2)
-            better = jnp.all(solved >= 0) & (error < value)
-            found, value = jnp.where(better, full, found), jnp.where(better, error, value)
-    return found / length, value
+    chosen = np.array(list(itertools.product((False, True), repeat=basis.shape[1])))
+    both = chosen[:, :, None] & chosen[:, None, :]
+    square = jnp.where(both, gram, 0.0) + np.where(both, 1e-14, 1.0) * np.eye(basis.shape[1])
+    solved = jnp.linalg.solve(square, jnp.where(chosen, right, 0.0)[..., None])[..., 0]
+    errors = jnp.sum(weight * (target - solved @ scaled.T) ** 2, axis=1)
+    errors = jnp.where(jnp.all(solved >= 0, axis=1), errors, jnp.inf)
+    best = jnp.argmin(errors)
+    return solved[best] / length, errors[best]
 
 
 def fit_separable(law: Law, columns: Any, response: Any, weights: Any = None) -> tuple[dict[str, float], float]:

@@ -116,3 +116,13 @@ def test_conditioning_does_not_depend_on_units_and_is_nought_for_copies() -> Non
     along = relative_slopes(chinchilla, searched(chinchilla, TRUTH), LINE)
     assert conditioning(along) < conditioning(slopes) / 100
     assert conditioning(np.full((4, 2), np.nan)) == 0.0
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_an_exact_line_is_never_called_separable_however_small_the_noise(noise: float) -> None:
+    """On D = 20 N the terms in N and D can change places: the values may come out swapped, and nothing in them shows."""
+    params = np.geomspace(1e7, 1e9, 30)
+    x = {"params": params, "tokens": 20 * params}
+    loss = chinchilla({**PLANTED, "alpha": 0.5, "beta": 0.28}, x)
+    loss = loss * np.exp(np.random.default_rng(0).normal(0, noise, 30)) if noise else loss
+    assert "not separable: N and D move together" in fit_law(chinchilla, x, loss).unidentified

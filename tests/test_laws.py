@@ -96,9 +96,28 @@ def test_interaction_and_farseer_hold_chinchilla_within_them() -> None:
     x = {"params": POINTS["params"], "tokens": POINTS["tokens"]}
     additive = chinchilla(PLANTED, x)
     np.testing.assert_allclose(surface.interaction({**PLANTED, "gamma": 0.0}, x), additive, rtol=1e-14)
-    flat = {"A": 0.0, "a": 0.1, "E": np.log(PLANTED["beta"]), "B": 0.0, "b": 0.1, "expQ": PLANTED["B"]}
-    curved = surface.farseer({**flat, "expS": PLANTED["E"], "s": 0.0, "q": -0.1}, x)
+    flat = {"E1": 0.0, "E2": -0.1, "B1": 0.0, "B2": 0.1, "beta1": 0.0, "beta2": 0.1}
+    curved = surface.farseer({**flat, **{name: PLANTED[name] for name in ("E", "B", "beta")}}, x)
     np.testing.assert_allclose(curved, PLANTED["E"] + PLANTED["B"] * x["tokens"] ** -PLANTED["beta"], rtol=1e-14)
+
+
+def test_farseer_is_its_published_form_in_other_parameters() -> None:
+    """e^(s N^q + S) + e^(B N^b + Q) D^-e^(A N^a + E): values, slopes by ln N and powers at N = 1e8 say the same."""
+    x = {"params": POINTS["params"], "tokens": POINTS["tokens"]}
+    terms = {"E": (-0.021, 0.169, 0.091), "B": (88.0, -0.1, -5.29), "beta": (-0.124, 0.123, 0.424)}
+    floor, scale, rate = (np.exp(c * x["params"] ** power + base) for c, power, base in terms.values())
+    values = {}
+    for name, (c, power, base) in terms.items():
+        values |= {name: np.exp(c * 1e8**power + base), f"{name}1": c * power * 1e8**power, f"{name}2": power}
+    np.testing.assert_allclose(surface.farseer(values, x), floor + scale * x["tokens"] ** -rate, rtol=1e-12)
+
+
+def test_farseers_bent_logarithm_is_smooth_through_a_power_of_nought() -> None:
+    base = {"E": 1.0, "E1": -0.1, "B": 1e-9, "B1": 0.0, "B2": 0.1, "beta": 5.0, "beta1": 0.0, "beta2": 0.1}
+    around = [surface.farseer({**base, "E2": power}, {"params": 1e10, "tokens": 1e10}) for power in (-1e-5, 0.0, 1e-5)]
+    assert around[1] == pytest.approx(100**-0.1, rel=1e-12)
+    assert around[2] - around[1] == pytest.approx(around[1] - around[0], rel=1e-3)
+    assert around[0] > around[1] > around[2]
 
 
 def test_a_saturating_loss_starts_at_chance_and_ends_at_its_floor() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import report, results, saved, verbs
+from analysis import plots, report, results, saved, verbs
 from analysis.results import TableError
 
 
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 
 def test_the_page_tells_law_forecast_runs_and_provenance(swept: Path) -> None:
     path, figures = report.write(swept)
-    assert len(figures) == 8
+    assert len(figures) == 2 * len(plots.FIGURES), "as SVG and PNG"
     assert all(figure.stat().st_size > 5_000 for figure in figures)
     text = path.read_text()
     fit = saved.load(swept / "fit.json")
@@ -92,7 +92,7 @@ def test_the_page_needs_nothing_from_elsewhere(swept: Path) -> None:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith("#"), attributes
     assert not re.findall(r"url\((?!#)|@import", text)
-    assert sum(tag == "svg" for tag, _ in page.tags) == 8, "four figures, light and dark"
+    assert sum(tag == "svg" for tag, _ in page.tags) == 2 * len(plots.FIGURES), "light and dark"
     assert len({a.get("class") for tag, a in page.tags if tag == "div"} & {"light", "dark"}) == 2
 
 

@@ -76,33 +76,44 @@ interaction = Law(
 )
 
 
+_SIZE = 1e8  # N at which Farseer's three functions are given by a value and a slope
+
+
+def _bent(n: Any, power: Any) -> Any:
+    """((N/1e8)^power - 1)/power: ln(N/1e8) where power is nought, bent upwards above it and downwards below."""
+    log = jnp.log(n / _SIZE)
+    t = power * log
+    small = jnp.abs(t) < 1e-4
+    safe = jnp.where(small, 1.0, t)
+    return log * jnp.where(small, 1 + t / 2 + t**2 / 6, jnp.expm1(safe) / safe)
+
+
 def _farseer(p: Any, x: Any) -> Any:
-    exponent = jnp.exp(p.A * x.params**p.a + p.E)
-    return p.expS * jnp.exp(p.s * x.params**p.q) + p.expQ * jnp.exp(p.B * x.params**p.b - exponent * jnp.log(x.tokens))
+    exponent = p.beta * jnp.exp(p.beta1 * _bent(x.params, p.beta2))
+    data = jnp.exp(p.B1 * _bent(x.params, p.B2) - exponent * jnp.log(x.tokens))
+    return p.E * jnp.exp(p.E1 * _bent(x.params, p.E2)) + p.B * data
 
 
 def _farseer_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The three functions of N vary by the stated amounts at the median N, and by their own powers around it."""
+    """B falls or rises with N so that the second term at the median horizon does so a little."""
     s = product(
-        q=(-0.15, -0.4), b=(-0.15, 0.15), a=(-0.15, 0.1), s=(0.3, 1.0), B=(1.0, 4.0), A=(-0.5, 0.2), rate=_FEW[:3]
-    )
-    n = np.median(x.params)
-    scaled = {name: s[name] / n ** s[power] for name, power in (("s", "q"), ("B", "b"), ("A", "a"))}
-    return {"q": s["q"], "b": s["b"], "a": s["a"], **scaled, "E": np.log(s["rate"]) - s["A"]}
+        E1=np.array([-0.05, -0.15]), E2=np.array([-0.3, 0.1]), B1=np.array([-0.3, 0.0, 0.2]), B2=np.array([-0.2, 0.2]),
+        beta=_FEW[:3], beta1=np.array([-0.1, 0.1]), beta2=np.array([-0.2, 0.2]),
+    )  # fmt: skip
+    return s | {"B1": s["B1"] + s["beta"] * s["beta1"] * np.log(np.median(x.tokens))}
 
 
 farseer = Law(
     "farseer",
-    formula="L = e^(s N^q + S) + e^(B N^b + Q) D^-e^(A N^a + E); expS = e^S, expQ = e^Q",
-    parameters=("expS", "s", "q", "expQ", "B", "b", "A", "a", "E"),
+    formula="L = E(N) + B(N) D^-beta(N); E(N) = E e^(E1 h), B and beta alike, h = ((N/1e8)^E2 - 1)/E2",
+    parameters=("E", "E1", "E2", "B", "B1", "B2", "beta", "beta1", "beta2"),
     columns=("params", "tokens"),
     predict=_farseer,
-    source="Farseer 2025 (Li et al., arXiv 2506.10972), eq. 1",
-    linear_in=("expS", "expQ"),
-    bounds={"expS": (1e-9, 1e9), "expQ": (1e-30, 1e30)}
-    | dict.fromkeys(("s", "B", "A"), (-1e9, 1e9))
-    | dict.fromkeys(("q", "b", "a"), (-2.0, 2.0))
-    | {"E": (-20.0, 20.0)},
+    source="Farseer 2025 (Li et al., arXiv 2506.10972), eq. 1; s = E1/(E2 1e8^E2), S = ln E - E1/E2, the rest alike",
+    linear_in=("E", "B"),
+    bounds={"E": _FLOOR, "B": _POSITIVE, "beta": _EXPONENT}
+    | dict.fromkeys(("E1", "B1", "beta1"), (-20.0, 20.0))
+    | dict.fromkeys(("E2", "B2", "beta2"), (-2.0, 2.0)),
     starts=_farseer_starts,
 )
 
