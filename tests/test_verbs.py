@@ -1,16 +1,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PLANTED, simulated
 from test_results import run
 
-from analysis import verbs
-from analysis.results import TableError
+from analysis import saved, verbs
+from analysis.backtest import CANDIDATES, choose
+from analysis.fit import compute_weights, fit_law, lad
+from analysis.laws import chinchilla
+from analysis.results import TableError, fit_points
+from scaling import cli
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rivals() -> Iterator[None]:
+    """Back-tests of one candidate: the choice of a law is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return simulated(3e-3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame) -> Path:
+    file = tmp_path_factory.mktemp("verbs") / "t.csv"
+    table.to_csv(file, index=False)
+    return file
+
+
+def quick(path: Path, **options: Any) -> dict[str, Any]:
+    """`scaling fit` with few resamples and no panel, unless asked for."""
+    return verbs.fit(path, **({"draws": 8, "panel": False} | options))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -57,6 +89,21 @@ def test_collect_writes_the_table_of_run_folders(tmp_path: Path, capsys: pytest.
         ({"params": "params_totl"}, "did you mean params_total"),
         ({"holdout": "large"}, "--holdout large"),
         ({"columns": "params:N"}, "canonical=source"),
+        ({"weight_power": -1.0}, "--weight-power -1.0: must be zero or more"),
+        ({"law": "chinchila"}, "law chinchila: .*did you mean chinchilla.*; or chosen"),
+        ({"fix": "E"}, "--fix E: write parameter=value pairs, as in E=1.69,alpha=.34"),
+        ({"fix": "E=1.7,=2"}, "write parameter=value pairs"),
+        ({"fix": "E=low"}, "--fix E=low: must be a number"),
+        ({"fix": "gama=1"}, "chinchilla has no parameter gama; it has E, A, B, alpha, beta"),
+        ({"fix": "alpha=-1"}, "alpha = -1: chinchilla needs it above zero"),
+        ({"bound": "E=2"}, "--bound E=2: must be low:high, as in E=0.5:2"),
+        ({"bound": "E=1:high"}, "--bound E=high: must be a number"),
+        ({"bound": "E=2:1"}, "E: the range 2 to 1 is empty"),
+        ({"where": "loss"}, "--where loss: write column==value"),
+        ({"where": "corpus==c4"}, "lacks the column corpus"),
+        ({"where": "tokens>1e12"}, "no row fits; tokens is 1000000000.0, "),
+        ({"where": "tokens<1.1e9"}, "tokens has one distinct value, 1e.09"),
+        ({"holdout": "1e17"}, "fewer points than parameters: 1 distinct .* --holdout 1e17 holds out 29"),
     ],
 )
 def test_wrong_options_write_nothing(tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -64,3 +111,230 @@ def test_wrong_options_write_nothing(tmp_path: Path, options: dict[str, Any], wo
     with pytest.raises(TableError, match=words):
         verbs.fit(tmp_path / "t.csv", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_the_keys_of_the_json_are_those_that_scripts_read(
+    path: Path, tmp_path: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--law", "chinchilla", "--objective", "huber", "--delta", "1e-3", "--draws", "16", "--no-panel"]
+    out = ["--out", str(tmp_path / "own.json"), "--json", str(tmp_path / "facts.json")]
+    with pytest.raises(SystemExit) as done:
+        cli.main(["fit", str(path), *flags, *out])
+    assert done.value.code == 0
+    facts = json.loads((tmp_path / "facts.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    points = fit_points(table).table
+    values = fit_law(chinchilla, points, points["loss"]).values
+    assert facts["law"] == "chinchilla"
+    assert set(facts["objective"]) == {"name", "delta", "value"}
+    assert (facts["objective"]["name"], facts["objective"]["delta"]) == ("huber", 1e-3)
+    assert facts["parameters"] == values
+    assert facts["exponent_a"] == pytest.approx(values["beta"] / (values["alpha"] + values["beta"]))
+    named = [*chinchilla.parameters, "exponent_a"]
+    assert sorted(facts["standard_errors"]) == sorted(facts["intervals"]) == sorted(named)
+    for name in named:
+        low, high = facts["intervals"][name]
+        assert low < high
+        assert 0 < facts["standard_errors"][name] < high - low < 10 * facts["standard_errors"][name]
+    assert (facts["bounds_hit"], facts["warnings"], facts["n"]) == ([], [], 30)
+    assert facts["fit"] == str(tmp_path / "own.json")
+    assert saved.load(tmp_path / "own.json").values == values
+    printed = capsys.readouterr().out
+    for name, value in values.items():
+        assert f"{name} {value:.4g} ".split() in [line.split()[:2] for line in printed.splitlines()]
+
+
+def _huber(r: np.ndarray, delta: float) -> np.ndarray:
+    return np.where(np.abs(r) <= delta, r**2 / 2, delta * (np.abs(r) - delta / 2))
+
+
+TERMS: dict[str, tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "narrow": ({"objective": "huber"}, lambda p, y: _huber(np.log(y / p), 1e-3)),
+    "wide": ({"objective": "huber", "delta": 3e-3}, lambda p, y: _huber(np.log(y / p), 3e-3)),
+    "lad": ({"objective": "lad"}, lambda p, y: np.abs(np.log(y / p))),
+    "mse_log": ({"objective": "mse_log"}, lambda p, y: np.log(y / p) ** 2),
+    "mse": ({"objective": "mse"}, lambda p, y: (y - p) ** 2),
+}
+
+
+@pytest.fixture(scope="module")
+def fits(path: Path) -> dict[str, dict[str, Any]]:
+    return {name: quick(path, **options) for name, (options, _) in TERMS.items()}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_an_objective_is_the_sum_of_its_terms_and_no_other_fit_has_less(
+    fits: dict[str, dict[str, Any]], table: pd.DataFrame, name: str
+) -> None:
+    """By hand, from the parameters written, and from those of each other objective."""
+    options, term = TERMS[name]
+    n, d, y = (table[column].to_numpy() for column in ("params_matmul", "tokens", "loss"))
+
+    def total(p: dict[str, float]) -> float:
+        return float(term(p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"], y).sum())
+
+    objective, least = fits[name]["objective"], total(fits[name]["parameters"])
+    assert objective["name"] == options["objective"]
+    assert objective["delta"] == {"narrow": 1e-3, "wide": 3e-3}.get(name)
+    assert objective["value"] == pytest.approx(least, rel=1e-9)
+    for other in TERMS:
+        assert total(fits[other]["parameters"]) > least * (1 + 1e-9) or other == name
+
+
+def test_what_is_fixed_is_held_exactly(path: Path, table: pd.DataFrame) -> None:
+    facts = quick(path, fix="E=1.69, alpha=.34")
+    assert (facts["parameters"]["E"], facts["parameters"]["alpha"]) == pytest.approx((1.69, 0.34), rel=1e-14)
+    assert sorted(facts["fixed"]) == ["E", "alpha"]
+    assert facts["intervals"]["E"] == pytest.approx([1.69, 1.69], rel=1e-10)
+    assert facts["standard_errors"]["alpha"] == pytest.approx(0, abs=1e-10)
+    points = fit_points(table).table
+    again = fit_law(chinchilla, points, points["loss"], fixed={"E": 1.69, "alpha": 0.34})
+    assert facts["parameters"] == again.values
+    assert facts["objective"]["value"] > quick(path)["objective"]["value"]
+
+
+def test_a_bound_that_is_hit_is_reported_and_one_that_is_not_is_silent(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = quick(path, bound="E=0.5:1.5")
+    assert facts["parameters"]["E"] == pytest.approx(1.5, rel=1e-8)
+    assert facts["bounds_hit"] == ["E"]
+    assert any(note.startswith("bound hit: E;") for note in facts["warnings"])
+    assert "warning: bound hit: E;" in capsys.readouterr().out
+    wide = quick(path, bound="E=0.5:3,beta=.1:.9")
+    assert wide["bounds_hit"] == []
+    assert wide["parameters"] == pytest.approx(quick(path)["parameters"], rel=1e-6)
+
+
+def test_where_keeps_rows_and_columns_are_renamed(tmp_path: Path, table: pd.DataFrame) -> None:
+    renamed = table.rename(columns={"params_matmul": "N", "tokens": "D", "loss": "L"}).drop(columns="params_total")
+    both = pd.concat([renamed.assign(corpus="c4"), renamed.assign(corpus="pile", L=9 - renamed["L"])])
+    both.to_csv(tmp_path / "t.csv", index=False)
+    facts = quick(tmp_path / "t.csv", columns="params=N,tokens=D,loss=L", where="corpus==c4 and D>=2e9")
+    points = fit_points(table[table["tokens"] >= 2e9]).table
+    assert facts["n"] == len(points) == 24
+    assert facts["parameters"] == fit_law(chinchilla, points, points["loss"]).values
+    assert facts["params_column"] == "params"
+
+
+def test_points_are_weighted_by_a_power_of_compute(path: Path, table: pd.DataFrame) -> None:
+    facts = quick(path, weight_power=1.0)
+    points = fit_points(table).table
+    again = fit_law(chinchilla, points, points["loss"], weights=compute_weights(points["flops"], 1.0))
+    assert facts["parameters"] == again.values != quick(path)["parameters"]
+    assert facts["weight_power"] == 1.0
+    assert facts["objective"]["value"] == again.objective_value
+
+
+def test_flags_go_together(path: Path, table: pd.DataFrame) -> None:
+    facts = quick(path, objective="lad", weight_power=0.5, fix="alpha=.33", bound="E=.5:1.5", holdout="largest")
+    points = fit_points(table).table.iloc[:-1]
+    weights = compute_weights(points["flops"], 0.5)
+    options = {"weights": weights, "fixed": {"alpha": 0.33}, "bounds": {"E": (0.5, 1.5)}}
+    assert facts["parameters"] == fit_law(chinchilla, points, points["loss"], lad, **options).values
+
+
+def test_the_panel_and_the_back_test_are_printed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = quick(path, panel=True)
+    printed = capsys.readouterr().out
+    for said in facts["sensitivity"]:
+        assert said["dial"] in printed
+        assert f"{said['beta']:.4g}" in printed
+    (scored,) = facts["choice"]["candidates"]
+    assert f"{scored['name']} {scored['score']:.2%}" in printed
+    assert f"errors grow by {facts['choice']['drift']:.2%} per e-fold" in printed
+
+
+Spoil = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def entry(place: int, column: str, value: Any) -> Spoil:
+    return lambda t: t.assign(**{column: t[column].astype(object).where(np.arange(len(t)) != place, value)})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: t.iloc[:5], ["fewer points than parameters: 5 distinct (params, tokens)", "at least 6"]),
+        (lambda t: t.iloc[[0] * 20], ["fewer points than parameters: 1 distinct"]),
+        (lambda t: t.assign(params_matmul=1e8), ["fewer points than parameters: 5 distinct"]),
+        (lambda t: t.assign(params_matmul=1e8, tokens=np.geomspace(1e9, 1e11, 30)),
+            ["params has one distinct value, 1e+08", "at least 3"]),
+        (lambda t: t.assign(tokens=2e9, params_matmul=np.geomspace(1e7, 1e9, 30)),
+            ["tokens has one distinct value, 2e+09"]),
+        (entry(3, "loss", np.nan), ["row 4 (run 000000000003)", "loss = nan", "finite number above zero"]),
+        (entry(3, "loss", ""), ["row 4 (run 000000000003)", "loss = nan"]),
+        (entry(6, "tokens", np.inf), ["row 7 (run 000000000006)", "tokens = inf"]),
+        (entry(29, "params_matmul", -5.0), ["row 30 (run 00000000001d)", "params_matmul = -5.0"]),
+        (entry(0, "loss", "high"), ["row 1 (run 000000000000)", "loss = high"]),
+        (lambda t: t.assign(loss=np.nan), ["row 1 (run 000000000000)", "loss = nan", "30 such rows"]),
+        (lambda t: t.assign(tokens=t["tokens"] / 1e9),
+            ["run 000000000000, run 000000000006", "25 more: tokens = 1 with", "billions", "give counts"]),
+        (lambda t: t.assign(status="failed"), ["fewer points than parameters: 0 distinct", "30 rows were not done"]),
+        (lambda t: t.rename(columns={"loss": "Loss"}), ["lacks the column loss", "did you mean Loss for loss?"]),
+        (lambda t: t.iloc[:0], ["fewer points than parameters: 0 distinct"]),
+    ],
+)  # fmt: skip
+def test_bad_tables_end_in_one_line_that_names_rows_and_columns(
+    tmp_path: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str], spoil: Spoil, words: list[str]
+) -> None:
+    spoil(table).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["fit", str(tmp_path / "t.csv"), "--draws", "8", "--no-panel"])
+    assert done.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    for word in words:
+        assert word in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "words"),
+    [
+        (lambda t: pd.concat([t, t.iloc[[4]]]), {}, "run 000000000004 repeats run 000000000004"),
+        (lambda t: t.drop(columns="run_id").iloc[[*range(30), 4]], {}, "row 31 repeats row 5"),
+        (entry(7, "loss", 3.5), {}, "run 000000000007 (+"),
+        (lambda t: t, {"fix": "E=2.3"}, "loss at or below the fitted E = 2.3"),
+        (entry(7, "tokens", 3e15), {}, "run 000000000007: tokens is"),
+        (lambda t: t.assign(loss=np.exp(2 * t["loss"])), {}, "perplexity?"),
+        (lambda t: t.assign(tokens=20 * t["params_matmul"]), {}, "not separable: N and D move together"),
+    ],
+)
+def test_odd_tables_are_fitted_with_a_warning_that_names_rows(
+    tmp_path: Path,
+    table: pd.DataFrame,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Spoil,
+    options: dict[str, Any],
+    words: str,
+) -> None:
+    spoil(table).drop(columns="flops").to_csv(tmp_path / "t.csv", index=False)
+    facts = quick(tmp_path / "t.csv", **options)
+    assert any(words in note for note in facts["warnings"]), facts["warnings"]
+    assert f"warning: {next(note for note in facts['warnings'] if words in note)}" in capsys.readouterr().out
+    assert all(np.isfinite(value) for value in facts["parameters"].values()), "and no silent NaN"
+    assert saved.load(tmp_path / "fit.json").document["warnings"] == facts["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--law", "chinchila"], ["law chinchila", "did you mean chinchilla?"]),
+        (["--objective", "hubr"], ["--objective", "huber"]),
+        (["--objectiv", "huber"], ["--objectiv", "--objective"]),
+        (["--where", "tokens>many"], ["--where tokens>many: tokens holds numbers"]),
+        (["--columns", "loss=L"], ["--columns loss=L lacks the column L"]),
+    ],
+)
+def test_wrong_flags_end_in_one_line(
+    path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["fit", str(path), *flags])
+    assert done.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for word in words:
+        assert word in said
