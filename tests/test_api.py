@@ -10,19 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PLANTED, simulated
+from conftest import simulated
 from matplotlib.figure import Figure
 
 from analysis import api, checks, fit, forecast, intervals, load, plot, results, saved
 from analysis.backtest import CANDIDATES, choose
-from analysis.fit import compute_weights, fit_law, lad, mse_log
+from analysis.fit import fit_law, lad, mse_log
 from analysis.fit import huber as huber_objective
 from analysis.laws import Law, chinchilla, find, surface
 from analysis.results import TableError, fit_points
 from analysis.saved import SavedFit, Settings
 
 QUICK = Settings(draws=16, seed=2)
-RIVALS = tuple(c for c in CANDIDATES if c.power in (0.0, 1.0))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,11 +30,6 @@ def no_rivals() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
         yield
-
-
-@pytest.fixture
-def rivals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saved, "choose", partial(choose, candidates=RIVALS))
 
 
 @pytest.fixture(scope="module")
@@ -139,81 +133,6 @@ def test_to_json_is_the_whole_fit(built: SavedFit, tmp_path: Path) -> None:
     assert not {"draws", "points", "predictive"} & set(built.facts())
 
 
-def wild(table: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
-    """The same runs, with other losses of those held out: from a thousandth to ten times."""
-    factors = np.random.default_rng(0).choice([1e-3, 0.5, 10.0], len(table))
-    return table.assign(loss=table["loss"] * np.where(held, factors, 1.0))
-
-
-@pytest.mark.usefixtures("rivals")
-@pytest.mark.parametrize(("rule", "count"), [("largest", 1), ("1e19", 10)])
-def test_runs_held_out_move_neither_the_choice_nor_the_fit(table: pd.DataFrame, rule: str, count: int) -> None:
-    held = table["flops"] >= (table["flops"].max() if rule == "largest" else 1e19)
-    assert held.sum() == count
-    settings = Settings(draws=16, holdout=rule)
-    first, second = (fit(t, "chosen", settings).document for t in (table, wild(table, held)))
-    changed = {name for name in first if first[name] != second[name]}
-    assert changed == {"table", "held_out"}, "every other entry, to the last bit"
-    assert first["n"] == 30 - count
-    assert first["choice"]["drift"] is not None
-    assert len(first["choice"]["candidates"]) == len(RIVALS) == 4
-
-
-@pytest.mark.usefixtures("rivals")
-def test_a_law_is_chosen_or_named_and_one_named_is_kept() -> None:
-    """An interaction, which chooses itself, and Chinchilla when asked for."""
-    planted = {**PLANTED, "gamma": 0.15, "B": PLANTED["B"] / 1e8**0.15}
-    table = simulated()
-    columns = {"params": table["params_matmul"], "tokens": table["tokens"]}
-    noise = np.exp(np.random.default_rng(1).normal(0, 1e-3, len(table)))
-    table = table.assign(loss=surface.interaction(planted, columns) * noise)
-    chosen, named = fit(table, "chosen", QUICK), fit(table, "chinchilla", QUICK)
-    assert (chosen.law.name, chosen.document["chosen"]) == ("interaction", True)
-    assert (named.law.name, named.document["chosen"]) == ("chinchilla", False)
-    assert chosen.document["choice"] == named.document["choice"]
-    assert chosen.document["choice"]["chosen"].startswith("interaction huber")
-    assert chosen.values["gamma"] == pytest.approx(0.15, abs=0.02)
-    assert {member.law.name for member in named.predictive.members} == {"chinchilla", "interaction"}
-    points = fit_points(table).table
-    weights = compute_weights(points["flops"], chosen.document["weight_power"])
-    assert chosen.values == fit_law(surface.interaction, points, points["loss"], weights=weights).values
-
-
-@pytest.mark.usefixtures("rivals")
-def test_a_weighting_that_is_chosen_weighs_the_fit_and_its_bootstrap() -> None:
-    table = simulated(3e-3, seed=3)
-    built = fit(table, "chosen", QUICK)
-    assert built.document["choice"]["chosen"] == "chinchilla huber C^1"
-    assert built.document["weight_power"] == 1.0
-    points = fit_points(table).table
-    weights = compute_weights(points["flops"], 1.0)
-    alone = fit_law(chinchilla, points, points["loss"], weights=weights)
-    assert built.values == alone.values
-    draws = intervals.bootstrap(alone, points, points["loss"], points["cluster"], weights=weights, draws=16, seed=2)
-    np.testing.assert_allclose(built.draws, draws, rtol=1e-10)
-
-
-def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
-    settings = Settings(objective=lad, power=0.5, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}, draws=8)
-    built = fit(table, settings=settings)
-    points = fit_points(table).table
-    weights = compute_weights(points["flops"], 0.5)
-    alone = fit_law(
-        chinchilla, points, points["loss"], lad, weights=weights, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}
-    )
-    assert built.values == alone.values
-    assert built.values["alpha"] == pytest.approx(0.33, rel=1e-12)
-    assert built.values["E"] == pytest.approx(1.5, rel=1e-8)
-    assert built.document["bounds_hit"] == ["E"]
-    assert built.document["fixed"] == ["alpha"]
-    assert np.ptp(built.draws[:, 3]) < 1e-12, "a held parameter is held in every draw"
-    assert (built.draws[:, 0] <= 1.5 * (1 + 1e-9)).all()
-    assert built.document["standard_errors"]["alpha"] < 1e-12
-    ahead = np.concatenate([member.draws for member in built.predictive.members])
-    assert np.ptp(ahead[:, 3]) < 1e-12, "and in those of a forecast"
-    assert (ahead[:, 0] <= 1.5 * (1 + 1e-9)).all()
-
-
 def test_objectives_by_name() -> None:
     assert api.objective("huber", 1e-2) == huber_objective(1e-2)
     assert api.objective("huber") == huber_objective(1e-3)
@@ -237,16 +156,6 @@ def test_what_does_not_go_together_is_a_table_error(
 ) -> None:
     with pytest.raises(TableError, match=words):
         fit(table, law, settings)
-
-
-def test_held_parameters_leave_room_for_fewer_points(table: pd.DataFrame) -> None:
-    four = table.iloc[[0, 7, 14, 29]]
-    with pytest.raises(TableError, match=r"fewer points than parameters: 4 distinct .* for 5 parameters"):
-        fit(four, settings=QUICK)
-    held = {name: PLANTED[name] for name in ("E", "alpha", "beta")}
-    built = fit(four, settings=Settings(draws=4, fixed=held))
-    assert built.document["n"] == 4
-    assert {name: built.values[name] for name in held} == pytest.approx(held)
 
 
 @pytest.fixture(scope="module")

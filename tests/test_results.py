@@ -148,13 +148,13 @@ def test_paths_that_are_no_tables(tmp_path: Path) -> None:
 def test_analysis_loads_neither_flax_nor_training(tmp_path: Path) -> None:
     program = (
         "import sys, pkgutil, importlib, analysis\n"
-        "names = [m.name for m in pkgutil.iter_modules(analysis.__path__)]\n"
-        "for name in names: importlib.import_module('analysis.' + name)\n"
+        "names = [m.name for m in pkgutil.walk_packages(analysis.__path__, 'analysis.')]\n"
+        "for name in names: importlib.import_module(name)\n"
         "print(len(names), [m for m in ('flax', 'scaling', 'sweeps', 'orbax', 'tensorflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     count, _, loaded = done.stdout.strip().partition(" ")
-    assert int(count) >= 9
+    assert int(count) >= 30, "its packages too"
     assert loaded == "[]"
 
 
