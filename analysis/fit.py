@@ -160,11 +160,11 @@ def fit_law(
         objective_value=objective.value(objective.residuals(law(named, x), y), weight),
         starts=len(starts),
         reached=int(np.sum(values <= values[best] * (1 + REACHED) + 1e-20)),
-        bounds_hit=tuple(np.asarray(law.parameters)[at_bound]),
+        bounds_hit=tuple(n for n, hit in zip(law.parameters, at_bound, strict=True) if hit),
         unidentified=verdict(law, theta, x, y, free & ~at_bound),
         conditioning=conditioning(relative_slopes(law, theta, x)[:, free]),
         points=len(y),
-        fixed=tuple(np.asarray(law.parameters)[~free]),
+        fixed=tuple(n for n, loose in zip(law.parameters, free, strict=True) if not loose),
         box=box,
     )
 

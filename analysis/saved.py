@@ -26,6 +26,7 @@ from analysis.results import Points, TableError
 
 SCHEMA = 1
 DIGITS = 12
+ENDLESS = 1e30  # parameters and tokens at which a law of loss is at its floor
 
 
 @dataclass(frozen=True, repr=False)
@@ -239,7 +240,8 @@ def _fitted(
 def _after(fit: Fit, points: pd.DataFrame) -> list[str]:
     """Warnings that only a fit can give: outliers, and losses at or below the floor."""
     response, names = points[fit.law.response].to_numpy(float), checks.row_names(points)
-    below = checks.below_floor(fit.values["E"], response, names) if "E" in fit.values else []
+    floor = float(fit.predict(dict.fromkeys(fit.law.columns, ENDLESS))) if fit.law.response == "loss" else 0.0
+    below = checks.below_floor(floor, response, names) if 0 < floor < np.median(response) else []
     return [*checks.outliers(fit.residuals(points, response), names), *below]
 
 

@@ -120,7 +120,7 @@ def test_conditioning_does_not_depend_on_units_and_is_nought_for_copies() -> Non
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_an_exact_line_is_never_called_separable_however_small_the_noise(noise: float) -> None:
-    """On D = 20 N the terms in N and D can change places: the values may come out swapped, and nothing in them shows."""
+    """On D = 20 N the terms in N and D can change places: values may come out swapped, and nothing in them shows."""
     params = np.geomspace(1e7, 1e9, 30)
     x = {"params": params, "tokens": 20 * params}
     loss = chinchilla({**PLANTED, "alpha": 0.5, "beta": 0.28}, x)

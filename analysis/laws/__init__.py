@@ -24,7 +24,7 @@ def find(name: str) -> Law:
     """The law of that name, as a saved fit or a command line gives it. Raises KeyError, with the nearest name."""
     known = {law.name: law for law in laws()}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ";"
         raise KeyError(f"no law is named {name!r}{hint} known: {', '.join(known)}")
     return known[name]
