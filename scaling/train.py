@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling import record, sharding
 from scaling.checkpoint import Checkpoints
@@ -19,6 +21,7 @@ from scaling.measurements import Measure
 from scaling.measurements import loss as validation
 from scaling.monitor import Clock, Stopped, Watch, bar, signals
 from scaling.optimizer import step_learning_rate
+from scaling.prefetch import prefetched
 from scaling.step import Program, State, build
 from scaling.tokens import TokenSet, batch, check, open_tokens
 from scaling.vocabulary import Vocabulary, load_vocabulary
@@ -86,16 +89,21 @@ class Session:
 
 def _loop(s: Session) -> record.Status:
     """Restore, step, measure, record. The metrics of step n - 1 are fetched after step n is dispatched."""
+    latest = s.checkpoints.latest()
+    start, key = latest or 0, jax.random.key(s.config.seed)
+    state = s.program.init(key) if latest is None else s.checkpoints.restore(latest, s.program.abstract_state)
+    with prefetched(functools.partial(feed, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
+        return _steps(s, state, start, feeds)
+
+
+def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> record.Status:
     c, save = s.config, s.checkpoints
-    latest = save.latest()
-    state = s.program.init(jax.random.key(c.seed)) if latest is None else save.restore(latest, s.program.abstract_state)
-    start, clock, watch = latest or 0, Clock(c), Watch(math.log(c.model.vocab_size))
+    clock, watch = Clock(c), Watch(math.log(c.model.vocab_size))
     pending, reason, step = None, "", start - 1
-    for step in range(start, c.steps):
-        rate = step_learning_rate(step, c)
-        state, metrics = s.program.step(state, _batch(s, step), rate)
+    for step, given in enumerate(feeds, start):
+        state, metrics = s.program.step(state, given.tokens_BS, given.learning_rate)  # pyrefly: ignore
         reason = _log(s, pending, clock, watch)
-        pending, stopping = (step, rate, metrics), _stopping(s, step)
+        pending, stopping = (step, metrics), _stopping(s, step)
         saving, measuring = stopping or _due(s, step, c.checkpoint_tokens), _due(s, step, c.measure.every_tokens)
         if (saving or measuring) and not reason:
             reason, pending = _log(s, pending, clock, watch), None
@@ -135,31 +143,42 @@ def _due(s: Session, step: int, every: int | None) -> bool:
     return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
 
 
-def _batch(s: Session, step: int) -> jax.Array:
-    """Tokens [B, T + 1] of a step, each row read by the process that holds it."""
-    data = s.config.data
-    B, T, V = data.batch_sequences, data.sequence_length, s.config.model.vocab_size
+@dataclass(frozen=True)
+class Feed:
+    """What a step takes, on the devices already. tokens_BS: [B, T + 1], each row read by the process that holds it;
+    learning_rate: float32 scalar on every device."""
+
+    tokens_BS: jax.Array
+    learning_rate: jax.Array
+
+
+def feed(config: RunConfig, tokens: TokenSet, mesh: Mesh, step: int) -> Feed:
+    """The input of a step: a pure function of (seed, step)."""
+    data = config.data
+    B, T, V = data.batch_sequences, data.sequence_length, config.model.vocab_size
 
     def rows(part: slice) -> np.ndarray:
-        return batch(
-            s.tokens, seed=s.config.seed, step=step, batch_sequences=B, sequence_length=T, rows=part, vocab_size=V
-        )
+        return batch(tokens, seed=config.seed, step=step, batch_sequences=B, sequence_length=T, rows=part, vocab_size=V)
 
-    return sharding.put_batch(rows, (B, T + 1), s.program.mesh)
+    rate = np.float32(step_learning_rate(step, config))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return Feed(
+        sharding.put_batch(rows, (B, T + 1), mesh), jax.make_array_from_callback((), everywhere, lambda _: rate)
+    )
 
 
-def _log(s: Session, pending: tuple[int, float, dict[str, jax.Array]] | None, clock: Clock, watch: Watch) -> str:
+def _log(s: Session, pending: tuple[int, dict[str, jax.Array]] | None, clock: Clock, watch: Watch) -> str:
     """Fetches and records one step's metrics; returns why the run diverged, or nothing."""
     if pending is None:
         return ""
-    step, rate, metrics = pending
+    step, metrics = pending[0], jax.device_get(pending[1])
     loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     clock.tick()
     reason, done = watch.reason(step, loss), step + 1
     s.show(done, loss, clock.tokens_per_second)
     if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
         line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}
-        _append(s, line | {"learning_rate": rate} | clock.rates())
+        _append(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.rates())
     return reason
 
 

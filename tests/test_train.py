@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from scaling.prepare import prepare
 from scaling.sharding import make_mesh
 from scaling.step import build, gradients
 from scaling.strict import InputError
-from scaling.tokens import batch, open_tokens
+from scaling.tokens import TokenSet, batch, open_tokens
 from scaling.train import train
 
 TIMING = {"seconds", "tokens_per_second"}
@@ -184,6 +185,26 @@ def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path
     assert result["reason"].startswith("loss is ")
     assert result["row"]["loss"] is None
     assert 0 < result["row"]["tokens"] < tiny.tokens
+
+
+def test_an_error_in_the_input_ends_the_run_with_that_error(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained before it is recorded; no thread stays behind, neither here nor after a divergence."""
+
+    def torn(tokens: TokenSet, *, step: int, **options: Any) -> np.ndarray:
+        if step == 5:
+            raise InputError("the shard is torn")
+        return batch(tokens, step=step, **options)
+
+    monkeypatch.setattr("scaling.train.batch", torn)
+    with pytest.raises(InputError, match="the shard is torn"):
+        train(tiny, tmp_path, quiet=True)
+    assert [line["step"] for line in record.read_metrics(tmp_path)] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    wild = dataclasses.replace(tiny, optimizer=OptimizerConfig(learning_rate=1e30))
+    assert train(wild, tmp_path / "wild", quiet=True) == "diverged"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
