@@ -67,6 +67,7 @@ VERBS = (
     Verb(("coverage",), "analysis.holdout", "coverage", "Back-test every public table; count what bands hold."),
     Verb(("replicate",), "analysis.replicate.verb", "replicate", "Recompute published numbers from public tables."),
     Verb(("report",), "analysis.verbs", "report", "Draw the figures and write the page of a fitted sweep."),
+    Verb(("compile",), "scaling.compile_verb", "compile", "Cost a run on TPUs that are not there: memory, time."),
 )
 
 

@@ -6,18 +6,19 @@ pjit is `jax.jit` with `NamedSharding` today; axes are Auto, so the compiler pla
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.config import MeshConfig, RunConfig
+from scaling.config import MeshConfig, ModelConfig, RunConfig
 from scaling.strict import InputError
 
 START_SECONDS = 1800
@@ -71,33 +72,100 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices. Raises InputError when the axes do not multiply to the device count."""
-    devices = jax.device_count()
-    data = config.data or max(devices // (config.fsdp * config.tensor), 1)
-    if data * config.fsdp * config.tensor != devices:
-        raise InputError(
-            f"mesh data={data} x fsdp={config.fsdp} x tensor={config.tensor} = {data * config.fsdp * config.tensor}: "
-            f"must be the number of devices, {devices}"
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices, or those given (of a topology that is not there); neighbours on it are neighbours.
+
+    Over several TPU slices, which only a data-centre network joins, the data axis runs over the slices, fsdp and
+    tensor stay within one. Raises InputError when the axes do not multiply to the devices or slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data, fsdp, tensor = sizes = axis_sizes(config, len(devices), slices := slice_count(devices))
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
         )
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """How many TPU slices the devices lie on. GPUs carry a slice index too: there it is a host, not a network."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", None) for device in devices})
+
+
+def axis_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, int, int]:
+    """Devices along data, fsdp and tensor. Raises InputError, with the nearest mesh, where they do not multiply."""
+    data = config.data or max(devices // (config.fsdp * config.tensor), 1)
+    sizes = (data, config.fsdp, config.tensor)
+    if math.prod(sizes) != devices:
+        raise InputError(
+            f"mesh data={data} x fsdp={config.fsdp} x tensor={config.tensor} = {math.prod(sizes)}: must be the number "
+            f"of devices, {devices}; {_nearest_mesh(sizes, devices, slices)}"
+        )
+    if data % slices:
+        raise InputError(
+            f"mesh data={data}: must be a multiple of the {slices} slices, which only the data axis crosses; "
+            f"{_nearest_mesh(sizes, devices, slices)}"
+        )
+    return sizes
+
+
+def _nearest_mesh(
+    sizes: tuple[int, int, int], devices: int, slices: int, fits: Callable[[tuple[int, int, int]], bool] | None = None
+) -> str:
+    """The mesh over all devices, data over slices, that changes fewest axes, and those least; in words."""
+
+    def change(other: tuple[int, int, int]) -> tuple[int, float, int]:
+        moved = [abs(math.log2(a / b)) for a, b in zip(sizes, other, strict=True)]
+        return sum(m > 0 for m in moved), sum(moved), other[2]
+
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    meshes = [(devices // (f * t), f, t) for t in divisors for f in divisors if devices % (f * t) == 0]
+    near = [mesh for mesh in meshes if mesh[0] % slices == 0 and (fits is None or fits(mesh))]
+    if not near:
+        return "no mesh over these devices would fit"
+    best = min(near, key=change)
+    return "nearest that fits: " + ",".join(f"{axis}={size}" for axis, size in zip(AXES, best, strict=True))
 
 
 def check_fits(config: RunConfig, mesh: Mesh) -> None:
-    """Raises InputError, before anything is spent, when a batch or a weight does not divide over the mesh."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    """Raises InputError, before anything is spent, when a batch or a weight does not divide over the mesh.
+
+    It names the smallest change that would fit: the nearest batch, or the nearest mesh of as many devices.
+    """
+    sizes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
+    rows = sizes[0] * sizes[1]
     micro = config.data.microbatch_sequences or config.data.batch_sequences
     if micro % rows:
         field = "microbatch_sequences" if config.data.microbatch_sequences else "batch_sequences"
-        raise InputError(f"data.{field} = {micro}: must be a multiple of the {rows} devices of mesh axes data and fsdp")
-    model, tensor = config.model, mesh.shape["tensor"]
+        close = max(round(micro / rows), 1) * rows
+        raise InputError(
+            f"data.{field} = {micro}: must be a multiple of the {rows} devices of mesh axes data and fsdp; "
+            f"nearest that fits: {close}"
+        )
+    refused = _undivided(config.model, sizes)
+    if refused:
+        close = _nearest_mesh(
+            sizes,
+            math.prod(sizes),
+            1,
+            lambda mesh: not _undivided(config.model, mesh) and micro % (mesh[0] * mesh[1]) == 0,
+        )
+        raise InputError(f"{refused}; {close}")
+
+
+def _undivided(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
+    """What of a model does not divide over a mesh, in words; empty when all does."""
+    _, fsdp, tensor = sizes
     for name, value in (("heads", model.heads), ("kv_heads", model.num_kv_heads), ("ff_width", model.num_ff)):
         if value % tensor:
-            raise InputError(f"model.{name} = {value}: must be a multiple of mesh.tensor = {tensor}")
-    if model.width % (mesh.shape["fsdp"] * tensor):
-        raise InputError(
-            f"model.width = {model.width}: must be a multiple of fsdp x tensor = {mesh.shape['fsdp'] * tensor}"
-        )
+            return f"model.{name} = {value}: must be a multiple of mesh.tensor = {tensor}"
+    if model.width % (fsdp * tensor):
+        return f"model.width = {model.width}: must be a multiple of fsdp x tensor = {fsdp * tensor}"
+    return ""
 
 
 def path_name(path: tuple[Any, ...]) -> str:

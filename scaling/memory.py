@@ -1,0 +1,98 @@
+"""How much memory a run needs on each device, before anything is compiled, and the smallest change that would fit.
+
+Not in the design's list of modules: an estimate, which ahead.py confirms with the compiler and training asks first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from scaling import accounting
+from scaling.config import RunConfig
+from scaling.strict import InputError
+
+GIB = 2**30
+Sizes = tuple[int, int, int]
+
+
+def state_bytes(abstract_state: Any) -> int:
+    """Bytes on each device of a training state whose leaves carry their shardings: weights, moments, counters."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract_state)
+    )
+
+
+def check_memory(abstract_state: Any, memory: float) -> None:
+    """Raises InputError when weights and optimizer state alone are more than a device has, memory in bytes.
+
+    Gradients, a third of the state in float32, and activations come on top; the compiler has the last word on those.
+    """
+    needed = state_bytes(abstract_state)
+    if needed > memory:
+        times = math.ceil(needed / memory)
+        raise InputError(
+            f"weights and optimizer state: {needed / GIB:.1f} GiB on each device, which has {memory / GIB:.1f}; "
+            f"mesh.fsdp or mesh.tensor {times} times larger would hold them"
+        )
+
+
+def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
+    """Peak bytes on each device over a mesh of (data, fsdp, tensor): state, gradients, activations. An estimate (ours).
+
+    Master weights and two moments in float32, gradients in float32, the layer in hand gathered in the dtype of the
+    products. Activations: with remat "full" one residual stream a layer and all of one layer; without, all of every
+    layer, as the reference attention keeps them: scores twice (float32, and weights in the dtype of the products).
+    """
+    data, fsdp, tensor = sizes
+    model, T = config.model, config.data.sequence_length
+    width = {"float32": 4, "bfloat16": 2}[config.precision.compute]
+    params = accounting.params(model)
+    state = 16 * params.total / (fsdp * tensor)
+    sequences = (config.data.microbatch_sequences or config.data.batch_sequences) / (data * fsdp)
+    tokens = sequences * T
+    gathered = width * (2 * params.blocks / model.depth / tensor + model.vocab_size * model.width)
+    logits = tokens * model.vocab_size * (4 + width)
+    attention = 8 * model.width + 2 * model.num_kv_heads * model.head_width
+    layer = tokens * width * (attention + 4 * model.num_ff) / tensor
+    scores = sequences * model.heads / tensor * T * T * (4 + width)
+    stream = tokens * width * model.width
+    kept = {"full": 1, "dots": 1 + layer / (2 * stream), "none": 1 + (layer + scores) / stream}[model.remat]
+    return state + gathered + logits + layer + scores + model.depth * stream * kept
+
+
+def smaller(config: RunConfig, sizes: Sizes) -> Iterator[tuple[str, RunConfig, Sizes]]:
+    """Changes that need less memory, smallest first, and in words: recompute more, fewer sequences at once, a smaller
+    batch, weights over more devices."""
+    base = config
+    if config.model.remat != "full":
+        base = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
+        yield "--remat full", base, sizes
+    rows = sizes[0] * sizes[1]
+    batch, micro = config.data.batch_sequences, config.data.microbatch_sequences or config.data.batch_sequences
+    words = "--remat full " if base is not config else ""
+    smaller_micro = sorted((n for n in range(rows, micro, rows) if batch % n == 0), reverse=True)
+    for size in smaller_micro:
+        data = dataclasses.replace(config.data, microbatch_sequences=size)
+        yield f"{words}--microbatch {size}", dataclasses.replace(base, data=data), sizes
+    least = smaller_micro[-1] if smaller_micro else micro
+    data = dataclasses.replace(config.data, microbatch_sequences=least)
+    base = dataclasses.replace(base, data=data)
+    words += f"--microbatch {least} " if least != micro else ""
+    for factor in range(2, sizes[0] + 1):
+        if sizes[0] % factor == 0 and config.model.width % (sizes[1] * factor * sizes[2]) == 0:
+            mesh = (sizes[0] // factor, sizes[1] * factor, sizes[2])
+            yield f"{words}--mesh data={mesh[0]},fsdp={mesh[1]},tensor={mesh[2]}", base, mesh
+
+
+def likely_fit(
+    config: RunConfig, sizes: Sizes, memory: float, scale: float = 1.0
+) -> tuple[str, RunConfig, Sizes] | None:
+    """The smallest change whose estimate, times `scale`, is within `memory` bytes; None where none is."""
+    fitting = (one for one in smaller(config, sizes) if scale * estimated_bytes(one[1], one[2]) <= memory)
+    return next(fitting, None)
