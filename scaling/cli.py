@@ -88,6 +88,9 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
     ) -> int:
         """Train one run. The same command again resumes it, or says that it is done.
 
+        Compiled programs are kept in the user's cache folder for the next run of the same shape; another folder:
+        JAX_COMPILATION_CACHE_DIR; not at all: JAX_ENABLE_COMPILATION_CACHE=false.
+
         Args:
             config: every field of the run.
             folder: the run folder; out/train/<run_id> when not given. Its config.json is the base of the flags.
@@ -98,6 +101,8 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
         del file
         return _train(config, folder, quiet, json)
 
+    if arguments[:1] == ["train"]:
+        keep_programs()
     app.command(name="train", help="Train one run; again to resume it.")(deferred(train))
     app.command(groups["data"], name="data", help="Corpora: prepare, mixture, vocabulary, list.")
     app.command(groups["sweep"], name="sweep", help="Many runs: plan, run, status, collect.")
@@ -112,8 +117,10 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
 
 
 def keep_programs() -> None:
-    """Compiled fits are kept between commands, in the user's cache folder unless JAX is told of another: a law takes
-    seconds to compile and a fraction of one to fit. Before JAX is imported."""
+    """Compiled programs are kept between commands, in the user's cache folder unless JAX is told of another by
+    JAX_COMPILATION_CACHE_DIR; JAX_ENABLE_COMPILATION_CACHE=false turns it off. A law takes seconds to compile and a
+    fraction of one to fit, a training step up to minutes. Before JAX is imported. A sweep keeps its own cache, so its
+    verbs do not call this."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "scaling-laws" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

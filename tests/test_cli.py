@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,15 +167,34 @@ def test_a_finished_folder_answers_for_its_own_run_alone(place: Path) -> None:
     assert "holds run" in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)
 
 
-def test_compiled_fits_are_kept_in_the_users_cache_unless_jax_is_told_of_another(
+def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_of_another(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cli.build_app(["train"], RunConfig())
-    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ, "training keeps its own"
-    cli.build_app(["fit"], RunConfig())
-    assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).is_relative_to(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    cli.build_app(["fit"], RunConfig())
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+    cli.build_app(["sweep", "run"], RunConfig())
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ, "a sweep keeps its own"
+    for verb in ("train", "fit"):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        cli.build_app([verb], RunConfig())
+        assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).is_relative_to(tmp_path)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        cli.build_app([verb], RunConfig())
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+
+
+def test_a_second_run_of_a_shape_compiles_from_the_cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another seed and learning rate: the same programs. JAX says of each program whether it was in the cache."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    said = {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler", "XDG_CACHE_HOME": str(place)}
+    said["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    base = ("train", "--data.corpus", "walk", "--data.sequence-length", 32, "--data.batch-sequences", 2, "--tokens", 64)
+    small = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1, "--measure.validation-tokens", 512)
+    hits = []
+    for number in range(2):
+        run = ("--folder", f"run{number}", "--seed", number, "--optimizer.learning-rate", 0.001 * (1 + number))
+        done = scaling(*base, *small, *run, cwd=place, **said)
+        assert done.returncode == 0, done.stderr[-2000:]
+        hits.append(set(re.findall(r"Persistent compilation cache hit for '(\w+)'", done.stderr)))
+    assert not hits[0] & {"jit_init", "jit_step"}
+    assert hits[1] >= {"jit_init", "jit_step"}
