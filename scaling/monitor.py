@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -104,6 +105,29 @@ def signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def patience(what: str, seconds: float, every: float = 60.0) -> Iterator[None]:
+    """Says on stderr each minute that the block still waits for `what`, and ends the process with exit code 2 and one
+    line after `seconds`: for a wait inside XLA, which no exception reaches and which would end in a stack trace."""
+    over, start = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(min(every, max(start + seconds - time.monotonic(), 0.0))):
+            waited = time.monotonic() - start
+            if waited >= seconds:
+                print(f"error: waited {waited:.0f} s for {what}: start every one of them", file=sys.stderr, flush=True)
+                os._exit(2)
+            print(f"waiting for {what}: {waited:.0f} s so far, at most {seconds:.0f}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=watch, name="patience", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from scaling.checkpoint import Checkpoints
 from scaling.config import RunConfig, load
 from scaling.measurements import Measure
 from scaling.measurements import loss as validation
-from scaling.monitor import Clock, Stopped, Watch, bar, signals
+from scaling.monitor import Clock, Stopped, Watch, bar, patience, signals
 from scaling.optimizer import step_learning_rate
 from scaling.prefetch import prefetched
 from scaling.step import Program, State, build
+from scaling.strict import InputError
 from scaling.tokens import TokenSet, batch, check, open_tokens
 from scaling.vocabulary import Vocabulary, load_vocabulary
 
@@ -44,7 +46,7 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
 
     Raises InputError on bad input, before anything is spent, and Stopped after SIGTERM or ctrl-C, the state saved.
     """
-    sharding.initialize_processes()
+    join_processes()
     config = stamped(config, folder)
     record.check_folder(folder, config)
     ended = record.read_result(folder)
@@ -70,6 +72,18 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
         status = _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
         sharding.wait_for_all("the result is written")
         return status
+
+
+def join_processes() -> None:
+    """Joins the other processes of a run, if there are any. Raises InputError when the environment names a process
+    that cannot be; ends this one when the others do not come, just before XLA would abort it."""
+    given = [f"{name}={os.environ[name]}" for name in sharding.PROCESS_VARIABLES if name in os.environ]
+    others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
+    try:
+        with patience(others, sharding.START_SECONDS - 2):
+            sharding.initialize_processes()
+    except ValueError as error:
+        raise InputError(f"{', '.join(given)}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from scaling import accounting
 from scaling.config import PrecisionConfig, RunConfig
-from scaling.monitor import DIVERGED_STEPS, Clock, Watch, signals
+from scaling.monitor import DIVERGED_STEPS, Clock, Watch, patience, signals
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
@@ -56,6 +56,17 @@ def test_a_second_ctrl_c_interrupts() -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
+
+
+def test_patience_says_what_it_waits_for_and_nothing_when_it_is_short(capfd: pytest.CaptureFixture[str]) -> None:
+    with patience("the other half", seconds=60, every=0.05):
+        time.sleep(0.13)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2, said
+    assert all(line.startswith("waiting for the other half: ") for line in said)
+    with patience("the other half", seconds=60):
+        pass
+    assert capfd.readouterr().err == ""
 
 
 def test_mfu_is_exact_causal_flops_over_the_published_peak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,17 +116,23 @@ def test_a_run_stopped_midway_ends_bit_equal(
     assert stopped_losses == losses
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
-    """Two real processes over loopback, weights sharded across them; one process then finds the run done."""
-    config = dataclasses.replace(tiny, mesh=MeshConfig(fsdp=2))
-    record.write_json(tmp_path / "c.json", to_dict(config))
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "scaling.cli", "train", "--file", str(tmp_path / "c.json")]
-    command += ["--folder", str(tmp_path / "run")]
-    fixed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def by_two(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run by two real processes over loopback, weights, optimizer state and batch split between them, every
+    checkpoint kept."""
+    place = tmp_path_factory.mktemp("two")
+    config = dataclasses.replace(tiny, mesh=MeshConfig(fsdp=2), measure=dataclasses.replace(tiny.measure, keep=9))
+    assert config.run_id == tiny.run_id
+    record.write_json(place / "c.json", to_dict(config))
+    command = [sys.executable, "-m", "scaling.cli", "train", "--file", str(place / "c.json")]
+    command += ["--folder", str(place / "run")]
+    fixed = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2"}
     both = [
         subprocess.Popen(command, env=os.environ | fixed | {"JAX_PROCESS_ID": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
@@ -133,12 +140,75 @@ def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, tmp_path: P
     for process in both:
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr[-3000:]
-    assert record.read_json(tmp_path / "run" / record.ENVIRONMENT)["processes"] == 2
-    pairs = ([line["loss"] for line in record.read_metrics(folder)] for folder in (tmp_path / "run", unbroken))
-    np.testing.assert_allclose(*pairs, atol=1e-5)
-    (row, _), (alone, _) = facts(tmp_path / "run"), facts(unbroken)
-    assert row["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-    assert train(tiny, tmp_path / "run", quiet=True) == "done"
+    return place / "run"
+
+
+def same_to_1e5(folder: Path, unbroken: Path) -> None:
+    """Losses at every logged step, and what was measured at the end."""
+    lines, alone = record.read_metrics(folder), record.read_metrics(unbroken)
+    assert [line["step"] for line in lines] == [line["step"] for line in alone] == list(range(1, 33))
+    np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in alone], rtol=0, atol=1e-5)
+    (row, measured), (row_alone, measured_alone) = facts(folder), facts(unbroken)
+    assert row["loss"] == pytest.approx(row_alone["loss"], abs=1e-5)
+    assert measured == {name: pytest.approx(value, abs=1e-5) for name, value in measured_alone.items()}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, by_two: Path) -> None:
+    """One process then finds the run done."""
+    assert record.read_json(by_two / record.ENVIRONMENT)["processes"] == 2
+    same_to_1e5(by_two, unbroken)
+    assert train(tiny, by_two, quiet=True) == "done"
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_the_checkpoint_of_two(
+    tiny: RunConfig, unbroken: Path, by_two: Path, tmp_path: Path
+) -> None:
+    """As if both had been killed at step 18, after the checkpoint of step 16."""
+    folder = tmp_path / "run"
+    shutil.copytree(by_two, folder)
+    (folder / record.RESULT).unlink()
+    steps = {int(path.name): path for path in (folder / record.CHECKPOINTS).iterdir() if path.name.isdigit()}
+    assert sorted(steps) == [8, 16, 24, 32]
+    for step in (24, 32):
+        shutil.rmtree(steps[step])
+    kept = (folder / record.METRICS).read_text().splitlines(keepends=True)[:18]
+    (folder / record.METRICS).write_text("".join(kept))
+    assert train(tiny, folder, quiet=True) == "done"
+    resumed = (folder / record.METRICS).read_text().splitlines()[18:]
+    assert [json.loads(line)["step"] for line in resumed] == list(range(17, 33)), "it went on, not from the start"
+    same_to_1e5(folder, unbroken)
+    for a, b in zip(*(jax.tree.leaves(final_state(tiny, path)) for path in (folder, unbroken)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "words"), [("two", "JAX_NUM_PROCESSES=two"), (None, "without the others")])
+def test_a_process_that_cannot_be_is_refused(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str | None, words: str
+) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", free_address())
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    if count:
+        monkeypatch.setenv("JAX_NUM_PROCESSES", count)
+    with pytest.raises(InputError, match=words):
+        train(tiny, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tmp_path: Path) -> None:
+    """Three seconds instead of half an hour: XLA would abort at five."""
+    record.write_json(tmp_path / "c.json", to_dict(tiny))
+    program = "import sys; from scaling import cli, sharding; sharding.START_SECONDS = 5; cli.main(sys.argv[1:])"
+    alone = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    command = [sys.executable, "-c", program, "train", "--file", str(tmp_path / "c.json")]
+    command += ["--folder", str(tmp_path / "run")]
+    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: waited 3 s for the other processes of this run (JAX_COORDINATOR_ADDRESS=")
+    assert "JAX_NUM_PROCESSES=2" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
