@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling import accounting
-from scaling.ahead import Estimate, estimate, ready
+from scaling.ahead import estimate, require_libtpu
 from scaling.chips import Topology
 from scaling.chips import topology as parse_topology
 from scaling.config import DataConfig, MeshConfig, PrecisionConfig, RunConfig, load
 from scaling.memory import GIB
 from scaling.record import write_json
+from scaling.roofline import Estimate
 from scaling.shapes import shape
 from scaling.strict import InputError
 
@@ -58,7 +59,9 @@ def compile(
         tokens: budget for the chip-hours; 20 for each parameter.
         json: also write the same facts to this file.
     """
-    ready()
+    if not topology:
+        raise InputError("topology: must be given, as --topology v5e:4x4")
+    require_libtpu()
     target = parse_topology(topology, slices)
     batch = (batch_per_chip or 1) * target.chips if batch_sequences is None else batch_sequences
     given: dict[str, Any] = {
@@ -118,7 +121,8 @@ def show(made: Estimate, name: str) -> None:
     slices = f" x {made.slices} slices" if made.slices > 1 else ""
     title = (
         f"{name}: {made.params:,} parameters on {made.topology}{slices}, {made.chips} chips, {mesh}; "
-        f"{made.batch_sequences} x {made.sequence_length} tokens a step, remat {made.remat}, {made.compute}"
+        f"{made.batch_sequences} x {made.sequence_length} tokens a step, "
+        f"remat {made.remat}, {made.compute}, attention {made.attention}"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)

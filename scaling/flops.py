@@ -12,16 +12,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 Jaxpr = Any
 
 
 def program_flops(jaxpr: Jaxpr) -> float:
     """FLOPs of the matrix products of a (closed) jaxpr and of all it calls, two a multiply-add.
 
-    scan: times its length; cond: its costliest branch; while: once, since its count is not known. pallas_call: the
-    estimate that its author gave; ValueError where there is none.
+    scan: times its length; cond: its costliest branch; while: once, since its count is not known; shard_map: times its
+    devices. pallas_call: the estimate that its author gave, else its body times its grid; of splash attention, whose
+    mask here is causal, the blocks on and under the diagonal.
     """
     total = 0.0
     for equation in _open(jaxpr).eqns:
@@ -30,8 +29,8 @@ def program_flops(jaxpr: Jaxpr) -> float:
             total += _dot_flops(equation)
         elif name == "pallas_call":
             total += _kernel_flops(equation)
-        elif name == "scan":
-            total += equation.params["length"] * program_flops(equation.params["jaxpr"])
+        elif name in ("scan", "shard_map"):
+            total += _times(equation) * program_flops(equation.params["jaxpr"])
         elif name == "cond":
             total += max(program_flops(branch) for branch in equation.params["branches"])
         else:
@@ -47,8 +46,7 @@ def kernel_flops(jaxpr: Jaxpr) -> float:
         if name == "pallas_call":
             total += _kernel_flops(equation)
         else:
-            times = params["length"] if name == "scan" else 1
-            total += times * sum(kernel_flops(inner) for inner in _inner(params))
+            total += _times(equation) * sum(kernel_flops(inner) for inner in _inner(params))
     return total
 
 
@@ -71,12 +69,18 @@ def _dot_flops(equation: Any) -> float:
 
 
 def _kernel_flops(equation: Any) -> float:
-    estimate = equation.params.get("cost_estimate")
-    if estimate is None:
-        raise ValueError(f"pallas_call {equation.params.get('name')}: has no cost estimate, its FLOPs are not known")
-    return float(estimate.flops)
+    params = equation.params
+    if params.get("cost_estimate") is not None:
+        return float(params["cost_estimate"].flops)
+    grid = params["grid_mapping"].grid
+    blocks = grid[-1]
+    causal = (blocks + 1) / (2 * blocks) if str(params.get("name")).startswith("splash") else 1.0
+    return causal * math.prod(grid) * program_flops(params["jaxpr"])
 
 
-def step_jaxpr(step: Any, *arguments: Any) -> Jaxpr:
-    """The jaxpr of a jitted function for abstract arguments."""
-    return jax.make_jaxpr(step)(*arguments)
+def _times(equation: Any) -> int:
+    """How often the body of an equation runs, over all devices."""
+    params = equation.params
+    return {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}.get(
+        equation.primitive.name, lambda: 1
+    )()

@@ -66,9 +66,9 @@ def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     return state + gathered + logits + layer + scores + model.depth * stream * kept
 
 
-def smaller(config: RunConfig, sizes: Sizes) -> Iterator[tuple[str, RunConfig, Sizes]]:
+def smaller(config: RunConfig, sizes: Sizes, slices: int = 1) -> Iterator[tuple[str, RunConfig, Sizes]]:
     """Changes that need less memory, smallest first, and in words: recompute more, fewer sequences at once, a smaller
-    batch, weights over more devices."""
+    batch, weights over more of the devices of a slice, heads over more of them."""
     base = config
     if config.model.remat != "full":
         base = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
@@ -84,15 +84,29 @@ def smaller(config: RunConfig, sizes: Sizes) -> Iterator[tuple[str, RunConfig, S
     data = dataclasses.replace(config.data, microbatch_sequences=least)
     base = dataclasses.replace(base, data=data)
     words += f"--microbatch {least} " if least != micro else ""
-    for factor in range(2, sizes[0] + 1):
-        if sizes[0] % factor == 0 and config.model.width % (sizes[1] * factor * sizes[2]) == 0:
+    for factor in range(2, sizes[0] // slices + 1):
+        if sizes[0] % (factor * slices) == 0 and config.model.width % (sizes[1] * factor * sizes[2]) == 0:
             mesh = (sizes[0] // factor, sizes[1] * factor, sizes[2])
             yield f"{words}--mesh data={mesh[0]},fsdp={mesh[1]},tensor={mesh[2]}", base, mesh
+    yield from _more_tensor(words, base, sizes)
+
+
+def _more_tensor(words: str, config: RunConfig, sizes: Sizes) -> Iterator[tuple[str, RunConfig, Sizes]]:
+    """Heads and hidden widths over more devices, taken from fsdp: each holds as much state, and more sequences."""
+    model = config.model
+    for factor in (2, 4, 8):
+        tensor = sizes[2] * factor
+        if sizes[1] % factor == 0 and all(n % tensor == 0 for n in (model.heads, model.num_kv_heads, model.num_ff)):
+            mesh = (sizes[0], sizes[1] // factor, tensor)
+            batch, rows = config.data.batch_sequences, mesh[0] * mesh[1]
+            data = dataclasses.replace(config.data, microbatch_sequences=rows) if batch % rows == 0 else config.data
+            text = f"--mesh data={mesh[0]},fsdp={mesh[1]},tensor={mesh[2]} --microbatch {data.microbatch_sequences}"
+            yield words.split("--microbatch")[0] + text, dataclasses.replace(config, data=data), mesh
 
 
 def likely_fit(
-    config: RunConfig, sizes: Sizes, memory: float, scale: float = 1.0
+    config: RunConfig, sizes: Sizes, memory: float, scale: float = 1.0, slices: int = 1
 ) -> tuple[str, RunConfig, Sizes] | None:
     """The smallest change whose estimate, times `scale`, is within `memory` bytes; None where none is."""
-    fitting = (one for one in smaller(config, sizes) if scale * estimated_bytes(one[1], one[2]) <= memory)
+    fitting = (one for one in smaller(config, sizes, slices) if scale * estimated_bytes(one[1], one[2]) <= memory)
     return next(fitting, None)
