@@ -40,6 +40,7 @@ QUIET = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # it holds such programs but does not give them back
 }
 
 
@@ -116,8 +117,8 @@ def memory_error(said: str, state: float, memory: float) -> DoesNotFit | None:
 
 
 def apart(config: RunConfig, topology: Topology) -> Estimate:
-    """As `compiled`, in a process of its own, where libtpu is quiet and finds the variables it wants. The compiler itself
-    can fail, by abort: InputError."""
+    """As `compiled`, in a process of its own, where libtpu is quiet and finds the variables it wants. The compiler
+    itself can fail, by abort: InputError."""
     require_libtpu()
     asked = {"config": to_dict(config), "topology": topology.name, "slices": topology.slices}
     command = [sys.executable, "-m", "scaling.ahead"]

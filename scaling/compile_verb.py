@@ -69,7 +69,7 @@ def compile(
         "batch_sequences": batch if batch_sequences or batch_per_chip else None,
         "microbatch_sequences": microbatch,
     }
-    config = _base(model, target)
+    config = load(model) if model.endswith(".json") else named_run(model, target)
     data = dataclasses.replace(config.data, **{key: value for key, value in given.items() if value is not None})
     options: dict[str, Any] = {
         key: value for key, value in {"remat": remat, "attention": attention}.items() if value is not None
@@ -91,15 +91,15 @@ def compile(
         write_json(json, {"model": model} | made.facts())
 
 
-def _base(model: str, target: Topology) -> RunConfig:
-    if model.endswith(".json"):
-        return load(model)
+def named_run(model: str, target: Topology, mesh: MeshConfig | None = None) -> RunConfig:
+    """A run of a published shape: one sequence of 2048 tokens a chip, bfloat16, all recomputed, 20 tokens a parameter,
+    weights over a whole slice unless `mesh` says else. Raises InputError on an unknown name."""
     named = dataclasses.replace(shape(model).model, remat="full")
     return RunConfig(
         model=named,
         data=DataConfig(sequence_length=2048, batch_sequences=target.chips),
         precision=PrecisionConfig("bfloat16"),
-        mesh=MeshConfig(data=target.slices, fsdp=target.chips // target.slices),
+        mesh=mesh or MeshConfig(data=target.slices, fsdp=target.chips // target.slices),
         tokens=TOKENS_PER_PARAMETER * accounting.params(named).total,
     )
 

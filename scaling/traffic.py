@@ -145,19 +145,26 @@ def replica_groups(attributes: str, mesh: dict[str, int]) -> list[list[int]]:
         shape, source = ([int(n) for n in iota[i].split(",")] for i in (1, 2))
         ids = np.arange(everyone).reshape(source)
         return ids.transpose([int(n) for n in iota[3].split(",")] if iota[3] else None).reshape(shape).tolist()
-    if named := re.search(
-        r"replica_groups=mesh\[([^\]]*?)\](?:, ?device_ids=\(([^)]*\)?)\))? ?\{([^}]*)\}", attributes
-    ):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\((.*?)\))? ?\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        return _named_groups(sizes, named[2], named[3], everyone)
+        return _named_groups(sizes, _ordered(named[2], everyone), named[3])
     raise ValueError(f"collective whose groups are not understood: {attributes[:200]}")
 
 
-def _named_groups(sizes: dict[str, int], order: str | None, used: str, everyone: int) -> list[list[int]]:
+def _ordered(text: str | None, everyone: int) -> np.ndarray:
+    """Devices in the order of a mesh: `[2,4]T(1,0)`, or those listed, or as they are."""
+    ids = np.arange(everyone)
+    if not text:
+        return ids
+    if iota := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\)?)?", text):
+        ids = ids.reshape([int(n) for n in iota[1].split(",")])
+        return ids.transpose([int(n) for n in iota[2].split(",")] if iota[2] else None).ravel()
+    return np.array([int(n) for n in text.split(",")])
+
+
+def _named_groups(sizes: dict[str, int], devices: np.ndarray, used: str) -> list[list[int]]:
     """Groups along the axes `used` of a mesh in the HLO text; 'axis':(2)4 is its part of size 4 behind 2 others."""
-    if order:
-        raise ValueError(f"collective over a mesh of reordered devices, which is not understood: {order}")
-    ids = np.arange(everyone).reshape(list(sizes.values()))
+    ids = devices.reshape(list(sizes.values()))
     along: list[int] = []
     shape: list[int] = []
     for name, size in sizes.items():

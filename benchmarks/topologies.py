@@ -1,0 +1,126 @@
+"""What a 1B and an 8B shape would need on TPU slices of 16 and 256 chips, compiled on this CPU: no TPU is asked.
+
+    python benchmarks/topologies.py            # all rows, one after another, into benchmarks/topologies.json
+    python benchmarks/topologies.py v6e 8b     # only rows whose names hold these words; the others are kept
+
+Needs `pip install 'scaling-laws[tpu-aot]'`. Times and MFU are rooflines, not measurements.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scaling.ahead import apart
+from scaling.chips import topology
+from scaling.compile_verb import named_run
+from scaling.config import MeshConfig, RunConfig
+from scaling.record import write_json
+from scaling.roofline import Estimate
+
+OUT = Path(__file__).with_suffix(".json")
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compile: a published shape on slices of a topology, one sequence of 2048 tokens a chip, all recomputed."""
+
+    model: str
+    topology: str
+    mesh: MeshConfig
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.topology}" + (f" x{self.slices}" if self.slices > 1 else "")
+
+    @property
+    def run(self) -> RunConfig:
+        return named_run(self.model, topology(self.topology, self.slices), self.mesh)
+
+
+SIXTEEN, ALL = MeshConfig(fsdp=16), MeshConfig(fsdp=256)
+ROWS = (
+    Row("llama-3.2-1b", "v5e:4x4", SIXTEEN),
+    Row("llama-3.2-1b", "v5e:16x16", SIXTEEN),
+    Row("llama-3.2-1b", "v5p:2x2x4", SIXTEEN),
+    Row("llama-3.2-1b", "v5p:4x8x8", SIXTEEN),
+    Row("llama-3.2-1b", "v6e:4x4", SIXTEEN),
+    Row("llama-3.2-1b", "v6e:16x16", SIXTEEN),
+    Row("llama-3-8b", "v5e:4x4", SIXTEEN),
+    Row("llama-3-8b", "v5e:16x16", ALL),
+    Row("llama-3-8b", "v5p:2x2x4", SIXTEEN),
+    Row("llama-3-8b", "v5p:4x8x8", ALL),
+    Row("llama-3-8b", "v6e:4x4", SIXTEEN),
+    Row("llama-3-8b", "v6e:16x16", ALL),
+    Row("llama-3.2-1b", "v5e:4x4", MeshConfig(data=2, fsdp=8, tensor=2), slices=2),
+    Row("llama-3-8b", "v6e:16x16", MeshConfig(data=2, fsdp=256), slices=2),
+)
+
+
+def measure(row: Row) -> dict[str, Any]:
+    """The facts of one row, compiled now."""
+    made: Estimate = apart(row.run, topology(row.topology, row.slices))
+    return {"name": row.name, "model": row.model} | made.facts()
+
+
+def held() -> dict[str, dict[str, Any]]:
+    """Rows written before, by name."""
+    return {row["name"]: row for row in json.loads(OUT.read_text())["rows"]} if OUT.exists() else {}
+
+
+def main(words: list[str]) -> None:
+    """Compiles the rows whose names hold all the words, and writes after each, so that nothing is lost."""
+    rows = held()
+    for row in ROWS:
+        if all(word in row.name for word in words):
+            rows[row.name] = measure(row)
+            write_json(OUT, document([rows[one.name] for one in ROWS if one.name in rows]))
+            print(f"{row.name}: {rows[row.name]['compile_seconds']:.0f} s", flush=True)
+    Console().print(table(list(rows.values())))
+
+
+def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The file: rows and what made them."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": "python benchmarks/topologies.py",
+        "convention": "MFU counts attention halved (causal) and no recomputation; times are rooflines, not measured",
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        "rows": rows,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """One line a row; best: everything overlaps, worst: nothing does."""
+    out = Table(box=None, pad_edge=False, collapse_padding=True)
+    for heading in ("model", "topology", "mesh", "GiB", "of", "ms", "bound by", "MFU best", "worst", "chip-hours best"):
+        out.add_column(heading, no_wrap=True)
+    for row in rows:
+        out.add_row(
+            row["model"],
+            row["topology"] + (f" x{row['slices']}" if row["slices"] > 1 else ""),
+            "x".join(map(str, row["mesh"].values())),
+            f"{row['peak'] / 2**30:.2f}",
+            f"{row['hbm'] / 2**30:.0f}",
+            f"{row['step_seconds']['overlapped'] * 1e3:.0f}",
+            row["bound_by"],
+            f"{row['mfu']['overlapped']:.0%}",
+            f"{row['mfu']['in_turn']:.0%}",
+            f"{row['chip_hours']['overlapped']:,.0f}",
+        )
+    return out
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
