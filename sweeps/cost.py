@@ -8,11 +8,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from scaling import accounting
 from scaling.config import RunConfig
 from sweeps.executors.local import ONE_THREAD, Slot
+
+if TYPE_CHECKING:
+    from scaling.chips import Topology
+    from scaling.roofline import Estimate
 
 MATMUL = """
 import time, numpy
@@ -71,3 +77,33 @@ def core_flops_per_second() -> float:
         return float(found.stdout)
     except ValueError:
         return FALLBACK_CORE
+
+
+@dataclass(frozen=True)
+class Price:
+    """What runs would cost on TPUs that are not there: chip-hours when the engines of a chip overlap perfectly, and
+    when they do not at all. Rooflines, not measurements. programs: distinct train steps, each compiled once."""
+
+    topology: str
+    chips: int
+    programs: int
+    overlapped: float
+    in_turn: float
+
+    def __str__(self) -> str:
+        hours = f"{self.overlapped:,.2f} to {self.in_turn:,.2f} chip-hours"
+        return f"on {self.topology}: {hours}, by the roofline of {self.programs} compiled train steps; not measured"
+
+
+def price(configs: Iterable[RunConfig], target: Topology, cost: Callable[[RunConfig, Topology], Estimate]) -> Price:
+    """The price of runs on a topology; cost: as scaling.ahead.estimate. Raises InputError where one does not fit it."""
+    made: dict[Any, Estimate] = {}
+    overlapped, in_turn = 0.0, 0.0
+    for config in configs:
+        data = config.data
+        shapes = (data.sequence_length, data.batch_sequences, data.microbatch_sequences)
+        key = (config.model, shapes, config.precision, config.mesh)
+        step = made[key] = made.get(key) or cost(config, target)
+        hours = config.steps * target.chips / 3600
+        overlapped, in_turn = overlapped + hours * step.fastest, in_turn + hours * step.slowest
+    return Price(target.name, target.chips, len(made), overlapped, in_turn)

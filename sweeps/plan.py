@@ -22,7 +22,7 @@ import sweeps
 from scaling.config import RunConfig, from_dict, to_dict
 from scaling.record import counts, read_json, write_json
 from scaling.strict import InputError, nearest
-from sweeps.cost import Rate, rate
+from sweeps.cost import Price, Rate, price, rate
 from sweeps.executors.local import slots
 from sweeps.grids import Sweep
 
@@ -74,8 +74,10 @@ class Plan:
     created_with: dict[str, str | None]
 
 
-def plan(name: str, out: Path = Path("out"), json: Path | None = None) -> Plan:
+def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology: str | None = None) -> Plan:
     """Freezes the sweep `name` in <out>/<name>/plan.json; prints every cell with its counts, FLOPs and estimated time.
+
+    topology: also what it would cost on TPUs that are not there, as v5e:4x4; each distinct train step is compiled.
 
     The same cells again change nothing. Raises InputError on an unknown sweep, a corpus that is not prepared, two equal
     cells, or a folder that holds another plan.
@@ -86,9 +88,19 @@ def plan(name: str, out: Path = Path("out"), json: Path | None = None) -> Plan:
     console = Console()
     console.print(table(held))
     console.print(f"{summary(held, len(room))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
+    priced = priced_on(held, topology) if topology else None
+    if priced:
+        console.print(str(priced), soft_wrap=True, highlight=False)
     if json is not None:
-        write_json(json, as_dict(held))
+        write_json(json, as_dict(held) | ({"price": dataclasses.asdict(priced)} if priced else {}))
     return held
+
+
+def priced_on(plan: Plan, topology: str) -> Price:
+    """The plan's price on a topology, as v5e:4x4. Raises InputError where there is no such one, or a run fails it."""
+    from scaling import ahead, chips
+
+    return price((cell.config for cell in plan.cells), chips.topology(topology), ahead.estimate)
 
 
 def find(name: str) -> Sweep:

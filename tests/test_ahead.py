@@ -154,7 +154,7 @@ def test_recomputation_is_counted() -> None:
 
 
 def test_kernels_are_counted_by_their_blocks() -> None:
-    """Splash attention, forward: two products of [T, D] with [D, T] a head, of 4 x 4 blocks the 10 that are not masked."""
+    """Splash attention, forward: two products of [T, D] with [D, T] a head; of 4 x 4 blocks 10 are not masked."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 

@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from stand_in_sweep import PACE, StandInCorpus, stand_in_plan, stand_in_sweep
 
-from scaling import accounting
+from scaling import accounting, ahead
+from scaling.chips import topology
 from scaling.config import from_dict
 from scaling.strict import InputError
 from sweeps import plan as planning
-from sweeps.cost import Rate, rate
+from sweeps.cost import Price, Rate, price, rate
 from sweeps.executors.local import Slot
 from sweeps.plan import PLAN, as_dict, build, find, freeze, load, makespan, summary, table
 
@@ -163,6 +165,37 @@ def test_time_grows_with_every_term():
     tokens = config.steps * config.data.batch_tokens + config.measure.validation_tokens / 3
     flops = accounting.train_flops(config.model, config.data.sequence_length, round(tokens), "exact")
     assert base.seconds(config) == pytest.approx(10 + 0.1 * config.steps + 1e-3 * tokens + flops / 1e8)
+
+
+def test_a_price_compiles_each_shape_once_and_sums_the_runs():
+    asked = []
+
+    def cost(config, target):
+        asked.append(config.model)
+        return SimpleNamespace(fastest=2.0 * config.model.width, slowest=3.0 * config.model.width)
+
+    cells = find("smoke").cells
+    priced = price(cells, topology("v5e:2x2"), cost)
+    assert len(asked) == len(set(asked)) == 2
+    hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
+    assert priced == Price("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
+    assert "chip-hours, by the roofline of 2 compiled train steps; not measured" in str(priced)
+
+
+def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
+    made = stand_in_plan(tmp_path / "stand_in", "", "")
+    monkeypatch.setattr(planning, "build", lambda *arguments: made)
+    monkeypatch.setattr(planning, "find", lambda name: None)
+    monkeypatch.setattr(planning, "rate", lambda slot: PACE)
+    monkeypatch.setattr(ahead, "estimate", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0))
+    planning.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
+    assert "on v5e:4x4: " in capsys.readouterr().out
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    steps = sum(cell.config.steps for cell in made.cells)
+    assert facts["price"]["overlapped"] == pytest.approx(steps * 16 / 3600)
+    assert "price" not in json.loads((tmp_path / "stand_in" / PLAN).read_text())
+    with pytest.raises(InputError, match="no such slice"):
+        planning.plan("stand_in", out=tmp_path, topology="v5e:3x3")
 
 
 def test_cpu_rate_is_measured_and_gpu_rate_says_it_is_not():
