@@ -24,11 +24,12 @@ from scaling.record import CONFIG
 from scaling.strict import InputError
 
 STOPPED, DIVERGED = 75, 4
+OF_A_RUN = (["train"], ["profile"])
 POSITIONAL = (tyro.conf.PositionalRequiredArgs,)
 
 
 def base_config(arguments: list[str]) -> RunConfig:
-    """What the flags of `train` override: the folder's own config, a --file, or the defaults."""
+    """What the flags of `train` and `profile` override: the folder's own config, a --file, or the defaults."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--folder", type=Path)
     peek.add_argument("--file", type=Path)
@@ -74,7 +75,7 @@ VERBS = (
 def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandApp:
     """All verbs; only the module of the one asked for is imported, so that the command line is quick.
 
-    base: what the flags of `train` override.
+    base: what the flags of `train` and `profile` override.
     """
     app = tyro.extras.SubcommandApp()
     groups = {"data": tyro.extras.SubcommandApp(), "sweep": tyro.extras.SubcommandApp()}
@@ -101,9 +102,36 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
         del file
         return _train(config, folder, quiet, json)
 
-    if arguments[:1] == ["train"]:
+    if arguments[:1] in OF_A_RUN:
         keep_programs()
     app.command(name="train", help="Train one run; again to resume it.")(deferred(train))
+
+    def profile(
+        config: Annotated[RunConfig, tyro.conf.arg(name="")] = base,
+        folder: Path | None = None,
+        file: Path | None = None,
+        out: Path = Path("out/profile"),
+        steps: int = 20,
+        warmup: int = 5,
+        json: Path | None = None,
+    ) -> None:
+        """Trace a run's training step: busy share of the devices, gaps, and what the time goes into.
+
+        Args:
+            config: every field of the run.
+            folder: a run folder whose config.json is the base of the flags.
+            file: a config.json to start from instead.
+            out: where the trace is kept, for Perfetto and XProf.
+            steps: steps timed, and then traced.
+            warmup: steps before that.
+            json: also write the same facts to this file.
+        """
+        del folder, file
+        from scaling.profile_verb import profile
+
+        profile(config, out, steps, warmup, json)
+
+    app.command(name="profile", help="Trace a run's step: is it compute-bound, and in what.")(deferred(profile))
     app.command(groups["data"], name="data", help="Corpora: prepare, mixture, vocabulary, list.")
     app.command(groups["sweep"], name="sweep", help="Many runs: plan, run, status, collect.")
     for verb in VERBS:
@@ -161,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed, 2 bad input (one line on stderr), 4 diverged, 75 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        base = base_config(arguments) if arguments[:1] == ["train"] else RunConfig()
+        base = base_config(arguments) if arguments[:1] in OF_A_RUN else RunConfig()
         code = parse(build_app(arguments, base), arguments)()
     except KeyboardInterrupt:
         code = 130
