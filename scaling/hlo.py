@@ -98,7 +98,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The text of a compiled module. Raises ValueError where it is not HLO."""
+    """The text of a compiled module. Raises ValueError where it is not HLO.
+
+    An instruction is a line; what Pallas writes into the attributes of its kernels has more, which are left out.
+    """
     computations, entry = {}, ""
     body: dict[str, Instruction] | None = None
     for raw in text.splitlines():
@@ -109,9 +112,9 @@ def parse(text: str) -> Module:
                 body = {}
                 computations[opened[2]] = Computation(opened[2], body)
                 entry = opened[2] if opened[1] else entry
-        elif line.startswith("}"):
+        elif re.match(r"\}(, |$)", line):
             body = None
-        elif " = " in line:
+        elif re.match(r"\s+(ROOT )?%?[\w.\-]+ = ", line):
             one = _instruction(line)
             body[one.name] = one
     if not entry:

@@ -199,7 +199,9 @@ FileNames
   %f = (bf16[16,16]{1,0}, bf16[8,4]{1,0}, bf16[8,64]{1,0}) fusion(%p, %q, %x), kind=kOutput, calls=%meanwhile
   %y = bf16[16,16]{1,0} get-tuple-element(%f), index=0
   %r = f32[16]{0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter
-  %after = token[] after-all()
+  %after = token[] after-all(), frontend_attributes={kernel_metadata={
+"note":"a = b {"
+}}, metadata={op_name="more lines than one"}
   %sent = (f32[16]{0}, token[]) send(%r, %after), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %out = (s32[], bf16[8,4]{1,0}, bf16[8,64]{1,0}, bf16[16,16]{1,0}, f32[64]{0}) tuple(%next, %p, %q, %y, %g)
 }
