@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import requires, version
 from typing import Any
 
 import jax
@@ -126,13 +127,22 @@ def apart(config: RunConfig, topology: Topology) -> Estimate:
     if done.returncode:
         failed = re.search(r"Check failed: .*", done.stderr)
         said = failed[0] if failed else done.stderr.strip()[-300:]
-        raise InputError(f"{topology.name}: XLA's compiler for TPUs failed, not the run: {said}; another mesh may pass")
+        raise InputError(f"{topology.name}: the compiler failed, not the run: {' '.join(said.split())}; {_advice()}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:
         raise InputError(answer["error"])
     if "needed" in answer:
         raise DoesNotFit(**answer)
     return Estimate(**answer | {"collectives": tuple(Talk(**one) for one in answer["collectives"])})
+
+
+def _advice() -> str:
+    """What may help when the compiler fails: the libtpu that jax names, where another is installed."""
+    named = (re.fullmatch(r"libtpu==([\d.]+)\*.*", line) for line in requires("jax") or ())
+    wanted = next((found[1] for found in named if found), "")
+    if not version("libtpu").startswith(wanted):
+        return f"libtpu {version('libtpu')} is not that of this jax: pip install 'libtpu=={wanted}*'"
+    return "another mesh, batch or --attention may pass"
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:

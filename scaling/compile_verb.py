@@ -74,12 +74,8 @@ def compile(
     options: dict[str, Any] = {
         key: value for key, value in {"remat": remat, "attention": attention}.items() if value is not None
     }
-    try:
-        shaped = dataclasses.replace(config.model, **options)
-    except TypeError:
-        raise InputError("attention: this version's models have one kernel; leave the flag out") from None
     config = RunConfig(
-        model=shaped,
+        model=dataclasses.replace(config.model, **options),
         data=data,
         precision=PrecisionConfig(compute) if compute else config.precision,
         mesh=parse_mesh(mesh) if mesh is not None else config.mesh,

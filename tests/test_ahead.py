@@ -373,6 +373,21 @@ def test_a_compile_gives_the_row_of_the_table(name: str) -> None:
     assert made.ici_seconds == pytest.approx(held["ici_seconds"], rel=0.25)
 
 
+def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It aborts the process: the verb must survive, and says so when libtpu is not the one that jax names."""
+    said = "noise\nF1122 fusion_util.cc:5236] Check failed: loop makes\tno progress\n*** stack ***\n"
+    died = SimpleNamespace(returncode=-6, stderr=said, stdout="")
+    monkeypatch.setattr(ahead, "require_libtpu", lambda: None)
+    monkeypatch.setattr(ahead.subprocess, "run", lambda *command, **options: died)
+    monkeypatch.setattr(ahead, "version", lambda package: "0.0.1")
+    with pytest.raises(
+        InputError, match=r"v5e:4x4: the compiler failed, not the run: Check failed: loop makes no prog"
+    ) as e:
+        ahead.apart(big(), topology("v5e:4x4"))
+    assert "\n" not in str(e.value)
+    assert "libtpu 0.0.1 is not that of this jax: pip install 'libtpu==0.0." in str(e.value)
+
+
 @needs_libtpu
 def test_a_run_that_no_chip_holds_is_refused_before_it_is_compiled() -> None:
     target = topology("v5e:4x4")

@@ -50,6 +50,25 @@ def test_a_mesh_must_use_all_devices() -> None:
         sharding.make_mesh(MeshConfig(fsdp=3))
 
 
+@pytest.mark.parametrize(
+    ("mesh", "devices", "slices", "nearest"),
+    [
+        (MeshConfig(fsdp=3), 8, 1, "data=2,fsdp=4,tensor=1"),
+        (MeshConfig(fsdp=16), 8, 1, "data=1,fsdp=8,tensor=1"),
+        (MeshConfig(data=2, fsdp=2, tensor=4), 8, 1, "data=2,fsdp=2,tensor=2"),
+        (MeshConfig(data=4, fsdp=4, tensor=2), 16, 1, "data=4,fsdp=4,tensor=1"),
+        (MeshConfig(data=3, fsdp=8), 32, 4, "data=4,fsdp=8,tensor=1"),
+        (MeshConfig(data=2, fsdp=16), 32, 4, "data=4,fsdp=8,tensor=1"),
+    ],
+)
+def test_the_nearest_mesh_is_named(mesh: MeshConfig, devices: int, slices: int, nearest: str) -> None:
+    """The fewest axes change, and those least."""
+    with pytest.raises(InputError, match=f"nearest that fits: {nearest}"):
+        sharding.axis_sizes(mesh, devices, slices)
+    sizes = [int(part.split("=")[1]) for part in nearest.split(",")]
+    assert sharding.axis_sizes(MeshConfig(*sizes), devices, slices) == tuple(sizes), "what is named does fit"
+
+
 class Shape:
     """A mesh as check_fits sees it: axis sizes."""
 
@@ -60,9 +79,13 @@ class Shape:
 @pytest.mark.parametrize(
     ("batch", "mesh", "words"),
     [
-        (16, Shape(data=3), r"data\.batch_sequences = 16: must be a multiple of the 3 devices"),
-        (16, Shape(tensor=8), r"model\.heads = 4: must be a multiple of mesh\.tensor = 8"),
-        (48, Shape(fsdp=48), r"model\.width = 128: must be a multiple of fsdp x tensor = 48"),
+        (
+            16,
+            Shape(data=3),
+            r"data\.batch_sequences = 16: must be a multiple of the 3 devices.*; nearest that fits: 15",
+        ),
+        (16, Shape(tensor=8), r"model\.heads = 4: must be a multiple of mesh\.tensor = 8; .*: data=2,fsdp=1,tensor=4"),
+        (48, Shape(fsdp=48), r"model\.width = 128: must be .* fsdp x tensor = 48; .*: data=3,fsdp=16,tensor=1"),
     ],
 )
 def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> None:
@@ -70,6 +93,16 @@ def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> N
     with pytest.raises(InputError, match=words):
         sharding.check_fits(config, mesh)  # pyrefly: ignore
     sharding.check_fits(config, Shape(data=8, tensor=2))  # pyrefly: ignore
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [(7, "nearest that fits: data=7,fsdp=1,tensor=1"), (1, "no mesh over these devices would fit")],
+)
+def test_the_mesh_that_is_named_fits_the_batch_too(batch: int, says: str) -> None:
+    config = RunConfig(data=DataConfig(batch_sequences=batch))
+    with pytest.raises(InputError, match=rf"mesh\.tensor = 7; {says}"):
+        sharding.check_fits(config, Shape(tensor=7))  # pyrefly: ignore
 
 
 def test_a_microbatch_must_divide_as_well() -> None:
