@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shlex
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,8 @@ from conftest import scaling
 
 from scaling.corpora import SPLITS, parse_corpus
 from scaling.data_verbs import data_list, data_prepare, data_vocabulary
-from scaling.tokens import open_tokens
-from scaling.vocabulary import ByteVocabulary, load_vocabulary, train_sentencepiece
+from scaling.tokens import TokenSet, open_tokens
+from scaling.vocabulary import ByteVocabulary, SentencePieceVocabulary, load_vocabulary, train_sentencepiece
 
 TEXTS = [f"line {i} é😀 \x00 ▁\n" for i in range(400)]
 
@@ -193,78 +196,123 @@ def test_a_mixture_is_written_once_and_found_by_prepare(source: Path, tmp_path: 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder where a user stands, with a package of tasks."""
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").write_text("")
-    (tmp_path / "my_package" / "my_tasks.py").write_text(MODULE)
-    return tmp_path
+    return with_package(tmp_path)
+
+
+def with_package(folder: Path) -> Path:
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").write_text("")
+    (folder / "my_package" / "my_tasks.py").write_text(MODULE)
+    return folder
+
+
+OWN = "seqio:{}?module=my_package.my_tasks".format
+REFUSED = {
+    OWN("train_only"): "has no validation split (both are needed); it has train",
+    OWN("more_ids"): "which is not the vocabulary 'byte'",
+    OWN("backward"): "registers no such Task or Mixture; did you mean backwards?",
+    OWN("backwards") + "&feature=target": "no feature 'target'; did you mean targets?",
+    "seqio:backwards?module=broken": "module 'broken' cannot be imported: ZeroDivisionError",
+}
+SCRIPT = """
+import json, sys
+from scaling import tasks
+from scaling.strict import InputError
+said = {}
+for name, vocabulary in json.loads(sys.argv[1]):
+    try:
+        tasks.app.cli(args=["prepare", name, "--vocabulary", vocabulary])
+    except InputError as error:
+        said[f"{name} {vocabulary}"] = str(error)
+json.dump(said, open("said.json", "w"))
+"""
+
+
+@dataclass(frozen=True)
+class Own:
+    """What became of a user's tasks: where they were prepared, the models, the refusals by corpus and vocabulary."""
+
+    place: Path
+    model: SentencePieceVocabulary
+    refusals: dict[str, str]
+
+    def tokens(self, task: str, vocabulary: str = "byte") -> TokenSet:
+        return open_tokens(self.place / "out" / "corpora", OWN(task), vocabulary)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
+    """All of a user's tasks through `python -m scaling.tasks`, as the verb calls it, in one process: to import seqio
+    costs seconds."""
+    place = with_package(tmp_path_factory.mktemp("own"))
+    (place / "broken.py").write_text("1 / 0")
+    model = train_sentencepiece(TEXTS, 300, place / "m.model")
+    other = train_sentencepiece(TEXTS[::2], 300, place / "other.model")
+    assert other.slug.split("-")[1] != model.slug.split("-")[1]
+    wanted = [(OWN("backwards"), "byte"), (OWN("no_eos"), "byte"), (OWN("pieces"), "m.model")]
+    wanted += [(name, "byte") for name in REFUSED] + [(OWN("pieces"), "other.model")]
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
+    done = subprocess.run(command, cwd=place, env=quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Own(place, load_vocabulary(str(place / "m.model")), json.loads((place / "said.json").read_text()))
+
+
+WORDS = {
+    split: {sign: [f"{sign}{split}{i}"[::-1] for i in range(size)] for sign in "+-"}
+    for split, size in (("train", 6), ("validation", 2))
+}
 
 
 @needs_seqio
 @pytest.mark.slow
-def test_the_users_own_task_and_mixture_become_shards_to_train_on(place: Path) -> None:
-    name = "seqio:{}?module=my_package.my_tasks".format
-    for task in ("backwards", "no_eos", "both"):
-        done = scaling("data", "prepare", name(task), cwd=place)
-        assert done.returncode == 0, done.stderr
-        assert "already there" in scaling("data", "prepare", name(task), cwd=place).stdout
-    words = {
-        split: {sign: [f"{sign}{split}{i}"[::-1] for i in range(size)] for sign in "+-"}
-        for split, size in (("train", 6), ("validation", 2))
-    }
+def test_the_users_own_tasks_become_shards(own: Own) -> None:
     for split in SPLITS:
         for task, sign in (("backwards", "+"), ("no_eos", "-")):
-            tokens = open_tokens(place / "out" / "corpora", name(task))
-            assert documents(getattr(tokens, split).shards[0]) == words[split][sign]
-    mixed = documents(open_tokens(place / "out" / "corpora", name("both")).train.shards[0])
-    assert [word for word in mixed if word.endswith("+")] == words["train"]["+"]
-    assert [word for word in mixed if word.endswith("-")] == words["train"]["-"][: len(mixed) - 6]
+            assert documents(getattr(own.tokens(task), split).shards[0]) == WORDS[split][sign]
+    for task in ("backwards", "no_eos"):
+        assert "already there" in scaling("data", "prepare", OWN(task), cwd=own.place).stdout
+
+
+@needs_seqio
+@pytest.mark.slow
+def test_the_users_own_mixture_becomes_shards_to_train_on_where_its_module_is_gone(place: Path) -> None:
+    done = scaling("data", "prepare", OWN("both"), cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "already there" in scaling("data", "prepare", OWN("both"), cwd=place).stdout
+    mixed = documents(open_tokens(place / "out" / "corpora", OWN("both")).train.shards[0])
+    assert [word for word in mixed if word.endswith("+")] == WORDS["train"]["+"]
+    assert [word for word in mixed if word.endswith("-")] == WORDS["train"]["-"][: len(mixed) - 6]
     assert 6 < len(mixed) < 12
 
     (place / "my_package" / "my_tasks.py").unlink()
     flags = ("--data.sequence-length", 8, "--data.batch-sequences", 2, "--measure.validation-tokens", 16)
     model = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1)
     short = ("--tokens", 64, "--schedule.warmup-tokens", 16, "--folder", "run")
-    done = scaling("train", "--data.corpus", name("backwards"), *flags, *model, *short, cwd=place)
+    done = scaling("train", "--data.corpus", OWN("both"), *flags, *model, *short, cwd=place)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((place / "run" / "result.json").read_text())["status"] == "done"
 
 
 @needs_seqio
 @pytest.mark.slow
-def test_a_task_in_pieces_is_prepared_with_its_own_model_alone(place: Path) -> None:
-    model = train_sentencepiece(TEXTS, 300, place / "m.model")
-    other = train_sentencepiece(TEXTS[::2], 300, place / "other.model")
-    assert other.slug.split("-")[1] != model.slug.split("-")[1]
-    corpus = "seqio:pieces?module=my_package.my_tasks"
-    done = scaling("data", "prepare", corpus, "--vocabulary", "m.model", cwd=place)
-    assert done.returncode == 0, done.stderr
-    stream = open_tokens(place / "out" / "corpora", corpus, model.name).train.shards[0]
-    parts = np.split(stream, np.flatnonzero(stream == model.eos_id) + 1)
-    assert [model.decode(part) for part in parts[:-1]] == [f"-train{i}"[::-1] for i in range(6)]
-    done = scaling("data", "prepare", corpus, "--vocabulary", "other.model", cwd=place)
-    assert done.returncode == 2
-    assert "which is not the vocabulary 'other.model'" in done.stderr
+def test_a_task_in_pieces_is_prepared_with_its_own_model_alone(own: Own) -> None:
+    stream = own.tokens("pieces", own.model.name).train.shards[0]
+    parts = np.split(stream, np.flatnonzero(stream == own.model.eos_id) + 1)
+    assert [own.model.decode(part) for part in parts[:-1]] == [f"-train{i}"[::-1] for i in range(6)]
+    assert "which is not the vocabulary 'other.model'" in own.refusals[f"{OWN('pieces')} other.model"]
 
 
 @needs_seqio
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("corpus", "words"),
-    [
-        ("seqio:train_only?module=my_package.my_tasks", "has no validation split (both are needed); it has train"),
-        ("seqio:more_ids?module=my_package.my_tasks", "which is not the vocabulary 'byte'"),
-        ("seqio:backward?module=my_package.my_tasks", "registers no such Task or Mixture; did you mean backwards?"),
-        ("seqio:backwards?module=my_package.my_tasks&feature=target", "no feature 'target'; did you mean targets?"),
-        ("seqio:backwards?module=broken", "module 'broken' cannot be imported: ZeroDivisionError"),
-    ],
-)
-def test_a_task_that_cannot_be_prepared_is_one_line(place: Path, corpus: str, words: str) -> None:
-    (place / "broken.py").write_text("1 / 0")
-    done = scaling("data", "prepare", corpus, cwd=place)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not list(place.glob("out/corpora/*/[!.]*"))
+def test_a_task_that_cannot_be_prepared_is_one_line_and_leaves_nothing(own: Own) -> None:
+    """The verb prints this line and ends with 2: below, on a full disk."""
+    assert set(own.refusals) == {f"{name} byte" for name in REFUSED} | {f"{OWN('pieces')} other.model"}
+    for name, words in REFUSED.items():
+        assert words in own.refusals[f"{name} byte"]
+    assert not [said for said in own.refusals.values() if "\n" in said]
+    prepared = {path.parent.name for path in own.place.glob("out/corpora/*/[!.]*")}
+    assert len(prepared) == 3, "backwards, no_eos and pieces"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +338,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path, road: s
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here (needs root on Linux)")
     try:
-        first = scaling("data", "prepare", "walk?tokens=1024", "--directory", disk, "--road", road)
+        first = scaling("data", "prepare", "walk?tokens=1024", "--directory", disk, "--road", "plain")
         assert first.returncode == 0, first.stderr
         before = sorted(path for path in disk.rglob("*") if path.is_file())
         done = scaling("data", "prepare", "walk", "--directory", disk, "--road", road)
