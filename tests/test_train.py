@@ -211,6 +211,41 @@ def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_step_is_dispatched_before_the_last_ones_metrics_are_read_and_moves_nothing_itself(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every dispatch under a guard that raises on a transfer nobody asked for; every value that reaches Python counted.
+
+    Long runs log and save seldom: here never before the end, so that the loop is seen alone.
+    """
+    quiet = dataclasses.replace(tiny.measure, checkpoint_every_tokens=tiny.tokens, log_every_steps=1000)
+    config = dataclasses.replace(tiny, measure=quiet, tokens=6 * tiny.data.batch_tokens, schedule=ScheduleConfig())
+    events: list[str] = []
+    built = build(config, make_mesh(config.mesh))
+
+    def step(*arguments: Any) -> Any:
+        events.append("dispatch")
+        with jax.transfer_guard("disallow"):
+            return built.step(*arguments)
+
+    array = type(jax.numpy.zeros(()))
+    value = vars(array)["_value"]
+
+    def read(self: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            events.append("read")
+        return value.fget(self)
+
+    monkeypatch.setattr("scaling.train.build", lambda config, mesh: dataclasses.replace(built, step=step))
+    monkeypatch.setattr(array, "_value", property(read))
+    assert train(config, tmp_path, quiet=True) == "done"
+    loop = events[: len(events) - events[::-1].index("dispatch")]
+    metrics = ["read"] * 2
+    assert loop[loop.index("dispatch") :] == ["dispatch", *(["dispatch", *metrics] * 5)][:-2]
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        step(built.init(jax.random.key(0)), np.zeros((8, 33), np.int32), 0.0)
+
+
 def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
     parts = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, microbatch_sequences=2))
     assert parts.run_id == tiny.run_id
