@@ -37,6 +37,7 @@ STATE = "weights and optimizer state"
 QUIET = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process at a time, though none has a TPU
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -64,6 +65,8 @@ def devices_of(topology: Topology) -> list[Any]:
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.chip.config:
         options["chip_config_name"] = topology.chip.config
+    if math.prod(topology.dims) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices)
 
 
