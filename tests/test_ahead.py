@@ -7,6 +7,9 @@ import importlib.util
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,16 +291,18 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> list[RunCon
 
 
 def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = ahead.DoesNotFit(40 * 2**30, 15.75 * 2**30, "the step")
     config = dataclasses.replace(big(remat="full"), mesh=MeshConfig(data=1, fsdp=16))
-    asked = scripted(monkeypatch, [short, SimpleNamespace(peak=9 * 2**30)])
-    with pytest.raises(
-        InputError,
-        match=r"v5e:4x4 has 15\.75 GiB a chip, and 40\.00 .*; --microbatch \d+ would fit \(compiled: 9\.00 GiB\)",
-    ):
+    short = ahead.DoesNotFit(estimated_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
+    still = ahead.DoesNotFit(16 * 2**30, 15.75 * 2**30, "the step")
+    asked = scripted(monkeypatch, [short, still, SimpleNamespace(peak=9 * 2**30)])
+    says = (
+        r"v5e:4x4 has 15\.75 GiB a chip, and \d+\.\d+ are needed for the step; --microbatch \d+ would fit \(compiled: 9"
+    )
+    with pytest.raises(InputError, match=says):
         ahead.estimate(config, topology("v5e:4x4"))
-    assert asked[1].data.microbatch_sequences is not None
-    assert asked[1].data.microbatch_sequences < 256
+    first, second, third = (one.data.microbatch_sequences or one.data.batch_sequences for one in asked)
+    assert first == 256
+    assert first > second > third, "what does not fit either makes the next guess smaller"
 
 
 def test_more_chips_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +391,24 @@ def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.Monk
         ahead.apart(big(), topology("v5e:4x4"))
     assert "\n" not in str(e.value)
     assert "libtpu 0.0.1 is not that of this jax: pip install 'libtpu==0.0." in str(e.value)
+
+
+SLICES = """
+import math
+from scaling import ahead
+from scaling.chips import CHIPS, Topology, slices_of
+made = [Topology(chip, dims) for chip in CHIPS.values() for dims in slices_of(chip) if math.prod(dims) <= 256]
+for one in (*made, Topology(CHIPS["v5p"], (4, 4, 4), slices=3)):
+    assert len(ahead.devices_of(one)) == one.chips, one.name
+"""
+
+
+@needs_libtpu
+def test_every_slice_is_one_that_the_compiler_knows() -> None:
+    command = [sys.executable, "-c", SLICES]
+    done = subprocess.run(command, env=os.environ | ahead.QUIET, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == "", "libtpu is quiet"
 
 
 @needs_libtpu
