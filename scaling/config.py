@@ -27,6 +27,7 @@ class ModelConfig:
     ff_width: hidden width of SwiGLU; None means 8/3 of `width`, rounded up to a multiple of 8 (Touvron 2023).
     remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
     unroll: layers unrolled per scan step; None means all on a CPU without remat, which CPUs undo in flat code, else 1.
+    attention: the kernel (attention.py); "auto" takes the fastest that can run, and the run records which that was.
     """
 
     vocab_size: int = 259
@@ -41,6 +42,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-6
     remat: Literal["none", "dots", "full"] = free("none")
     unroll: int | None = free(None)
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = free("auto")
 
     def __post_init__(self) -> None:
         check_types(self)

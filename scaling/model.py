@@ -6,18 +6,17 @@ every product: XLA on CPU differentiates products on [B, T, M] three to four tim
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from scaling.attention import Kernel, attend
 from scaling.config import ModelConfig
-
-Constrain = Callable[[jax.Array], jax.Array]
 
 
 def rope(x_BTHD: jax.Array, theta: float) -> jax.Array:
@@ -51,33 +50,58 @@ class Linear(nn.Module):
     gain: float = 1.0
     out: jnp.dtype | None = None
 
-    @nn.compact
     def __call__(self, x_NI: jax.Array) -> jax.Array:
-        fan_in = x_NI.shape[-1]
-        init = nn.initializers.normal(self.gain * fan_in**-0.5)
-        kernel_IO = self.param("kernel", init, (fan_in, self.features), jnp.float32)
+        kernel_IO = self.kernel(x_NI.shape[-1])
         return jnp.matmul(x_NI, kernel_IO.astype(x_NI.dtype), preferred_element_type=self.out)
+
+    @nn.compact
+    def kernel(self, fan_in: int) -> jax.Array:
+        """The weights alone, float32."""
+        init = nn.initializers.normal(self.gain * fan_in**-0.5)
+        return self.param("kernel", init, (fan_in, self.features), jnp.float32)
+
+
+def side_by_side(x_NI: jax.Array, *layers: Linear) -> list[jax.Array]:
+    """What each layer makes of x. One product in place of several: x is read once, forward and backward."""
+    kernel_IO = jnp.concatenate([layer.kernel(x_NI.shape[-1]) for layer in layers], axis=1)
+    out_NO = jnp.matmul(x_NI, kernel_IO.astype(x_NI.dtype))
+    return jnp.split(out_NO, np.cumsum([layer.features for layer in layers])[:-1], axis=1)
 
 
 class Attention(nn.Module):
     config: ModelConfig
     kernel: Kernel
+    mesh: Mesh | None
 
     @nn.compact
-    def __call__(self, x_BTM: jax.Array) -> jax.Array:
+    def __call__(self, x_BTM: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         c = self.config
         B, T, M = x_BTM.shape
         H, K, D = c.heads, c.num_kv_heads, c.head_width
         x_NM = x_BTM.reshape(B * T, M)
-        q_BTHD = Linear(H * D, name="q")(x_NM).reshape(B, T, H, D)
-        k_BTKD = Linear(K * D, name="k")(x_NM).reshape(B, T, K, D)
-        v_BTKD = Linear(K * D, name="v")(x_NM).reshape(B, T, K, D)
+        q, k, v = side_by_side(x_NM, Linear(H * D, name="q"), Linear(K * D, name="k"), Linear(K * D, name="v"))
+        q_BTHD, k_BTKD, v_BTKD = q.reshape(B, T, H, D), k.reshape(B, T, K, D), v.reshape(B, T, K, D)
         if c.qk_norm:
             q_BTHD = RMSNorm(c.norm_epsilon, name="q_norm")(q_BTHD)
             k_BTKD = RMSNorm(c.norm_epsilon, name="k_norm")(k_BTKD)
         q_BTHD, k_BTKD = rope(q_BTHD, c.rope_theta), rope(k_BTKD, c.rope_theta)
-        out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, kernel=self.kernel)
+        out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, segments_BT, kernel=self.kernel, mesh=self.mesh)
         return Linear(M, gain=(2 * c.depth) ** -0.5, name="o")(out_BTHD.reshape(B * T, H * D)).reshape(B, T, M)
+
+
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up. Only the two arguments are kept for the backward pass, in which each gradient is one pass."""
+    return nn.silu(gate) * up
+
+
+def _gated_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gate, up = saved
+    sigmoid = nn.sigmoid(gate)
+    return gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), gradient * gate * sigmoid
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
 class SwiGLU(nn.Module):
@@ -89,67 +113,95 @@ class SwiGLU(nn.Module):
     def __call__(self, x_BTM: jax.Array) -> jax.Array:
         c = self.config
         x_NM = x_BTM.reshape(-1, c.width)
-        hidden_NF = nn.silu(Linear(c.num_ff, name="gate")(x_NM)) * Linear(c.num_ff, name="up")(x_NM)
+        hidden_NF = gated(*side_by_side(x_NM, Linear(c.num_ff, name="gate"), Linear(c.num_ff, name="up")))
         return Linear(c.width, gain=(2 * c.depth) ** -0.5, name="down")(hidden_NF).reshape(x_BTM.shape)
 
 
 class Block(nn.Module):
     config: ModelConfig
     kernel: Kernel
-    constrain: Constrain
+    mesh: Mesh | None = None
 
     @nn.compact
-    def __call__(self, x_BTM: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def __call__(self, x_BTM: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, None]:
         c = self.config
-        x_BTM = x_BTM + Attention(c, self.kernel, name="attention")(
-            RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTM)
-        )
+        attention = Attention(c, self.kernel, self.mesh, name="attention")
+        x_BTM = x_BTM + attention(RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTM), segments_BT)
         x_BTM = x_BTM + SwiGLU(c, name="ff")(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM))
-        return self.constrain(x_BTM), None
+        return by_rows(x_BTM, self.mesh), None
+
+
+def by_rows(x_BTM: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Activations sharded as the batch is (sharding.py); as they are without a mesh."""
+    if mesh is None:
+        return x_BTM
+    return jax.lax.with_sharding_constraint(x_BTM, NamedSharding(mesh, P(("data", "fsdp"), None, None)))
 
 
 class Decoder(nn.Module):
     """tokens_BT -> float32 logits_BTV. Block weights carry a leading layer axis L.
 
-    dtype: of activations and products. constrain: applied to [B, T, M] activations after the embedding and after
-    each block (sharding.py makes one; the identity otherwise).
+    dtype: of activations and products. kernel: of attention, as `attention.choose` gives it. mesh: where the weights
+    and the batch are sharded; None on one device. segments_BT: see `attend`.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     kernel: Kernel = "xla"
-    constrain: Constrain = staticmethod(lambda x: x)
+    mesh: Mesh | None = None
 
-    @nn.compact
-    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         c = self.config
-        B, T = tokens_BT.shape
         init = nn.initializers.normal(c.width**-0.5)
-        embedding_VM = self.param("embedding", init, (c.vocab_size, c.width), jnp.float32)
-        x_BTM = self.constrain(embedding_VM[tokens_BT].astype(self.dtype))
-        x_BTM, _ = self._blocks()(x_BTM, None)
-        x_NM = RMSNorm(c.norm_epsilon, name="final_norm")(x_BTM).reshape(B * T, c.width)
-        if c.tied:
-            logits_NV = jnp.matmul(x_NM, embedding_VM.T.astype(self.dtype), preferred_element_type=jnp.float32)
+        self.embedding = self.param("embedding", init, (c.vocab_size, c.width), jnp.float32)
+        self.blocks = self._blocks()
+        self.final_norm = RMSNorm(c.norm_epsilon)
+        if not c.tied:
+            self.head = Linear(c.vocab_size, gain=c.width**-0.5, out=jnp.dtype(jnp.float32))
+
+    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        x_BTM = self.hidden(tokens_BT, segments_BT)
+        x_NM = x_BTM.reshape(-1, self.config.width)
+        if self.config.tied:
+            logits_NV = jnp.matmul(x_NM, self.embedding.T.astype(self.dtype), preferred_element_type=jnp.float32)
         else:
-            head = Linear(c.vocab_size, gain=c.width**-0.5, out=jnp.dtype(jnp.float32), name="head")
-            logits_NV = head(x_NM)
-        return logits_NV.reshape(B, T, c.vocab_size)
+            logits_NV = self.head(x_NM)
+        return logits_NV.reshape(*tokens_BT.shape, self.config.vocab_size)
+
+    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        """What the head multiplies, [B, T, M] in `dtype`."""
+        x_BTM = by_rows(self.embedding[tokens_BT].astype(self.dtype), self.mesh)
+        x_BTM, _ = self.blocks(x_BTM, segments_BT)
+        return self.final_norm(x_BTM)
 
     def _blocks(self) -> nn.Module:
         c = self.config
-        flat = jax.default_backend() == "cpu" and c.remat == "none"
-        unroll = min(c.unroll or (c.depth if flat else 1), c.depth)
+        unroll = min(c.unroll or 1, c.depth)
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
         looped = unroll == 1 < c.depth
         block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)
         axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        scanned = nn.scan(block, **axes, length=c.depth, unroll=unroll)
-        return scanned(c, self.kernel, self.constrain, name="blocks")
+        scanned = nn.scan(block, **axes, in_axes=nn.broadcast, length=c.depth, unroll=unroll)
+        return scanned(c, self.kernel, self.mesh)
 
 
-def logits(model: Decoder, params: Any, tokens_BT: jax.Array) -> jax.Array:
-    """Float32 [B, T, V]. Products of float32 are float32 everywhere; GPUs and TPUs would round them by default."""
-    precision = "highest" if model.dtype == jnp.float32 else "default"
-    with jax.default_matmul_precision(precision):
-        return cast(jax.Array, model.apply({"params": params}, tokens_BT))
+def exact_products(model: Decoder) -> Any:
+    """A context in which products of float32 are float32 everywhere; GPUs and TPUs would round them by default."""
+    return jax.default_matmul_precision("highest" if model.dtype == jnp.float32 else "default")
+
+
+def logits(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    """Float32 [B, T, V]."""
+    with exact_products(model):
+        return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT))
+
+
+def hidden(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    """What the head multiplies, [B, T, M] in the dtype of the products: for a loss in chunks."""
+    with exact_products(model):
+        return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT, method="hidden"))
+
+
+def head(model: Decoder, params: Any) -> jax.Array:
+    """The weights that turn `hidden` into logits, float32 [M, V]."""
+    return params["embedding"].T if model.config.tied else params["head"]["kernel"]

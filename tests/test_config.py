@@ -38,6 +38,7 @@ def changed(path: tuple[str, ...]) -> RunConfig:
         "ff_width": 99,
         "kind": "wsd",
         "compute": "bfloat16",
+        "attention": "xla",
         "remat": "full",
         "width": 256,
         "beta1": 0.5,
@@ -71,7 +72,7 @@ def test_every_field_is_hashed_exactly_when_it_changes_the_result(path: tuple[st
 def test_what_changes_no_result_is_this_and_nothing_else() -> None:
     unhashed = {".".join(path) for path, hashed in leaves(RunConfig) if not hashed}
     assert unhashed == {
-        *("model.remat", "model.unroll", "data.microbatch_sequences", "data.directory"),
+        *("model.remat", "model.unroll", "model.attention", "data.microbatch_sequences", "data.directory"),
         *("mesh.data", "mesh.fsdp", "mesh.tensor", "name", "sweep"),
         *("measure.every_tokens", "measure.log_every_steps", "measure.checkpoint_every_tokens", "measure.keep"),
     }

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from scaling.loss import bits_per_byte, cross_entropy, training_loss
+from scaling.loss import (
+    CHUNK_BYTES,
+    bits_per_byte,
+    chunked_nats,
+    chunked_training_loss,
+    chunks_of,
+    cross_entropy,
+    training_loss,
+)
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -32,3 +43,63 @@ def test_z_loss_adds_the_squared_log_partition_and_leaves_nats_alone() -> None:
 def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight() -> None:
     assert math.isclose(bits_per_byte(1000 * math.log(256), 1000), 8.0)
     assert math.isclose(bits_per_byte(1000 * math.log(256), 4000), 2.0)
+
+
+def chunk_case(V: int = 50) -> tuple[jax.Array, jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_BTM = 3 * jax.random.normal(keys[0], (4, 12, 8))
+    return x_BTM, jax.random.normal(keys[1], (8, V)), jax.random.randint(keys[2], (4, 12), 0, V)
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 12])
+def test_chunks_change_neither_loss_nor_gradient(chunks: int) -> None:
+    x_BTM, head_MV, targets_BT = chunk_case()
+
+    def plain(x_BTM: jax.Array, head_MV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return training_loss(x_BTM @ head_MV, targets_BT, 1e-2)
+
+    def chunked(x_BTM: jax.Array, head_MV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return chunked_training_loss(x_BTM, head_MV, targets_BT, 1e-2, chunks)
+
+    def gradient(f: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., tuple]:
+        return jax.value_and_grad(lambda x, w: 2.5 * f(x, w)[0], argnums=(0, 1))
+
+    for ours, theirs in ((chunked, plain), (gradient(chunked), gradient(plain))):
+        ours, theirs = ours(x_BTM, head_MV), theirs(x_BTM, head_MV)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    nats_BT = chunked_nats(x_BTM, head_MV, targets_BT, chunks)
+    np.testing.assert_allclose(nats_BT, cross_entropy(x_BTM @ head_MV, targets_BT)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_in_bfloat16_has_a_float32_gradient() -> None:
+    """Accumulated over chunks and rows in float32; the products alone are rounded."""
+    x_BTM, head_MV, targets_BT = chunk_case()
+    low = x_BTM.astype(jnp.bfloat16)
+    dx, dhead = jax.grad(lambda x, w: chunked_training_loss(x, w, targets_BT, 0.0, 3)[0], argnums=(0, 1))(low, head_MV)
+    exact = jax.grad(lambda w: training_loss(x_BTM @ w, targets_BT, 0.0)[0])(head_MV)
+    assert (dx.dtype, dhead.dtype) == (jnp.bfloat16, jnp.float32)
+    assert np.abs(dhead - exact).max() < 0.03 * np.abs(exact).max()
+
+
+def test_float32_logits_of_one_chunk_exist_at_a_time() -> None:
+    """Temporaries of the compiled gradient: the whole logits for the plain loss, a chunk's share for ours."""
+    B, T, M, V = 4, 128, 16, 4096
+    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((B, T, M), jnp.float32), ((M, V), jnp.float32), ((B, T), int))]
+
+    def temporaries(loss: Callable[..., tuple[jax.Array, jax.Array]]) -> int:
+        gradient = jax.jit(jax.grad(lambda x, w, t: loss(x, w, t)[0], argnums=(0, 1)))
+        return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    whole = 4 * B * T * V
+    assert temporaries(lambda x, w, t: training_loss(x @ w, t, 1e-4)) > whole
+    assert temporaries(lambda x, w, t: chunked_training_loss(x, w, t, 1e-4, 16)) < whole / 3
+
+
+def test_chunks_are_the_fewest_that_keep_the_logits_small() -> None:
+    assert chunks_of(16, 128, 259) == 1
+    rows, T, V = 8, 2048, 128_256
+    chunks = chunks_of(rows, T, V)
+    assert 4 * rows * T * V / chunks <= CHUNK_BYTES < 4 * rows * T * V / (chunks / 2)
+    assert T % chunks == 0
+    assert chunks_of(10**6, 7, 10**6) == 7

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from scaling.config import ModelConfig
 from scaling.loss import training_loss
-from scaling.model import Block, Decoder, RMSNorm, logits, rope
+from scaling.model import Block, Decoder, Linear, RMSNorm, gated, logits, rope, side_by_side
 
 CONFIG = ModelConfig(vocab_size=17, width=16, depth=3, heads=4, kv_heads=2)
 TOKENS_BT = np.random.default_rng(0).integers(0, 17, (2, 12)).astype(np.int32)
@@ -46,7 +47,7 @@ def test_scan_equals_unrolled_equals_a_plain_loop() -> None:
     x_BTM = params["embedding"][TOKENS_BT]
     for layer in range(CONFIG.depth):
         weights = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
-        x_BTM, _ = Block(CONFIG, "xla", lambda x: x).apply({"params": weights}, x_BTM, None)
+        x_BTM, _ = Block(CONFIG, "xla").apply({"params": weights}, x_BTM, None)
     x_BTM = RMSNorm(CONFIG.norm_epsilon).apply({"params": params["final_norm"]}, x_BTM)
     np.testing.assert_allclose(x_BTM @ params["head"]["kernel"], expected, atol=1e-5)
 
@@ -76,6 +77,45 @@ def test_starts_near_a_uniform_guess(tied: bool) -> None:
     assert abs(float(nats) - math.log(259)) < (0.7 if tied else 0.05)
 
 
+def test_packed_documents_are_read_as_if_each_stood_alone() -> None:
+    """Segments hide the documents before; rotary positions count distance only, so that a shift is not seen."""
+    model, params = init(CONFIG)
+    segments_BT = np.repeat([[0, 0, 1, 1, 1, 2], [0, 1, 1, 2, 2, 2]], 2, axis=1)
+    packed = logits(model, params, TOKENS_BT, segments_BT)
+    for row, segments_T in enumerate(segments_BT):
+        for segment in range(3):
+            where = segments_T == segment
+            alone = logits(model, params, TOKENS_BT[row, where][None])[0]
+            np.testing.assert_allclose(packed[row, where], alone, atol=1e-5)
+    assert np.abs(packed - logits(model, params, TOKENS_BT))[:, -1].max() > 0.01
+
+
+def test_the_gate_has_the_gradient_of_its_formula() -> None:
+    x, y, cotangent = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32) * 3
+
+    def plain(gate: jax.Array, up: jax.Array) -> jax.Array:
+        return gate / (1 + jnp.exp(-gate)) * up
+
+    ours, theirs = (jax.vjp(f, x, y) for f in (gated, plain))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(ours[1](cotangent), theirs[1](cotangent), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_side_by_side_are_the_layers_one_by_one() -> None:
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x_NI: jax.Array) -> list[jax.Array]:
+            a, b = Linear(3, name="a"), Linear(5, name="b")
+            return [*side_by_side(x_NI, a, b), a(x_NI), b(x_NI)]
+
+    x_NI = jax.random.normal(jax.random.key(0), (4, 6))
+    (one, two, first, second), params = Both().init_with_output(jax.random.key(1), x_NI)
+    np.testing.assert_allclose(one, first, atol=1e-6)
+    np.testing.assert_allclose(two, second, atol=1e-6)
+    assert {k: v["kernel"].shape for k, v in params["params"].items()} == {"a": (6, 3), "b": (6, 5)}
+
+
 def test_rope_makes_scores_depend_on_distance_alone() -> None:
     q_D, k_D = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
     turned_q = rope(jnp.tile(q_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
@@ -87,10 +127,9 @@ def test_rope_makes_scores_depend_on_distance_alone() -> None:
     assert np.ptp(scores_TS[19]) > 0.1
 
 
-@pytest.mark.parametrize("unroll", [1, None])
-def test_remat_saves_memory(unroll: int | None) -> None:
+def test_remat_saves_memory() -> None:
     def temporaries(remat: Literal["none", "full"]) -> int:
-        config = ModelConfig(vocab_size=17, width=64, depth=8, heads=4, unroll=unroll, remat=remat)
+        config = ModelConfig(vocab_size=17, width=64, depth=8, heads=4, remat=remat)
         tokens_BT = jax.ShapeDtypeStruct((4, 128), jnp.int32)
         model = Decoder(config)
         params = jax.eval_shape(model.init, jax.random.key(0), tokens_BT)["params"]

@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from scaling import sharding
-from scaling.loss import bits_per_byte, cross_entropy
+from scaling.loss import bits_per_byte, chunked_nats, chunks_of
 from scaling.measurements import Measure
-from scaling.model import Decoder, logits
+from scaling.model import Decoder, head, hidden
 from scaling.record import Measurement
 from scaling.tokens import TokenSet, validation_windows
 from scaling.vocabulary import Vocabulary
@@ -58,5 +58,7 @@ def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: M
 @functools.partial(jax.jit, static_argnames="model")
 def _nats(model: Decoder, params: Any, tokens_BS: jax.Array) -> jax.Array:
     """Nats of each window, [B]."""
-    nats_BT, _ = cross_entropy(logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:])
-    return nats_BT.sum(axis=1)
+    x_BTM, targets_BT = hidden(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
+    rows = len(x_BTM) // (model.mesh.shape["data"] * model.mesh.shape["fsdp"] if model.mesh else 1)
+    chunks = chunks_of(rows, targets_BT.shape[1], model.config.vocab_size)
+    return chunked_nats(x_BTM, head(model, params), targets_BT, chunks).sum(axis=1)
