@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from scaling import accounting
+from scaling.attention import choose
 from scaling.config import RunConfig
+from scaling.loss import chunks_of
 from scaling.strict import InputError
 
 GIB = 2**30
@@ -45,9 +48,10 @@ def check_memory(abstract_state: Any, memory: float) -> None:
 def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     """Peak bytes on each device over a mesh of (data, fsdp, tensor): state, gradients, activations. An estimate (ours).
 
-    Master weights and two moments in float32, gradients in float32, the layer in hand gathered in the dtype of the
-    products. Activations: with remat "full" one residual stream a layer and all of one layer; without, all of every
-    layer, as the reference attention keeps them: scores twice (float32, and weights in the dtype of the products).
+    Master weights, two moments and gradients in float32; two layers and the head gathered in the dtype of the products,
+    the head's gradient whole in float32; logits of one chunk (loss.py). Activations: with remat "full" one residual
+    stream a layer and all of one layer; without, all of every layer. Only the reference attention keeps scores: in
+    float32, and as weights in the dtype of the products.
     """
     data, fsdp, tensor = sizes
     model, T = config.model, config.data.sequence_length
@@ -56,11 +60,13 @@ def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     state = 16 * params.total / (fsdp * tensor)
     sequences = (config.data.microbatch_sequences or config.data.batch_sequences) / (data * fsdp)
     tokens = sequences * T
-    gathered = width * (2 * params.blocks / model.depth / tensor + model.vocab_size * model.width)
-    logits = tokens * model.vocab_size * (4 + width)
+    gathered = width * 2 * params.blocks / model.depth / tensor + (4 + width) * model.vocab_size * model.width
+    rows = max(round(sequences), 1)
+    logits = tokens * model.vocab_size * (4 + width) / chunks_of(rows, T, model.vocab_size)
     attention = 8 * model.width + 2 * model.num_kv_heads * model.head_width
     layer = tokens * width * (attention + 4 * model.num_ff) / tensor
-    scores = sequences * model.heads / tensor * T * T * (4 + width)
+    kernel = choose(model, jnp.dtype(config.precision.compute), T, "tpu")
+    scores = sequences * model.heads / tensor * T * T * (4 + width) if kernel == "xla" else 0.0
     stream = tokens * width * model.width
     kept = {"full": 1, "dots": 1 + layer / (2 * stream), "none": 1 + (layer + scores) / stream}[model.remat]
     return state + gathered + logits + layer + scores + model.depth * stream * kept
