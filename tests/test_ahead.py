@@ -133,13 +133,8 @@ def traced(config: RunConfig) -> Any:
     return jax.make_jaxpr(program.step)(program.abstract_state, tokens_BS, 1e-3)
 
 
-def attention(name: str) -> dict[str, Any]:
-    """The kernel of that name, where this version has a choice of kernels."""
-    return {"attention": name} if any(spec.name == "attention" for spec in dataclasses.fields(ModelConfig)) else {}
-
-
 def test_the_walk_finds_what_the_formula_says() -> None:
-    config = run(**attention("xla"))
+    config = run(attention="xla")
     exact = accounting.train_flops(config.model, 32, config.data.batch_tokens, "exact")
     norm = 2 * accounting.params(config.model).total  # the squares of the gradient are a product too
     assert program_flops(traced(config)) == pytest.approx(exact + norm, rel=1e-4)
@@ -149,8 +144,8 @@ def test_the_walk_finds_what_the_formula_says() -> None:
 
 def test_recomputation_is_counted() -> None:
     """All products of a block are computed twice going forward, but the last, whose result no gradient needs."""
-    config = run(**attention("xla"))
-    again = program_flops(traced(run(remat="full", **attention("xla")))) - program_flops(traced(config))
+    config = run(attention="xla")
+    again = program_flops(traced(run(remat="full", attention="xla"))) - program_flops(traced(config))
     forward = 2 * accounting.params(config.model).blocks + 4 * config.model.depth * config.model.width * 32
     down = 2 * config.model.depth * config.model.width * config.model.num_ff
     assert again == pytest.approx((forward - down) * config.data.batch_tokens, rel=0.01)
