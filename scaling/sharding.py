@@ -89,6 +89,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+    """Several CPU devices in one process share one pool of threads, in which their collectives wait for one another:
+    a device that takes every thread for its own work leaves the others none, for good. One thread a device, then."""
+    several = sum(d.process_index == jax.process_index() for d in mesh.devices.flat) > 1
+    return {"xla_cpu_multi_thread_eigen": False} if several and mesh.devices.flat[0].platform == "cpu" else None
+
+
 def slice_count(devices: Sequence[Any]) -> int:
     """How many TPU slices the devices lie on. GPUs carry a slice index too: there it is a host, not a network."""
     if devices[0].platform != "tpu":

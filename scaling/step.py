@@ -65,12 +65,13 @@ def build(config: RunConfig, mesh: Mesh) -> Program:
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.shard_state(shapes, mesh)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+    options = sharding.compiler_options(mesh)
     return Program(
         model,
         mesh,
         abstract,
-        jax.jit(init, out_shardings=shardings),
-        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        jax.jit(init, out_shardings=shardings, compiler_options=options),
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options),
     )
 
 

@@ -22,6 +22,7 @@ from scaling.measurements import Measure
 from scaling.measurements import loss as validation
 from scaling.monitor import Clock, Stopped, Watch, bar, patience, signals
 from scaling.optimizer import step_learning_rate
+from scaling.pages import keep_freed_pages
 from scaling.prefetch import prefetched
 from scaling.step import Program, State, build
 from scaling.strict import InputError
@@ -46,6 +47,7 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
 
     Raises InputError on bad input, before anything is spent, and Stopped after SIGTERM or ctrl-C, the state saved.
     """
+    keep_freed_pages()
     join_processes()
     config = stamped(config, folder)
     record.check_folder(folder, config)
