@@ -7,17 +7,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import scaling
+from conftest import in_process, scaling
 
 from scaling import cli
 from scaling.config import RunConfig, to_dict
 
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-def error_of(*arguments: object, cwd: Path) -> str:
-    done = scaling(*arguments, cwd=cwd)
+
+def error_of(*arguments: object, cwd: Path, run: Run = in_process) -> str:
+    done = run(*arguments, cwd=cwd)
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -28,9 +31,13 @@ def error_of(*arguments: object, cwd: Path) -> str:
 @pytest.fixture
 def place(tmp_path: Path, corpora: Path) -> Path:
     """A folder where a user stands, with `walk` prepared."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "corpora").symlink_to(corpora)
-    return tmp_path
+    return with_corpora(tmp_path, corpora)
+
+
+def with_corpora(folder: Path, corpora: Path) -> Path:
+    (folder / "out").mkdir()
+    (folder / "out" / "corpora").symlink_to(corpora)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -42,10 +49,11 @@ def place(tmp_path: Path, corpora: Path) -> Path:
         (("sweep", "plan"), ["sweep plan", "required"]),
     ],
 )
+@pytest.mark.parametrize("run", [in_process, scaling])
 def test_a_wrong_flag_or_verb_is_answered_with_the_nearest(
-    tmp_path: Path, arguments: tuple[object, ...], words: list[str]
+    tmp_path: Path, arguments: tuple[object, ...], words: list[str], run: Run
 ) -> None:
-    text = error_of(*arguments, cwd=tmp_path)
+    text = error_of(*arguments, cwd=tmp_path, run=run)
     for word in words:
         assert word in text
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +119,7 @@ def test_an_empty_corpus(tmp_path: Path) -> None:
 def test_a_torn_config_is_named_and_kept(place: Path) -> None:
     (place / "run").mkdir()
     (place / "run" / "config.json").write_text('{"schema": 1, "mod')
-    assert "run/config.json: not whole JSON" in error_of("train", "--folder", "run", cwd=place)
+    assert "run/config.json: not whole JSON" in error_of("train", "--folder", "run", cwd=place, run=scaling)
     assert (place / "run" / "config.json").read_text() == '{"schema": 1, "mod'
 
 
@@ -119,7 +127,7 @@ def test_a_torn_result_is_named_by_the_verbs_that_read_it(tmp_path: Path) -> Non
     run = tmp_path / "sweep" / "runs" / "abc"
     run.mkdir(parents=True)
     (run / "result.json").write_text('{"status": "done", "ro')
-    assert "abc/result.json" in error_of("fit", "sweep", cwd=tmp_path)
+    assert "abc/result.json" in error_of("fit", "sweep", cwd=tmp_path, run=scaling)
     assert (run / "result.json").read_text() == '{"status": "done", "ro'
 
 
@@ -155,16 +163,49 @@ def test_help_names_every_verb_and_loads_no_jax(tmp_path: Path) -> None:
     assert loaded.stdout.strip() == "False"
 
 
-def test_a_finished_folder_answers_for_its_own_run_alone(place: Path) -> None:
-    base = ("train", "--data.corpus", "walk", "--data.sequence-length", 32, "--tokens", 512, "--folder", "run")
-    small = ("--model.width", 16, "--model.depth", 1, "--measure.validation-tokens", 512)
-    done = scaling(*base, *small, "--json", "r.json", cwd=place)
-    assert done.returncode == 0, done.stderr
+SMALL = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1, "--measure.validation-tokens", 512)
+SHORT = ("train", "--data.corpus", "walk", "--data.sequence-length", 32, "--tokens", 512)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, corpora: Path
+) -> tuple[Path, dict[str, str], subprocess.CompletedProcess[str]]:
+    """A place with a finished run, made with an empty cache of programs; the environment that shows what JAX does with
+    that cache; what the command said."""
+    place = with_corpora(tmp_path_factory.mktemp("trained"), corpora)
+    said = {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_COMPILATION_CACHE_DIR")
+        said["XDG_CACHE_HOME"] = str(place / "cache")
+        done = scaling(*SHORT, *SMALL, "--folder", "run", "--json", "r.json", cwd=place, **said)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return place, said, done
+
+
+def test_a_finished_folder_answers_for_its_own_run_alone(
+    trained: tuple[Path, dict[str, str], subprocess.CompletedProcess[str]],
+) -> None:
+    place, _, done = trained
     assert "run: done, loss" in done.stdout
     assert json.loads((place / "r.json").read_text())["status"] == "done"
     assert json.loads((place / "run" / "config.json").read_text())["data"]["fingerprint"]
     assert scaling("train", "--folder", "run", cwd=place).returncode == 0
     assert "holds run" in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)
+
+
+def test_a_second_run_of_a_shape_compiles_from_the_cache(
+    trained: tuple[Path, dict[str, str], subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another seed and learning rate: the same programs. JAX says of each program whether it was in the cache."""
+    place, said, first = trained
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    other = ("--folder", "other", "--seed", 1, "--optimizer.learning-rate", 0.002)
+    second = scaling(*SHORT, *SMALL, *other, cwd=place, **said)
+    assert second.returncode == 0, second.stderr[-2000:]
+    hits = [set(re.findall(r"Persistent compilation cache hit for '(\w+)'", done.stderr)) for done in (first, second)]
+    assert not hits[0] & {"jit_init", "jit_step"}
+    assert hits[1] >= {"jit_init", "jit_step"}
 
 
 def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_of_another(
@@ -181,20 +222,3 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_of_ano
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
         cli.build_app([verb], RunConfig())
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
-
-
-def test_a_second_run_of_a_shape_compiles_from_the_cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another seed and learning rate: the same programs. JAX says of each program whether it was in the cache."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    said = {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler", "XDG_CACHE_HOME": str(place)}
-    said["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    base = ("train", "--data.corpus", "walk", "--data.sequence-length", 32, "--data.batch-sequences", 2, "--tokens", 64)
-    small = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1, "--measure.validation-tokens", 512)
-    hits = []
-    for number in range(2):
-        run = ("--folder", f"run{number}", "--seed", number, "--optimizer.learning-rate", 0.001 * (1 + number))
-        done = scaling(*base, *small, *run, cwd=place, **said)
-        assert done.returncode == 0, done.stderr[-2000:]
-        hits.append(set(re.findall(r"Persistent compilation cache hit for '(\w+)'", done.stderr)))
-    assert not hits[0] & {"jit_init", "jit_step"}
-    assert hits[1] >= {"jit_init", "jit_step"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import scaling
+from conftest import in_process, scaling
 
 from scaling.corpora import SPLITS, parse_corpus
 from scaling.data_verbs import data_list, data_prepare, data_vocabulary
@@ -141,7 +141,7 @@ def test_a_vocabulary_that_cannot_be_is_one_line(
 ) -> None:
     rows = [json.dumps({"text": text}) for text in TEXTS]
     (tmp_path / "bad.jsonl").write_text("\n".join([*rows, '{"txt": "b"}']))
-    done = scaling("data", "vocabulary", *arguments, cwd=tmp_path)
+    done = in_process("data", "vocabulary", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -162,7 +162,7 @@ def test_a_vocabulary_that_cannot_be_is_one_line(
     ],
 )
 def test_a_wrong_mixture_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
-    done = scaling("data", "mixture", *arguments, cwd=tmp_path)
+    done = in_process("data", "mixture", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

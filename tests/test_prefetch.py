@@ -79,3 +79,16 @@ def test_no_thread_outlives_a_block_that_fails(error: type[BaseException]) -> No
         assert threads() != []
         raise error
     assert threads() == []
+
+
+def test_leaving_makes_no_more_than_what_is_in_the_making() -> None:
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        time.sleep(0.05)
+        made.append(step)
+        return step
+
+    with prefetched(make, range(1000), ahead=20) as items:
+        assert next(items) == 0
+    assert len(made) <= 4, "twenty were asked for"

@@ -88,30 +88,43 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.002)
 
 
+@pytest.fixture(scope="module")
+def long(tiny: RunConfig) -> RunConfig:
+    """Long enough that a signal falls inside: 1,024 steps of the tiny run."""
+    return dataclasses.replace(
+        tiny,
+        tokens=tiny.tokens * 32,
+        measure=dataclasses.replace(tiny.measure, checkpoint_every_tokens=50 * tiny.data.batch_tokens),
+    )
+
+
+@pytest.fixture(scope="module")
+def long_unbroken(long: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    assert train(long, folder, quiet=True) == "done"
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
 def test_a_run_stopped_midway_ends_bit_equal(
-    tiny: RunConfig, tmp_path: Path, number: signal.Signals, code: int
+    long: RunConfig, long_unbroken: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """Long enough that the signal falls inside: 1,024 steps of the tiny run."""
-    long = dataclasses.replace(tiny, tokens=tiny.tokens * 32)
-    long = dataclasses.replace(long, measure=dataclasses.replace(long.measure, checkpoint_every_tokens=50 * 256))
-    process = start(long, tmp_path / "stopped")
-    wait_for_step(tmp_path / "stopped", 120, process)
+    process = start(long, tmp_path)
+    wait_for_step(tmp_path, 120, process)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
-    assert record.read_result(tmp_path / "stopped") is None
-    saved = max(int(path.name) for path in (tmp_path / "stopped" / record.CHECKPOINTS).iterdir() if path.name.isdigit())
+    assert record.read_result(tmp_path) is None
+    saved = max(int(path.name) for path in (tmp_path / record.CHECKPOINTS).iterdir() if path.name.isdigit())
     assert (saved % 50 == 0) is (number == signal.SIGKILL), "a signal saves where it comes, not at the cadence"
-    assert train(long, tmp_path / "stopped", quiet=True) == "done"
-    assert train(long, tmp_path / "unbroken", quiet=True) == "done"
-    assert facts(tmp_path / "stopped") == facts(tmp_path / "unbroken")
-    stopped, unbroken = (final_state(long, tmp_path / name) for name in ("stopped", "unbroken"))
+    assert train(long, tmp_path, quiet=True) == "done"
+    assert facts(tmp_path) == facts(long_unbroken)
+    stopped, unbroken = (final_state(long, folder) for folder in (tmp_path, long_unbroken))
     for a, b in zip(jax.tree.leaves(stopped), jax.tree.leaves(unbroken), strict=True):
         np.testing.assert_array_equal(a, b)
     stopped_losses, losses = (
-        [line["loss"] for line in record.read_metrics(tmp_path / name)] for name in ("stopped", "unbroken")
+        [line["loss"] for line in record.read_metrics(folder)] for folder in (tmp_path, long_unbroken)
     )
     assert stopped_losses == losses
 
