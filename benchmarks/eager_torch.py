@@ -87,7 +87,8 @@ def main() -> None:
         torch.set_num_threads(shape["threads"])
     torch.manual_seed(0)
     model = Decoder(shape, shape["sequence_length"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=shape["fused"])
+    adamw = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": shape["fused"]}
+    optimizer = torch.optim.AdamW(model.parameters(), **adamw)
     generator = torch.Generator().manual_seed(1)
     batches = torch.randint(shape["vocab_size"], (8, shape["batch"], shape["sequence_length"] + 1), generator=generator)
     count = sum(p.numel() for p in model.parameters())
