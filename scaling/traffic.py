@@ -124,11 +124,12 @@ def _collective(inside: Computation, one: Instruction, kind: str, times: int, me
 
 
 def _crossing(inside: Computation, one: Instruction, times: int, slices: int) -> Collective:
-    """A collective between slices, as libtpu writes it: a send whose attributes say what the network does with it."""
+    """A collective between slices, as libtpu writes it: a send that says what the network does with it."""
     named = re.search(CROSSING + r'="(\w+)"', one.attributes)
     kind = named[1].lower().replace("_", "-") if named else ""
+    kind = "collective-permute" if kind == "one-to-one" else kind
     if kind not in SENT:
-        raise ValueError(f"transfer between slices that is not understood: {one.attributes[:200]}")
+        raise ValueError(f"transfer between slices that is not understood: {one.attributes[:400]}")
     sent = inside.instructions[one.operands[0]].arrays[0]
     return Collective(kind, ("slices",), slices, times, SENT[kind](slices) * sent.bytes, 2 * sent.bytes)
 

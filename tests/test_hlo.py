@@ -203,6 +203,7 @@ FileNames
 "note":"a = b {"
 }}, metadata={op_name="more lines than one"}
   %sent = (f32[16]{0}, token[]) send(%r, %after), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %moved = (f32[16]{0}, token[]) send(%r, %after), frontend_attributes={_xla_megascale_transfer_type="ONE_TO_ONE"}
   ROOT %out = (s32[], bf16[8,4]{1,0}, bf16[8,64]{1,0}, bf16[16,16]{1,0}, f32[64]{0}) tuple(%next, %p, %q, %y, %g)
 }
 
@@ -236,10 +237,11 @@ def test_what_tpus_write_is_read() -> None:
         ("all-gather", ("data", "fsdp", "tensor")): (1, 8 * 4 * 2 * 15),
         ("reduce-scatter", ("fsdp",)): (5, 5 * 64 * 4 * 3 / 4),
         ("all-reduce", ("slices",)): (5, 5 * 16 * 4),
+        ("collective-permute", ("slices",)): (5, 5 * 16 * 4),
     }
     assert moved.flops == 5 * 2 * 16**3
     own = 5 * (2 * 16 * 16 * 2 + 3 * 4)  # each trip reads x and writes y, and adds two numbers into a third
-    collectives = 8 * 4 * 2 * 17 + 5 * (64 * 4 + 16 * 4) + 5 * 2 * 16 * 4
+    collectives = 8 * 4 * 2 * 17 + 5 * (64 * 4 + 16 * 4) + 5 * 2 * 2 * 16 * 4
     assert moved.memory == own + collectives
 
 
