@@ -1,0 +1,92 @@
+"""Writes the tables of benchmarks/README.md from the JSON files beside it: no figure there is typed by hand.
+
+    python benchmarks/tables.py
+
+Each table stands between two comments that name it; tests/test_benchmarks.py checks that they agree with the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def table(header: str, rows: list[str]) -> str:
+    return "\n".join([f"| {header} |", "|" + "---|" * (header.count("|") + 1), *(f"| {row} |" for row in rows)])
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+def cpu() -> str:
+    """Theirs / ours, in time."""
+    found = read("train_cpu")
+    rows = []
+    for r in found["rows"]:
+        low, high = r["wall_quartiles"]
+        rows.append(
+            f"{r['mode']} | {r['params']:,} | **{r['wall_ratio']:.2f}** ({low:.2f} to {high:.2f}) | "
+            f"{r['cpu_ratio']:.2f} | {r['compile_s']:.1f} s | {r['compile_from_cache_s']:.2f} s"
+        )
+    about = (
+        f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, torch {found['torch']}, "
+        f"median of {found['turns']} turns (quartiles):"
+    )
+    header = "cores | parameters | wall time, PyTorch / ours | CPU time | compile | from the cache"
+    return about + "\n\n" + table(header, rows)
+
+
+def topologies() -> str:
+    found = read("topologies")
+    rows = []
+    for r in found["rows"]:
+        mesh = " ".join(f"{axis}={size}" for axis, size in r["mesh"].items() if size > 1)
+        times = " / ".join(f"{1e3 * r[k]:.0f}" for k in ("compute_seconds", "hbm_seconds", "ici_seconds"))
+        best, worst = r["mfu"]["overlapped"], r["mfu"]["in_turn"]
+        rows.append(
+            f"{r['name']} | {r['chips']} | {mesh} | {r['peak'] / 1e9:.1f} of {r['hbm'] / 1e9:.1f} GB | {times} ms | "
+            f"{100 * worst:.0f} to {100 * best:.0f} % | {r['attention']} | {r['compile_seconds']:.0f} s"
+        )
+    versions = found["versions"]
+    about = f"{found['date']}, jax {versions['jax']}, libtpu {versions['libtpu']}, one sequence of 2,048 tokens a chip:"
+    header = (
+        "shape, topology | chips | mesh | memory a chip | products / HBM / ICI | MFU at the roofline | kernel | compile"
+    )
+    return about + "\n\n" + table(header, rows)
+
+
+def precision() -> str:
+    found = read("precision")
+    rows = [("bfloat16, same weights and batches", found["bfloat16_minus_float32"])]
+    rows += [(f"{name} (other initial weights)", d) for name, d in found["other_weights_minus_float32"].items()]
+    keys = ("smoothed_mean_absolute", "smoothed_largest", "second_half_mean", "validation")
+    lines = [" | ".join([name, *(f"{d[k]:{'+' if k in keys[2:] else ''}.4f}" for k in keys)]) for name, d in rows]
+    run = found["run"]
+    about = (
+        f"{found['date']}, {found['params']:,} parameters, {run['tokens']:,} tokens of {run['corpus']}, minus float32, "
+        f"nats; curves smoothed over {run['window_steps']} steps:"
+    )
+    header = "run | mean absolute | largest | mean of the second half | final validation"
+    return about + "\n\n" + table(header, lines)
+
+
+TABLES = {"cpu": cpu, "topologies": topologies, "precision": precision}
+
+
+def filled(text: str) -> str:
+    """The text with what stands between the comments of each table replaced."""
+    for name, make in TABLES.items():
+        block = f"<!-- {name} -->\n{make()}\n<!-- end -->"
+        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=block: b, text, flags=re.DOTALL)
+        assert count == 1, f"{count} places for the table {name}"
+    return text
+
+
+if __name__ == "__main__":
+    page = HERE / "README.md"
+    page.write_text(filled(page.read_text()))
