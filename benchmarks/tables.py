@@ -34,8 +34,8 @@ def cpu() -> str:
             f"{r['cpu_ratio']:.2f} | {r['compile_s']:.1f} s | {r['compile_from_cache_s']:.2f} s"
         )
     about = (
-        f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, torch {found['torch']}, "
-        f"median of {found['turns']} turns (quartiles):"
+        f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, "
+        f"torch {found['torch']}, median of {found['turns']} turns (quartiles):"
     )
     header = "cores | parameters | wall time, PyTorch / ours | CPU time | compile | from the cache"
     return about + "\n\n" + table(header, rows)
