@@ -104,7 +104,7 @@ def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> Table:
     """One line a row; best: everything overlaps, worst: nothing does."""
     out = Table(box=None, pad_edge=False, collapse_padding=True)
-    for heading in ("model", "topology", "mesh", "GiB", "of", "ms", "bound by", "MFU best", "worst", "chip-hours best"):
+    for heading in ("model", "topology", "mesh", "GiB", "of", "ms", "bound", "MFU", "to", "chip-hours"):
         out.add_column(heading, no_wrap=True)
     for row in rows:
         out.add_row(
