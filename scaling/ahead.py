@@ -26,13 +26,13 @@ from scaling.chips import Topology, slices_of
 from scaling.chips import topology as parse_topology
 from scaling.config import MeshConfig, RunConfig, from_dict, to_dict
 from scaling.hlo import parse
-from scaling.memory import GIB, estimated_bytes, likely_fit, state_bytes
+from scaling.memory import GIB, estimated_bytes, likely_fits, state_bytes
 from scaling.roofline import Estimate, Talk, roofline
 from scaling.step import build
 from scaling.strict import InputError
 from scaling.traffic import traffic
 
-CONFIRMATIONS = 3
+CONFIRMATIONS = 4
 STATE = "weights and optimizer state"
 QUIET = {
     "JAX_PLATFORMS": "cpu",
@@ -172,11 +172,13 @@ def estimate(config: RunConfig, topology: Topology) -> Estimate:
 def _way_out(config: RunConfig, topology: Topology, error: DoesNotFit) -> str:
     sizes = sharding.axis_sizes(config.mesh, topology.chips, topology.slices)
     scale = 1.0 if error.what == STATE else error.needed / estimated_bytes(config, sizes)
+    tried: set[str] = set()
     for _ in range(CONFIRMATIONS):
-        found = likely_fit(config, sizes, error.available, scale, topology.slices)
-        if found is None:
+        guesses = likely_fits(config, sizes, error.available, scale, topology.slices)
+        words, changed, mesh = next((one for one in guesses if one[0] not in tried), ("", config, sizes))
+        if not words:
             break
-        words, changed, mesh = found
+        tried.add(words)
         try:
             fits = apart(dataclasses.replace(changed, mesh=MeshConfig(*mesh)), topology)
         except DoesNotFit as again:

@@ -132,7 +132,7 @@ def show(made: Estimate, name: str) -> None:
 
 def rows(made: Estimate) -> list[tuple[str, str]]:
     """What the table says, line by line."""
-    gib = {key: getattr(made, key) / GIB for key in ("peak", "hbm", "arguments", "temporaries", "code")}
+    gib = {key: getattr(made, key) / GIB for key in ("peak", "hbm", "arguments", "live", "code")}
     best, worst = made.fastest, made.slowest
     engines = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in made.engines.items() if value)
     repeated = made.flops_chip * made.chips / made.flops
@@ -140,7 +140,8 @@ def rows(made: Estimate) -> list[tuple[str, str]]:
         (
             "memory a chip",
             f"{gib['peak']:.2f} of {gib['hbm']:.0f} GiB: fits "
-            f"(state and batch {gib['arguments']:.2f}, temporaries {gib['temporaries']:.2f}, code {gib['code']:.2f})",
+            f"(state and batch {gib['arguments']:.2f}, more on the way {gib['live'] - gib['arguments']:.2f}, "
+            f"code {gib['code']:.2f})",
         ),
         ("FLOPs a step", f"{made.flops:.3e} with recomputation, {made.useful_flops:.3e} without (attention halved)"),
         ("FLOPs a chip", f"{made.flops_chip:.3e}, {repeated:.2f}x its share"),

@@ -48,10 +48,10 @@ def check_memory(abstract_state: Any, memory: float) -> None:
 def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     """Peak bytes on each device over a mesh of (data, fsdp, tensor): state, gradients, activations. An estimate (ours).
 
-    Master weights, two moments and gradients in float32; two layers and the head gathered in the dtype of the products,
-    the head's gradient whole in float32; logits of one chunk (loss.py). Activations: with remat "full" one residual
-    stream a layer and all of one layer; without, all of every layer. Only the reference attention keeps scores: in
-    float32, and as weights in the dtype of the products.
+    Master weights, two moments and gradients in float32, gradients again where microbatches sum them; two layers and
+    the head gathered in the dtype of the products, the head's gradient whole in float32; logits of one chunk (loss.py).
+    Activations: with remat "full" one residual stream a layer and all of one layer; without, all of every layer. Only
+    the reference attention keeps scores: in float32, and as weights in the dtype of the products.
     """
     data, fsdp, tensor = sizes
     model, T = config.model, config.data.sequence_length
@@ -60,6 +60,7 @@ def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     state = 16 * params.total / (fsdp * tensor)
     sequences = (config.data.microbatch_sequences or config.data.batch_sequences) / (data * fsdp)
     tokens = sequences * T
+    accumulated = 4 * params.total / (fsdp * tensor) if config.data.microbatch_sequences else 0.0
     gathered = width * 2 * params.blocks / model.depth / tensor + (4 + width) * model.vocab_size * model.width
     rows = max(round(sequences), 1)
     logits = tokens * model.vocab_size * (4 + width) / chunks_of(rows, T, model.vocab_size)
@@ -69,7 +70,7 @@ def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     scores = sequences * model.heads / tensor * T * T * (4 + width) if kernel == "xla" else 0.0
     stream = tokens * width * model.width
     kept = {"full": 1, "dots": 1 + layer / (2 * stream), "none": 1 + (layer + scores) / stream}[model.remat]
-    return state + gathered + logits + layer + scores + model.depth * stream * kept
+    return state + accumulated + gathered + logits + layer + scores + model.depth * stream * kept
 
 
 def smaller(config: RunConfig, sizes: Sizes, slices: int = 1) -> Iterator[tuple[str, RunConfig, Sizes]]:
@@ -86,10 +87,13 @@ def smaller(config: RunConfig, sizes: Sizes, slices: int = 1) -> Iterator[tuple[
     for size in smaller_micro:
         data = dataclasses.replace(config.data, microbatch_sequences=size)
         yield f"{words}--microbatch {size}", dataclasses.replace(base, data=data), sizes
-    least = smaller_micro[-1] if smaller_micro else micro
-    data = dataclasses.replace(config.data, microbatch_sequences=least)
-    base = dataclasses.replace(base, data=data)
-    words += f"--microbatch {least} " if least != micro else ""
+    for size in (n for n in (batch // 2**k for k in range(1, batch.bit_length())) if n and n % rows == 0):
+        data = dataclasses.replace(config.data, batch_sequences=size, microbatch_sequences=None)
+        yield f"{words}--batch-sequences {size}", dataclasses.replace(base, data=data), sizes
+    if smaller_micro:
+        data = dataclasses.replace(config.data, microbatch_sequences=smaller_micro[-1])
+        base = dataclasses.replace(base, data=data)
+        words += f"--microbatch {smaller_micro[-1]} "
     for factor in range(2, sizes[0] // slices + 1):
         if sizes[0] % (factor * slices) == 0 and config.model.width % (sizes[1] * factor * sizes[2]) == 0:
             mesh = (sizes[0] // factor, sizes[1] * factor, sizes[2])
@@ -110,9 +114,12 @@ def _more_tensor(words: str, config: RunConfig, sizes: Sizes) -> Iterator[tuple[
             yield words.split("--microbatch")[0] + text, dataclasses.replace(config, data=data), mesh
 
 
-def likely_fit(
+def likely_fits(
     config: RunConfig, sizes: Sizes, memory: float, scale: float = 1.0, slices: int = 1
-) -> tuple[str, RunConfig, Sizes] | None:
-    """The smallest change whose estimate, times `scale`, is within `memory` bytes; None where none is."""
-    fitting = (one for one in smaller(config, sizes, slices) if scale * estimated_bytes(one[1], one[2]) <= memory)
-    return next(fitting, None)
+) -> list[tuple[str, RunConfig, Sizes]]:
+    """Changes that may fit, `memory` in bytes, the best guess first: those whose estimate times `scale` does, smallest
+    change first; then those whose plain estimate does, least memory first."""
+    made = [(estimated_bytes(one[1], one[2]), one) for one in smaller(config, sizes, slices)]
+    likely = [one for needed, one in made if needed * scale <= memory]
+    perhaps = sorted((needed, index) for index, (needed, _) in enumerate(made) if needed <= memory < needed * scale)
+    return likely + [made[index][1] for _, index in perhaps]

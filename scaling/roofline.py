@@ -43,7 +43,8 @@ class Estimate:
     """One train step on a topology. Memory in bytes on each chip; flops of matrix products, recomputation included;
     seconds are rooflines: the least each engine needs for its part of a step.
 
-    flops: of all chips, as traced. flops_chip: of one chip, as compiled; more than its share where chips repeat work.
+    live: at the worst moment, arguments in it. temporaries: all that are ever made, in HBM and in VMEM; they do not live
+    at once. flops: of all chips, as traced. flops_chip: of one chip, as compiled; more than its share where chips repeat work.
     useful_flops: by the convention exact_causal, without recomputation. tokens: the run's budget.
     """
 
@@ -63,6 +64,7 @@ class Estimate:
     outputs: int
     aliased: int
     temporaries: int
+    live: int
     code: int
     hbm: int
     flops: float
@@ -78,8 +80,8 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """Bytes on each chip while the step runs: what it is given, makes on the way, returns anew, and its code."""
-        return self.arguments + self.temporaries + self.outputs - self.aliased + self.code
+        """Bytes of HBM on each chip at the worst moment of the step, and its code."""
+        return self.live + self.code
 
     @property
     def engines(self) -> dict[str, float]:
@@ -165,6 +167,7 @@ def roofline(
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
+        live=memory.peak_memory_in_bytes,
         code=memory.generated_code_size_in_bytes,
         hbm=chip.memory,
         flops=program_flops(jaxpr),

@@ -24,7 +24,7 @@ from scaling import accounting, ahead, compile_verb, sharding
 from scaling.chips import CHIPS, Topology, slices_of, topology
 from scaling.config import DataConfig, MeshConfig, ModelConfig, PrecisionConfig, RunConfig
 from scaling.flops import kernel_flops, program_flops
-from scaling.memory import check_memory, estimated_bytes, likely_fit, smaller, state_bytes
+from scaling.memory import check_memory, estimated_bytes, likely_fits, smaller, state_bytes
 from scaling.network import path_of, seconds
 from scaling.roofline import Estimate
 from scaling.shapes import SHAPES, shape
@@ -239,17 +239,22 @@ def big(**changes: Any) -> RunConfig:
 
 def test_changes_come_smallest_first() -> None:
     sizes = (8, 2, 1)
-    words = [words for words, _, _ in smaller(big(), sizes)]
+    made = list(smaller(big(), sizes))
+    words = [words for words, _, _ in made]
     assert words[0] == "--remat full"
     assert words[1:5] == [f"--remat full --microbatch {n}" for n in (128, 64, 32, 16)]
-    assert words[5].startswith("--remat full --microbatch 16 --mesh data=4,fsdp=4,tensor=1")
-    needs = [estimated_bytes(config, mesh) for _, config, mesh in smaller(big(), sizes)][:8]
-    assert sorted(needs, reverse=True) == needs, "each needs less than the one before"
-    least = needs[3]
-    found = likely_fit(big(), sizes, least)
-    assert found is not None
-    assert found[0] == words[3]
-    assert likely_fit(big(), sizes, 2**20) is None
+    assert words[5:9] == [f"--remat full --batch-sequences {n}" for n in (128, 64, 32, 16)]
+    assert words[9] == "--remat full --microbatch 16 --mesh data=4,fsdp=4,tensor=1"
+    needs = [estimated_bytes(config, mesh) for _, config, mesh in made]
+    for kind in (needs[1:5], needs[5:9], [needs[4], *needs[9:12]]):
+        assert sorted(kind, reverse=True) == kind, "each needs less than the one before"
+    assert all(accumulated > whole for accumulated, whole in zip(needs[1:5], needs[5:9], strict=True))
+    enough = (needs[6] + needs[7]) / 2
+    assert likely_fits(big(), sizes, enough)[0][0] == words[7]
+    assert likely_fits(big(), sizes, enough, scale=enough / needs[8])[0][0] == words[8]
+    assert min(needs) < enough
+    assert likely_fits(big(), sizes, enough, scale=1e3)[0][0] == words[needs.index(min(needs))]
+    assert likely_fits(big(), sizes, 2**20) == []
     assert all(
         "--mesh" not in words for words, _, _ in smaller(big(remat="full"), (2, 8, 1), slices=2) if "tensor=1" in words
     )
