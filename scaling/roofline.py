@@ -43,9 +43,9 @@ class Estimate:
     """One train step on a topology. Memory in bytes on each chip; flops of matrix products, recomputation included;
     seconds are rooflines: the least each engine needs for its part of a step.
 
-    live: at the worst moment, arguments in it. temporaries: all that are ever made, in HBM and in VMEM; they do not live
-    at once. flops: of all chips, as traced. flops_chip: of one chip, as compiled; more than its share where chips repeat work.
-    useful_flops: by the convention exact_causal, without recomputation. tokens: the run's budget.
+    live: at the worst moment, arguments in it. temporaries: all that are ever made, in HBM and in VMEM; they do not
+    live at once. flops: of all chips, as traced. flops_chip: of one chip, as compiled; more than its share where chips
+    repeat work. useful_flops: by the convention exact_causal, without recomputation. tokens: the run's budget.
     """
 
     topology: str

@@ -157,9 +157,9 @@ def test_kernels_are_counted_by_their_blocks() -> None:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T, H, D = 512, 2, 128
-    sizes = dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), 128)
+    blocks = kernels.BlockSizes(block_q=128, block_kv=128, block_kv_compute=128)
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * H)
-    kernel = kernels.make_splash_mha_single_device(mask, block_sizes=kernels.BlockSizes(**sizes))
+    kernel = kernels.make_splash_mha_single_device(mask, block_sizes=blocks)
     heads_HTD = jax.ShapeDtypeStruct((H, T, D), jnp.bfloat16)
     jaxpr = jax.make_jaxpr(kernel)(heads_HTD, heads_HTD, heads_HTD)
     assert program_flops(jaxpr) == kernel_flops(jaxpr) == 10 / 16 * 4 * H * T * T * D
