@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 TORCH = HERE / ".venv-torch" / "bin" / "python"
 SIZES = ((32, 2, 2), (64, 4, 4), (128, 4, 8))
 """Width, depth, heads, as recipe.small makes them; 42k, 234k and 857k parameters."""
-SEQUENCE, BATCH, TURNS, TURN_SECONDS = 128, 16, 11, 1.0
+SEQUENCE, BATCH, TURNS, TURN_SECONDS = 128, 16, 9, 0.7
 
 
 @dataclass(frozen=True)

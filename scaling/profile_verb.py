@@ -122,7 +122,7 @@ class Loop:
         return state
 
     def step(self, state: State, given: Feed) -> tuple[State, Any]:
-        return self.program.step(state, given.tokens_BS, given.learning_rate)  # pyrefly: ignore
+        return self.program.step(state, given.tokens_BS, given.learning_rate)
 
     def program_text(self, state: State) -> str:
         given = feed(self.config, self.tokens, self.program.mesh, 0)
@@ -186,7 +186,7 @@ def show(found: Profile) -> None:
         ("ms", "right"),
         ("runs", "right"),
     ):
-        table.add_column(name, justify=justify)  # pyrefly: ignore
+        table.add_column(name, justify=justify)
     for op in itertools.islice(a.ops, TOP):
         table.add_row(op.name, op.kind, f"{op.share:.1%}", f"{op.milliseconds:.3f}", f"{op.calls:g}")
     console.print(table)

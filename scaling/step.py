@@ -39,7 +39,7 @@ class Program:
     mesh: Mesh
     abstract_state: Any
     init: Callable[[jax.Array], State]
-    step: Callable[[State, jax.Array, float], tuple[State, dict[str, jax.Array]]]
+    step: Callable[[State, jax.Array, float | jax.Array], tuple[State, dict[str, jax.Array]]]
 
 
 def build(config: RunConfig, mesh: Mesh) -> Program:

@@ -117,7 +117,7 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> recor
     clock, watch = Clock(c), Watch(math.log(c.model.vocab_size))
     pending, reason, step = None, "", start - 1
     for step, given in enumerate(feeds, start):
-        state, metrics = s.program.step(state, given.tokens_BS, given.learning_rate)  # pyrefly: ignore
+        state, metrics = s.program.step(state, given.tokens_BS, given.learning_rate)
         reason = _log(s, pending, clock, watch)
         pending, stopping = (step, metrics), _stopping(s, step)
         saving, measuring = stopping or _due(s, step, c.checkpoint_tokens), _due(s, step, c.measure.every_tokens)
