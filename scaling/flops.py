@@ -18,9 +18,9 @@ Jaxpr = Any
 def program_flops(jaxpr: Jaxpr) -> float:
     """FLOPs of the matrix products of a (closed) jaxpr and of all it calls, two a multiply-add.
 
-    scan: times its length; cond: its costliest branch; while: once, since its count is not known; shard_map: times its
-    devices. pallas_call: the estimate that its author gave, else its body times its grid; of splash attention, whose
-    mask here is causal, the blocks on and under the diagonal.
+    scan: times its length; cond: its costliest branch; while: once, since its count is not known; shard_map: times the
+    devices of its axes. pallas_call: the estimate that its author gave, else its body times its grid; of splash
+    attention, whose mask here is causal, the blocks on and under the diagonal.
     """
     total = 0.0
     for equation in _open(jaxpr).eqns:
@@ -79,8 +79,11 @@ def _kernel_flops(equation: Any) -> float:
 
 
 def _times(equation: Any) -> int:
-    """How often the body of an equation runs, over all devices."""
-    params = equation.params
-    return {"scan": lambda: params["length"], "shard_map": lambda: params["mesh"].size}.get(
-        equation.primitive.name, lambda: 1
-    )()
+    """How often the body of an equation runs, over the devices of the axes that are written out."""
+    params, name = equation.params, equation.primitive.name
+    if name == "scan":
+        return params["length"]
+    if name != "shard_map":
+        return 1
+    manual = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+    return math.prod(params["mesh"].shape[axis] for axis in manual)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from scaling import accounting, ahead, compile_verb, sharding
 from scaling.chips import CHIPS, Topology, slices_of, topology
@@ -163,6 +164,17 @@ def test_kernels_are_counted_by_their_blocks() -> None:
     heads_HTD = jax.ShapeDtypeStruct((H, T, D), jnp.bfloat16)
     jaxpr = jax.make_jaxpr(kernel)(heads_HTD, heads_HTD, heads_HTD)
     assert program_flops(jaxpr) == kernel_flops(jaxpr) == 10 / 16 * 4 * H * T * T * D
+
+
+@pytest.mark.parametrize("axes", [{"data"}, {"data", "tensor"}])
+def test_work_that_is_written_for_one_device_is_counted_on_all(axes: set[str]) -> None:
+    """Rows and columns over two and four devices: whichever axes are written out, the product is the same."""
+    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "tensor"))
+    columns = P(None, "tensor" if "tensor" in axes else None)
+    split = {"in_specs": (P("data"), columns), "out_specs": P("data", *columns[1:])}
+    product = jax.shard_map(jnp.matmul, mesh=mesh, axis_names=axes, check_vma=False, **split)
+    jaxpr = jax.make_jaxpr(jax.jit(product))(jnp.zeros((8, 16)), jnp.zeros((16, 32)))
+    assert program_flops(jaxpr) == 2 * 8 * 16 * 32
 
 
 class Device:
@@ -339,9 +351,7 @@ def test_every_row_of_the_table_is_consistent() -> None:
     for row in rows():
         tensor = row["mesh"]["tensor"]
         model, tokens = shape(row["model"]).model, row["batch_sequences"] * row["sequence_length"]
-        assert row["flops_chip"] * row["chips"] == pytest.approx(row["flops"], rel=0.03 if tensor == 1 else 0.25), row[
-            "name"
-        ]
+        assert row["flops_chip"] * row["chips"] == pytest.approx(row["flops"], rel=0.03), row["name"]
         assert (
             row["useful_flops"]
             < row["flops"]
