@@ -115,11 +115,12 @@ EIGHT = """
 import dataclasses, json, sys
 from pathlib import Path
 import jax, numpy as np
-from scaling import sharding
+from scaling import loss, sharding
 from scaling.checkpoint import Checkpoints
 from scaling.config import DataConfig, MeshConfig, ModelConfig, RunConfig
 from scaling.step import build
 
+loss.CHUNK_BYTES = 4 * 16 * 40 // 4  # four chunks of a row, more of more
 folder = Path(sys.argv[1])
 config = RunConfig(
     model=ModelConfig(vocab_size=40, width=64, depth=2, heads=8, ff_width=176),
