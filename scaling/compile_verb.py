@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting
+from scaling import accounting, sharding
 from scaling.ahead import estimate, require_libtpu
 from scaling.chips import Topology
 from scaling.chips import topology as parse_topology
@@ -61,7 +61,6 @@ def compile(
     """
     if not topology:
         raise InputError("topology: must be given, as --topology v5e:4x4")
-    require_libtpu()
     target = parse_topology(topology, slices)
     batch = (batch_per_chip or 1) * target.chips if batch_sequences is None else batch_sequences
     given: dict[str, Any] = {
@@ -81,6 +80,8 @@ def compile(
         mesh=parse_mesh(mesh) if mesh is not None else config.mesh,
         tokens=max(tokens or config.tokens, data.batch_tokens),
     )
+    sharding.axis_sizes(config.mesh, target.chips, target.slices)
+    require_libtpu()
     made = estimate(config, target)
     show(made, model)
     if json is not None:
