@@ -61,8 +61,11 @@ class Linear(nn.Module):
         return self.param("kernel", init, (fan_in, self.features), jnp.float32)
 
 
-def side_by_side(x_NI: jax.Array, *layers: Linear) -> list[jax.Array]:
-    """What each layer makes of x. One product in place of several: x is read once, forward and backward."""
+def side_by_side(x_NI: jax.Array, mesh: Mesh | None, *layers: Linear) -> list[jax.Array]:
+    """What each layer makes of x. One product in place of several: x is read once, forward and backward. Where
+    outputs are sharded over tensor, one would have to be dealt out again: there each layer runs alone."""
+    if mesh is not None and mesh.shape["tensor"] > 1:
+        return [layer(x_NI) for layer in layers]
     kernel_IO = jnp.concatenate([layer.kernel(x_NI.shape[-1]) for layer in layers], axis=1)
     out_NO = jnp.matmul(x_NI, kernel_IO.astype(x_NI.dtype))
     return jnp.split(out_NO, np.cumsum([layer.features for layer in layers])[:-1], axis=1)
@@ -79,7 +82,9 @@ class Attention(nn.Module):
         B, T, M = x_BTM.shape
         H, K, D = c.heads, c.num_kv_heads, c.head_width
         x_NM = x_BTM.reshape(B * T, M)
-        q, k, v = side_by_side(x_NM, Linear(H * D, name="q"), Linear(K * D, name="k"), Linear(K * D, name="v"))
+        q, k, v = side_by_side(
+            x_NM, self.mesh, Linear(H * D, name="q"), Linear(K * D, name="k"), Linear(K * D, name="v")
+        )
         q_BTHD, k_BTKD, v_BTKD = q.reshape(B, T, H, D), k.reshape(B, T, K, D), v.reshape(B, T, K, D)
         if c.qk_norm:
             q_BTHD = RMSNorm(c.norm_epsilon, name="q_norm")(q_BTHD)
@@ -108,12 +113,13 @@ class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
     config: ModelConfig
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(self, x_BTM: jax.Array) -> jax.Array:
         c = self.config
         x_NM = x_BTM.reshape(-1, c.width)
-        hidden_NF = gated(*side_by_side(x_NM, Linear(c.num_ff, name="gate"), Linear(c.num_ff, name="up")))
+        hidden_NF = gated(*side_by_side(x_NM, self.mesh, Linear(c.num_ff, name="gate"), Linear(c.num_ff, name="up")))
         return Linear(c.width, gain=(2 * c.depth) ** -0.5, name="down")(hidden_NF).reshape(x_BTM.shape)
 
 
@@ -127,7 +133,7 @@ class Block(nn.Module):
         c = self.config
         attention = Attention(c, self.kernel, self.mesh, name="attention")
         x_BTM = x_BTM + attention(RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTM), segments_BT)
-        x_BTM = x_BTM + SwiGLU(c, name="ff")(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM))
+        x_BTM = x_BTM + SwiGLU(c, self.mesh, name="ff")(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM))
         return by_rows(x_BTM, self.mesh), None
 
 

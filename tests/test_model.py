@@ -107,7 +107,7 @@ def test_layers_side_by_side_are_the_layers_one_by_one() -> None:
         @nn.compact
         def __call__(self, x_NI: jax.Array) -> list[jax.Array]:
             a, b = Linear(3, name="a"), Linear(5, name="b")
-            return [*side_by_side(x_NI, a, b), a(x_NI), b(x_NI)]
+            return [*side_by_side(x_NI, None, a, b), a(x_NI), b(x_NI)]
 
     x_NI = jax.random.normal(jax.random.key(0), (4, 6))
     (one, two, first, second), params = Both().init_with_output(jax.random.key(1), x_NI)
