@@ -20,6 +20,7 @@ from scaling.checkpoint import Checkpoints
 from scaling.config import RunConfig, load
 from scaling.measurements import Measure
 from scaling.measurements import loss as validation
+from scaling.memory import check_memory
 from scaling.monitor import Clock, Stopped, Watch, bar, patience, signals
 from scaling.optimizer import step_learning_rate
 from scaling.pages import keep_freed_pages
@@ -64,6 +65,8 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
     vocabulary = load_vocabulary(config.data.vocabulary)
     mesh = sharding.make_mesh(config.mesh)
     program = build(config, mesh)
+    if limit := (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit"):
+        check_memory(program.abstract_state, limit)
     measure = validation.measure(tokens, config.data.sequence_length, mesh)
     with (
         record.held(folder, config, program.model.kernel) if jax.process_index() == 0 else nullcontext(),

@@ -400,3 +400,20 @@ def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunCon
         assert len(record.read_metrics(disk / "run")) == config.steps
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_state_that_no_device_holds_ends_before_a_step(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices that tell their memory, as GPUs and TPUs do, are believed."""
+
+    class Small:
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_limit": 1000}
+
+    monkeypatch.setattr(jax.sharding.Mesh, "local_devices", property(lambda mesh: [Small()]))
+    with pytest.raises(
+        InputError, match=r"weights and optimizer state: .* mesh\.fsdp or mesh\.tensor \d+ times larger"
+    ):
+        train(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
