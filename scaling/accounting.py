@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from scaling.chips import CHIPS
 from scaling.config import ModelConfig
 
 Convention = Literal["6nd", "exact", "exact_causal"]
@@ -79,11 +80,11 @@ PEAK_BFLOAT16: tuple[tuple[str, float], ...] = (
     ("H100", 989e12),
     ("A100", 312e12),
     ("TPU v4 lite", 138e12),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12),
+    ("TPU v4", CHIPS["v4"].bfloat16),
+    ("TPU v5 lite", CHIPS["v5e"].bfloat16),
+    ("TPU v5p", CHIPS["v5p"].bfloat16),
+    ("TPU v5", CHIPS["v5p"].bfloat16),
+    ("TPU v6 lite", CHIPS["v6e"].bfloat16),
 )
 
 

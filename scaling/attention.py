@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.blocked import blocked
 from scaling.config import ModelConfig
+from scaling.sharding import ROWS
 from scaling.strict import InputError
 
 Kernel = Literal["xla", "blocked", "cudnn", "splash"]
@@ -91,7 +92,7 @@ def attend(
     run = _cudnn if kernel == "cudnn" else splash
     if mesh is None:
         return run(q_BTHD, k_BTKD, v_BTKD, segments_BT)
-    batch, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor")
+    batch, heads = P(ROWS), P(ROWS, None, "tensor")
     specs = (heads, heads, heads, None if segments_BT is None else batch)
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(
         q_BTHD, k_BTKD, v_BTKD, segments_BT

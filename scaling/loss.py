@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from scaling.products import matmul
+from scaling.sharding import ROWS
 
 CHUNK_BYTES = 256 * 2**20
-ROWS = ("data", "fsdp")
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

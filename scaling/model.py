@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.attention import Kernel, attend
 from scaling.config import ModelConfig
+from scaling.sharding import ROWS
 
 
 def rope(x_BTHD: jax.Array, theta: float) -> jax.Array:
@@ -141,7 +142,7 @@ def by_rows(x_BTM: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Activations sharded as the batch is (sharding.py); as they are without a mesh."""
     if mesh is None:
         return x_BTM
-    return jax.lax.with_sharding_constraint(x_BTM, NamedSharding(mesh, P(("data", "fsdp"), None, None)))
+    return jax.lax.with_sharding_constraint(x_BTM, NamedSharding(mesh, P(ROWS, None, None)))
 
 
 class Decoder(nn.Module):

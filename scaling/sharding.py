@@ -24,7 +24,8 @@ from scaling.strict import InputError
 START_SECONDS = 1800
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+ROWS = ("data", "fsdp")
+BATCH = P(ROWS)
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"embedding", P(None, ("fsdp", "tensor"))),
@@ -201,6 +202,11 @@ def shard_state(abstract_state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, spec_of(name))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Over how many devices the rows of a batch are dealt; one without a mesh."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -91,7 +91,7 @@ def gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Arr
     """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
 
     micro = config.data.microbatch_sequences or config.data.batch_sequences
-    rows = micro // (model.mesh.shape["data"] * model.mesh.shape["fsdp"] if model.mesh else 1)
+    rows = micro // sharding.row_shards(model.mesh)
     chunks = chunks_of(rows, config.data.sequence_length, config.model.vocab_size)
 
     def objective(params: Any, tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -45,7 +45,7 @@ def statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np
 
 def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: Mesh) -> np.ndarray:
     """float64 [W]. Windows go in batches that divide over the mesh; the last is filled up with repeats, then cut."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = sharding.row_shards(mesh)
     B = rows * max(BATCH_TOKENS // tokens_WS.shape[1] // rows, 1)
     out = []
     for start in range(0, len(tokens_WS), B):
@@ -59,6 +59,6 @@ def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: M
 def _nats(model: Decoder, params: Any, tokens_BS: jax.Array) -> jax.Array:
     """Nats of each window, [B]."""
     x_BTM, targets_BT = hidden(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
-    rows = len(x_BTM) // (model.mesh.shape["data"] * model.mesh.shape["fsdp"] if model.mesh else 1)
+    rows = len(x_BTM) // sharding.row_shards(model.mesh)
     chunks = chunks_of(rows, targets_BT.shape[1], model.config.vocab_size)
     return chunked_nats(x_BTM, head(model, params), targets_BT, chunks).sum(axis=1)
