@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,3 +119,14 @@ def simulated(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
             "branch_of": "",
         }
     )
+
+
+@pytest.fixture(scope="module")
+def no_rivals() -> Iterator[None]:
+    """Back-tests of one candidate, for modules in which the choice of a law is not what is tested."""
+    from analysis import saved
+    from analysis.backtest import CANDIDATES, choose
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved, "choose", functools.partial(choose, candidates=CANDIDATES[:1]))
+        yield

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +12,14 @@ from conftest import simulated
 from matplotlib.figure import Figure
 
 from analysis import api, checks, fit, forecast, intervals, load, plot, results, saved
-from analysis.backtest import CANDIDATES, choose
 from analysis.fit import fit_law, lad, mse_log
 from analysis.fit import huber as huber_objective
 from analysis.laws import Law, chinchilla, find, surface
 from analysis.results import TableError, fit_points
 from analysis.saved import SavedFit, Settings
 
+pytestmark = pytest.mark.usefixtures("no_rivals")
 QUICK = Settings(draws=16, seed=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rivals() -> Iterator[None]:
-    """Back-tests of one candidate, where the choice of a law is not what is tested."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,13 @@ import pytest
 from conftest import simulated
 from rich.console import Console
 
-from analysis import api, saved, sensitivity
-from analysis.backtest import CANDIDATES, choose
+from analysis import api, sensitivity
 from analysis.fit import Fit, Objective, compute_weights, fit_law, huber, lad, mse, mse_log
 from analysis.laws import chinchilla
 from analysis.results import fit_points
 from analysis.saved import SavedFit, Settings
+
+pytestmark = pytest.mark.usefixtures("no_rivals")
 
 ODD = 11  # the place of a run whose loss is 10 % too high
 Panel = list[dict[str, Any]]
@@ -27,14 +26,6 @@ def noisy() -> pd.DataFrame:
     table = simulated(2e-3, seed=1).assign(params_total=lambda t: t["params_matmul"] + 3e7)
     table.loc[ODD, "loss"] *= 1.1
     return table
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rivals() -> Iterator[None]:
-    """Back-tests of one candidate: the choice of a law is not what is tested here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
-        yield
 
 
 @pytest.fixture(scope="module")

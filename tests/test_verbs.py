@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,12 @@ from conftest import PLANTED, simulated
 from test_results import run
 
 from analysis import saved, verbs
-from analysis.backtest import CANDIDATES, choose
 from analysis.fit import compute_weights, fit_law, lad
 from analysis.laws import chinchilla
 from analysis.results import TableError, fit_points
 from scaling import cli
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_rivals() -> Iterator[None]:
-    """Back-tests of one candidate: the choice of a law is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved, "choose", partial(choose, candidates=CANDIDATES[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures("no_rivals")
 
 
 @pytest.fixture(scope="module")
