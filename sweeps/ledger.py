@@ -1,0 +1,101 @@
+"""What a run has been through: `attempts.jsonl` in its folder, one line as an attempt begins and one as it ends.
+
+The budgets of failures and of preemptions are counted from it, so that they hold whichever runner, on whichever machine,
+makes the next attempt. Only who holds the run's claim writes it.
+
+Not in the design's list of modules: run.py would pass 300 lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+LEDGER = "attempts.jsonl"
+BEGAN, REOPENED = "began", "reopened"
+Kind = Literal["done", "diverged", "failed", "preempted", "memory", "lost", "stopped"]
+"""done, diverged: it left a result. failed: the program ended by itself, badly. preempted: a signal ended it, or it was
+asked to save and end. memory: it ran out of memory. lost: nobody saw it end, its runner is gone. stopped: the user, or
+the scheduler, stopped the runner; counts nowhere."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Attempts at a run that may end badly before it is recorded as failed, by whose fault that is: the run's own, or
+    its surroundings'."""
+
+    failures: int = 2
+    preemptions: int = 100
+
+    def spent(self, past: Counter[str]) -> str:
+        """Why there is no further attempt, in words; empty while there may be one. past: `counts` of a folder."""
+        if past["failed"] >= self.failures:
+            return f"failed {past['failed']} times"
+        if past["preempted"] + past["lost"] >= self.preemptions:
+            return f"ended from outside {past['preempted'] + past['lost']} times"
+        return ""
+
+
+def began(folder: Path, **about: Any) -> None:
+    """Notes an attempt. One before it whose end nobody noted was lost with its runner."""
+    if unfinished(folder):
+        ended(folder, "lost", "its runner went away")
+    _append(folder, {"event": BEGAN, "host": platform.node(), "pid": os.getpid()} | about)
+
+
+def ended(folder: Path, kind: Kind, reason: str = "") -> None:
+    """Notes how the attempt ended."""
+    _append(folder, {"event": "ended", "kind": kind, "reason": reason})
+
+
+def reopened(folder: Path) -> None:
+    """Notes that the user asked for the run again: what it was through before counts no more."""
+    _append(folder, {"event": REOPENED})
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether the last attempt began and nobody noted its end."""
+    lines = read(folder)
+    return bool(lines) and lines[-1]["event"] == BEGAN
+
+
+def counts(folder: Path) -> Counter[str]:
+    """How the attempts since the last reopening ended, by kind; `memory` counts them all, for what was too large then
+    is too large now."""
+    lines = read(folder)
+    last = max((i for i, line in enumerate(lines) if line["event"] == REOPENED), default=-1)
+    kinds = [(i, line["kind"]) for i, line in enumerate(lines) if line["event"] == "ended"]
+    return Counter(kind for i, kind in kinds if i > last or kind == "memory")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ledger, torn ones left out."""
+    try:
+        text = (folder / LEDGER).read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in map(_parsed, text.splitlines()) if line]
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    known = isinstance(line, dict) and line.get("event") in (BEGAN, REOPENED, "ended")
+    return line if known and (line["event"] != "ended" or line.get("kind") in KINDS) else {}
+
+
+def _append(folder: Path, line: dict[str, Any]) -> None:
+    """One line, after a newline where a torn one was left."""
+    path = folder / LEDGER
+    text = path.read_bytes()[-1:] if path.exists() else b""
+    with path.open("a") as file:
+        file.write(("\n" if text not in (b"", b"\n") else "") + json.dumps({"at": round(time.time(), 3)} | line) + "\n")
