@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from scaling.config import RunConfig, load
+from scaling.exits import BAD_INPUT, DIVERGED, STOPPED
 from scaling.record import CONFIG
 from scaling.strict import InputError
 
-STOPPED, DIVERGED = 75, 4
 OF_A_RUN = (["train"], ["profile"])
 POSITIONAL = (tyro.conf.PositionalRequiredArgs,)
 
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not isinstance(error, user_errors()):
             raise
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        code = 2
+        code = BAD_INPUT
     sys.exit(code if isinstance(code, int) else 0)
 
 

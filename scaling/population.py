@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from scaling import record, sharding, simulated
 from scaling.checkpoint import Checkpoints
 from scaling.config import RunConfig, load
+from scaling.exits import STOPPED
 from scaling.lanes import Group, Lane, Outcome, takes_turns, together, train_lanes
 from scaling.measurements import loss as validation
 from scaling.memory import GIB, state_bytes
@@ -36,8 +37,6 @@ from scaling.pages import keep_freed_pages
 from scaling.session import Session, begin, inputs, settled, stamped
 from scaling.step import Program, build
 from scaling.strict import InputError
-
-STOPPED = 75
 
 
 def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
