@@ -1,0 +1,301 @@
+"""A sweep of real runs in a storm: processes killed, a disk that fills up, a torn line. In the end its table and every
+curve equal those of the same sweep left in peace, bit for bit.
+
+Two terminals work on one sweep folder, two runs at once each; one of them packs runs into populations, the other does
+not. The test plays the users: a terminal whose command has ended types it again, as long as not all is done. What
+strikes, and whom, is drawn from a seed; when, is told by the steps that have been made, so that a fast machine and a
+slow one see the same storm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import scaling
+from stand_in_sweep import PACE
+
+from scaling.record import METRICS, RESULT, read_metrics
+from sweeps import smoke
+from sweeps.grids import Sweep, apply, axis, overlay, product
+from sweeps.outcome import STOPPED, result_status
+from sweeps.plan import RUNS, Cell, Plan, build, freeze
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the processes to kill in /proc"),
+]
+SEED = 6
+STRIKES = {"run": 10, "runner": 4, "terminate": 1, "tear": 1, "fill": 1}
+CLOCKS = ("seconds", "tokens_per_second")
+TERMINALS = (("--jobs", "2"), ("--jobs", "2", "--members", "1"))
+PATIENCE, DISK_BYTES, FULL_SECONDS = 500.0, 200 * 2**20, 3.0
+SHORT = {"measure.checkpoint_every_tokens": 8_192, "schedule.cooldown_fraction": 0.5, "measure.validation_tokens": 2048}
+
+
+def chaos_plan(folder: Path, corpora: Path) -> Plan:
+    """Two widths, four seeds, three horizons: 8 trunks of 192 steps, each with branches of 48 and 24 of their own."""
+    sizes = product(axis("model.width", 8, 16), axis("seed", 0, 1, 2, 3), axis("tokens", 24_576, 49_152, 98_304))
+    base = overlay(smoke.sweep().cells[0], SHORT | {"data.corpus": "walk", "data.directory": str(corpora)})
+    cells = tuple(dataclasses.replace(cell, name=f"c{i}") for i, cell in enumerate(apply(base, sizes)))
+    return freeze(folder, build(Sweep("chaos", cells, "short runs"), PACE))
+
+
+@dataclass
+class Terminal:
+    """Someone who types one command until all is done. typed: how often; codes: how it ended."""
+
+    command: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    typed: int = 0
+    codes: Counter[int] = field(default_factory=Counter)
+
+    def ended(self) -> bool:
+        if self.process is not None and (code := self.process.poll()) is not None:
+            self.codes[code] += 1
+            self.process = None
+        return self.process is None
+
+    def type(self) -> None:
+        self.typed += 1
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+
+
+@dataclass
+class Storm:
+    """What became of it. struck: how often by kind; seen: processes by kind, attempts at runs among them."""
+
+    folder: Path
+    plan: Plan
+    terminals: tuple[Terminal, ...]
+    disk: bool
+    struck: Counter[str] = field(default_factory=Counter)
+    seen: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def counts(self) -> str:
+        kinds = Counter(self.seen.values())
+        runs = Counter(result_status(self.run(cell)) for cell in self.plan.cells)
+        typed = sum(terminal.typed for terminal in self.terminals)
+        return (
+            f"strikes {dict(self.struck)}; processes {dict(kinds)}; commands typed {typed}, ended "
+            f"{dict(sum((terminal.codes for terminal in self.terminals), Counter()))}; runs {dict(runs)}; "
+            f"{self.seconds:.0f} s"
+        )
+
+    def run(self, cell: Cell) -> Path:
+        return self.folder / RUNS / cell.run_id
+
+    def done(self) -> bool:
+        return all(result_status(self.run(cell)) == "done" for cell in self.plan.cells)
+
+    def steps(self) -> int:
+        """Steps made so far, each counted once."""
+        made = 0
+        for cell in self.plan.cells:
+            before = cell.config.branch_step if cell.config.branch_of else 0
+            last = (read_metrics(self.run(cell)) or [{"step": 0}])[-1]["step"]
+            made += max(last - before, 0)
+        return made
+
+    def alive(self) -> dict[str, list[int]]:
+        """Processes of this sweep by kind: runner, run (a population's among them)."""
+        found: dict[str, list[int]] = {"runner": [], "run": []}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_text().split("\0")
+                if str(self.folder.parent) in words and "sweep" in words:
+                    found["runner"].append(int(path.parent.name))
+                elif any(word.startswith(f"{self.folder / RUNS}/") for word in words):
+                    found["run"].append(int(path.parent.name))
+                    self.seen[int(path.parent.name)] = "population" if "population" in words else "run"
+        self.seen |= dict.fromkeys(found["runner"], "runner")
+        return found
+
+    def strike(self, kind: str, chance: random.Random) -> bool:
+        """Does one harm; False when there is nobody to do it to just now."""
+        victims = self.alive()["run" if kind in ("run", "tear") else "runner"]
+        if kind == "fill":
+            fill(self.folder)
+            return True
+        if kind == "tear":
+            return self.tear(victims)
+        if not victims:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(chance.choice(sorted(victims)), signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
+        return True
+
+    def tear(self, victims: list[int]) -> bool:
+        """A run dies in the middle of a line."""
+        for pid in victims:
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                run = next(Path(word) for word in words if word.startswith(f"{self.folder / RUNS}/"))
+                if not (run / METRICS).exists() or (run / RESULT).exists():
+                    continue
+                os.kill(pid, signal.SIGSTOP)
+                with (run / METRICS).open("a") as metrics:
+                    metrics.write('{"step": 3, "tokens": 15')
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+
+def fill(folder: Path) -> None:
+    """Leaves the disk of a folder without a byte for a while."""
+    ballast = folder / "ballast"
+    try:
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            for size in (2**20, 2**10, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"0" * size):
+                        pass
+        time.sleep(FULL_SECONDS)
+    finally:
+        ballast.unlink()
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bool]]:
+    """A folder, and whether it is a small disk of its own, which takes root."""
+    place = tmp_path_factory.mktemp("disk")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", str(place)], capture_output=True, check=False
+    )
+    yield place, mounted.returncode == 0
+    if mounted.returncode == 0:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory, corpora: Path) -> Path:
+    """The sweep left in peace."""
+    out = tmp_path_factory.mktemp("quiet")
+    chaos_plan(out / "chaos", corpora)
+    done = scaling("sweep", "run", "chaos", "--out", out, *TERMINALS[0], **PLAIN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out / "chaos"
+
+
+PLAIN = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+@pytest.fixture(scope="module")
+def storm(disk: tuple[Path, bool], corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storm]:
+    """The sweep struck as STRIKES says, and gone on with until it is done."""
+    place, mounted = disk
+    out, logs = place / "out", tmp_path_factory.mktemp("terminals")
+    plan = chaos_plan(out / "chaos", corpora)
+    command = [sys.executable, "-m", "scaling.cli", "sweep", "run", "chaos", "--out", str(out)]
+    terminals = tuple(Terminal([*command, *flags], logs / f"{i}") for i, flags in enumerate(TERMINALS))
+    made = Storm(out / "chaos", plan, terminals, mounted)
+    chance = random.Random(SEED)
+    kinds = [kind for kind, times in STRIKES.items() for _ in range(times) if mounted or kind != "fill"]
+    chance.shuffle(kinds)
+    total = sum(cell.config.own_steps for cell in plan.cells)
+    due = sorted(chance.uniform(0.02, 0.9) * total for _ in kinds)
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PLAIN.items():
+            patch.setenv(name, value)
+        try:
+            while not made.done():
+                assert time.monotonic() - began < PATIENCE, f"not done: {made.counts()}\n{tails(terminals)}"
+                for terminal in terminals:
+                    if terminal.ended():
+                        terminal.type()
+                made.alive()
+                if kinds and made.steps() >= due[0] and made.strike(kinds[0], chance):
+                    made.struck[kinds.pop(0)] += 1
+                    due.pop(0)
+                time.sleep(0.1)
+            for terminal in terminals:
+                if terminal.process is not None:
+                    terminal.process.wait(60)
+                    terminal.ended()
+            made.seconds = time.monotonic() - began
+            print(f"\n{made.counts()}")
+            yield made
+        finally:
+            for pids in made.alive().values():
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
+def test_whoever_typed_read_a_plain_line(storm: Storm) -> None:
+    """However a command ended, it told its user so in a sentence."""
+    for terminal in storm.terminals:
+        assert "Traceback" not in terminal.log.read_text()
+        assert set(terminal.codes) <= {0, 1, 2, STOPPED, -signal.SIGKILL, -signal.SIGTERM}
+
+
+def tails(terminals: tuple[Terminal, ...]) -> str:
+    return "\n".join(terminal.log.read_text()[-2000:] for terminal in terminals)
+
+
+def collected(folder: Path) -> pd.DataFrame:
+    done = scaling("sweep", "collect", folder.name, "--out", folder.parent)
+    assert done.returncode == 0, done.stderr
+    return pd.read_parquet(folder / "results.parquet").drop(columns=list(CLOCKS))
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in CLOCKS} for line in read_metrics(run)]
+
+
+def test_the_table_is_that_of_the_sweep_left_in_peace(storm: Storm, quiet: Path) -> None:
+    ours, theirs = collected(storm.folder), collected(quiet)
+    assert len(theirs) == len(storm.plan.cells) == theirs["loss"].nunique() == 24
+    assert (theirs["branch_of"] != "").sum() == 16
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def test_every_curve_is_that_of_the_sweep_left_in_peace(storm: Storm, quiet: Path) -> None:
+    for cell in storm.plan.cells:
+        theirs = curve(quiet / RUNS / cell.run_id)
+        assert [line["step"] for line in theirs] == list(range(1, cell.config.steps + 1))
+        assert curve(storm.run(cell)) == theirs
+
+
+def test_everything_struck(storm: Storm) -> None:
+    expected = dict(STRIKES) if storm.disk else {kind: n for kind, n in STRIKES.items() if kind != "fill"}
+    assert dict(storm.struck) == expected
+    attempts = Counter(storm.seen.values())
+    assert attempts["population"] > 0
+    assert attempts["runner"] > len(TERMINALS)
+
+
+def test_a_line_was_torn(storm: Storm) -> None:
+    torn = 0
+    for cell in storm.plan.cells:
+        for text in (storm.run(cell) / METRICS).read_text().splitlines():
+            try:
+                json.loads(text)
+            except json.JSONDecodeError:
+                torn += 1
+    assert torn >= 1
+
+
+def test_the_disk_was_full(storm: Storm) -> None:
+    if not storm.disk:
+        pytest.skip("the storm went without a full disk: a small disk of its own takes root, to mount a tmpfs")
+    assert storm.struck["fill"] == 1
