@@ -48,7 +48,7 @@ class RunConfig:
 
     recipe, overrides, learning_rate_from: where the numbers came from, for whoever reads the run. branch_of: run_id of
     the run beside this one whose stable phase this one shares: it starts from that run's state at `branch_step`, and
-    ends as if it had trained alone.
+    ends as if it had trained alone. priority: a sweep starts runs of a higher one first.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -66,6 +66,7 @@ class RunConfig:
     overrides: tuple[str, ...] = free(())
     learning_rate_from: str = free("")
     branch_of: str = free("")
+    priority: int = free(0)
 
     def __post_init__(self) -> None:
         check_types(self)

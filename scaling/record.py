@@ -6,7 +6,8 @@
       metrics.jsonl      one line a logged step, appended by host 0; a torn last line is legal and ignored
       checkpoints/       Orbax, to go on from
       branches/          Orbax, states that other runs branch from (scaling/branch.py)
-      result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}
+      result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}; a failed
+                         run's has its "traceback" too
 
 `row` holds the columns of the results table below; `measurements` maps "<name>/<metric>" to [value, n, stderr].
 
@@ -228,8 +229,9 @@ def write_result(
     row: dict[str, Any],
     measurements: dict[str, Measurement],
     reason: str = "",
+    traceback: str = "",
 ) -> None:
-    """Writes result.json by rename. Non-finite numbers become null: JSON has none."""
+    """Writes result.json by rename. Non-finite numbers become null: JSON has none. traceback: of a failed run."""
     finite = {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
     write_json(
         folder / RESULT,
@@ -237,6 +239,7 @@ def write_result(
             "schema": SCHEMA,
             "status": status,
             "reason": reason,
+            **({"traceback": traceback} if traceback else {}),
             "row": {name: _finite(value) for name, value in row.items()},
             "measurements": finite,
         },

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from scaling import accounting
 from scaling.config import RunConfig
-from sweeps.executors.local import ONE_THREAD, Slot
+from sweeps.executors import Slot
+from sweeps.executors.local import ONE_THREAD
 
 if TYPE_CHECKING:
     from scaling.chips import Topology

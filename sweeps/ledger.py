@@ -1,7 +1,7 @@
 """What a run has been through: `attempts.jsonl` in its folder, one line as an attempt begins and one as it ends.
 
-The budgets of failures and of preemptions are counted from it, so that they hold whichever runner, on whichever machine,
-makes the next attempt. Only who holds the run's claim writes it.
+The budgets of failures and of preemptions are counted from it, so that they hold whichever runner, on whichever
+machine, makes the next attempt. Only who holds the run's claim writes it.
 
 Not in the design's list of modules: run.py would pass 300 lines.
 """
@@ -43,6 +43,9 @@ class Budgets:
         return ""
 
 
+USUAL = Budgets()
+
+
 def began(folder: Path, **about: Any) -> None:
     """Notes an attempt. One before it whose end nobody noted was lost with its runner."""
     if unfinished(folder):
@@ -73,6 +76,11 @@ def counts(folder: Path) -> Counter[str]:
     last = max((i for i, line in enumerate(lines) if line["event"] == REOPENED), default=-1)
     kinds = [(i, line["kind"]) for i, line in enumerate(lines) if line["event"] == "ended"]
     return Counter(kind for i, kind in kinds if i > last or kind == "memory")
+
+
+def last_reason(folder: Path) -> str:
+    """Why the last attempt that ended did."""
+    return next((line["reason"] for line in reversed(read(folder)) if line["event"] == "ended"), "")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ import subprocess
 from collections.abc import Sequence
 
 from scaling.packing import members_that_fit, packable
-from sweeps.executors.local import Slot, uses_tpu
+from sweeps.executors import Slot
+from sweeps.executors.local import uses_tpu
 from sweeps.plan import Cell
 
 BIG, LONG = 150_000, 60.0

@@ -58,6 +58,13 @@ class Cell:
     def name(self) -> str:
         return self.config.name or self.run_id
 
+    def demand(self, asked: int | None = None) -> int:
+        """Devices that the run needs. asked: how many where the mesh leaves its data axis open, rounded up to whole
+        groups of fsdp x tensor; one such group when not given."""
+        mesh = self.config.mesh
+        group = mesh.fsdp * mesh.tensor
+        return group * (mesh.data or -(-(asked or 1) // group))
+
     @property
     def row(self) -> dict[str, Any]:
         """The columns of the results table that are known before the run."""

@@ -6,26 +6,29 @@ may be killed at any time. The same command again goes on from there.
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.live import Live
 
 from scaling.record import write_json
 from scaling.strict import InputError
-from sweeps.executors.local import slots
-from sweeps.plan import PLAN, duration, find, load
+from sweeps.executors import Slot
+from sweeps.executors.local import Local, capacity, joined, slots, start
+from sweeps.fleet import train_command
+from sweeps.ledger import USUAL, Budgets
+from sweeps.outcome import reopen
+from sweeps.plan import PLAN, Plan, duration, find, load
 from sweeps.runner import Command, Runner
 from sweeps.status import snapshot, totals
 
-
-def train_command(*folders: Path) -> list[str]:
-    """The command that trains the run in a folder, from its checkpoint if there is one; of several, as one program."""
-    verb = ["train", "--quiet", "--folder"] if len(folders) == 1 else ["population", "--quiet"]
-    return [sys.executable, "-m", "scaling.cli", *verb, *map(str, folders)]
+HERE = Local()
+Executor = Annotated[Local, tyro.conf.subcommand("local", description="Processes on this machine (the default).")]
 
 
 def run(
@@ -35,21 +38,43 @@ def run(
     json: Path | None = None,
     retry_failed: bool = True,
     members: int | None = None,
+    devices: int | None = None,
+    failures: int = 2,
+    preemptions: int = 100,
+    executor: Annotated[Executor, tyro.conf.arg(name="")] = HERE,
 ) -> int:
     """Makes the runs of the frozen plan <out>/<name>. Returns 0, 1 when a run failed, 75 when stopped by a signal.
 
-    jobs: processes at once; one per GPU, or else one per core, when not given. members: runs of one shape that train
-    together in one process, at most; as many as memory allows when not given. retry_failed: runs that failed before
-    are tried again. Raises InputError when there is no plan.
+    Again: goes on, or says that all is done. Raises InputError when there is no plan, or where the runs have no room.
+
+    Args:
+        name: the sweep, as in `scaling sweep plan NAME`.
+        out: folder of the sweeps; on a cluster, one that all its machines share.
+        jobs: runs, or populations, at once: by default one per GPU here, or else one per core; on a cluster, as many
+            workers as there are runs that could start.
+        json: also write where the sweep stands to this file.
+        retry_failed: runs that failed before are tried again.
+        members: runs of one shape that train together in one process, at most; by default as many as memory allows.
+        devices: of each run whose mesh leaves its data axis open; by default fsdp x tensor.
+        failures: attempts at a run that may end badly by its own fault, before it is recorded as failed.
+        preemptions: attempts at a run that may be ended from outside.
+        executor: where the runs go: local, slurm or ray; their own options come after the word.
     """
     folder = out / name
     if not (folder / PLAN).exists():
         find(name)
-    began = time.monotonic()
-    if members is not None and members < 1:
-        raise InputError(f"members = {members}: must be 1 or more")
-    code = execute(folder, jobs=jobs, retry_failed=retry_failed, members=members)
-    now = snapshot(folder, load(folder))
+    for field, value in (("jobs", jobs), ("members", members), ("devices", devices)):
+        if value is not None and value < 1:
+            raise InputError(f"{field} = {value}: must be 1 or more")
+    for field, value in (("failures", failures), ("preemptions", preemptions)):
+        if value < 1:
+            raise InputError(f"{field} = {value}: must be 1 or more")
+    plan = load(folder)
+    if plan.sweep != name:
+        raise InputError(f"{folder}: holds the plan of sweep {plan.sweep}; two sweeps cannot share a folder")
+    began, budgets = time.monotonic(), Budgets(failures, preemptions)
+    code = execute(folder, jobs=jobs, retry_failed=retry_failed, members=members, asked=devices, budgets=budgets)
+    now = snapshot(folder, plan)
     print(f"{name}: {totals(now)}, in {duration(time.monotonic() - began)}")
     if json is not None:
         write_json(json, {"sweep": name, "exit_code": code, "cells": [asdict(one) for one in now]})
@@ -63,11 +88,29 @@ def execute(
     retry_failed: bool = True,
     command: Command = train_command,
     members: int | None = 1,
+    asked: int | None = None,
+    budgets: Budgets = USUAL,
 ) -> int:
-    """`run` for a sweep folder and any command that keeps the trainer's contract: exit codes, result.json."""
+    """`run` on this machine, for a sweep folder and any command that keeps the trainer's contract: exit codes
+    (scaling/exits.py), result.json."""
     plan, console, room = load(folder), Console(), slots(jobs)
-    runner = Runner(folder, plan, command, list(room), console, retry_failed, members)
+    check_room(plan, room, asked)
     try:
+        if retry_failed:
+            reopen(folder, plan.cells)
+        runner = Runner(
+            folder,
+            plan,
+            plan.cells,
+            command,
+            list(room),
+            console,
+            start,
+            members=members,
+            asked=asked,
+            budgets=budgets,
+            crew=len(room),
+        )
         with runner.listening():
             if not console.is_terminal:
                 return runner()
@@ -75,3 +118,14 @@ def execute(
                 return runner()
     except OSError as error:
         raise InputError(f"{folder}: {error}; mend it, and the same command goes on") from None
+
+
+def check_room(plan: Plan, room: Sequence[Slot], asked: int | None) -> None:
+    """Raises InputError, naming the first, where a cell needs more devices than this machine has."""
+    for cell in plan.cells:
+        if joined(room, need := cell.demand(asked)) is None:
+            have = sum({slot.gpu or slot.cores: capacity(slot) for slot in room}.values())
+            raise InputError(
+                f"cell {cell.name}: needs {need} devices (mesh {cell.config.mesh}), this machine has {have}; "
+                "a smaller mesh, or a cluster: `scaling sweep run NAME slurm` or `ray`"
+            )

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,16 +18,21 @@ from rich.live import Live
 
 from scaling import branch, simulated
 from scaling.config import RunConfig
+from scaling.exits import STOPPED
+from scaling.packing import packable
 from scaling.strict import InputError
+from sweeps import ledger
 from sweeps.claim import HEARTBEAT_SECONDS, Claim, claim
-from sweeps.executors.local import Slot, kill, last_line, start
-from sweeps.outcome import STOPPED, ending, prepare, record_failure, result_status
+from sweeps.executors import Handle, Launch, Slot
+from sweeps.executors.local import joined, start
+from sweeps.ledger import USUAL, Budgets, Kind
+from sweeps.outcome import final, judge, prepare, record_failure, result_status, shrunk
 from sweeps.packs import pack
 from sweeps.plan import RUNS, Cell, Plan
-from sweeps.status import line, progress, snapshot, table
+from sweeps.status import line, progress, table
 
-ATTEMPTS = 3
 POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS, GRACE_SECONDS = 0.05, 1.0, 1.0, 120.0
+RETRY_SECONDS = 1.0
 
 Command = Callable[..., list[str]]
 """What trains the runs in some folders, one process for all: argv from their paths."""
@@ -37,44 +40,51 @@ Command = Callable[..., list[str]]
 
 @dataclass(frozen=True)
 class Attempt:
-    """Runs being made by one process: each under its claim, in this slot."""
+    """Runs being made by one process: each under its claim, in these slots."""
 
     claims: dict[str, Claim]
     cells: tuple[Cell, ...]
-    process: subprocess.Popen[bytes]
-    slot: Slot
+    process: Handle
+    slots: tuple[Slot, ...]
 
 
 @dataclass
 class Runner:
-    """The state of one runner. free: slots without a run; tries: attempts by run_id; stops: signals received; alone:
-    runs whose population ended without their result, which are tried again by themselves."""
+    """The state of one runner.
+
+    cells: those that it is to make, of the plan's. free: slots without a run. asked: devices of a run whose mesh leaves
+    its data axis open. crew: slots that share the work, here and elsewhere. lingers: whether it waits for runs that
+    others hold, to take them over should those die. stops: signals received. alone: runs whose population ended without
+    their result, which are tried again by themselves. narrow: members at most of a shape that ran out of memory.
+    elsewhere: runs that others hold.
+    """
 
     folder: Path
     plan: Plan
+    cells: Sequence[Cell]
     command: Command
     free: list[Slot]
     console: Console
-    retry_failed: bool = False
+    launch: Launch = start
+    budgets: Budgets = USUAL
     members: int | None = 1
+    asked: int | None = None
+    crew: int = 1
+    lingers: bool = True
     live: Live | None = None
     pending: list[Cell] = field(default_factory=list)
     running: list[Attempt] = field(default_factory=list)
-    retrying: set[str] = field(default_factory=set)
     alone: set[str] = field(default_factory=set)
-    room: int = 0
-    tries: Counter[str] = field(default_factory=Counter)
+    narrow: dict[Hashable, int] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
     not_before: dict[str, float] = field(default_factory=dict)
     stops: int = 0
-    asked: set[int] = field(default_factory=set)
+    asked_to_end: set[int] = field(default_factory=set)
     patience: float = 0.0
 
     def __call__(self) -> int:
-        """Makes every cell that has not ended, longest first. Returns the exit code."""
-        if self.retry_failed:
-            self.retrying = {one.run_id for one in snapshot(self.folder, self.plan) if one.state == "failed"}
-        self.room = len(self.free)
-        cells = sorted(self.plan.cells, key=lambda cell: (bool(cell.config.branch_of), -cell.seconds))
+        """Makes every cell that has not ended: by priority, then longest first. Returns the exit code."""
+        cells = sorted(self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.seconds))
         self.pending = [cell for cell in cells if not self.ended(cell)]
         self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.free)} at once")
         beaten = drawn = time.monotonic()
@@ -85,6 +95,8 @@ class Runner:
                     self.stop()
                 else:
                     self.fill()
+                    if not self.running and not self.lingers and all(map(self.theirs, self.pending)):
+                        break
                 if time.monotonic() - beaten > HEARTBEAT_SECONDS:
                     self.beat()
                     beaten = time.monotonic()
@@ -95,10 +107,10 @@ class Runner:
                 time.sleep(POLL_SECONDS)
         finally:
             self.abandon()
-        if self.pending:
+        if self.pending and self.stops:
             self.say(f"stopped, {len(self.pending)} runs to go; the same command goes on")
             return STOPPED
-        return int(any(one.state == "failed" for one in snapshot(self.folder, self.plan)))
+        return int(any(result_status(self.path(cell)) == "failed" for cell in self.cells))
 
     def path(self, cell: Cell) -> Path:
         return self.folder / RUNS / cell.run_id
@@ -107,9 +119,12 @@ class Runner:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def ended(self, cell: Cell) -> bool:
-        """Whether there is nothing left to do; a torn result has not ended, nor a failed one that is to be retried."""
-        found = result_status(self.path(cell))
-        return found is not None and not (found == "failed" and cell.run_id in self.retrying)
+        """Whether there is nothing left to do; a torn result has not ended."""
+        return result_status(self.path(cell)) is not None
+
+    def theirs(self, cell: Cell) -> bool:
+        """Whether another runner holds a cell, or the trunk that it waits for."""
+        return bool({cell.run_id, cell.config.branch_of} & self.elsewhere)
 
     def fill(self) -> None:
         """Starts pending cells while there is room."""
@@ -117,8 +132,17 @@ class Runner:
             ready = [cell for cell in self.pending if self.ready(cell)]
             if not ready:
                 return
-            single = [ready[0]] if ready[0].run_id in self.alone else [c for c in ready if c.run_id not in self.alone]
-            self.take(pack(single, self.pending, self.free[0], self.room, self.members))
+            first = ready[0]
+            room = joined(self.free, first.demand(self.asked))
+            if room is None:
+                return
+            slots, slot = room
+            if first.run_id in self.alone or slot.devices > 1:
+                self.take((first,), slots, slot)
+            else:
+                company = [cell for cell in ready if cell.run_id not in self.alone and cell.demand(self.asked) == 1]
+                most = self.narrow.get(packable(first.config), self.members)
+                self.take(pack(company, self.pending, slot, self.crew, most), slots, slot)
 
     def ready(self, cell: Cell) -> bool:
         """Whether a cell may start now: its trunk has come to where it leaves, or will not."""
@@ -126,9 +150,9 @@ class Runner:
             return False
         trunk = cell.config.branch_of
         waits = trunk and not branch.ready(self.path(cell), cell.config)
-        return not waits or (result_status(self.folder / RUNS / trunk) is not None and trunk not in self.retrying)
+        return not waits or result_status(self.folder / RUNS / trunk) is not None
 
-    def take(self, cells: tuple[Cell, ...]) -> None:
+    def take(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
         """Starts cells in one process, but for those that another runner has or had."""
         claims: dict[str, Claim] = {}
         try:
@@ -136,34 +160,41 @@ class Runner:
             if not mine:
                 return
             folders = [self.path(cell) for cell in mine]
+            for folder in folders:
+                ledger.began(folder, devices=slot.devices, members=len(mine))
             inherited = [held.descriptor for held in claims.values() if held.descriptor is not None]
-            process = start(self.command(*folders), folders[0], self.free[0], inherited)
+            process = self.launch(self.command(*folders), folders[0], slot, inherited)
         except OSError:
             for held in claims.values():
                 held.release()
             raise
-        for cell in mine:
-            self.retrying.discard(cell.run_id)
-            self.tries[cell.run_id] += 1
-        self.running.append(Attempt(claims, mine, process, self.free.pop(0)))
+        self.running.append(Attempt(claims, mine, process, slots))
+        for one in slots:
+            self.free.remove(one)
 
     def claimed(self, cell: Cell, claims: dict[str, Claim]) -> bool:
         """Claims a cell and prepares its folder; False when it is another runner's, or has ended, or ends here."""
         folder = self.path(cell)
         held = claim(folder)
         if held is None:
-            if cell.run_id not in self.not_before:
-                self.say(f"another process holds {cell.run_id} {cell.name}; waiting for it")
+            if cell.run_id not in self.elsewhere:
+                self.say(f"another process holds {cell.run_id} {cell.name}" + "; waiting for it" * self.lingers)
+            self.elsewhere.add(cell.run_id)
             self.not_before[cell.run_id] = time.monotonic() + ELSEWHERE_SECONDS
             return False
+        self.elsewhere.discard(cell.run_id)
         self.pending.remove(cell)
         claims[cell.run_id] = held
         if not self.ended(cell):
-            config = prepare(folder, cell)
-            if not simulated.asked(config):
-                return True
-            self.simulate(cell, config)
-        self.retrying.discard(cell.run_id)
+            if ledger.unfinished(folder):
+                ledger.ended(folder, "lost", "its runner went away")
+            if spent := self.budgets.spent(ledger.counts(folder)):
+                record_failure(folder, cell, f"{spent}: {ledger.last_reason(folder)}")
+            else:
+                config = prepare(folder, cell, self.asked)
+                if not simulated.asked(config):
+                    return True
+                self.simulate(cell, config)
         claims.pop(cell.run_id).release()
         self.report(cell)
         return False
@@ -185,26 +216,53 @@ class Runner:
                 self.drop(attempt)
 
     def settle(self, cell: Cell, code: int, attempt: Attempt) -> None:
-        """Takes the result, tries again after a signal, or records a failure."""
-        folder = self.path(cell)
-        interrupted = code < 0 or code == STOPPED
-        if result_status(folder) is not None:
+        """Takes the result, or notes how the attempt ended and tries again, or records a failure."""
+        folder, several = self.path(cell), len(attempt.cells) > 1
+        if (status := result_status(folder)) is not None:
+            ledger.ended(folder, "diverged" if status == "diverged" else "done")
             self.report(cell)
-        elif self.stops and interrupted:
+            return
+        kind, reason = judge(code, folder)
+        if self.stops and kind == "preempted":
+            ledger.ended(folder, "stopped", reason)
             self.pending.append(cell)
-        elif interrupted and self.tries[cell.run_id] < ATTEMPTS:
-            self.say(f"{cell.run_id} {cell.name} {ending(code)}; going on from its checkpoint")
-            self.pending.insert(0, cell)
-        elif len(attempt.cells) > 1:
-            said = ending(code) if interrupted else last_line(self.path(attempt.cells[0])) or f"exit code {code}"
-            self.say(f"{cell.run_id} {cell.name}: its population ended ({said}); trying it alone")
-            self.tries[cell.run_id] -= interrupted
-            self.alone.add(cell.run_id)
-            self.pending.append(cell)
+        elif several and kind in ("failed", "memory"):
+            ledger.ended(folder, "stopped", f"its population ended: {reason}")
+            self.part(cell, kind, reason, attempt)
         else:
-            reason = f"{ending(code)} {self.tries[cell.run_id]} times" if interrupted else last_line(folder)
-            record_failure(folder, cell, reason if code else "ended without a result")
+            ledger.ended(folder, kind, reason)
+            self.again(cell, kind, reason, final(code))
+
+    def again(self, cell: Cell, kind: Kind, reason: str, last: bool) -> None:
+        """Another attempt at a run that ended badly, if its budgets have one left; else it is recorded as failed."""
+        past = ledger.counts(self.path(cell))
+        if kind == "memory":
+            spent = "" if shrunk(cell.config, past["memory"], cell.demand(self.asked)) else "no microbatch is smaller"
+        else:
+            spent = self.budgets.spent(past)
+        if spent or last:
+            tries = past["failed"] + past["preempted"] + past["lost"]
+            record_failure(self.path(cell), cell, reason + f" ({spent})" * (tries > 1 or kind == "memory"))
             self.report(cell)
+            return
+        how = {"memory": "halving its microbatch", "failed": "trying it again"}.get(
+            kind, "going on from its checkpoint"
+        )
+        self.say(f"{cell.run_id} {cell.name} {reason}; {how}")
+        if kind == "failed":
+            self.not_before[cell.run_id] = time.monotonic() + RETRY_SECONDS
+        self.pending.insert(0, cell)
+
+    def part(self, cell: Cell, kind: Kind, reason: str, attempt: Attempt) -> None:
+        """A population ended without a member's result: too large a one is tried by halves, any other one by one."""
+        half = len(attempt.cells) // 2
+        if kind == "memory" and half > 1:
+            self.narrow[packable(cell.config)] = half
+            self.say(f"{cell.run_id} {cell.name}: its population of {len(attempt.cells)} {reason}; trying {half}")
+        else:
+            self.alone.add(cell.run_id)
+            self.say(f"{cell.run_id} {cell.name}: its population ended ({reason}); trying it alone")
+        self.pending.append(cell)
 
     def report(self, cell: Cell) -> None:
         left = len(self.pending) + sum(self.open(one) for attempt in self.running for one in attempt.cells)
@@ -220,8 +278,7 @@ class Runner:
         for attempt in tuple(self.running):
             lost = [cell for cell in attempt.cells if not attempt.claims[cell.run_id].beat()]
             if lost:
-                kill(attempt.process)
-                attempt.process.wait()
+                attempt.process.kill()
                 for cell in lost:
                     self.say(f"{cell.run_id} {cell.name} was taken over by another runner")
                 self.pending += attempt.cells
@@ -232,23 +289,26 @@ class Runner:
         self.patience = self.patience or time.monotonic() + GRACE_SECONDS
         for attempt in self.running:
             if self.stops > 1 or time.monotonic() > self.patience:
-                kill(attempt.process)
-            elif attempt.process.pid not in self.asked:
-                self.asked.add(attempt.process.pid)
+                attempt.process.kill()
+            elif id(attempt) not in self.asked_to_end:
+                self.asked_to_end.add(id(attempt))
                 attempt.process.terminate()
 
     def drop(self, attempt: Attempt) -> None:
         for held in attempt.claims.values():
             held.release()
         self.running.remove(attempt)
-        self.free.append(attempt.slot)
+        self.asked_to_end.discard(id(attempt))
+        self.free += attempt.slots
 
     def abandon(self) -> None:
-        """Leaves no run behind, whatever happened."""
+        """Leaves no run behind, whatever happened: each saves, ends, and is anybody's."""
         while self.running:
             self.stop()
             for attempt in tuple(self.running):
                 if attempt.process.poll() is not None:
+                    for cell in attempt.cells:
+                        ledger.ended(self.path(cell), "stopped", "its runner stopped")
                     self.drop(attempt)
             time.sleep(POLL_SECONDS)
 

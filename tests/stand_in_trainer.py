@@ -4,7 +4,8 @@
 
 Several folders are a population: it makes one after the other, and ends as the first that fails does. It checkpoints
 every step, so a killed run resumes; its loss is a running hash, so a step done twice or left out would show. The
-config's name says how it misbehaves: crash, hang, diverge, silent, killed (once), always_killed. A trunk keeps the
+config's name says how it misbehaves: crash, diverge, silent, hungry (for memory, with more than two sequences at once),
+killed (once), always_killed. A trunk keeps the
 states that others branch from at its fourth step.
 """
 
@@ -34,8 +35,13 @@ def main(folder: Path, step_seconds: float) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     saved = folder / "saved.json"
     step, state = json.loads(saved.read_text()) if saved.exists() else (0, folder.name)
+    if habit == "hungry" and (config["data"]["microbatch_sequences"] or config["data"]["batch_sequences"]) > 2:
+        sys.stderr.write("RESOURCE_EXHAUSTED: too much\n")
+        return 12
     while step < STEPS:
         time.sleep(step_seconds)
+        if habit == "always_killed" and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
         step, state = step + 1, hashlib.sha256(f"{state} {step}".encode()).hexdigest()
         with (folder / "metrics.jsonl").open("a") as metrics:
             line = {"step": step, "tokens": step * 100, "loss": 6.0 - step / 10, "tokens_per_second": 1000.0}
@@ -60,7 +66,7 @@ def main(folder: Path, step_seconds: float) -> int:
 def misbehave(habit: str, folder: Path) -> None:
     if habit == "crash":
         raise ValueError("the moon is full")
-    if habit == "always_killed" or (habit == "killed" and (folder / "starts").read_text().count("\n") == 1):
+    if habit == "killed" and (folder / "starts").read_text().count("\n") == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

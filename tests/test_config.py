@@ -85,7 +85,7 @@ def test_what_changes_no_result_is_this_and_nothing_else() -> None:
     assert unhashed == {
         *("model.remat", "model.unroll", "model.attention", "data.microbatch_sequences", "data.directory"),
         *("mesh.data", "mesh.fsdp", "mesh.tensor", "name", "sweep"),
-        *("recipe", "overrides", "learning_rate_from", "branch_of", "measure.branch_at_steps"),
+        *("recipe", "overrides", "learning_rate_from", "branch_of", "priority", "measure.branch_at_steps"),
         *("measure.every_tokens", "measure.log_every_steps", "measure.checkpoint_every_tokens", "measure.keep"),
     }
 

@@ -82,7 +82,7 @@ def test_output_goes_to_the_log_and_is_kept(tmp_path):
     for text in ("first", "second"):
         start(
             [sys.executable, "-c", f"import sys; print('{text}'); sys.exit('bad: {text}\\n\\n')"], tmp_path, Slot()
-        ).wait()
+        ).popen.wait()
     log = (tmp_path / LOG).read_text()
     assert "first" in log
     assert last_line(tmp_path) == "bad: second"
@@ -94,14 +94,16 @@ def test_output_goes_to_the_log_and_is_kept(tmp_path):
 @pytest.mark.skipif(not LINUX, reason="no core affinity elsewhere")
 def test_a_run_stays_on_its_core(tmp_path):
     core = local.available_cores()[-1]
-    start([sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"], tmp_path, Slot(cores=(core,))).wait()
+    start(
+        [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"], tmp_path, Slot(cores=(core,))
+    ).popen.wait()
     assert last_line(tmp_path) == f"{{{core}}}"
 
 
 def test_a_run_keeps_inherited_descriptors_and_its_own_session(tmp_path):
     read, write = os.pipe()
     code = f"import os; os.write({write}, b'%d' % os.getsid(0))"
-    process = start([sys.executable, "-c", code], tmp_path, Slot(), [write])
+    process = start([sys.executable, "-c", code], tmp_path, Slot(), [write]).popen
     os.close(write)
     assert process.wait() == 0
     assert int(os.read(read, 20)) == process.pid
@@ -113,7 +115,7 @@ def test_an_orphan_is_told_to_end(tmp_path):
     program = (
         "import sys; from pathlib import Path; from sweeps.executors.local import *\n"
         "code = 'import time; print(1, flush=True); time.sleep(60)'\n"
-        f"p = start([sys.executable, '-c', code], Path({str(tmp_path)!r}), Slot())\n"
+        f"p = start([sys.executable, '-c', code], Path({str(tmp_path)!r}), Slot()).popen\n"
         "print(p.pid, flush=True); p.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

@@ -12,21 +12,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_in_sweep import PACE, StandInCorpus, command, overlaps, rows, stand_in_plan, starts
+from stand_in_sweep import PACE, StandInCorpus, command, overlaps, rows, stand_in_plan, stand_in_sweep, starts
 
 from scaling.config import load as load_config
+from scaling.exits import STOPPED
 from scaling.record import CONFIG, RESULT, read_result, write_result
 from scaling.strict import InputError
+from sweeps import ledger
 from sweeps import runner as running
 from sweeps.claim import claim
+from sweeps.executors import local
+from sweeps.executors.local import environment
 from sweeps.grids import Sweep, overlay
-from sweeps.outcome import STOPPED, prepare, record_failure
-from sweeps.plan import RUNS, Plan, build, find, freeze, load
+from sweeps.ledger import Budgets
+from sweeps.outcome import prepare, record_failure
+from sweeps.plan import PLAN, RUNS, Plan, build, find, freeze, load
 from sweeps.run import execute, run
-from sweeps.runner import ATTEMPTS
 
 HERE = Path(__file__).parent
 SIMULATED = "simulated?noise=0"
+CORPUS = StandInCorpus()
 RUNNER = (
     "import sys; from pathlib import Path; from stand_in_sweep import command; from sweeps.run import execute\n"
     "sys.exit(execute(Path(sys.argv[1]), jobs=int(sys.argv[2]), command=command(float(sys.argv[3]))))"
@@ -67,18 +72,21 @@ def test_runs_everything_once_and_then_nothing(tmp_path, capsys):
 
 def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, capsys):
     plan = stand_in_plan(tmp_path, "crash", "", "diverge", "silent", "always_killed")
-    assert execute(tmp_path, jobs=2, command=command()) == 1
+    assert execute(tmp_path, jobs=2, command=command(), budgets=Budgets(preemptions=3)) == 1
     results = [read_result(tmp_path / RUNS / cell.run_id) or {} for cell in plan.cells]
     assert [result["status"] for result in results] == ["failed", "done", "diverged", "failed", "failed"]
-    assert results[0]["reason"] == "ValueError: the moon is full"
-    assert results[3]["reason"] == "ended without a result"
-    assert results[4]["reason"] == f"was killed by SIGKILL (out of memory?) {ATTEMPTS} times"
+    assert results[0]["reason"] == "ValueError: the moon is full (failed 2 times)"
+    assert results[0]["traceback"].startswith("Traceback (most recent call last)")
+    assert results[0]["traceback"].endswith("ValueError: the moon is full")
+    assert results[3]["reason"] == "ended without a result (failed 2 times)"
+    assert results[4]["reason"] == "was killed by SIGKILL (ended from outside 3 times)"
+    assert list(starts(tmp_path).values()).count(2) == 2
     row = results[0]["row"]
     known = plan.cells[0].row
     spent = ("tokens", "flops", "flops_6nd", "flops_spent", "unique_tokens")
     assert {key: row[key] for key in known if key not in spent} == {k: v for k, v in known.items() if k not in spent}
-    assert (row["tokens"], row["status"]) == (300, "failed")
-    assert row["flops_6nd"] == 6 * row["params_matmul"] * 300
+    assert (row["tokens"], row["status"]) == (400, "failed")
+    assert row["flops_6nd"] == 6 * row["params_matmul"] * 400
     printed = capsys.readouterr().out
     assert "failed" in printed
     assert "the moon is full" in printed
@@ -89,9 +97,9 @@ def test_failed_runs_stay_unless_asked(tmp_path):
     crashed = tmp_path / RUNS / plan.cells[0].run_id
     assert execute(tmp_path, command=command()) == 1
     assert execute(tmp_path, retry_failed=False, command=command()) == 1
-    assert starts(tmp_path)[crashed.name] == 1
-    assert execute(tmp_path, command=command()) == 1
-    assert starts(tmp_path) == {c.run_id: 1 for c in plan.cells} | {crashed.name: 2}
+    assert starts(tmp_path)[crashed.name] == 2
+    assert execute(tmp_path, command=command(), budgets=Budgets(failures=1)) == 1
+    assert starts(tmp_path) == {c.run_id: 1 for c in plan.cells} | {crashed.name: 3}
     mended = stand_in_plan(tmp_path, "", "", "diverge")
     assert [c.run_id for c in mended.cells] == [c.run_id for c in plan.cells]
     assert execute(tmp_path, command=command()) == 0
@@ -107,6 +115,83 @@ def test_a_killed_run_resumes(tmp_path, capsys):
     steps = (tmp_path / "s" / RUNS / plan.cells[0].run_id / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text)["step"] for text in steps] == [1, 2, 3, 4, 5, 6]
     assert "going on from its checkpoint" in capsys.readouterr().out
+
+
+def test_failures_and_preemptions_have_budgets_of_their_own(tmp_path):
+    """Counted from the run's own ledger, so that another runner's attempts count too."""
+    plan = stand_in_plan(tmp_path, "")
+    run_folder = tmp_path / RUNS / plan.cells[0].run_id
+    run_folder.mkdir(parents=True)
+    for kind in ("preempted", "failed", "preempted", "lost", "stopped"):
+        ledger.began(run_folder)
+        ledger.ended(run_folder, kind, f"it was {kind}")
+    budgets = Budgets(failures=2, preemptions=4)
+    assert budgets.spent(ledger.counts(run_folder)) == ""
+    assert Budgets(failures=1, preemptions=4).spent(ledger.counts(run_folder)) == "failed 1 times"
+    ledger.began(run_folder)
+    assert execute(tmp_path, command=command(), budgets=budgets) == 1
+    assert starts(tmp_path) == {}
+    result = read_result(run_folder) or {}
+    assert result["reason"] == "ended from outside 4 times: its runner went away"
+    assert execute(tmp_path, command=command(), budgets=budgets) == 0
+    assert [line.get("kind", line["event"]) for line in ledger.read(run_folder)][-3:] == ["reopened", "began", "done"]
+
+
+def test_a_run_that_runs_out_of_memory_gets_a_smaller_microbatch(tmp_path, capsys):
+    plan = stand_in_plan(tmp_path, "hungry")
+    batch = plan.cells[0].config.data.batch_sequences
+    assert execute(tmp_path, command=command(), budgets=Budgets(failures=1, preemptions=1)) == 0
+    found = load_config(tmp_path / RUNS / plan.cells[0].run_id / CONFIG)
+    assert found.data.microbatch_sequences == 2
+    assert found.run_id == plan.cells[0].run_id
+    halvings = capsys.readouterr().out.count("halving its microbatch")
+    assert batch / 2**halvings == 2
+    assert ledger.counts(tmp_path / RUNS / found.run_id)["memory"] == halvings
+
+
+def test_a_population_that_runs_out_of_memory_is_halved_before_its_members_go_alone(tmp_path, capsys):
+    """Members are hungry until their own microbatch is small, which only a run alone is given."""
+    stand_in_plan(tmp_path, *["hungry"] * 4, *["", ""] * 4)
+    assert execute(tmp_path, jobs=1, command=command(), members=None) == 0
+    printed = capsys.readouterr().out
+    said = [f"its population of {many} ran out of memory: RESOURCE_EXHAUSTED: too much" for many in (6, 3)]
+    assert f"{said[0]}; trying 3" in printed
+    assert said[1] not in printed
+    assert printed.count("; halving its microbatch") == 4 * 2
+    assert {row["status"] for row in rows(tmp_path).values()} == {"done"}
+
+
+def test_a_higher_priority_goes_first(tmp_path):
+    sweep = stand_in_sweep("", "", "")
+    cells = tuple(dataclasses.replace(cell, priority=i) for i, cell in enumerate(sweep.cells))
+    plan = freeze(tmp_path, build(dataclasses.replace(sweep, cells=cells), PACE, lambda config: StandInCorpus()))
+    assert execute(tmp_path, jobs=1, command=command()) == 0
+    began = {cell.run_id: (tmp_path / RUNS / cell.run_id / "starts").stat().st_mtime_ns for cell in plan.cells}
+    assert sorted(began, key=began.__getitem__) == [cell.run_id for cell in plan.cells[::-1]]
+
+
+def test_a_run_takes_the_devices_that_its_mesh_asks_for(tmp_path, monkeypatch):
+    """Two cores for one, one for the others; too many for this machine are refused before anything starts."""
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.setattr(local, "available_cores", lambda: (0, 1))
+    monkeypatch.setattr(local, "visible_gpus", lambda: ())
+    sweep = stand_in_sweep("", "", "")
+    wide = overlay(sweep.cells[2], {"mesh.data": 2})
+    plan = freeze(tmp_path, build(dataclasses.replace(sweep, cells=(*sweep.cells[:2], wide)), PACE, lambda c: CORPUS))
+    given: dict[str, tuple[int, int]] = {}
+
+    def launch(command, folder, slot, inherit=()):
+        given[folder.name] = (slot.devices, len(slot.cores))
+        assert environment(slot, {}).get("JAX_NUM_CPU_DEVICES") == (None, "2")[slot.devices - 1]
+        return local.start(command, folder, slot, inherit)
+
+    monkeypatch.setattr("sweeps.run.start", launch)
+    assert execute(tmp_path, command=command()) == 0
+    assert [given.get(cell.run_id) for cell in plan.cells] == [(1, 1), (1, 1), (2, 2)]
+    huge = overlay(sweep.cells[2], {"mesh.fsdp": 4})
+    freeze(tmp_path / "huge", build(dataclasses.replace(sweep, cells=(huge,)), PACE, lambda c: CORPUS))
+    with pytest.raises(InputError, match=r"needs 4 devices .* this machine has 2"):
+        execute(tmp_path / "huge", command=command())
 
 
 @pytest.mark.parametrize("after", [1, 3, 5])
@@ -237,7 +322,12 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
 
 
 def test_the_verb(tmp_path, monkeypatch, capsys):
-    stand_in_plan(tmp_path / "smoke", "crash", "")
+    made = build(stand_in_sweep("crash", ""), PACE, lambda config: CORPUS)
+    freeze(tmp_path / "smoke", made)
+    with pytest.raises(InputError, match="holds the plan of sweep stand_in; two sweeps cannot share a folder"):
+        run("smoke", tmp_path)
+    (tmp_path / "smoke" / PLAN).unlink()
+    freeze(tmp_path / "smoke", dataclasses.replace(made, sweep="smoke"))
     monkeypatch.setattr(execute, "__kwdefaults__", execute.__kwdefaults__ | {"command": command()})
     assert run("smoke", tmp_path, json=tmp_path / "facts.json", members=1) == 1
     assert "smoke: 1 failed, 1 done of 2" in capsys.readouterr().out
@@ -281,7 +371,7 @@ def test_members_whose_population_ends_without_them_are_tried_alone(tmp_path, ca
     states = {cell.name: rows(tmp_path)[cell.run_id]["status"] for cell in plan.cells}
     assert list(states.values()) == ["failed", "done", "diverged", "done", "failed", "done"]
     assert "its population ended (ValueError: the moon is full); trying it alone" in capsys.readouterr().out
-    assert rows(tmp_path)[plan.cells[0].run_id]["reason"] == "ValueError: the moon is full"
+    assert rows(tmp_path)[plan.cells[0].run_id]["reason"] == "ValueError: the moon is full (failed 2 times)"
 
 
 def test_a_killed_population_goes_on_from_its_checkpoints(tmp_path):

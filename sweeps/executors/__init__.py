@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from sweeps.ledger import USUAL, Budgets
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -67,16 +69,18 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is to do: the sweep folder, devices a run (of the cells that need so many), and how to run them.
+    """What the workers of one kind are to do: the cells of a sweep folder that need `devices` devices.
 
-    Picklable. A worker calls `sweeps.fleet.work(work, ...)`.
+    Picklable; a worker makes a runner of it (sweeps/fleet.py, `hire`). asked: devices of a run whose mesh leaves its
+    data axis open. members: of a population, at most. crew: workers expected to share the work.
     """
 
     folder: Path
     devices: int = 1
+    asked: int | None = None
     members: int | None = None
-    failures: int = 2
-    preemptions: int = 100
+    budgets: Budgets = USUAL
+    crew: int = 1
 
 
 class Cluster(Protocol):

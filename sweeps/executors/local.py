@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from scaling.exits import MEMORY
+from scaling.out_of_memory import killed_for_memory, kills
 from scaling.strict import InputError
-from sweeps.executors import leash
+from sweeps.executors import Slot, leash
 
 LOG, CACHE = "log.txt", "xla"
 LONGEST_LINE = 300  # characters of a reason; the log has the rest
@@ -24,12 +26,8 @@ EIGEN = "--xla_cpu_multi_thread_eigen"
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Room for one run: these cores (none: any), or this GPU, of which it may take a fraction of the memory."""
-
-    cores: tuple[int, ...] = ()
-    gpu: str = ""
-    memory_fraction: float = 1.0
+class Local:
+    """Processes on this machine, each with cores or GPUs of its own."""
 
 
 def slots(jobs: int | None = None) -> tuple[Slot, ...]:
@@ -52,6 +50,35 @@ def slots(jobs: int | None = None) -> tuple[Slot, ...]:
     cores = available_cores()
     jobs = jobs or len(cores)
     return tuple(Slot(cores=cores[i % len(cores) :: jobs]) for i in range(jobs))
+
+
+def joined(free: Sequence[Slot], devices: int) -> tuple[tuple[Slot, ...], Slot] | None:
+    """Which of the free slots a run of so many devices takes, and the one slot that they make; None while there is too
+    little. A GPU counts once, however many share it; a CPU has as many devices as cores, or as the user says."""
+    taken: list[Slot] = []
+    for slot in free:
+        if slot.gpu and slot.gpu in {one.gpu for one in taken}:
+            continue
+        taken.append(slot)
+        if sum(map(capacity, taken)) >= devices:
+            cores = tuple(sorted({core for one in taken for core in one.cores}))
+            gpu, fraction = ",".join(one.gpu for one in taken if one.gpu), min(one.memory_fraction for one in taken)
+            return tuple(taken), Slot(cores, gpu, fraction, devices)
+    return None
+
+
+def capacity(slot: Slot) -> int:
+    """Devices that a run may have in a slot."""
+    if slot.gpu:
+        return max(slot.devices, slot.gpu.count(",") + 1)
+    named = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    return max(slot.devices, len(slot.cores), int(named) if named.isdigit() else 0)
+
+
+def whole(devices: int) -> Slot:
+    """All that this process was given, as one slot."""
+    gpus = visible_gpus()
+    return Slot(gpu=",".join(gpus), devices=devices) if gpus else Slot(cores=available_cores(), devices=devices)
 
 
 def available_cores() -> tuple[int, ...]:
@@ -93,6 +120,8 @@ def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
         out["CUDA_VISIBLE_DEVICES"] = slot.gpu
         if slot.memory_fraction < 1:
             out.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * slot.memory_fraction:.3f}")
+    elif slot.devices > 1:
+        out.setdefault("JAX_NUM_CPU_DEVICES", str(slot.devices))
     if len(slot.cores) == 1:
         out = ONE_THREAD | out
         if EIGEN not in out.get("XLA_FLAGS", ""):
@@ -109,15 +138,39 @@ def compiled_once(folder: Path) -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
-def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+@dataclass
+class Process:
+    """A run on this machine and all that it started. kills: the kernel's count of processes killed for memory, as it
+    began."""
+
+    popen: subprocess.Popen[bytes]
+    kills: int | None
+
+    def poll(self) -> int | None:
+        """As the run ended; a SIGKILL that the kernel sent for want of memory is its MEMORY."""
+        code = self.popen.poll()
+        return MEMORY if code == -signal.SIGKILL and killed_for_memory(self.kills) else code
+
+    def terminate(self) -> None:
+        self.popen.terminate()
+
+    def kill(self) -> None:
+        if self.popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
+
+def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Process:
     """Starts a run in a slot, output appended to log.txt, tied to this process's life (leash.py), deaf to the terminal.
 
     inherit: descriptors that the run keeps open, such as its claim's lock.
     """
     cores = ",".join(map(str, slot.cores)) or "-"
     tied = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), cores, *command]
+    before = kills()
     with (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
+        popen = subprocess.Popen(
             tied,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -126,23 +179,30 @@ def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[in
             pass_fds=tuple(inherit),
             start_new_session=True,
         )
+    return Process(popen, before)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills a run and all that it started."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def last_line(folder: Path, limit: int = 65_536) -> str:
+def last_line(folder: Path) -> str:
     """The last line of a run's output that says anything: of a traceback, the error."""
+    found = next((line.strip() for line in reversed(_tail(folder)) if line.strip()), "")
+    return found if len(found) <= LONGEST_LINE else found[: LONGEST_LINE - 3] + "..."
+
+
+def traceback(folder: Path) -> str:
+    """The last traceback in a run's output, to its end; empty when it left none."""
+    lines = _tail(folder)
+    last = max(
+        (i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), default=None
+    )
+    return "" if last is None else "\n".join(lines[last:])
+
+
+def _tail(folder: Path, limit: int = 65_536) -> list[str]:
+    """The last lines of a run's output; none when it has none."""
     try:
         with (folder / LOG).open("rb") as log:
             log.seek(0, os.SEEK_END)
             log.seek(max(0, log.tell() - limit))
-            text = log.read().decode(errors="replace")
+            return log.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
-        return ""
-    found = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-    return found if len(found) <= LONGEST_LINE else found[: LONGEST_LINE - 3] + "..."
+        return []
