@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from scaling.config import RunConfig, load
-from scaling.exits import BAD_INPUT, DIVERGED, STOPPED
+from scaling.exits import BAD_INPUT, DIVERGED
 from scaling.record import CONFIG
 from scaling.strict import InputError
 
@@ -162,7 +162,7 @@ def keep_programs() -> None:
 def _train(config: RunConfig, folder: Path | None, quiet: bool, json: Path | None) -> int:
     import jax
 
-    from scaling.monitor import Stopped
+    from scaling.ending import exit_code
     from scaling.record import read_result, write_json
     from scaling.session import stamped
     from scaling.train import train
@@ -172,9 +172,10 @@ def _train(config: RunConfig, folder: Path | None, quiet: bool, json: Path | Non
         folder = Path("out/train") / config.run_id
     try:
         status = train(config, folder, quiet=quiet)
-    except Stopped as stopped:
-        print(f"{folder}: {stopped}", file=sys.stderr)
-        return STOPPED
+    except InputError:
+        raise
+    except Exception as error:
+        return exit_code(error)
     result = read_result(folder)
     if jax.process_index() == 0 and result is not None:
         loss, bits = result["row"].get("loss"), result["row"].get("bits_per_byte")

@@ -4,6 +4,11 @@ Not in the design's list of modules: what runs and what starts runs both need th
 sysexits' EX_TEMPFAIL, 74 its EX_IOERR; a process that a signal ended has no exit code but the signal's.
 """
 
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
 FAILED = 1
 """It raised; the traceback is on stderr."""
 
@@ -21,3 +26,19 @@ LOST = 74
 
 STOPPED = 75
 """A signal came and the state is saved."""
+
+INTERRUPTED = 130
+"""ctrl-C a second time, nothing saved."""
+
+
+def of_gang(codes: Sequence[int]) -> int:
+    """The exit code of several processes that trained one run, from theirs, negative for a signal as subprocess has it.
+
+    When one ends all others end, of its loss or killed by who started them: what counts is why the first ended. So, in
+    this order: what a process said of itself, a signal other than those that end the rest of a gang, any other ending.
+    """
+    said = [code for code in codes if code > 0 and code not in (LOST, STOPPED)]
+    signals = [code for code in codes if code < 0]
+    own = [code for code in signals if -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT)]
+    lost = [code for code in codes if code == LOST]
+    return next(iter([*said, *own, *signals, *lost, *codes]), 0) if any(codes) else 0

@@ -23,10 +23,11 @@ from scaling import accounting
 from scaling.config import RunConfig
 
 DIVERGED_STEPS = 200
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """SIGTERM or ctrl-C came; the state is saved and the same command goes on from it."""
+    """A signal came; the state is saved and the same command goes on from it."""
 
 
 @dataclass
@@ -85,7 +86,8 @@ class Watch:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether SIGTERM or ctrl-C has come; a second ctrl-C interrupts as usual.
+    """Yields a function that tells whether a signal to stop has come: SIGTERM, SIGUSR1, SIGUSR2 (which schedulers send
+    ahead of a preemption, and which would end the run at once) or ctrl-C; a second ctrl-C interrupts as usual.
 
     Only a main thread can listen; elsewhere nothing ever comes.
     """
@@ -99,7 +101,7 @@ def signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, hear) for number in STOPS}
     try:
         yield lambda: bool(came)
     finally:
@@ -108,8 +110,8 @@ def signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def patience(what: str, seconds: float, every: float = 60.0) -> Iterator[None]:
-    """Says on stderr each minute that the block still waits for `what`, and ends the process with exit code 2 and one
+def patience(what: str, seconds: float, code: int, every: float = 60.0) -> Iterator[None]:
+    """Says on stderr each minute that the block still waits for `what`, and ends the process with an exit code and one
     line after `seconds`: for a wait inside XLA, which no exception reaches and which would end in a stack trace."""
     over, start = threading.Event(), time.monotonic()
 
@@ -118,7 +120,7 @@ def patience(what: str, seconds: float, every: float = 60.0) -> Iterator[None]:
             waited = time.monotonic() - start
             if waited >= seconds:
                 print(f"error: waited {waited:.0f} s for {what}: start every one of them", file=sys.stderr, flush=True)
-                os._exit(2)
+                os._exit(code)
             print(f"waiting for {what}: {waited:.0f} s so far, at most {seconds:.0f}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=watch, name="patience", daemon=True)

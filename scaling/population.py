@@ -27,11 +27,11 @@ from jax.sharding import Mesh
 from scaling import record, sharding, simulated
 from scaling.checkpoint import Checkpoints
 from scaling.config import RunConfig, load
-from scaling.exits import STOPPED
+from scaling.ending import exit_code
 from scaling.lanes import Group, Lane, Outcome, takes_turns, together, train_lanes
 from scaling.measurements import loss as validation
 from scaling.memory import GIB, state_bytes
-from scaling.monitor import Stopped, bar, signals
+from scaling.monitor import bar, signals
 from scaling.packing import check_alike
 from scaling.pages import keep_freed_pages
 from scaling.session import Session, begin, inputs, settled, stamped
@@ -52,9 +52,10 @@ def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
         raise InputError("no run folder given: name those that hold the config.json of each member")
     try:
         outcomes = train_population(folders, quiet=quiet)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return STOPPED
+    except InputError:
+        raise
+    except Exception as error:
+        return exit_code(error)
     for folder, outcome in outcomes.items():
         if isinstance(outcome, Exception):
             kind = "" if isinstance(outcome, InputError) else f"{type(outcome).__name__}: "

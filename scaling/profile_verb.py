@@ -15,14 +15,14 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, sharding, trace
+from scaling import accounting, gang, sharding, trace
 from scaling.config import RunConfig
 from scaling.prefetch import prefetched
 from scaling.record import write_json
 from scaling.step import Program, State, build
 from scaling.strict import InputError
 from scaling.tokens import TokenSet, check, limited, open_tokens
-from scaling.train import Feed, feed, join_processes
+from scaling.train import Feed, feed
 
 WINDOW = "scaling profile"
 TOP = 15
@@ -53,7 +53,7 @@ def profile(
 
     Raises InputError as `train` does, before anything is compiled.
     """
-    join_processes()
+    gang.join()
     found = measured(config, out, steps, warmup)
     if jax.process_index() == 0:
         show(found)

@@ -7,22 +7,19 @@ pjit is `jax.jit` with `NamedSharding` today; axes are Auto, so the compiler pla
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scaling.config import MeshConfig, ModelConfig, RunConfig
 from scaling.strict import InputError
 
-START_SECONDS = 1800
-PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 BATCH = P(ROWS)
@@ -36,41 +33,6 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"blocks/ff/down/kernel", P(None, "tensor", "fsdp")),
     (r"(blocks/)?(\w+/)?\w*norm/scale", P()),
 )
-
-
-def initialize_processes() -> None:
-    """Joins the other processes of a run. A process alone does nothing, and so does a second call.
-
-    srun, mpirun and TPU pods tell JAX who they are. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say it, all three: InputError otherwise. Large jobs start slowly: the time limit is half an hour.
-    """
-    environment = os.environ
-    if jax.distributed.is_initialized():
-        return
-    if given := [name for name in PROCESS_VARIABLES if name in environment]:
-        if len(given) < len(PROCESS_VARIABLES):
-            raise InputError(f"{', '.join(given)} without the others: set {', '.join(PROCESS_VARIABLES)}, or none")
-        address, count, index = (environment[name] for name in PROCESS_VARIABLES)
-        jax.distributed.initialize(address, int(count), int(index), initialization_timeout=START_SECONDS)
-    elif (
-        int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-    ):
-        jax.distributed.initialize(initialization_timeout=START_SECONDS)
-
-
-def any_process(flag: bool) -> bool:
-    """Whether the flag is up on any process; all must ask at the same place."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
-
-
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,31 +13,35 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scaling import branch, record, sharding, simulated
+from scaling import branch, gang, record, sharding, simulated
 from scaling.checkpoint import Checkpoints
 from scaling.config import RunConfig
 from scaling.measurements import loss as validation
 from scaling.memory import check_memory
-from scaling.monitor import Clock, Stopped, Watch, bar, patience, signals
+from scaling.monitor import Clock, Stopped, Watch, bar, signals
 from scaling.optimizer import Rates, step_rates
 from scaling.pages import keep_freed_pages
 from scaling.prefetch import prefetched
 from scaling.session import Session, begin, due, finish, inputs, judged, log, settled, stamped, validate
 from scaling.step import State, build
-from scaling.strict import InputError
 from scaling.tokens import TokenSet, batch
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Status:
     """Trains one run in its folder, from its last checkpoint if there is one; returns at once when it has ended.
 
-    Raises InputError on bad input, before anything is spent, and Stopped after SIGTERM or ctrl-C, the state saved.
+    Raises InputError on bad input, before anything is spent, and Stopped after a signal, the state saved. Where
+    several processes train the run and one is lost, this one ends (gang.one_fate).
     """
     if simulated.asked(config):
         return simulated.train(stamped(config, folder), folder)
     keep_freed_pages()
-    join_processes()
-    config = stamped(config, folder)
+    gang.join()
+    with gang.one_fate():
+        return _train(stamped(config, folder), folder, quiet)
+
+
+def _train(config: RunConfig, folder: Path, quiet: bool) -> record.Status:
     if (status := settled(config, folder)) is not None:
         return status
     tokens, vocabulary = inputs(config)
@@ -52,22 +55,11 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> record.Sta
         Checkpoints(folder / record.CHECKPOINTS, config.measure.keep) as checkpoints,
         signals() as stop,
         bar(config.name or config.run_id, config.steps, quiet) as show,
+        gang.one_fate(),
     ):
         status = _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
-        sharding.wait_for_all("the result is written")
+        gang.wait_for_all("the result is written")
         return status
-
-
-def join_processes() -> None:
-    """Joins the other processes of a run, if there are any. Raises InputError when the environment names a process
-    that cannot be; ends this one when the others do not come, just before XLA would abort it."""
-    given = [f"{name}={os.environ[name]}" for name in sharding.PROCESS_VARIABLES if name in os.environ]
-    others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
-    try:
-        with patience(others, sharding.START_SECONDS - 2):
-            sharding.initialize_processes()
-    except ValueError as error:
-        raise InputError(f"{', '.join(given)}: {error}") from None
 
 
 def _loop(s: Session) -> record.Status:
@@ -81,10 +73,12 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> recor
     c, save = s.config, s.checkpoints
     clock, watch = Clock(c), Watch(math.log(c.model.vocab_size))
     pending, reason, step = None, "", start - 1
+    poll = gang.polls(s.stop, s.program.mesh)
     for step, given in enumerate(feeds, start):
+        stop = poll()
         state, metrics = s.program.step(state, given.tokens_BS, given.rates)
         reason = _log(s, pending, clock, watch)
-        pending, stopping = (step, metrics), _stopping(s, step)
+        pending, stopping = (step, metrics), stop()
         saving, measuring = stopping or due(s, step, c.checkpoint_tokens), due(s, step, c.measure.every_tokens)
         if (saving or measuring or step + 1 in c.measure.branch_at_steps) and not reason:
             reason, pending = _log(s, pending, clock, watch), None
@@ -114,13 +108,6 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> recor
 def _log(s: Session, pending: tuple[int, dict[str, jax.Array]] | None, clock: Clock, watch: Watch) -> str:
     """Fetches and records one step's metrics; returns why the run diverged, or nothing."""
     return "" if pending is None else log(s, pending[0], jax.device_get(pending[1]), clock, watch)
-
-
-def _stopping(s: Session, step: int) -> bool:
-    """Whether a signal asks to stop. Several processes must stop at one step: they agree, at the steps that log."""
-    if jax.process_count() == 1:
-        return s.stop()
-    return (step + 1) % s.config.measure.log_every_steps == 0 and sharding.any_process(s.stop())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from scaling import accounting
 from scaling.config import PrecisionConfig, RunConfig
-from scaling.monitor import DIVERGED_STEPS, Clock, Watch, patience, signals
+from scaling.monitor import DIVERGED_STEPS, STOPS, Clock, Watch, patience, signals
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
@@ -40,7 +40,7 @@ def test_rates_leave_out_the_first_step_and_pauses() -> None:
     assert clock.tokens_per_second == RunConfig().data.batch_tokens / clock.seconds
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_is_told_and_the_old_handler_comes_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with signals() as stop:
@@ -59,12 +59,12 @@ def test_a_second_ctrl_c_interrupts() -> None:
 
 
 def test_patience_says_what_it_waits_for_and_nothing_when_it_is_short(capfd: pytest.CaptureFixture[str]) -> None:
-    with patience("the other half", seconds=60, every=0.05):
+    with patience("the other half", seconds=60, code=74, every=0.05):
         time.sleep(0.13)
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 2, said
     assert all(line.startswith("waiting for the other half: ") for line in said)
-    with patience("the other half", seconds=60):
+    with patience("the other half", seconds=60, code=74):
         pass
     assert capfd.readouterr().err == ""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import sharding
+from scaling import gang, sharding
 from scaling.config import DataConfig, MeshConfig, ModelConfig, RunConfig
 from scaling.model import Decoder
 from scaling.strict import InputError
@@ -208,14 +208,14 @@ def test_a_checkpoint_is_restored_onto_another_mesh(meshes: dict[int, dict]) -> 
 def test_half_of_what_several_processes_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(InputError, match="JAX_NUM_PROCESSES without the others: set JAX_COORDINATOR_ADDRESS"):
-        sharding.initialize_processes()
+        gang.initialize()
 
 
 def test_an_allocation_is_not_a_job_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """sbatch sets these for a script that srun did not start: one process, nobody to wait for."""
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    sharding.initialize_processes()
+    gang.initialize()
     assert not jax.distributed.is_initialized()
 
 

@@ -21,6 +21,7 @@ from conftest import scaling
 from scaling import record
 from scaling.checkpoint import Checkpoints
 from scaling.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
+from scaling.exits import LOST
 from scaling.optimizer import Rates
 from scaling.prepare import prepare
 from scaling.sharding import make_mesh
@@ -214,12 +215,12 @@ def test_a_process_that_cannot_be_is_refused(
 def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tmp_path: Path) -> None:
     """Three seconds instead of half an hour: XLA would abort at five."""
     record.write_json(tmp_path / "c.json", to_dict(tiny))
-    program = "import sys; from scaling import cli, sharding; sharding.START_SECONDS = 5; cli.main(sys.argv[1:])"
+    program = "import sys; from scaling import cli, gang; gang.START_SECONDS = 5; cli.main(sys.argv[1:])"
     alone = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
     command = [sys.executable, "-c", program, "train", "--file", str(tmp_path / "c.json")]
     command += ["--folder", str(tmp_path / "run")]
     done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == LOST, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: waited 3 s for the other processes of this run (JAX_COORDINATOR_ADDRESS=")
     assert "JAX_NUM_PROCESSES=2" in line

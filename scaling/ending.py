@@ -1,0 +1,31 @@
+"""How a command that trains ends when training raises: what it says on stderr, and by which exit code.
+
+Not in the design's list of modules: `scaling train`, `scaling population` and each process of a gang end alike.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from scaling.exits import BAD_INPUT, FAILED, MEMORY, STOPPED
+from scaling.monitor import Stopped
+from scaling.out_of_memory import first_line, is_out_of_memory
+from scaling.strict import InputError
+
+
+def exit_code(error: Exception) -> int:
+    """Says what ended the training, the traceback before the last line where it helps, and returns the exit code."""
+    if isinstance(error, Stopped):
+        print(error, file=sys.stderr, flush=True)
+        return STOPPED
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    traceback.print_exception(error)
+    if is_out_of_memory(error):
+        what = "a smaller --data.microbatch-sequences needs less and learns the same"
+        print(f"error: out of memory: {first_line(error)}; {what}", file=sys.stderr, flush=True)
+        return MEMORY
+    sys.stderr.flush()
+    return FAILED
