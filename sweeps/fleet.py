@@ -28,7 +28,7 @@ from sweeps.executors.local import start, whole
 from sweeps.ledger import Budgets
 from sweeps.outcome import reopen, result_status
 from sweeps.plan import RUNS, Cell, Plan, load
-from sweeps.runner import GRACE_SECONDS, Runner
+from sweeps.runner import GRACE_SECONDS, Command, Runner
 from sweeps.status import Progress, line, snapshot, table
 
 WATCH_SECONDS = 2.0
@@ -42,7 +42,9 @@ def train_command(*folders: Path) -> list[str]:
     return [sys.executable, "-m", "scaling.cli", *verb, *map(str, folders)]
 
 
-def hire(work: Work, launch: Launch = start, slots: Sequence[Slot] | None = None) -> Runner:
+def hire(
+    work: Work, launch: Launch = start, slots: Sequence[Slot] | None = None, command: Command = train_command
+) -> Runner:
     """A worker's runner: over the cells of its kind, in all that this process was given unless `slots` says. It tries
     no run again that has failed, and ends when others hold all that is left. Call it; it returns an exit code."""
     plan = load(work.folder)
@@ -51,7 +53,7 @@ def hire(work: Work, launch: Launch = start, slots: Sequence[Slot] | None = None
         work.folder,
         plan,
         cells,
-        train_command,
+        command,
         list(slots or [whole(work.devices)]),
         Console(soft_wrap=True),
         launch,

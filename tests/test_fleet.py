@@ -1,0 +1,160 @@
+"""A sweep on a cluster whose workers are processes here: they come, die and are replaced; the table is the same."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from stand_in_sweep import command, overlaps, rows, stand_in_plan, starts
+
+from scaling.exits import STOPPED
+from scaling.strict import InputError
+from sweeps import fleet
+from sweeps.executors import Work, Worker, WorkerState
+from sweeps.fleet import Fleet, make
+from sweeps.ledger import Budgets
+from sweeps.plan import load
+from sweeps.run import execute
+
+HERE = Path(__file__).parent
+WORKER = (
+    "import pickle, sys; from stand_in_sweep import command\n"
+    "from sweeps.executors import Slot; from sweeps import fleet\n"
+    "work = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+    "runner = fleet.hire(work, slots=[Slot()], command=command(float(sys.argv[2])))\n"
+    "with runner.listening(): sys.exit(runner())"
+)
+
+
+@dataclass
+class Hand:
+    process: subprocess.Popen[bytes]
+
+    def state(self) -> WorkerState:
+        return "running" if self.process.poll() is None else "ended"
+
+    def describe(self) -> str:
+        return f"process {self.process.pid}"
+
+
+@dataclass
+class Yard:
+    """A cluster of processes. program: of a worker; asked: for how many, when."""
+
+    step_seconds: float = 0.0
+    program: str = WORKER
+    hands: list[Hand] = field(default_factory=list)
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def check(self, devices: Sequence[int]) -> None:
+        if max(devices) > 1:
+            raise InputError("devices")
+
+    def workers(self, work: Work) -> Sequence[Worker]:
+        return [hand for hand in self.hands if hand.state() != "ended"]
+
+    def start(self, work: Work, count: int) -> Sequence[Worker]:
+        self.asked.append((work.devices, count))
+        arguments = [sys.executable, "-c", self.program, pickle.dumps(work).hex(), str(self.step_seconds)]
+        env = dict(os.environ) | {"PYTHONPATH": str(HERE)}
+        started = [Hand(subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL)) for _ in range(count)]
+        self.hands += started
+        return started
+
+    def cancel(self, workers: Sequence[Worker]) -> None:
+        for hand in self.hands:
+            hand.process.terminate()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "WATCH_SECONDS", 0.1)
+
+
+def of(folder: Path, yard: Yard, jobs: int | None = None) -> Fleet:
+    return Fleet(folder, load(folder), yard, Budgets(failures=1), jobs)
+
+
+def unbroken(tmp_path: Path, *habits: str) -> dict[str, dict]:
+    stand_in_plan(tmp_path / "unbroken", *habits)
+    execute(tmp_path / "unbroken", command=command(), budgets=Budgets(failures=1))
+    return rows(tmp_path / "unbroken")
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    patience = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < patience, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_workers_make_every_run_and_none_twice(tmp_path, capsys):
+    habits = ["", "crash", "", "diverge", "", ""]
+    plan, yard = stand_in_plan(tmp_path / "s", *habits), Yard(0.05)
+    assert make(of(tmp_path / "s", yard, jobs=2), plan.cells) == 1
+    assert rows(tmp_path / "s") == unbroken(tmp_path, *habits)
+    assert overlaps(tmp_path / "s") == []
+    assert set(starts(tmp_path / "s").values()) == {1}
+    assert yard.asked[0] == (1, 2)
+    assert all(count <= 2 for _, count in yard.asked)
+    assert "[6/6]" in capsys.readouterr().out
+    assert make(of(tmp_path / "s", yard), ()) == 1, "and again it finds that all has ended"
+    assert len(yard.hands) == sum(count for _, count in yard.asked)
+
+
+def test_a_worker_that_is_killed_is_replaced(tmp_path):
+    folder, yard = tmp_path / "s", Yard(0.2)
+    plan = stand_in_plan(folder, *[""] * 4)
+    killer = threading.Thread(target=lambda: (until(lambda: len(starts(folder)) == 2), yard.hands[0].process.kill()))
+    killer.start()
+    assert make(of(folder, yard, jobs=2), plan.cells) == 0
+    killer.join()
+    assert yard.hands[0].process.returncode == -signal.SIGKILL
+    assert len(yard.hands) > 2
+    assert rows(folder) == unbroken(tmp_path, *[""] * 4)
+    assert overlaps(folder) == []
+
+
+def test_workers_of_an_earlier_command_are_found(tmp_path):
+    folder, yard = tmp_path / "s", Yard(0.2)
+    plan = stand_in_plan(folder, "", "")
+    first = of(folder, yard, jobs=2)
+    yard.start(first.work(1, 2), 2)
+    assert make(of(folder, yard, jobs=2), plan.cells) == 0
+    assert yard.asked == [(1, 2)]
+
+
+def test_a_signal_stops_the_workers_and_the_same_command_goes_on(tmp_path):
+    folder, yard = tmp_path / "s", Yard(0.3)
+    plan = stand_in_plan(folder, "", "", "")
+    stopper = threading.Thread(target=lambda: (until(lambda: starts(folder)), os.kill(os.getpid(), signal.SIGTERM)))
+    stopper.start()
+    assert make(of(folder, yard, jobs=1), plan.cells) == STOPPED
+    stopper.join()
+    assert [hand.process.poll() for hand in yard.hands] == [STOPPED]
+    assert make(of(folder, Yard(), jobs=2), plan.cells) == 0
+    assert rows(folder) == unbroken(tmp_path, "", "", "")
+
+
+def test_workers_that_die_for_nothing_end_the_sweep_with_one_line(tmp_path):
+    folder, yard = tmp_path / "s", Yard(program="raise SystemExit(3)")
+    plan = stand_in_plan(folder, "", "")
+    with pytest.raises(InputError, match=r"workers ended one after the other and no run came further: process \d+"):
+        make(of(folder, yard, jobs=1), plan.cells)
+    assert len(yard.hands) == fleet.FRUITLESS + 1
+
+
+def test_what_the_cluster_cannot_hold_is_said_before_anything_starts(tmp_path):
+    plan, yard = stand_in_plan(tmp_path, ""), Yard()
+    with pytest.raises(InputError, match="devices"):
+        make(Fleet(tmp_path, plan, yard, Budgets(), asked=2), plan.cells)
+    assert yard.asked == []
