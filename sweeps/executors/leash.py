@@ -3,7 +3,8 @@
     python leash.py PARENT_PID CORES COMMAND...      CORES as in 0,2 or - for any
 
 When the parent dies, even by SIGKILL, Linux sends SIGTERM: the run saves a checkpoint and ends. Elsewhere the run goes
-on to its end, and holds its folder's lock meanwhile (sweeps/claim.py).
+on to its end, and holds its folder's lock meanwhile (sweeps/claim.py). SIGUSR2, by which SLURM warns all processes of a
+job, is for the worker above, which asks the run to end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> None:
     parent, cores, *command = arguments
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if os.getppid() != int(parent):
         sys.exit(ORPHAN)
     if cores != "-" and hasattr(os, "sched_setaffinity"):

@@ -1,0 +1,197 @@
+"""What runs inside a job of a SLURM cluster: a worker, and how it starts a run over the job's nodes.
+
+Not in the design's list of modules: slurm.py would hold two concepts, the cluster from outside and from inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scaling.exits import DIVERGED, STOPPED
+from sweeps import fleet
+from sweeps.executors import Handle, Launch, Slot, Work, leash
+from sweeps.executors.local import LOG, compiled_once, environment, start
+from sweeps.runner import Runner
+
+ASK_SECONDS, END_SECONDS, STRAGGLER_SECONDS = 20.0, 60.0, 600
+FIRST = ".first_exit"
+
+RANK = f"""
+trap '' USR2
+trap : TERM
+first=$1; log=$2; own=$2; shift 2
+[ "$SLURM_PROCID" = 0 ] || own=$log.$SLURM_PROCID
+"$@" >>"$own" 2>&1
+code=$?
+[ $code = 0 ] && exit 0
+if (set -C; echo $code >"$first") 2>/dev/null && [ "$own" != "$log" ]; then tail -n 60 "$own" >>"$log"; fi
+case $code in {STOPPED}|{DIVERGED}) exit 0;; esac
+exit $code
+"""
+"""The shell around each process of a gang. The first that ends with another code than 0 leaves it in a file: srun says
+of a step only that it was killed. What all processes agree to end with kills none of the others, which are still
+writing. SLURM's signal to the worker reaches every process of the job, and is not for these."""
+
+
+@dataclass
+class Pilot:
+    """A worker, as submitit calls it in its job. nodes, per_node: of a gang, when the runs are larger than a node; cpus
+    of each of its processes. Pickled before it runs: the runner is of the job alone."""
+
+    work: Work
+    nodes: int = 1
+    per_node: int = 1
+    cpus: int = 1
+    runner: Runner | None = field(default=None, init=False)
+    ending: Future[int] | None = field(default=None, init=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"runner": None, "ending": None}
+
+    def __call__(self) -> int:
+        """Works until nothing is left that is not another's. SIGTERM: the runs save, and it ends.
+
+        The runner has a thread of its own: submitit's signal handler waits for it in this one.
+        """
+        launch: Launch = start if self.nodes == 1 else Gang(self.nodes, self.per_node, self.cpus)
+        signal.signal(signal.SIGTERM, self.stop)
+        self.runner = fleet.hire(self.work, launch)
+        with ThreadPoolExecutor(1) as thread:
+            self.ending = thread.submit(self.runner)
+            code = self.ending.result()
+        if code == STOPPED and preempted():
+            subprocess.run(["scontrol", "requeue", own_job()], timeout=ASK_SECONDS, check=False)
+        return code
+
+    def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Asks the runs to save and end."""
+        if self.runner is not None:
+            self.runner.stops = 1
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back in the queue, when SLURM takes the machine or the time is over: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        self.stop()
+        if self.ending is not None:
+            self.ending.exception()
+        return DelayedSubmission(Pilot(self.work, self.nodes, self.per_node, self.cpus))
+
+
+def own_job() -> str:
+    """The number of this job; of an array, of this element."""
+    return os.environ["SLURM_JOB_ID"]
+
+
+def preempted() -> bool:
+    """Whether SLURM is taking this job's machine. A cluster that sends SIGTERM for it, not the signal that was asked
+    for, would hold the job to have ended by itself."""
+    asked = ask("squeue", "--noheader", f"--jobs={own_job()}", "--Format=PreemptTime")
+    return asked is not None and asked.strip() not in ("", "N/A", "None")
+
+
+def ask(*command: str) -> str | None:
+    """What a SLURM command says; None when it fails, or says nothing in time."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass(frozen=True)
+class Gang:
+    """Launches a run over the nodes of this job, one process a device, beside the worker. JAX finds the other
+    processes through SLURM's variables. If one dies, all are killed."""
+
+    nodes: int
+    per_node: int
+    cpus: int
+
+    def __call__(self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Handle:
+        first, name = folder / FIRST, f"{folder.name}-{time.monotonic_ns()}"
+        first.unlink(missing_ok=True)
+        srun = ["srun", f"--jobid={own_job()}", f"--job-name={name}", f"--nodes={self.nodes}"]
+        srun += [f"--ntasks={self.nodes * self.per_node}", f"--ntasks-per-node={self.per_node}"]
+        srun += [f"--cpus-per-task={self.cpus}", "--overlap", "--kill-on-bad-exit=1", f"--wait={STRAGGLER_SECONDS}"]
+        rank = ["sh", "-c", RANK, "sh", str(first.absolute()), str((folder / LOG).absolute()), *command]
+        tied = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), "-"]
+        mine = environment(dataclasses.replace(slot, devices=1), os.environ)
+        theirs = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+        with (folder / "srun.txt").open("ab") as chatter:
+            popen = subprocess.Popen(
+                [*tied, *srun, *rank],
+                stdin=subprocess.DEVNULL,
+                stdout=chatter,
+                stderr=subprocess.STDOUT,
+                env=compiled_once(folder) | mine | theirs,
+                pass_fds=tuple(inherit),
+                start_new_session=True,
+            )
+        return Step(popen, name, first)
+
+
+@dataclass
+class Step:
+    """A run over several nodes: a step of this job. first: where the process that failed first leaves its exit code."""
+
+    popen: subprocess.Popen[bytes]
+    name: str
+    first: Path
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code of the process that failed first. As long as one process has failed and others run, SLURM asks
+        these to save, for which they need the one that is gone: they are killed here."""
+        if self.code is not None:
+            return self.code
+        ended, said = self.popen.poll(), self.said()
+        if ended is None and said in (0, STOPPED, DIVERGED):
+            return None
+        if ended is None or ended < 0:
+            self.kill()
+        ended = said or self.said() or self.popen.returncode
+        self.code = 128 - ended if ended > 128 else ended
+        return self.code
+
+    def said(self) -> int:
+        """What the process that failed first ended with; 0 when none did."""
+        try:
+            return int(self.first.read_text() or 0)
+        except FileNotFoundError:
+            return 0
+
+    def terminate(self) -> None:
+        if step := self.find():
+            ask("scancel", "--signal=TERM", step)
+
+    def kill(self) -> None:
+        """Ends it on all nodes, also when srun, which watches over it, is gone. srun kills at SIGTERM."""
+        self.popen.terminate()
+        try:
+            self.popen.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        late = time.monotonic() + END_SECONDS
+        while (step := self.find()) and time.monotonic() < late:
+            ask("scancel", step)
+            time.sleep(0.5)
+
+    def find(self) -> str:
+        """The step's number; empty when it is not, or no more."""
+        for line in (ask("squeue", "--noheader", "--steps", "--format=%i|%j") or "").splitlines():
+            number, _, name = line.partition("|")
+            if name == self.name:
+                return number
+        return ""
