@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 import traceback
 
-from scaling.exits import BAD_INPUT, FAILED, MEMORY, STOPPED
+from scaling.exits import BAD_INPUT, BUSY, FAILED, MEMORY, STOPPED
 from scaling.monitor import Stopped
 from scaling.out_of_memory import first_line, is_out_of_memory
-from scaling.strict import InputError
+from scaling.strict import Busy, InputError
 
 
 def exit_code(error: Exception) -> int:
@@ -21,7 +21,7 @@ def exit_code(error: Exception) -> int:
         return STOPPED
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return BUSY if isinstance(error, Busy) else BAD_INPUT
     traceback.print_exception(error)
     if is_out_of_memory(error):
         what = "a smaller --data.microbatch-sequences needs less and learns the same"

@@ -21,6 +21,9 @@ DIVERGED = 4
 MEMORY = 12
 """A device or the host had too little memory; a smaller microbatch may do. The traceback is on stderr."""
 
+BUSY = 73
+"""Another process trains in the folder: what a runner left there that is gone. It will end."""
+
 LOST = 74
 """Another process of the run is gone, and this one with it; what the last checkpoint holds is kept."""
 

@@ -53,7 +53,7 @@ import numpy as np
 
 from scaling import accounting
 from scaling.config import RunConfig, load, to_dict
-from scaling.strict import InputError
+from scaling.strict import Busy, InputError
 
 try:
     import fcntl
@@ -114,7 +114,7 @@ def held(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
+                raise Busy(
                     f"{folder}: another process trains in it; wait for it, or give another folder"
                 ) from None
         write_json(folder / CONFIG, to_dict(config))

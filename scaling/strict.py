@@ -23,6 +23,10 @@ class InputError(Exception):
     """Something the user gave is wrong. One line: the field, the value, what would be right. Exit code 2."""
 
 
+class Busy(InputError):
+    """Somebody else has what the user asked for, for now. Exit code 73."""
+
+
 def free(default: Any) -> Any:
     """A field that does not change the result, hence is not hashed."""
     return field(default=default, metadata={"hashed": False})

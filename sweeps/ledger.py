@@ -22,7 +22,7 @@ BEGAN, REOPENED = "began", "reopened"
 Kind = Literal["done", "diverged", "failed", "preempted", "memory", "lost", "stopped"]
 """done, diverged: it left a result. failed: the program ended by itself, badly. preempted: a signal ended it, or it was
 asked to save and end. memory: it ran out of memory. lost: nobody saw it end, its runner is gone. stopped: the user, or
-the scheduler, stopped the runner; counts nowhere."""
+the scheduler, stopped the runner, or what a dead runner left there still trains; counts nowhere."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 

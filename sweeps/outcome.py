@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scaling import branch
 from scaling.config import RunConfig, load, to_dict
-from scaling.exits import BAD_INPUT, LOST, MEMORY, STOPPED
+from scaling.exits import BAD_INPUT, BUSY, LOST, MEMORY, STOPPED
 from scaling.out_of_memory import halved
 from scaling.record import CHECKPOINTS, CONFIG, RESULT, counts, read_metrics, read_result, write_json, write_result
 from scaling.strict import InputError
@@ -95,6 +95,8 @@ def judge(code: int, folder: Path) -> tuple[ledger.Kind, str]:
         return ("failed" if -code in OWN_FAULT else "preempted"), f"was killed by {signal.Signals(-code).name}"
     if code == STOPPED:
         return "preempted", "was stopped"
+    if code == BUSY:
+        return "stopped", last_line(folder)
     if code == LOST:
         return "lost", last_line(folder) or "lost another process of its own"
     if code == MEMORY:

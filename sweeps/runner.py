@@ -32,7 +32,12 @@ from sweeps.plan import RUNS, Cell, Plan
 from sweeps.status import line, progress, table
 
 POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS, GRACE_SECONDS = 0.05, 1.0, 1.0, 120.0
-RETRY_SECONDS = 1.0
+RETRY_SECONDS: dict[Kind, float] = {"failed": 1.0, "stopped": 10.0}
+NEXT: dict[Kind, str] = {
+    "memory": "halving its microbatch",
+    "failed": "trying it again",
+    "stopped": "waiting for that to end",
+}
 
 Command = Callable[..., list[str]]
 """What trains the runs in some folders, one process for all: argv from their paths."""
@@ -245,12 +250,9 @@ class Runner:
             record_failure(self.path(cell), cell, reason + f" ({spent})" * (tries > 1 or kind == "memory"))
             self.report(cell)
             return
-        how = {"memory": "halving its microbatch", "failed": "trying it again"}.get(
-            kind, "going on from its checkpoint"
-        )
+        how = NEXT.get(kind, "going on from its checkpoint")
         self.say(f"{cell.run_id} {cell.name} {reason}; {how}")
-        if kind == "failed":
-            self.not_before[cell.run_id] = time.monotonic() + RETRY_SECONDS
+        self.not_before[cell.run_id] = time.monotonic() + RETRY_SECONDS.get(kind, 0.0)
         self.pending.insert(0, cell)
 
     def part(self, cell: Cell, kind: Kind, reason: str, attempt: Attempt) -> None:

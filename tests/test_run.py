@@ -137,6 +137,13 @@ def test_failures_and_preemptions_have_budgets_of_their_own(tmp_path):
     assert [line.get("kind", line["event"]) for line in ledger.read(run_folder)][-3:] == ["reopened", "began", "done"]
 
 
+def test_a_folder_in_which_an_orphan_trains_is_waited_for_and_costs_no_budget(tmp_path, monkeypatch):
+    monkeypatch.setitem(running.RETRY_SECONDS, "stopped", 0.1)
+    plan = stand_in_plan(tmp_path, "busy")
+    assert execute(tmp_path, command=command(), budgets=Budgets(failures=1, preemptions=1)) == 0
+    assert starts(tmp_path) == {plan.cells[0].run_id: 4}
+
+
 def test_a_run_that_runs_out_of_memory_gets_a_smaller_microbatch(tmp_path, capsys):
     plan = stand_in_plan(tmp_path, "hungry")
     batch = plan.cells[0].config.data.batch_sequences
