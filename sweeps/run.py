@@ -18,8 +18,10 @@ from rich.live import Live
 
 from scaling.record import write_json
 from scaling.strict import InputError
+from sweeps import fleet
 from sweeps.executors import Slot
 from sweeps.executors.local import Local, capacity, joined, slots, start
+from sweeps.executors.slurm import Slurm
 from sweeps.fleet import train_command
 from sweeps.ledger import USUAL, Budgets
 from sweeps.outcome import reopen
@@ -28,7 +30,10 @@ from sweeps.runner import Command, Runner
 from sweeps.status import snapshot, totals
 
 HERE = Local()
-Executor = Annotated[Local, tyro.conf.subcommand("local", description="Processes on this machine (the default).")]
+Executor = (
+    Annotated[Local, tyro.conf.subcommand("local", description="Processes on this machine (the default).")]
+    | Annotated[Slurm, tyro.conf.subcommand("slurm", description="Jobs of a SLURM cluster.")]
+)
 
 
 def run(
@@ -73,7 +78,11 @@ def run(
     if plan.sweep != name:
         raise InputError(f"{folder}: holds the plan of sweep {plan.sweep}; two sweeps cannot share a folder")
     began, budgets = time.monotonic(), Budgets(failures, preemptions)
-    code = execute(folder, jobs=jobs, retry_failed=retry_failed, members=members, asked=devices, budgets=budgets)
+    if isinstance(executor, Local):
+        code = execute(folder, jobs=jobs, retry_failed=retry_failed, members=members, asked=devices, budgets=budgets)
+    else:
+        workers = fleet.Fleet(folder, plan, executor.cluster(folder), budgets, jobs, members, devices)
+        code = fleet.make(workers, plan.cells if retry_failed else ())
     now = snapshot(folder, plan)
     print(f"{name}: {totals(now)}, in {duration(time.monotonic() - began)}")
     if json is not None:
