@@ -7,6 +7,7 @@ runs, how often it logs, how its memory is laid out) and stays outside `run_id`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class RunConfig:
         """Tokens between checkpoints: as asked, else a tenth of the budget."""
         return self.measure.checkpoint_every_tokens or max(self.tokens // 10, 1)
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """First 12 hex of sha256 over the canonical JSON of the fields that change the result."""
         return hashlib.sha256(canonical(hashed_dict(self)).encode()).hexdigest()[:12]

@@ -72,15 +72,18 @@ def claim(folder: Path) -> Claim | None:
     return None
 
 
-def age(folder: Path) -> float:
-    """Seconds since the folder's owner last gave a sign of life; inf without an owner."""
+def age(folder: Path, now: float | None = None) -> float:
+    """Seconds since the folder's owner last gave a sign of life; inf without an owner.
+
+    now: the time, in Unix seconds; that of the folder's file system, which is asked by writing a file, unless given.
+    """
     try:
         sign = (folder / LEASE).stat().st_mtime
     except FileNotFoundError:
         return float("inf")
     with contextlib.suppress(FileNotFoundError):
         sign = max(sign, (folder / METRICS).stat().st_mtime)
-    return _now(folder) - sign
+    return (_now(folder) if now is None else now) - sign
 
 
 def _now(folder: Path) -> float:

@@ -1,98 +1,96 @@
-"""Where a sweep stands, read from its folder alone: it disturbs no run and needs none to be alive."""
+"""Shows where a sweep stands: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from scaling.record import read_metrics, read_result, write_json
+from scaling.record import write_json
 from scaling.strict import InputError
-from sweeps.claim import HEARTBEAT_SECONDS, age
-from sweeps.plan import RUNS, Cell, Plan, duration, load
+from sweeps.plan import PLAN, RUNS, Plan, duration, load
+from sweeps.progress import Ended, Progress, progress, seconds_left, snapshot
 
-State = Literal["done", "diverged", "failed", "running", "waiting", "torn"]
-QUIET_SECONDS = 4 * HEARTBEAT_SECONDS
+__all__ = ["Progress", "line", "progress", "snapshot", "status", "table", "totals"]
+
 REFRESH_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One cell now. loss: nats per token, of the result or else of the last step; eta_seconds: of a running cell.
-
-    flags: of a cell that ended (analysis/flags.py), with their reasons in `reason` where that holds nothing else.
-    """
-
-    run_id: str
-    name: str
-    state: State
-    tokens: int = 0
-    budget: int = 0
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    eta_seconds: float | None = None
-    reason: str = ""
-    flags: str = ""
+FLAGS_SHARE = 0.1
+"""Of the time of a live table that may go into flags, which are judged anew when a run has ended."""
+BAD = ("failed", "diverged", "torn")
+COLOURS = {"done": "green", "running": "cyan", **dict.fromkeys(BAD, "red")}
+WIDE = 110
+"""Columns of a terminal from which on a run's id has room beside its name."""
+LONGEST = 30
+"""Characters of a name that are always shown."""
+AROUND = 3
+"""Lines of the table that are no cells: headings, the sum of what is left out, and the cursor's."""
 
 
 def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
     """Prints where the sweep <out>/<name> stands: live in a terminal until nothing runs, once elsewhere.
 
-    Cells that ended are flagged as `scaling sweep collect` flags them. Raises InputError when there is no plan.
+    Cells that ended are flagged as `scaling sweep collect` flags them. Raises InputError when there is no plan, or that
+    of another sweep.
     """
-    plan = load(out / name)
-    console = Console()
+    folder, console = out / name, Console()
+    plan = load(folder)
+    if plan.sweep != name:
+        raise InputError(f"{folder / PLAN}: holds the plan of sweep {plan.sweep}, not of {name}")
+    now: tuple[Progress, ...] = ()
     if console.is_terminal:
-        ended, found = (), {}
         with Live(console=console, auto_refresh=False) as live:
-            while True:
-                now = snapshot(out / name, plan)
-                live.update(table(plan, flagged(now, found)), refresh=True)
-                if (done := ids_of_ended(now)) != ended:
-                    ended, found = done, flags_of(out / name, done)
-                    now = flagged(now, found)
-                    live.update(table(plan, now), refresh=True)
-                if not any(one.state == "running" for one in now):
-                    break
-                time.sleep(REFRESH_SECONDS)
+            for now in watch(folder, plan):
+                live.update(table(plan, now), refresh=True)
     else:
-        now = snapshot(out / name, plan)
-        now = flagged(now, flags_of(out / name, ids_of_ended(now)))
+        known: dict[str, Ended] = {}
+        now = snapshot(folder, plan, known)
+        now = flagged(now, flags_of(folder, known))
         for one in now:
             console.print(line(one), soft_wrap=True, highlight=False, markup=False)
-        console.print(totals(now), soft_wrap=True, highlight=False)
+        console.print(totals(now) + outlook(plan, now), soft_wrap=True, highlight=False)
+    if strays := _strays(folder, plan):
+        console.print(f"{strays} run folder(s) there are of no cell of this plan", soft_wrap=True, highlight=False)
     if json is not None:
         write_json(json, {"sweep": plan.sweep, "cells": [asdict(one) for one in now]})
 
 
-def snapshot(folder: Path, plan: Plan) -> tuple[Progress, ...]:
-    """Every cell of a plan, in its order."""
-    return tuple(progress(folder / RUNS / cell.run_id, cell) for cell in plan.cells)
+def watch(folder: Path, plan: Plan) -> Iterator[tuple[Progress, ...]]:
+    """Every cell, again and again until nothing runs; the last time with the flags of all that ended."""
+    known: dict[str, Ended] = {}
+    found: dict[str, tuple[str, str]] = {}
+    judged, due = [], 0.0
+    while True:
+        now = snapshot(folder, plan, known)
+        over = not any(one.state == "running" for one in now)
+        yield flagged(now, found)
+        stamps = [ended.stamp for ended in known.values()]
+        if stamps != judged and (over or time.monotonic() > due):
+            began = time.monotonic()
+            judged, found = stamps, flags_of(folder, known)
+            due = time.monotonic() + (time.monotonic() - began) / FLAGS_SHARE
+            yield flagged(now, found)
+        if over:
+            return
+        time.sleep(REFRESH_SECONDS)
 
 
-def ids_of_ended(now: Sequence[Progress]) -> tuple[str, ...]:
-    """The run_ids of cells that have a result."""
-    return tuple(one.run_id for one in now if one.state in ("done", "diverged", "failed"))
-
-
-def flags_of(folder: Path, ended: Sequence[str]) -> dict[str, tuple[str, str]]:
+def flags_of(folder: Path, ended: Mapping[str, Ended]) -> dict[str, tuple[str, str]]:
     """run_id -> (flags, their reasons), of cells that ended and have any.
 
     Imports analysis here, as scaling/cli.py does: planning and running a sweep need no laws, and start without them.
     """
+    if not ended:
+        return {}
     from analysis import flags
 
-    results = {run_id: read_result(folder / RUNS / run_id) or {} for run_id in ended}
-    rows = [result["row"] | {"run_id": run_id, "status": result["status"]} for run_id, result in results.items()]
+    rows = [{**one.row, "run_id": run_id, "status": one.progress.state} for run_id, one in ended.items()]
     found = flags.of_runs(rows, folder / RUNS)
     return {run: (flags.words(one), "; ".join(flag.reason for flag in one)) for run, one in found.items() if one}
 
@@ -100,45 +98,15 @@ def flags_of(folder: Path, ended: Sequence[str]) -> dict[str, tuple[str, str]]:
 def flagged(now: Sequence[Progress], found: Mapping[str, tuple[str, str]]) -> tuple[Progress, ...]:
     """The cells with their flags."""
     told = ((one, *found.get(one.run_id, ("", ""))) for one in now)
-    return tuple(replace(one, flags=flags, reason=one.reason or reason) for one, flags, reason in told)
-
-
-def progress(run: Path, cell: Cell) -> Progress:
-    """One cell, from its run folder."""
-    budget = cell.config.steps * cell.config.data.batch_tokens
-    try:
-        result = read_result(run)
-    except InputError as error:
-        return Progress(cell.run_id, cell.name, "torn", budget=budget, reason=str(error))
-    if result is not None:
-        row = result["row"]
-        return Progress(
-            cell.run_id,
-            cell.name,
-            result["status"],
-            tokens=row.get("tokens") or 0,
-            budget=budget,
-            loss=row.get("loss"),
-            tokens_per_second=row.get("tokens_per_second"),
-            reason=result["reason"],
-        )
-    last = (read_metrics(run) or [{}])[-1]
-    tokens, speed = last.get("tokens", 0), _finite(last.get("tokens_per_second"))
-    running = age(run) < QUIET_SECONDS
-    return Progress(
-        cell.run_id,
-        cell.name,
-        "running" if running else "waiting",
-        tokens=tokens,
-        budget=budget,
-        loss=_finite(last.get("loss")),
-        tokens_per_second=speed if running else None,
-        eta_seconds=(budget - tokens) / speed if running and speed else None,
+    return tuple(
+        replace(one, flags=flags, reason=one.reason or reason) if flags else one for one, flags, reason in told
     )
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _strays(folder: Path, plan: Plan) -> int:
+    """Run folders that another plan left there."""
+    runs = folder / RUNS
+    return len({run.name for run in runs.iterdir()} - {cell.run_id for cell in plan.cells}) if runs.is_dir() else 0
 
 
 def line(one: Progress) -> str:
@@ -150,9 +118,21 @@ def line(one: Progress) -> str:
         facts.append(f"{one.tokens_per_second:,.0f} tokens/s")
     if one.eta_seconds is not None:
         facts.append(f"{duration(one.eta_seconds)} to go")
+    if one.where:
+        facts.append(f"on {one.where}")
+    if tries := tried(one):
+        facts.append(tries)
     if one.flags not in ("", one.state):
         return f"{', '.join(facts)}, flagged {one.flags.replace(', ', ' and ')}: {one.reason}"
     return ", ".join([*facts, *([one.reason] if one.reason else [])])
+
+
+def tried(one: Progress) -> str:
+    """The attempts at a cell, where there was more than one or one went badly."""
+    if one.attempts < 2 and not one.troubles:
+        return ""
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(one.troubles.items(), key=lambda item: -item[1]))
+    return f"{one.attempts} attempt{'s' * (one.attempts != 1)}" + (f": {kinds}" if kinds else "")
 
 
 def totals(now: Sequence[Progress]) -> str:
@@ -163,23 +143,73 @@ def totals(now: Sequence[Progress]) -> str:
     return said + (f"; {flags} done but flagged" if flags else "")
 
 
-def table(plan: Plan, now: Sequence[Progress]) -> Table:
-    """Every cell, for a terminal."""
-    out = Table(title=f"{plan.sweep}: {totals(now)}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("run", "name", "state", "tokens", "loss", "tokens/s", "to go", "flags", "reason"):
-        out.add_column(heading, justify="left" if heading in ("run", "name", "state", "flags", "reason") else "right")
-    colours = {"done": "green", "running": "cyan", "failed": "red", "diverged": "red", "torn": "red"}
-    for one in now:
-        colour = colours.get(one.state, "dim")
+def outlook(plan: Plan, now: Sequence[Progress]) -> str:
+    """How fast the sweep is, and when it will have ended, where that can be told."""
+    speed = sum(one.tokens_per_second or 0 for one in now if one.state == "running")
+    left = seconds_left(plan, now)
+    return (f"; {speed:,.0f} tokens/s" if speed else "") + (f", about {duration(left)} to go" if left else "")
+
+
+@dataclass(frozen=True)
+class Board:
+    """Cells for a terminal, in as many lines and columns as it has."""
+
+    plan: Plan
+    now: tuple[Progress, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        title = Text(f"{self.plan.sweep}: {totals(self.now)}{outlook(self.plan, self.now)}", "italic")
+        wide = options.max_width >= WIDE
+        room = len(self.now)
+        if console.is_terminal:
+            room = options.size.height - AROUND - len(title.wrap(console, options.max_width))
+        shown = self.now if len(self.now) <= room else foremost(self.now, max(room, 1))
+        yield title
+        yield cells(shown, wide)
+        if left := Counter(one.state for one in self.now) - Counter(one.state for one in shown):
+            said = f"and {sum(left.values())} more: " + ", ".join(f"{n} {state}" for state, n in left.items())
+            yield Text(said, "dim", no_wrap=True, overflow="ellipsis")
+
+
+def table(plan: Plan, now: Sequence[Progress]) -> Board:
+    """Every cell, for a terminal; of more than it has lines the running, the failed and the newest."""
+    return Board(plan, tuple(now))
+
+
+def foremost(now: Sequence[Progress], room: int) -> list[Progress]:
+    """Of many cells those to be looked at: the running, the newest of those that went wrong, which have a third of the
+    room if they need it, the newest of the others that ended, those that wait."""
+    newest = sorted(now, key=lambda one: -(one.ended_at or 0))
+    running = [one for one in now if one.state == "running"]
+    bad = [one for one in newest if one.state in BAD]
+    rest = [one for one in newest if one.state not in ("running", *BAD)]
+    bad = bad[: max(room // 3, room - len(running))]
+    running = running[: room - len(bad)]
+    return [*running, *bad, *rest[: room - len(running) - len(bad)]]
+
+
+def cells(shown: Sequence[Progress], wide: bool) -> Table:
+    """One line a cell. wide: there is room for the run's id beside its name."""
+    out = Table(box=None, pad_edge=False, expand=False)
+    named = len({one.name for one in shown}) == len(shown)
+    elsewhere = wide and len({one.where for one in shown if one.where}) > 1
+    left = ["run"] * (wide or not named) + ["name"] * (wide or named) + ["state"]
+    for heading in (*left, "tokens", "loss", "tokens/s", "to go", *["on"] * elsewhere, "what happened"):
+        numbers = heading in ("tokens", "loss", "tokens/s", "to go")
+        out.add_column(heading, justify="right" if numbers else "left", no_wrap=True, overflow="ellipsis")
+    for one in shown:
+        what = "; ".join(part for part in (one.flags if one.flags != one.state else "", one.reason, tried(one)) if part)
         out.add_row(
-            one.run_id,
-            one.name,
-            Text(one.state, colour),
+            *[one.run_id] * (wide or not named),
+            *[Text(one.name)] * (wide or named),
+            Text(one.state, COLOURS.get(one.state, "dim")),
             f"{one.tokens / one.budget:.0%}" if one.budget else "",
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if not one.tokens_per_second else f"{one.tokens_per_second:,.0f}",
             "" if one.eta_seconds is None else duration(one.eta_seconds),
-            Text(one.flags, "yellow"),
-            Text(one.reason),
+            *[Text(one.where)] * elsewhere,
+            Text(what.replace("\n", " "), "yellow" if one.flags and one.state == "done" else ""),
         )
+    for column in out.columns[:-1]:
+        column.min_width = min(max(len(str(cell)) for cell in (column.header, *column.cells)), LONGEST)
     return out
