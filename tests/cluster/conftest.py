@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from slurm_cluster import SlurmCluster, Unavailable, slurm_cluster
+from cluster.slurm_cluster import SlurmCluster, Unavailable, slurm_cluster
 
 
 @pytest.fixture(scope="session")
