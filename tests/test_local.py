@@ -78,6 +78,24 @@ def test_one_core_means_one_thread_unless_the_user_said_otherwise():
     assert environment(Slot(cores=(0, 1)), {}) == {}
 
 
+def test_machines_of_another_kind_have_a_cache_of_their_own(tmp_path, monkeypatch):
+    def cache() -> str:
+        local.processor.cache_clear()
+        return local.compiled_once(tmp_path / "runs" / "one")["JAX_COMPILATION_CACHE_DIR"]
+
+    here = cache()
+    assert here.startswith(str(tmp_path / "xla"))
+    assert cache() == here
+    other = "processor : 0\nflags : fpu avx512f\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: other)
+    assert cache() != here
+    other = "processor : 0\nflags : avx512f fpu\n"
+    elsewhere = cache()
+    other = other.replace("avx512f", "avx2")
+    assert cache() not in (here, elsewhere)
+    local.processor.cache_clear()
+
+
 def test_output_goes_to_the_log_and_is_kept(tmp_path):
     for text in ("first", "second"):
         start(

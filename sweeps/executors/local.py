@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -132,9 +135,10 @@ def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
 def compiled_once(folder: Path) -> dict[str, str]:
     """JAX's persistent cache, beside the runs: cells of one shape share their programs, and so does a rerun.
 
-    A torn entry is compiled again. It lies with the sweep because programs for a CPU are programs for this CPU.
+    A torn entry is compiled again. A program for a CPU is a program for this kind of CPU: machines of several kinds that
+    share a sweep's folder have a cache for each.
     """
-    cache = folder.absolute().parent.parent / CACHE
+    cache = folder.absolute().parent.parent / CACHE / processor()
     return {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
@@ -159,6 +163,17 @@ class Process:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
+
+
+@functools.cache
+def processor() -> str:
+    """Names the kind of CPU: its architecture, and a hash of the instructions that it knows where the kernel lists
+    them."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return f"{platform.machine()}-{hashlib.sha256(' '.join(sorted(known.split())).encode()).hexdigest()[:8]}"
+    return platform.machine()
 
 
 def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Process:
