@@ -21,6 +21,7 @@ from scaling.strict import InputError
 from sweeps import fleet
 from sweeps.executors import Slot
 from sweeps.executors.local import Local, capacity, joined, slots, start
+from sweeps.executors.ray import Ray
 from sweeps.executors.slurm import Slurm
 from sweeps.fleet import train_command
 from sweeps.ledger import USUAL, Budgets
@@ -33,6 +34,7 @@ HERE = Local()
 Executor = (
     Annotated[Local, tyro.conf.subcommand("local", description="Processes on this machine (the default).")]
     | Annotated[Slurm, tyro.conf.subcommand("slurm", description="Jobs of a SLURM cluster.")]
+    | Annotated[Ray, tyro.conf.subcommand("ray", description="Actors of a Ray cluster.")]
 )
 
 

@@ -1,0 +1,252 @@
+"""Workers that are actors of a Ray cluster (Ray core): GPUs a run, and runs over several hosts.
+
+The actors are detached: they, and Ray's memory of them, outlive the command, so a command that died is replaced by the
+same command, which finds them by their names. Ray starts an actor again elsewhere when its process or its host dies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from scaling.strict import InputError
+from sweeps.executors import Work, Worker, WorkerState
+from sweeps.executors.ray_gang import Hosts
+from sweeps.executors.ray_worker import FOLDER, Job, Pilot, carried
+
+NAMESPACE = "scaling-sweeps"
+REACH_SECONDS, ANSWER_SECONDS = 5.0, 30.0
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Actors of a Ray cluster, from a machine of it. Its hosts must see the sweep's folder at the same path.
+
+    Args:
+        address: HOST:PORT of the head, or auto: what RAY_ADDRESS says, else the cluster that this machine is part of.
+        cpus: cores per device.
+        devices_per_host: the GPUs of a host, 1 where there are none, when not given. Larger runs take several hosts.
+    """
+
+    address: str = "auto"
+    cpus: int = 1
+    devices_per_host: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "devices_per_host"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} = {value}: must be 1 or more")
+
+    def cluster(self, folder: Path) -> RayActors:
+        """The cluster at the address, for the sweep in `folder`."""
+        return RayActors(self, folder.absolute())
+
+
+def connect(address: str) -> None:
+    """Makes this process a driver of the cluster, unless it is one. Raises InputError, within a minute or so."""
+    if find_spec("ray") is None:
+        raise InputError("ray: is not installed; pip install 'scaling-laws[ray]'")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if named != "auto":
+        _reach(named)
+    try:
+        ray.init(address=named, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"address = {address}: no Ray cluster answers ({said}); run this on one of its machines, or start one with "
+            "`ray start --head`"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises InputError where nothing listens: Ray itself would try for minutes."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise InputError(f"address = {address}: must be auto, or HOST:PORT of the head of a Ray cluster")
+    try:
+        if host == "localhost" or host.startswith("127."):
+            host = ray.util.get_node_ip_address()
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
+        ) from None
+
+
+@dataclass
+class RayWorker:
+    """An actor that keeps a worker at work. sign: the answer it was asked for; known: what it was when last seen."""
+
+    name: str
+    actor: Any
+    folder: Path
+    sign: Any = None
+    known: WorkerState = "queued"
+    told: str = ""
+
+    def state(self) -> WorkerState:
+        """As of the last question that it answered, or that Ray did in its stead; does not wait."""
+        import ray
+
+        if self.known == "ended":
+            return self.known
+        if self.sign is None:
+            self.sign = self.actor.where.remote()
+        if ray.wait([self.sign], timeout=0)[0]:
+            try:
+                self.known, self.told = "running", ray.get(self.sign)
+            except ray.exceptions.ActorUnavailableError:
+                self.known = "queued"
+            except ray.exceptions.RayActorError as error:
+                self.known, self.told = "ended", self.told or _cause(error)
+            self.sign = None if self.known == "ended" else self.actor.where.remote()
+        return self.known
+
+    def describe(self) -> str:
+        said = f" ({self.told})" if self.told else ""
+        return f"Ray actor {self.name}{said}; it prints to {self.folder / FOLDER / self.name}.log"
+
+
+def _cause(error: Exception) -> str:
+    """Of what Ray says of an actor that died, the line that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
+
+
+@dataclass
+class RayActors:
+    """The workers of one sweep on a Ray cluster."""
+
+    options: Ray
+    folder: Path
+    mine: list[RayWorker] = field(default_factory=list)
+
+    def __enter__(self) -> RayActors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if find_spec("ray") is not None:
+            import ray
+
+            ray.shutdown()
+
+    def check(self, devices: Sequence[int]) -> None:
+        connect(self.options.address)
+        each = self.devices_per_host()
+        for wanted in devices:
+            if wanted > each and wanted % each:
+                raise InputError(
+                    f"devices = {wanted}: a run over several hosts takes all {each} devices of each: must be at most "
+                    f"{each}, or a multiple of it"
+                )
+            if self.room(wanted) < 1:
+                raise InputError(f"devices = {wanted}: more than there are; {self.has()}")
+
+    def workers(self, work: Work) -> Sequence[Worker]:
+        import ray
+
+        connect(self.options.address)
+        names = [named["name"] for named in ray.util.list_named_actors(True) if named["namespace"] == NAMESPACE]
+        found = []
+        for name in sorted(name for name in names if name.startswith(f"{self.prefix(work)}-")):
+            try:
+                found.append(RayWorker(name, ray.get_actor(name, NAMESPACE), self.folder))
+            except ValueError:
+                continue
+        self.mine += found
+        return found
+
+    def start(self, work: Work, count: int) -> Sequence[Worker]:
+        """At most one more than there is room for: it asks an autoscaler for more hosts, and a thousand would not
+        come sooner."""
+        import ray
+
+        alive = sum(worker.name.startswith(self.prefix(work)) and worker.state() != "ended" for worker in self.mine)
+        hosts = self.hosts(work.devices)
+        demand = {} if hosts.count > 1 else hosts.demand
+        pilot = ray.remote(
+            lifetime="detached",
+            namespace=NAMESPACE,
+            max_restarts=-1,
+            num_cpus=demand.get("CPU", 0),
+            num_gpus=demand.get("GPU", 0),
+        )(Pilot)
+        job = Job(work, self.options.cpus, hosts if hosts.count > 1 else None, carried())
+        made = []
+        for _ in range(min(count, self.room(work.devices) + 1 - alive)):
+            name = f"{self.prefix(work)}-{uuid.uuid4().hex[:6]}"
+            made.append(RayWorker(name, pilot.options(name=name).remote(name, job), self.folder))
+        self.mine += made
+        return made
+
+    def cancel(self, workers: Sequence[Worker]) -> None:
+        import ray
+
+        asked = []
+        for worker in workers:
+            assert isinstance(worker, RayWorker)
+            if worker.state() == "running":
+                asked.append(worker.actor.stop.remote())
+            elif worker.known == "queued":
+                ray.kill(worker.actor, no_restart=True)
+        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else None
+
+    def prefix(self, work: Work) -> str:
+        """How the names of its workers begin: the sweep, the devices of a run, and a digest of the whole path."""
+        digest = hashlib.sha256(str(work.folder).encode()).hexdigest()[:8]
+        return f"{work.folder.name}-{work.devices}-{digest}"
+
+    def nodes(self) -> list[Mapping[str, float]]:
+        """The resources of each host that is there."""
+        import ray
+
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def has_gpus(self) -> bool:
+        return any(node.get("GPU", 0) >= 1 for node in self.nodes())
+
+    def devices_per_host(self) -> int:
+        if self.options.devices_per_host is not None:
+            return self.options.devices_per_host
+        return max([1, *(int(node.get("GPU", 0)) for node in self.nodes())])
+
+    def hosts(self, devices: int) -> Hosts:
+        """What a run of so many devices takes."""
+        import ray
+
+        each = self.devices_per_host()
+        count = math.ceil(devices / each)
+        share = min(devices, each)
+        demand = {"CPU": float(self.options.cpus * share)} | ({"GPU": float(share)} if self.has_gpus() else {})
+        return Hosts(ray.get_runtime_context().gcs_address, count, share, demand)
+
+    def room(self, devices: int) -> int:
+        """Runs of so many devices that the cluster has hosts for, were it free."""
+        hosts = self.hosts(devices)
+        fit = [min(int(node.get(name, 0) // needed) for name, needed in hosts.demand.items()) for node in self.nodes()]
+        return sum(fit) if hosts.count == 1 else sum(one > 0 for one in fit) // hosts.count
+
+    def has(self) -> str:
+        """What there is, in words."""
+        nodes = self.nodes()
+        counts = ", ".join(f"{sum(int(node.get(kind, 0)) for node in nodes)} {kind}s" for kind in ("GPU", "CPU"))
+        per = f"{self.devices_per_host()} devices a host, {self.options.cpus} cores a device"
+        return f"the Ray cluster has {len(nodes)} hosts with {counts}, used as {per}"

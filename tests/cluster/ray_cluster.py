@@ -1,0 +1,95 @@
+"""A Ray cluster of two raylets on this machine, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TRIES = 4
+QUIET = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+}
+"""Fewer processes at work; a raylet that was killed is missed within seconds, one that is slow is not."""
+
+
+class Unavailable(Exception):
+    """Why there is no cluster here."""
+
+
+@dataclass
+class RayCluster:
+    """Two hosts and what is added later, each a raylet. resources: of each host, cpus and gpus."""
+
+    cluster: Any
+    resources: Mapping[str, float]
+    nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(self) -> Any:
+        """One more host."""
+        node = tried(lambda: self.cluster.add_node(**self.resources, **ports()))
+        self.nodes.append(node)
+        return node
+
+    def raylet(self, node: Any) -> int:
+        """The process that a host stands and falls with."""
+        return node.all_processes["raylet"][0].process.pid
+
+    def lose(self, node: Any) -> None:
+        """SIGKILLs a host's raylet."""
+        node.kill_raylet()
+
+
+def ports() -> dict[str, int]:
+    """Ports for a raylet's agents. With none given a raylet waits 15 s, not longer, for agents to say which they took,
+    and aborts: on a loaded machine it often would."""
+    names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("", 0))
+        return {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+
+
+def tried(start: Any) -> Any:
+    """What `start` returns, at the latest the fourth time."""
+    for left in reversed(range(TRIES)):
+        try:
+            return start()
+        except Exception as error:
+            if not left:
+                raise Unavailable(f"Ray does not start here: {' '.join(str(error).split())[:300]}") from None
+            time.sleep(2.0)
+    return None
+
+
+@contextlib.contextmanager
+def ray_cluster(hosts: int = 2, **resources: float) -> Iterator[RayCluster]:
+    """A cluster of a head that takes no work and `hosts` hosts of one core each, unless resources say otherwise, as
+    num_cpus=2, num_gpus=1. Raises Unavailable where there is no Ray or it does not start."""
+    try:
+        os.environ.update(QUIET)
+        from ray.cluster_utils import Cluster
+    except ImportError:
+        raise Unavailable("Ray is not installed: pip install 'scaling-laws[ray]'") from None
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+    cluster = tried(lambda: Cluster(initialize_head=True, head_node_args=head | ports()))
+    try:
+        made = RayCluster(cluster, {"num_cpus": 1} | resources)
+        for _ in range(hosts):
+            made.add()
+        yield made
+    finally:
+        cluster.shutdown()
