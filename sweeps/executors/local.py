@@ -135,8 +135,8 @@ def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
 def compiled_once(folder: Path) -> dict[str, str]:
     """JAX's persistent cache, beside the runs: cells of one shape share their programs, and so does a rerun.
 
-    A torn entry is compiled again. A program for a CPU is a program for this kind of CPU: machines of several kinds that
-    share a sweep's folder have a cache for each.
+    A torn entry is compiled again. A program for a CPU is a program for this kind of CPU: machines of several kinds
+    that share a sweep's folder have a cache for each.
     """
     cache = folder.absolute().parent.parent / CACHE / processor()
     return {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
