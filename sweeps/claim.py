@@ -72,6 +72,15 @@ def claim(folder: Path) -> Claim | None:
     return None
 
 
+def claimable(folder: Path) -> bool:
+    """Whether a claim would be granted now: nobody holds the folder, or who did is certainly dead."""
+    if not (folder / LEASE).exists():
+        return True
+    if (held := claim(folder)) is not None:
+        held.release()
+    return held is not None
+
+
 def age(folder: Path, now: float | None = None) -> float:
     """Seconds since the folder's owner last gave a sign of life; inf without an owner.
 

@@ -22,14 +22,15 @@ from rich.live import Live
 from scaling import branch
 from scaling.exits import STOPPED
 from scaling.strict import InputError
-from sweeps.claim import LEASE, holder
+from sweeps.claim import LEASE, claimable, holder
 from sweeps.executors import Cluster, Launch, Slot, Work, Worker
 from sweeps.executors.local import start, whole
 from sweeps.ledger import Budgets
 from sweeps.outcome import reopen, result_status
 from sweeps.plan import RUNS, Cell, Plan, load
+from sweeps.progress import Ended, Progress, snapshot
 from sweeps.runner import GRACE_SECONDS, Command, Runner
-from sweeps.status import Progress, line, snapshot, table
+from sweeps.status import line, table
 
 WATCH_SECONDS = 2.0
 FRUITLESS = 3
@@ -120,9 +121,10 @@ class Fleet:
             self.crews[devices] = [worker for worker in crew if worker not in ended]
 
     def ready(self, cell: Cell) -> bool:
-        """Whether a cell could start: its trunk has come to where it leaves, or has ended."""
+        """Whether a cell could start: its trunk has come to where it leaves, or has ended; nobody holds it."""
         trunk, run = cell.config.branch_of, self.folder / RUNS / cell.run_id
-        return not trunk or branch.ready(run, cell.config) or result_status(self.folder / RUNS / trunk) is not None
+        waits = trunk and not branch.ready(run, cell.config) and result_status(self.folder / RUNS / trunk) is None
+        return not waits and claimable(run)
 
     def holder(self, cell: Cell) -> tuple[object, object]:
         """The runner that holds a cell."""
@@ -169,8 +171,9 @@ def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
 def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:
     """Until all cells have ended, or a signal."""
     known: set[str] = set()
+    read: dict[str, Ended] = {}
     while True:
-        now = snapshot(fleet.folder, fleet.plan)
+        now = snapshot(fleet.folder, fleet.plan, read)
         ended = [one for one in now if one.state in ("done", "diverged", "failed")]
         for one in ended:
             if one.run_id not in known:

@@ -27,8 +27,9 @@ from sweeps.fleet import train_command
 from sweeps.ledger import USUAL, Budgets
 from sweeps.outcome import reopen
 from sweeps.plan import PLAN, Plan, duration, find, load
+from sweeps.progress import snapshot
 from sweeps.runner import Command, Runner
-from sweeps.status import snapshot, totals
+from sweeps.status import totals
 
 HERE = Local()
 Executor = (

@@ -18,11 +18,13 @@ from stand_in_sweep import command, overlaps, rows, stand_in_plan, starts
 
 from scaling.exits import STOPPED
 from scaling.strict import InputError
-from sweeps import fleet
+from sweeps import claim as claims
+from sweeps import fleet, progress
+from sweeps.claim import LEASE
 from sweeps.executors import Work, Worker, WorkerState
 from sweeps.fleet import Fleet, make
 from sweeps.ledger import Budgets
-from sweeps.plan import load
+from sweeps.plan import RUNS, load
 from sweeps.run import execute
 
 HERE = Path(__file__).parent
@@ -122,6 +124,21 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path):
     assert len(yard.hands) > 2
     assert rows(folder) == unbroken(tmp_path, *[""] * 4)
     assert overlaps(folder) == []
+
+
+def test_no_worker_is_asked_for_what_a_dead_machine_still_seems_to_hold(tmp_path, monkeypatch):
+    """For a minute nobody may take over; workers that came would find nothing to do, and seem useless."""
+    monkeypatch.setattr(claims, "STALE_SECONDS", 2.0)
+    folder, yard = tmp_path / "s", Yard()
+    plan = stand_in_plan(folder, "")
+    run = folder / RUNS / plan.cells[0].run_id
+    run.mkdir(parents=True)
+    (run / LEASE).write_text('{"nonce": "theirs", "machine": "another", "host": "another", "pid": 1}')
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    began = time.monotonic()
+    assert make(of(folder, yard, jobs=1), plan.cells) == 0
+    assert yard.asked == [(1, 1)]
+    assert time.monotonic() - began > 2.0
 
 
 def test_workers_of_an_earlier_command_are_found(tmp_path):
