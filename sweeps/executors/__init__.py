@@ -2,7 +2,7 @@
 
 Two interfaces, both small, and everything else about a sweep is above them and the same everywhere:
 
-    Launch     starts one attempt at a run, or at a population: local.start, and how a cluster starts one over nodes.
+    Launch     starts one attempt at a run, or at a population: local.start, and how a cluster starts one over hosts.
                The runner (sweeps/runner.py) uses it; it holds the claims and judges how an attempt ended.
     Cluster    brings up workers elsewhere, each of which is a runner on what it was given. The fleet
                (sweeps/fleet.py) uses it; it decides how many there should be.
@@ -84,7 +84,7 @@ class Work:
 
 
 class Cluster(Protocol):
-    """A scheduler of machines. A context manager: leaving it lets workers go on; `cancel` ends them."""
+    """A scheduler of machines. Its workers live on when this process ends; `cancel` ends them."""
 
     def check(self, devices: Sequence[int]) -> None:
         """Raises InputError, one line, unless the cluster is reachable and has room for runs of so many devices."""
