@@ -73,6 +73,7 @@ VERBS = (
     Verb(("cost",), "scaling.cost_verb", "cost", "Print the whole recipe of a size or a budget, and what it takes."),
     Verb(("coordinates",), "scaling.coordinates", "coordinates", "Check that activations move alike at every size."),
     Verb(("population",), "scaling.population", "population", "Train run folders of one shape in one program."),
+    Verb(("track",), "scaling.track_verb", "track", "Mirror runs into TensorBoard or W&B, beside their files."),
     Verb(("compile",), "scaling.compile_verb", "compile", "Cost a run on TPUs that are not there: memory, time."),
 )
 
