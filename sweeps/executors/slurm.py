@@ -17,7 +17,7 @@ from typing import Any
 from scaling.strict import InputError
 from sweeps.executors import Cluster, Work, Worker, WorkerState
 from sweeps.executors.slurm_job import Pilot, ask
-from sweeps.executors.slurm_partitions import Partition, holds, pick, read_partitions, sinfo
+from sweeps.executors.slurm_partitions import Partition, pick, read_partitions, sinfo
 
 FOLDER = "slurm"
 SQUEUE_SECONDS = 1.0
@@ -129,8 +129,7 @@ class SlurmJobs:
             )
         for count in devices:
             nodes, per_node = self.shape(count, partition)
-            room = sum(kind.count for kind in partition.nodes if holds(kind, per_node, self.cpus(partition)))
-            if nodes > room:
+            if nodes > partition.room(per_node, self.cpus(partition)):
                 raise InputError(
                     f"devices = {count}: takes {nodes} nodes of {per_node}; partition {partition.name} has "
                     f"{partition.has}"

@@ -38,6 +38,12 @@ class Partition:
         """Of a node that has most."""
         return max(kind.gpus for kind in self.nodes)
 
+    def room(self, devices: int, cpus: int) -> int:
+        """Nodes that have so many devices, of so many cores each."""
+        return sum(
+            kind.count for kind in self.nodes if kind.cpus >= devices * cpus and (kind.gpus >= devices or not self.gpus)
+        )
+
     @property
     def has(self) -> str:
         """What it has, in words."""
@@ -65,11 +71,6 @@ def read_minutes(limit: str) -> int | None:
         return None
     seconds = sum(int(part) * 60**i for i, part in enumerate(reversed(parts)))
     return int(days or 0) * 24 * 60 + seconds // 60
-
-
-def holds(kind: Nodes, devices: int, cpus: int) -> bool:
-    """Whether a node of a kind has so many devices, of so many cores each."""
-    return kind.cpus >= devices * cpus and (not kind.gpus or kind.gpus >= devices)
 
 
 def sinfo() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from cluster.slurm_cluster import SlurmCluster, Unavailable, slurm_cluster
 
 

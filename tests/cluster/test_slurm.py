@@ -1,0 +1,246 @@
+"""Sweeps on a real SLURM of two nodes: one is struck by all that a cluster has for it, and its table is the one that
+the same sweep leaves on this machine in peace. A run over two nodes loses one of its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import scaling
+from stand_in_sweep import PACE
+
+from cluster.slurm_cluster import SlurmCluster
+from scaling.config import MeshConfig, RunConfig
+from scaling.record import read_metrics
+from sweeps import ledger
+from sweeps.grids import Sweep
+from sweeps.plan import RUNS, Plan, build, freeze
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+CLOCKS = ["seconds", "tokens_per_second"]
+PLAIN = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+LONG, SHORT, PATIENCE = 500, 32, 240.0
+
+
+def frozen(folder: Path, tiny: RunConfig, *steps: int) -> Plan:
+    """A plan of one tiny run for each number of steps; the seeds differ, too."""
+    cells = tuple(
+        dataclasses.replace(tiny, seed=seed, tokens=many * 256, name=f"{many}-{seed}")
+        for seed, many in enumerate(steps)
+    )
+    return freeze(folder, build(Sweep(folder.name, cells, "short runs"), PACE))
+
+
+def collected(folder: Path) -> pd.DataFrame:
+    done = scaling("sweep", "collect", folder.name, "--out", folder.parent)
+    assert done.returncode == 0, done.stderr
+    return pd.read_parquet(folder / "results.parquet").drop(columns=CLOCKS)
+
+
+def steps(run: Path) -> list[int]:
+    """Of the logged lines, in the order in which they were written."""
+    return [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+
+
+def until(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    late = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < late, f"not within {patience:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+def verb(slurm: SlurmCluster, folder: Path, *flags: str) -> list[str]:
+    """The argv of `scaling sweep run` inside."""
+    named = [f"{name}={value}" for name, value in PLAIN.items()]
+    command = [sys.executable, "-m", "scaling.cli", "sweep", "run", folder.name, "--out", str(folder.parent)]
+    return slurm.inside("env", *named, *command, "--members", "1", *flags)
+
+
+@contextlib.contextmanager
+def running(slurm: SlurmCluster, folder: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command at work, what it says in command.txt."""
+    with (folder / "command.txt").open("wb") as said:
+        process = subprocess.Popen(verb(slurm, folder, *flags), stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            slurm.run("scancel", "--user=root")
+
+
+def processes(*words: str) -> list[int]:
+    """Processes in whose argv all words are, as the host counts them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if set(words) <= set(path.read_text().split("\0")):
+                found.append(int(path.parent.name))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Storm:
+    """A sweep after its command has ended with `code`. preempted, killed, orphaned: steps that the long runs had made
+    when the machines were taken, when run 0 was killed, when the worker of run 1 was."""
+
+    folder: Path
+    plan: Plan
+    code: int
+    seconds: float
+    preempted: tuple[int, int]
+    killed: int
+    orphaned: int
+
+    def run(self, index: int) -> Path:
+        return self.folder / RUNS / self.plan.cells[index].run_id
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Path:
+    """Eight runs on this machine."""
+    folder = tmp_path_factory.mktemp("peace") / "eight"
+    frozen(folder, tiny, LONG, LONG, *[SHORT] * 6)
+    done = scaling("sweep", "run", "eight", "--out", folder.parent, "--jobs", 2, "--members", 1, **PLAIN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Storm:
+    """The same eight by two workers: a job of higher priority takes both nodes, a run is killed, then a worker."""
+    folder, began = tmp_path_factory.mktemp("storm") / "eight", time.monotonic()
+    plan = frozen(folder, tiny, LONG, LONG, *[SHORT] * 6)
+    runs = [folder / RUNS / cell.run_id for cell in plan.cells[:2]]
+
+    def reached(run: Path) -> int:
+        return (read_metrics(run) or [{"step": 0}])[-1]["step"]
+
+    with running(slurm, folder, "--jobs", "2", "slurm", "--partition", "low") as command:
+        until(lambda: all(reached(run) >= 40 for run in runs), "both long runs at step 40")
+        taken = slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+        assert taken.returncode == 0, taken.stderr
+        until(lambda: all(ledger.counts(run)["stopped"] for run in runs), "both long runs stopped")
+        preempted = reached(runs[0]), reached(runs[1])
+        until(lambda: reached(runs[0]) > preempted[0] + 40, "run 0 going on")
+        killed = reached(runs[0])
+        os.kill(*processes("train", str(runs[0])), signal.SIGKILL)
+        until(lambda: reached(runs[1]) > preempted[1] + 80, "run 1 going on")
+        orphaned = reached(runs[1])
+        (run,) = processes("train", str(runs[1]))
+        os.kill(parent(run), signal.SIGKILL)
+        code = command.wait(PATIENCE)
+    return Storm(folder, plan, code, time.monotonic() - began, preempted, killed, orphaned)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kinds(run: Path) -> list[str]:
+    """How the attempts at a run ended, first to last."""
+    return [line["kind"] for line in ledger.read(run) if line["event"] == "ended"]
+
+
+def test_the_sweep_ends_and_its_table_is_that_of_this_machine(storm: Storm, peace: Path) -> None:
+    assert storm.code == 0, (storm.folder / "command.txt").read_text()
+    ours, theirs = collected(storm.folder), collected(peace)
+    assert len(theirs) == theirs["loss"].nunique() == 8
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def test_a_preempted_run_goes_on_where_it_was(storm: Storm) -> None:
+    for index, before in enumerate(storm.preempted):
+        assert kinds(storm.run(index))[0] == "stopped"
+        made = steps(storm.run(index))
+        assert made[: before + 1] == list(range(1, before + 2)), "no step was made twice, the run saved as it was told"
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(storm: Storm) -> None:
+    assert kinds(storm.run(0)) == ["stopped", "preempted", "done"]
+    again = [step for step, then in zip(steps(storm.run(0)), steps(storm.run(0))[1:], strict=False) if then <= step]
+    assert len(again) == 1
+    assert storm.killed <= again[0]
+    assert min(step for step in steps(storm.run(0))[again[0] :]) > storm.killed - 16
+
+
+def test_a_killed_worker_is_replaced_and_its_run_goes_on(storm: Storm) -> None:
+    assert kinds(storm.run(1)) == ["stopped", "lost", "done"]
+    assert steps(storm.run(1)).count(1) == 1
+    numbers = {path.name.split("_submitted")[0] for path in (storm.folder / "slurm").glob("*_submitted.pkl")}
+    assert len(numbers) == 3, "two workers, and one in the place of the killed"
+
+
+def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig) -> None:
+    """Argument-less jax.distributed.initialize under srun; the loss of one process is the loss of all, which go on."""
+    folder = tmp_path / "gang"
+    plan = frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 96)
+    run = folder / RUNS / plan.cells[0].run_id
+    with running(slurm, folder, "slurm", "--partition", "low", "--devices-per-node", "1") as command:
+        until(lambda: len(read_metrics(run)) >= 40, "step 40")
+        two = processes(sys.executable, "train", str(run))
+        ranks = {variable(pid, "SLURM_PROCID"): pid for pid in two if variable(pid, "SLURM_PROCID")}
+        assert {variable(pid, "SLURMD_NODENAME") for pid in ranks.values()} == {"n1", "n2"}
+        os.kill(ranks["1"], signal.SIGKILL)
+        code = command.wait(PATIENCE)
+    assert code == 0, (folder / "command.txt").read_text()
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    assert kinds(run) == ["preempted", "done"]
+    assert steps(run).count(1) == 1
+    assert steps(run)[-1] == 96
+
+
+def variable(pid: int, name: str) -> str:
+    """Of a process's environment; empty when it has none such."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            if entry.startswith(f"{name}="):
+                return entry.partition("=")[2]
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--partition", "lo"], "partition = lo: no such partition; the cluster has low, high; did you mean low?"),
+        (["--devices-per-node", "1"], "devices = 4: takes 4 nodes of 1; partition low has 2 nodes of 2 GPUs"),
+        (["--minutes", "100"], "minutes = 100: partition low ends jobs after 60"),
+    ],
+)
+def test_bad_input_is_one_line(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig, flags, said) -> None:
+    frozen(tmp_path / "bad", dataclasses.replace(tiny, mesh=MeshConfig(data=4)), 8)
+    done = subprocess.run(verb(slurm, tmp_path / "bad", "slurm", *flags), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
+
+
+def test_no_cluster_is_one_line(tmp_path: Path, tiny: RunConfig) -> None:
+    frozen(tmp_path / "bad", tiny, 8)
+    done = scaling("sweep", "run", "bad", "--out", tmp_path, "slurm", PATH="/nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: executor slurm: no sbatch on this machine")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig) -> None:
+    """The last of this module: slurmctld is stopped, and waits."""
+    frozen(tmp_path / "bad", tiny, 8)
+    pid = slurm.run("cat", "/run/slurmctld.pid").stdout.strip()
+    slurm.run("sh", "-c", f"kill {pid}; while kill -0 {pid}; do sleep .1; done")
+    try:
+        done = subprocess.run(verb(slurm, tmp_path / "bad", "slurm"), capture_output=True, text=True, check=False)
+    finally:
+        slurm.run("slurmctld")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: executor slurm: no cluster reachable (")
+    assert done.stderr.count("\n") == 1
