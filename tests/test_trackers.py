@@ -76,9 +76,18 @@ def test_a_number_that_a_step_lacked_is_sent_when_it_comes(tmp_path: Path) -> No
     assert fresh(tmp_path, now)[0] == [(1, {"validation_loss": 2.0})]
 
 
+def test_a_line_that_is_half_written_waits_for_its_end(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    lines, now = fresh(tmp_path, Reached())
+    assert lines == [(1, {"loss": 1.0})]
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('ss": 0.5}\n')
+    assert fresh(tmp_path, now)[0] == [(2, {"loss": 0.5})]
+
+
 def test_a_log_that_was_begun_anew_is_read_anew(tmp_path: Path) -> None:
     for step in range(1, 5):
-        append_metrics(tmp_path, {"step": step, "loss": 1.0})
+        append_metrics(tmp_path, {"step": step, "loss": 1.0, "note": "a longer line" * 20})
     _, now = fresh(tmp_path, Reached())
     (tmp_path / METRICS).unlink()
     assert fresh(tmp_path, now) == ([], now)
