@@ -9,10 +9,11 @@ Not in the design's list of modules: run.py would pass 300 lines.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from scaling.packing import members_that_fit, packable
 from sweeps.executors import Slot
@@ -26,24 +27,25 @@ SHARES = 2
 MIB = 2**20
 
 
-def pack(ready: Sequence[Cell], waiting: Sequence[Cell], slot: Slot, slots: int, most: int | None) -> tuple[Cell, ...]:
+def pack(ready: Iterable[Cell], waiting: float, slot: Slot, slots: int, most: int | None) -> tuple[Cell, ...]:
     """The first of `ready` and its companions, in the order of `ready`.
 
     Args:
       ready: cells that could start now, longest first; not empty.
-      waiting: all that have not started, ready or not: the work in sight.
+      waiting: seconds of all that have not started, ready or not: the work in sight.
       slot, slots: where they would run, and how many such there are.
       most: members at most, whatever memory allows; None for no such limit.
     """
-    first = ready[0]
-    most = min(most or len(ready), len(ready))
-    if platform(slot) == "cpu" and first.row["params_matmul"] > BIG and first.seconds > LONG:
+    rest = iter(ready)
+    first, second = next(rest), next(rest, None)
+    big = platform(slot) == "cpu" and first.row["params_matmul"] > BIG and first.seconds > LONG
+    if second is None or most == 1 or big:
         return (first,)
-    if most > 1:
-        most = min(most, max(members_that_fit(first.config, memory(slot, slots), platform(slot)), 1))
-    limit = 1.001 * max(first.seconds, sum(cell.seconds for cell in waiting) / (SHARES * slots))
+    fit = max(members_that_fit(first.config, memory(slot, slots), platform(slot)), 1)
+    most = min(most or fit, fit)
+    limit = 1.001 * max(first.seconds, waiting / (SHARES * slots))
     key, chosen, seconds = packable(first.config), [first], first.seconds
-    for cell in ready[1:]:
+    for cell in itertools.chain([second], rest):
         if len(chosen) == most:
             break
         if seconds + cell.seconds <= limit and packable(cell.config) == key and alike(first, cell, slot):

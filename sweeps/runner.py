@@ -30,6 +30,7 @@ from sweeps.outcome import final, judge, prepare, record_failure, result_status,
 from sweeps.packs import pack
 from sweeps.plan import RUNS, Cell, Plan
 from sweeps.status import line, progress, table
+from sweeps.waiting import Waiting
 
 POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS, GRACE_SECONDS = 0.05, 1.0, 1.0, 120.0
 RETRY_SECONDS: dict[Kind, float] = {"failed": 1.0, "stopped": 10.0}
@@ -77,20 +78,22 @@ class Runner:
     crew: int = 1
     lingers: bool = True
     live: Live | None = None
-    pending: list[Cell] = field(default_factory=list)
+    pending: Waiting = field(init=False)
     running: list[Attempt] = field(default_factory=list)
     alone: set[str] = field(default_factory=set)
     narrow: dict[Hashable, int] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
-    not_before: dict[str, float] = field(default_factory=dict)
     stops: int = 0
     asked_to_end: set[int] = field(default_factory=set)
     patience: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.pending = Waiting(self.ready, self.kind)
+
     def __call__(self) -> int:
         """Makes every cell that has not ended: by priority, then longest first. Returns the exit code."""
         cells = sorted(self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.seconds))
-        self.pending = [cell for cell in cells if not self.ended(cell)]
+        self.pending.add(cell for cell in cells if not self.ended(cell))
         self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.free)} at once")
         beaten = drawn = time.monotonic()
         try:
@@ -133,29 +136,25 @@ class Runner:
 
     def fill(self) -> None:
         """Starts pending cells while there is room."""
-        while self.free and not self.stops:
-            ready = [cell for cell in self.pending if self.ready(cell)]
-            if not ready:
-                return
-            first = ready[0]
+        while self.free and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
             room = joined(self.free, first.demand(self.asked))
             if room is None:
                 return
             slots, slot = room
-            if first.run_id in self.alone or slot.devices > 1:
-                self.take((first,), slots, slot)
-            else:
-                company = [cell for cell in ready if cell.run_id not in self.alone and cell.demand(self.asked) == 1]
-                most = self.narrow.get(packable(first.config), self.members)
-                self.take(pack(company, self.pending, slot, self.crew, most), slots, slot)
+            most = self.narrow.get(packable(first.config), self.members)
+            company = self.pending.company(first)
+            self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
 
     def ready(self, cell: Cell) -> bool:
-        """Whether a cell may start now: its trunk has come to where it leaves, or will not."""
-        if time.monotonic() < self.not_before.get(cell.run_id, 0.0):
-            return False
+        """Whether the trunk of a cell has come to where it leaves, or will not."""
         trunk = cell.config.branch_of
         waits = trunk and not branch.ready(self.path(cell), cell.config)
         return not waits or result_status(self.folder / RUNS / trunk) is not None
+
+    def kind(self, cell: Cell) -> Hashable:
+        """What cells must have in common to start in one process; of some its own."""
+        alone = cell.run_id in self.alone or cell.demand(self.asked) > 1 or simulated.asked(cell.config)
+        return cell.run_id if alone else packable(cell.config)
 
     def take(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
         """Starts cells in one process, but for those that another runner has or had."""
@@ -185,7 +184,7 @@ class Runner:
             if cell.run_id not in self.elsewhere:
                 self.say(f"another process holds {cell.run_id} {cell.name}" + "; waiting for it" * self.lingers)
             self.elsewhere.add(cell.run_id)
-            self.not_before[cell.run_id] = time.monotonic() + ELSEWHERE_SECONDS
+            self.pending.sleep(cell, time.monotonic() + ELSEWHERE_SECONDS)
             return False
         self.elsewhere.discard(cell.run_id)
         self.pending.remove(cell)
@@ -230,7 +229,7 @@ class Runner:
         kind, reason = judge(code, folder)
         if self.stops and kind == "preempted":
             ledger.ended(folder, "stopped", reason)
-            self.pending.append(cell)
+            self.pending.add([cell])
         elif several and kind in ("failed", "memory"):
             ledger.ended(folder, "stopped", f"its population ended: {reason}")
             self.part(cell, kind, reason, attempt)
@@ -252,8 +251,7 @@ class Runner:
             return
         how = NEXT.get(kind, "going on from its checkpoint")
         self.say(f"{cell.run_id} {cell.name} {reason}; {how}")
-        self.not_before[cell.run_id] = time.monotonic() + RETRY_SECONDS.get(kind, 0.0)
-        self.pending.insert(0, cell)
+        self.pending.add([cell], ahead=True, until=time.monotonic() + RETRY_SECONDS.get(kind, 0.0))
 
     def part(self, cell: Cell, kind: Kind, reason: str, attempt: Attempt) -> None:
         """A population ended without a member's result: too large a one is tried by halves, any other one by one."""
@@ -264,7 +262,7 @@ class Runner:
         else:
             self.alone.add(cell.run_id)
             self.say(f"{cell.run_id} {cell.name}: its population ended ({reason}); trying it alone")
-        self.pending.append(cell)
+        self.pending.add([cell])
 
     def report(self, cell: Cell) -> None:
         left = len(self.pending) + sum(self.open(one) for attempt in self.running for one in attempt.cells)
@@ -283,7 +281,7 @@ class Runner:
                 attempt.process.kill()
                 for cell in lost:
                     self.say(f"{cell.run_id} {cell.name} was taken over by another runner")
-                self.pending += attempt.cells
+                self.pending.add(attempt.cells)
                 self.drop(attempt)
 
     def stop(self) -> None:

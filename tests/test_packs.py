@@ -29,36 +29,40 @@ def cells(*overlays: dict, tokens: int = 65_536) -> list[Cell]:
     return list(build(Sweep("packs", apply(base, overlays), ""), PACE, lambda config: corpus).cells)
 
 
+def work(made: list[Cell]) -> float:
+    return sum(cell.seconds for cell in made)
+
+
 def test_runs_of_one_shape_go_together_and_others_do_not() -> None:
     made = cells({"seed": 0}, {"seed": 1}, {"model.width": 32}, {"optimizer.learning_rate": 0.1, "seed": 2})
-    assert [c.config.seed for c in pack(made, made * 20, CORE, 1, None)] == [0, 1, 2]
-    assert all(c.config.model.width == 16 for c in pack(made, made * 20, CORE, 1, None))
+    assert [c.config.seed for c in pack(made, 20 * work(made), CORE, 1, None)] == [0, 1, 2]
+    assert all(c.config.model.width == 16 for c in pack(made, 20 * work(made), CORE, 1, None))
 
 
 def test_a_limit_on_members_holds() -> None:
     made = cells(*axis("seed", *range(6)))
-    assert len(pack(made, made * 20, CORE, 1, 4)) == 4
-    assert len(pack(made, made * 20, CORE, 1, 1)) == 1
+    assert len(pack(made, 20 * work(made), CORE, 1, 4)) == 4
+    assert len(pack(made, 20 * work(made), CORE, 1, 1)) == 1
 
 
 def test_work_is_left_for_the_other_slots() -> None:
     made = cells(*axis("seed", *range(24)))
-    assert len(pack(made, made, CORE, 1, None)) == 12
-    assert len(pack(made, made, CORE, 2, None)) == 6
-    assert len(pack(made[:1], made[:1], CORE, 2, None)) == 1
+    assert len(pack(made, work(made), CORE, 1, None)) == 12
+    assert len(pack(made, work(made), CORE, 2, None)) == 6
+    assert len(pack(made[:1], work(made[:1]), CORE, 2, None)) == 1
 
 
 def test_a_device_is_not_filled_beyond_its_memory() -> None:
     made = cells(*axis("seed", *range(200)))
-    chosen = pack(made, made * 90, GPU, 1, None)
+    chosen = pack(made, 90 * work(made), GPU, 1, None)
     assert 1 < len(chosen) == packs.members_that_fit(made[0].config, 1e8, "gpu") < 200
 
 
 def test_on_a_device_members_keep_step_and_on_a_core_they_need_not() -> None:
     made = cells({"seed": 0}, {"seed": 1, "tokens": 131_072}, {"seed": 2})
     made = [dataclasses.replace(cell, seconds=1.0) for cell in made]
-    assert [c.config.seed for c in pack(made, made * 20, GPU, 1, None)] == [0, 2]
-    assert [c.config.seed for c in pack(made, made * 20, CORE, 1, None)] == [0, 1, 2]
+    assert [c.config.seed for c in pack(made, 20 * work(made), GPU, 1, None)] == [0, 2]
+    assert [c.config.seed for c in pack(made, 20 * work(made), CORE, 1, None)] == [0, 1, 2]
 
 
 def test_on_a_core_big_runs_go_alone_unless_they_are_short() -> None:
@@ -66,7 +70,7 @@ def test_on_a_core_big_runs_go_alone_unless_they_are_short() -> None:
     assert made[0].row["params_matmul"] > packs.BIG
     for seconds, slot, count in ((50.0, CORE, 4), (70.0, CORE, 1), (70.0, GPU, 4)):
         timed = [dataclasses.replace(cell, seconds=seconds) for cell in made]
-        assert len(pack(timed, timed * 20, slot, 1, None)) == count
+        assert len(pack(timed, 20 * work(timed), slot, 1, None)) == count
 
 
 def test_memory_of_a_slot_is_its_share() -> None:
