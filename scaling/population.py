@@ -32,6 +32,7 @@ from scaling.lanes import Group, Lane, Outcome, takes_turns, together, train_lan
 from scaling.measurements import loss as validation
 from scaling.memory import GIB, state_bytes
 from scaling.monitor import bar, signals
+from scaling.out_of_memory import is_out_of_memory
 from scaling.packing import check_alike
 from scaling.pages import keep_freed_pages
 from scaling.session import Session, begin, inputs, settled, stamped
@@ -42,7 +43,8 @@ from scaling.strict import InputError
 def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
     """Train runs of one shape in one program. The same command again resumes them.
 
-    Returns 0 when every run has a result, 1 when one could not be trained (one line each), 75 when stopped by a signal.
+    Returns 0 when every run has a result, 1 when one could not be trained (one line each), 12 when memory did not
+    suffice, 75 when stopped by a signal.
 
     Args:
         folders: run folders, each with its config.json.
@@ -92,12 +94,14 @@ def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Pa
 
 @contextlib.contextmanager
 def _refusal(outcomes: dict[Path, Outcome], folder: Path) -> Iterator[None]:
-    """What is wrong with one member becomes its outcome; what is wrong with the device is raised."""
+    """What is wrong with one member becomes its outcome; what is wrong with the device, or its memory, is raised."""
     try:
         yield
     except jax.errors.JaxRuntimeError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         outcomes[folder] = error
 
 
