@@ -23,6 +23,7 @@ FOLDER = "slurm"
 SQUEUE_SECONDS = 1.0
 MINUTES = 240
 TIMEOUTS = 1_000_000
+ARRAY = 1000  # jobs in an array, where SLURM's own default stands
 QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 
 
@@ -41,7 +42,7 @@ class Slurm:
         memory: GB per device; the cluster's default when not given.
         devices_per_node: the GPUs of a node, 1 on nodes without, when not given. Larger runs take several nodes.
         signal: seconds before the time limit at which the runs are told to save.
-        options: more options of sbatch, KEY=VALUE each, as in constraint=a100; they come before those above.
+        options: more options of sbatch, as in constraint=a100 or exclusive; they come before those above.
     """
 
     partition: str = ""
@@ -59,8 +60,8 @@ class Slurm:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name} = {value}: must be 1 or more")
         for option in self.options:
-            if not re.fullmatch(r"[a-z][a-z-]*=.+", option):
-                raise InputError(f"options: {option!r}: must be KEY=VALUE, an option of sbatch without its dashes")
+            if not re.fullmatch(r"[a-z][a-z-]*(=.+)?", option):
+                raise InputError(f"options: {option!r}: must be KEY=VALUE or KEY, of sbatch, without its dashes")
 
     def cluster(self, folder: Path) -> Cluster:
         """The cluster that this machine submits to, for the sweep in `folder`."""
@@ -167,11 +168,12 @@ class SlurmJobs:
         nodes, per_node = self.shape(work.devices, partition)
         cpus, most = self.cpus(partition), {key: getattr(self.options, key) for key in ("account", "qos")}
         tasks = 1 if nodes == 1 else per_node
-        more: dict[str, Any] = {"requeue": True} | dict(option.split("=", 1) for option in self.options.options)
+        more: dict[str, Any] = {"requeue": True}
         if partition.gpus:
-            more = {"gres": f"gpu:{per_node}"} | more
+            more["gres"] = f"gpu:{per_node}"
         if self.options.memory:
-            more = {"mem": f"{self.options.memory * per_node}G"} | more
+            more["mem"] = f"{self.options.memory * per_node}G"
+        more |= {key: value or True for key, _, value in (option.partition("=") for option in self.options.options)}
         return {key: value for key, value in most.items() if value} | {
             "job_name": self.name(work),
             "partition": partition.name,
@@ -180,6 +182,7 @@ class SlurmJobs:
             "ntasks_per_node": tasks,
             "cpus_per_task": cpus * per_node // tasks,
             "signal_delay_s": self.options.signal,
+            "array_parallelism": ARRAY,
             "srun_args": ["--nodes=1", "--ntasks=1", "--overlap"],
             "additional_parameters": more,
         }
@@ -198,8 +201,10 @@ class SlurmJobs:
         nodes, per_node = self.shape(work.devices, partition)
         pilot = Pilot(work, nodes, per_node, self.cpus(partition))
         try:
-            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-                jobs = [executor.submit(pilot) for _ in range(count)]
+            jobs = []
+            for begin in range(0, count, ARRAY):
+                with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+                    jobs += [executor.submit(pilot) for _ in range(min(count - begin, ARRAY))]
         except (FailedJobError, FailedSubmissionError) as error:
             raise InputError(f"executor slurm: {' '.join(str(error).split())}") from None
         for job in jobs:

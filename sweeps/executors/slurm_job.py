@@ -76,15 +76,16 @@ class Pilot:
 
     def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Asks the runs to save and end."""
-        if self.runner is not None:
-            self.runner.stops = 1
+        if self.runner is None:
+            sys.exit(STOPPED)
+        self.runner.stops = 1
 
     def checkpoint(self) -> Any:
         """What submitit puts back in the queue, when SLURM takes the machine or the time is over: the same again."""
         from submitit.helpers import DelayedSubmission
 
-        self.stop()
         if self.ending is not None:
+            self.stop()
             self.ending.exception()
         return DelayedSubmission(Pilot(self.work, self.nodes, self.per_node, self.cpus))
 
@@ -162,6 +163,7 @@ class Step:
             self.kill()
         ended = said or self.said() or self.popen.returncode
         self.code = 128 - ended if ended > 128 else ended
+        self.first.unlink(missing_ok=True)
         return self.code
 
     def said(self) -> int:

@@ -68,16 +68,17 @@ def verb(slurm: SlurmCluster, folder: Path, *flags: str) -> list[str]:
 
 @contextlib.contextmanager
 def running(slurm: SlurmCluster, folder: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command at work, what it says in command.txt."""
-    with (folder / "command.txt").open("wb") as said:
+    """The command at work, what it says in command.txt. An end of the test before its own is that of the jobs, too."""
+    with (folder / "command.txt").open("ab") as said:
         process = subprocess.Popen(verb(slurm, folder, *flags), stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     try:
         yield process
+    except BaseException:
+        slurm.run("scancel", "--user=root")
+        raise
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-            slurm.run("scancel", "--user=root")
+        process.kill()
+        process.wait()
 
 
 def processes(*words: str) -> list[int]:
@@ -119,7 +120,8 @@ def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Storm:
-    """The same eight by two workers: a job of higher priority takes both nodes, a run is killed, then a worker."""
+    """The same eight by two workers: a job of higher priority takes both nodes, a run is killed, then the command, which
+    is typed again, then a worker."""
     folder, began = tmp_path_factory.mktemp("storm") / "eight", time.monotonic()
     plan = frozen(folder, tiny, LONG, LONG, *[SHORT] * 6)
     runs = [folder / RUNS / cell.run_id for cell in plan.cells[:2]]
@@ -127,7 +129,8 @@ def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: R
     def reached(run: Path) -> int:
         return (read_metrics(run) or [{"step": 0}])[-1]["step"]
 
-    with running(slurm, folder, "--jobs", "2", "slurm", "--partition", "low") as command:
+    flags = ("--jobs", "2", "slurm", "--partition", "low")
+    with running(slurm, folder, *flags):
         until(lambda: all(reached(run) >= 40 for run in runs), "both long runs at step 40")
         taken = slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
         assert taken.returncode == 0, taken.stderr
@@ -136,6 +139,7 @@ def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: R
         until(lambda: reached(runs[0]) > preempted[0] + 40, "run 0 going on")
         killed = reached(runs[0])
         os.kill(*processes("train", str(runs[0])), signal.SIGKILL)
+    with running(slurm, folder, *flags) as command:
         until(lambda: reached(runs[1]) > preempted[1] + 80, "run 1 going on")
         orphaned = reached(runs[1])
         (run,) = processes("train", str(runs[1]))
@@ -178,17 +182,25 @@ def test_a_killed_run_goes_on_from_its_checkpoint(storm: Storm) -> None:
 def test_a_killed_worker_is_replaced_and_its_run_goes_on(storm: Storm) -> None:
     assert kinds(storm.run(1)) == ["stopped", "lost", "done"]
     assert steps(storm.run(1)).count(1) == 1
+    assert "2 workers of an earlier command at work" in (storm.folder / "command.txt").read_text()
     numbers = {path.name.split("_submitted")[0] for path in (storm.folder / "slurm").glob("*_submitted.pkl")}
     assert len(numbers) == 3, "two workers, and one in the place of the killed"
 
 
 def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig) -> None:
-    """Argument-less jax.distributed.initialize under srun; the loss of one process is the loss of all, which go on."""
+    """Argument-less jax.distributed.initialize under srun. Stopped with the command, all processes have saved; the loss
+    of one is the loss of all, which go on from the checkpoint."""
     folder = tmp_path / "gang"
-    plan = frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 96)
+    plan = frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 160)
     run = folder / RUNS / plan.cells[0].run_id
-    with running(slurm, folder, "slurm", "--partition", "low", "--devices-per-node", "1") as command:
-        until(lambda: len(read_metrics(run)) >= 40, "step 40")
+    flags = ("slurm", "--partition", "low", "--devices-per-node", "1")
+    with running(slurm, folder, *flags):
+        until(lambda: len(read_metrics(run)) >= 20, "step 20")
+        os.kill(*processes("sweep", "gang"), signal.SIGTERM)
+        until(lambda: not slurm.run("squeue", "--noheader").stdout, "no worker left")
+        stopped = steps(run)[-1]
+    with running(slurm, folder, *flags) as command:
+        until(lambda: len(read_metrics(run)) >= stopped + 20, "20 steps more")
         two = processes(sys.executable, "train", str(run))
         ranks = {variable(pid, "SLURM_PROCID"): pid for pid in two if variable(pid, "SLURM_PROCID")}
         assert {variable(pid, "SLURMD_NODENAME") for pid in ranks.values()} == {"n1", "n2"}
@@ -196,9 +208,10 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
         code = command.wait(PATIENCE)
     assert code == 0, (folder / "command.txt").read_text()
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
-    assert kinds(run) == ["preempted", "done"]
+    assert kinds(run) == ["stopped", "preempted", "done"]
+    assert steps(run)[: stopped + 1] == list(range(1, stopped + 2))
     assert steps(run).count(1) == 1
-    assert steps(run)[-1] == 96
+    assert steps(run)[-1] == 160
 
 
 def variable(pid: int, name: str) -> str:

@@ -1,0 +1,236 @@
+"""What is said to SLURM and read from it, without a cluster; tests/cluster/test_slurm.py has one."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scaling.exits import DIVERGED, MEMORY, STOPPED
+from scaling.strict import InputError
+from sweeps.executors import Slot, Work, slurm
+from sweeps.executors.slurm import Job, Queue, Slurm, SlurmJobs
+from sweeps.executors.slurm_job import RANK, Gang, Pilot, Step
+from sweeps.executors.slurm_partitions import Nodes, Partition, pick, read_minutes, read_partitions
+
+SINFO = """\
+low*|2|2|gpu:2|1:00:00
+low*|3|64|gpu:a100:8(S:0-1),shard:4|1:00:00
+cpu|10|32|(null)|infinite
+long|1|16+|(null)|7-12:30:00
+"""
+GPUS = Partition("low", (Nodes(2, 8, 2), Nodes(3, 64, 8)), 60, default=True)
+CPUS = Partition("cpu", (Nodes(10, 32, 0),))
+
+
+def jobs(tmp_path, partition=GPUS, **options) -> SlurmJobs:
+    return SlurmJobs(Slurm(**options), tmp_path / "sweep", found=partition)
+
+
+def test_partitions_are_read():
+    found = read_partitions(SINFO)
+    assert found["low"] == Partition("low", (Nodes(2, 2, 2), Nodes(3, 64, 8)), 60, default=True)
+    assert found["cpu"] == Partition("cpu", (Nodes(10, 32, 0),), None)
+    assert found["long"] == Partition("long", (Nodes(1, 16, 0),), (7 * 24 + 12) * 60 + 30)
+
+
+@pytest.mark.parametrize(
+    ("said", "minutes"),
+    [("30:00", 30), ("1:00:00", 60), ("2-00:00:00", 2880), ("infinite", None), ("n/a", None), ("0:30", 0)],
+)
+def test_time_limits_are_read(said, minutes):
+    assert read_minutes(said) == minutes
+
+
+def test_the_partition_is_the_one_asked_for_or_the_default():
+    found = read_partitions(SINFO)
+    assert pick(found, "").name == "low"
+    assert pick(found, "cpu").name == "cpu"
+    with pytest.raises(InputError, match=r"partition = lowe: no such .* has low, cpu, long; did you mean low"):
+        pick(found, "lowe")
+    with pytest.raises(InputError, match="has no default one; it has cpu"):
+        pick({"cpu": CPUS}, "")
+
+
+@pytest.mark.parametrize(
+    ("devices", "per_node", "shape"),
+    [(1, None, (1, 1)), (8, None, (1, 8)), (16, None, (2, 8)), (12, None, (2, 6)), (3, 2, (3, 1)), (4, 2, (2, 2))],
+)
+def test_a_run_takes_as_few_nodes_as_hold_equal_shares(tmp_path, devices, per_node, shape):
+    assert jobs(tmp_path, devices_per_node=per_node).shape(devices, GPUS) == shape
+
+
+def test_a_cpu_node_counts_as_one_device(tmp_path):
+    assert jobs(tmp_path, CPUS).shape(3, CPUS) == (3, 1)
+    assert jobs(tmp_path, CPUS).cpus(CPUS) == 1
+
+
+def test_room_counts_the_nodes_that_hold_a_share():
+    assert GPUS.room(2, 1) == 5
+    assert GPUS.room(8, 8) == 3
+    assert GPUS.room(8, 9) == 0
+    assert CPUS.room(4, 8) == 10
+    mixed = Partition("both", (*GPUS.nodes, *CPUS.nodes))
+    assert mixed.room(1, 1) == 5, "a node without GPUs is no room for runs that take them"
+
+
+def test_what_sbatch_is_asked_for(tmp_path):
+    pytest.importorskip("submitit")
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    asked = jobs(tmp_path, memory=10, account="me", options=("constraint=a100", "exclusive", "gres=gpu:h100:4"))
+    text = _make_sbatch_string("work", "folder", **asked.parameters(Work(tmp_path, devices=16), GPUS))
+    lines = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
+    assert lines >= {"nodes=2", "ntasks-per-node=8", "cpus-per-task=4", "mem=80G", "time=60", "account=me", "requeue"}
+    assert lines >= {"constraint=a100", "exclusive", "gres=gpu:h100:4", "signal=USR2@150", "partition=low"}
+    assert "srun --unbuffered" in text
+    assert "--nodes=1 --ntasks=1 --overlap" in text
+    assert not any(line.startswith("qos") for line in lines)
+
+
+def test_a_run_on_one_node_is_one_task(tmp_path):
+    asked = jobs(tmp_path, cpus=3, minutes=7, signal=60).parameters(Work(tmp_path, devices=2), GPUS)
+    assert (asked["nodes"], asked["ntasks_per_node"], asked["cpus_per_task"], asked["time"]) == (1, 1, 6, 7)
+    assert asked["additional_parameters"]["gres"] == "gpu:2"
+    assert "gres" not in jobs(tmp_path, CPUS).parameters(Work(tmp_path), CPUS)["additional_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"minutes": 0}, "minutes = 0: must be 1 or more"),
+        ({"devices_per_node": -1}, "devices_per_node = -1: must be 1 or more"),
+        ({"options": ("--exclusive",)}, "options: '--exclusive': must be KEY=VALUE or KEY"),
+        ({"options": ("mem=",)}, "options: 'mem=': must be KEY=VALUE"),
+    ],
+)
+def test_bad_options_are_one_line(options, said):
+    with pytest.raises(InputError) as error:
+        Slurm(**options)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices", "said"),
+    [
+        ({}, 48, "devices = 48: takes 6 nodes of 8; partition low has 2 nodes of 2 GPUs and 3 nodes of 8 GPUs"),
+        ({"minutes": 61}, 1, "minutes = 61: partition low ends jobs after 60"),
+        ({"minutes": 2}, 1, "signal = 150: must be below the 120 s of a worker"),
+    ],
+)
+def test_what_has_no_room_is_one_line(tmp_path, monkeypatch, options, devices, said):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
+    with pytest.raises(InputError) as error:
+        jobs(tmp_path, **options).check([1, devices])
+    assert str(error.value) == said
+
+
+def test_no_submitit_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs submitit; pip install 'scaling-laws\[slurm\]'"):
+        jobs(tmp_path).check([1])
+
+
+def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monkeypatch):
+    answers = ["7_0|n|RUNNING|None\n7_1|n|PENDING|Resources\n", None, "7_1|n|RUNNING|None\n"]
+    asked = []
+    monkeypatch.setattr(slurm, "ask", lambda *command: asked.append(command) or answers[len(asked) - 1])
+    queue = Queue()
+    workers = [Job(number, tmp_path, queue) for number in ("7_0", "7_1", "7_2")]
+    for states in (["running", "queued", "ended"], ["running", "queued", "ended"], ["ended", "running", "ended"]):
+        queue.read_at = float("-inf")
+        assert [worker.state() for worker in workers] == states
+    assert len(asked) == 3
+    assert workers[1].describe() == f"SLURM job 7_1 (running), its output in {tmp_path}/7_1_0_log.err"
+
+
+def test_workers_are_known_by_the_folder_of_their_sweep(tmp_path, monkeypatch):
+    mine, other = jobs(tmp_path / "a"), jobs(tmp_path / "b")
+    work = Work(tmp_path, devices=1)
+    names = [mine.name(work), other.name(work), mine.name(Work(tmp_path, devices=2))]
+    assert len(set(names)) == 3
+    monkeypatch.setattr(slurm, "ask", lambda *command: f"1|{names[0]}|RUNNING|None\n2|{names[1]}|RUNNING|None\n")
+    assert [worker.number for worker in mine.workers(work)] == ["1"]
+
+
+def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
+    sweep, said = jobs(tmp_path), []
+    queue = "1|n|RUNNING|None\n2|n|PENDING|BeginTime\n"
+    monkeypatch.setattr(slurm, "ask", lambda *command: said.append(command) or queue)
+    sweep.cancel([sweep.job("1"), sweep.job("2"), sweep.job("3")])
+    assert said[1:] == [("scancel", "--signal=TERM", "1"), ("scancel", "2")]
+
+
+def test_a_worker_is_pickled_without_what_it_does(tmp_path):
+    pilot = Pilot(Work(tmp_path, devices=4), nodes=2, per_node=2)
+    pilot.runner = object()
+    again = pickle.loads(pickle.dumps(pilot))
+    assert (again.work, again.nodes, again.runner) == (pilot.work, 2, None)
+
+
+def rank(folder, index, code) -> subprocess.Popen:
+    """A process of a gang, in the shell that Gang puts around it."""
+    end = (
+        "import os; os.kill(os.getpid(), 9)"
+        if code == 137
+        else f"print('the end of {index}'); raise SystemExit({code})"
+    )
+    command = ["sh", "-c", RANK, "sh", str(folder / "first"), str(folder / "log.txt"), sys.executable, "-c", end]
+    return subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": str(index)})
+
+
+@pytest.mark.parametrize(
+    ("code", "seen", "judged"),
+    [(0, 0, 0), (MEMORY, MEMORY, MEMORY), (137, 137, -9), (STOPPED, 0, STOPPED), (DIVERGED, 0, DIVERGED)],
+)
+def test_the_first_process_that_fails_says_how_a_gang_ended(tmp_path, code, seen, judged):
+    assert rank(tmp_path, 1, code).wait() == seen, "what all agree on ends none of the others"
+    assert rank(tmp_path, 0, code and MEMORY).wait() == (code and MEMORY)
+    step = Step(subprocess.Popen(["sh", "-c", f"exit {seen}"]), "name", tmp_path / "first")
+    step.popen.wait()
+    assert step.poll() == judged
+    assert step.poll() == judged
+    assert not (tmp_path / "first").exists()
+    told = (tmp_path / "log.txt").read_text()
+    assert ("the end of 1" in told) == (code not in (0, 137))
+
+
+def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path):
+    end = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(75)); "
+        f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(30)"
+    )
+    command = ["sh", "-c", RANK, "sh", str(tmp_path / "first"), str(tmp_path / "log.txt"), sys.executable, "-c", end]
+    process = subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": "0"}, start_new_session=True)
+    late = time.monotonic() + 20
+    while not (tmp_path / "up").exists() and time.monotonic() < late:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGUSR2)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(10) == 0
+    assert (tmp_path / "first").read_text() == "75\n"
+
+
+def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
+    """srun itself is a script here that says how it was called; the real one is in tests/cluster."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"; env\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "1"), ("SLURM_CONF", "/etc/slurm/slurm.conf")):
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "sweep" / "runs" / "r0"
+    run.mkdir(parents=True)
+    step = Gang(2, 4, 3)(["train"], run, Slot(devices=8))
+    assert step.popen.wait(20) == 0
+    said = set((run / "srun.txt").read_text().splitlines())
+    assert said >= {"--jobid=7", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=3", "--overlap"}
+    assert "SLURM_CONF=/etc/slurm/slurm.conf" in said
+    assert not any(line.startswith(("SLURM_NTASKS", "JAX_NUM_CPU_DEVICES")) for line in said)
