@@ -11,15 +11,13 @@ compared apart; cells that saw the same batches have an offset of their own, bec
 The normalisation hides a learning rate that is far too low: that stretches time, which a power law does not show. So a
 cell is judged by two numbers: the shape of its normalised curve, and the height of its end beside that of the others.
 
-Not in the design's list of modules: it reads curves, which `results` does not, and judges before any law is fitted.
+Not in the design's list of modules: it judges curves, which `results` does not hold, before any law is fitted.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -65,22 +63,6 @@ class Curve:
         ends = [(shares + side * WINDOW / 2) * self.tokens[-1] * (1 + 1e-9) for side in (-1, 1)]
         low, high = (np.searchsorted(self.tokens, end, "right") for end in ends)
         return (sums[high] - sums[low]) / np.where(high > low, high - low, np.nan)
-
-
-def read_curve(run: Path) -> Curve | None:
-    """The curve in a run folder's metrics.jsonl, or None. Torn lines and losses that are no numbers are passed over; of
-    two lines of one step, as a resumed run leaves, the later counts."""
-    lines: dict[int, tuple[float, float, float]] = {}
-    path = run / "metrics.jsonl"
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-            lines[line["step"]] = line["tokens"], line["loss"], line.get("learning_rate")
-        except (ValueError, KeyError, TypeError):
-            continue
-    found = np.array([lines[step] for step in sorted(lines)], np.float64).reshape(-1, 3)
-    found = found[np.isfinite(found[:, 1]) & (found[:, 0] > 0)]
-    return Curve(*found.T) if len(found) else None
 
 
 @dataclass(frozen=True)

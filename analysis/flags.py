@@ -107,9 +107,21 @@ def of_runs(rows: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, tuple[Fl
 
 
 def read_curves(runs: Path, names: Sequence[str] | pd.Series) -> dict[str, Curve]:
-    """run_id -> curve, of the run folders that logged one."""
-    found = {name: collapse.read_curve(runs / name) for name in names}
-    return {name: curve for name, curve in found.items() if curve is not None}
+    """run_id -> curve, of those runs of a sweep that logged one: torn lines and losses that are no numbers passed over.
+
+    runs: <sweep>/runs. Imports the store here, because that reads with `results`, which flags what it reads.
+    """
+    from analysis import store
+
+    if not runs.is_dir():
+        return {}
+    table = store.metrics(runs.parent, names)
+    logged = table[np.isfinite(table["loss"]) & (table["tokens"] > 0)]
+    found = logged[["tokens", "loss", "learning_rate"]].to_numpy(np.float64)
+    starts = np.flatnonzero(np.diff(logged["run_id"].cat.codes, prepend=-1))
+    ends = np.append(starts, len(found))[1:]
+    ids = logged["run_id"].iloc[starts]
+    return {name: Curve(*found[a:b].T) for name, a, b in zip(ids, starts, ends, strict=True)}
 
 
 def words(found: Sequence[Flag]) -> str:

@@ -56,7 +56,7 @@ class Compacted:
     gone: int
 
 
-def metrics(folder: str | Path) -> pd.DataFrame:
+def metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
     """Every logged step of a sweep, or of one run.
 
     Columns: run_id (categorical), step, tokens (trained on so far), loss (nats per token, of the step's batch),
@@ -66,6 +66,7 @@ def metrics(folder: str | Path) -> pd.DataFrame:
 
     Args:
       folder: of a sweep, collected or not; or of a run.
+      runs: run_ids of a sweep, those that are not there left out; all when not given.
     Raises:
       TableError: no such folder, or one that holds neither.
     """
@@ -76,11 +77,11 @@ def metrics(folder: str | Path) -> pd.DataFrame:
         what = "holds no runs/, no metrics.parquet and no metrics.jsonl" if folder.is_dir() else "no such folder"
         raise TableError(f"{folder}: {what}")
     kept, index = _kept(folder / FILE)
-    if not (folder / "runs").is_dir():
-        return _frame(kept)
-    now = stamps(folder / "runs")
-    fresh = [run_id for run_id, stamp in now.items() if index.get(run_id) != stamp]
-    return _frame(_merged(kept, index, now, folder, fresh))
+    now = stamps(folder / "runs") if (folder / "runs").is_dir() else index
+    if runs is not None:
+        asked = set(runs)
+        now = {run_id: stamp for run_id, stamp in now.items() if run_id in asked}
+    return _frame(_merged(kept, index, now, folder))
 
 
 def compact(folder: Path) -> Compacted:
@@ -90,25 +91,18 @@ def compact(folder: Path) -> Compacted:
     """
     if not (folder / "runs").is_dir():
         raise TableError(f"{folder}: holds no runs/")
-    now = stamps(folder / "runs")
-    path = folder / FILE
+    now, path = stamps(folder / "runs"), folder / FILE
     index = _index(path)
-    fresh = [run_id for run_id, stamp in now.items() if index.get(run_id) != stamp]
-    gone = len(index.keys() - now.keys())
-    if not fresh and not gone and path.exists():
+    if index == now and path.exists():
         return Compacted(path, len(now), pq.read_metadata(path).num_rows, 0, 0)
     kept, index = _kept(path)
-    table = _merged(kept, index, now, folder, fresh)
-    about = {_INDEX: json.dumps({"schema": SCHEMA, "runs": now}).encode()}
-    table = table.replace_schema_metadata(about)
+    table = _merged(kept, index, now, folder)
+    table = table.replace_schema_metadata({_INDEX: json.dumps({"schema": SCHEMA, "runs": now})})
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    replace(
-        path,
-        lambda temporary: pq.write_table(
-            table, temporary, compression="zstd", use_dictionary=["run_id"], use_byte_stream_split=floats
-        ),
-    )
-    return Compacted(path, len(now), table.num_rows, len(fresh), gone)
+    options: dict[str, Any] = {"use_dictionary": ["run_id"], "use_byte_stream_split": floats}
+    replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
+    read = sum(index.get(run_id) != stamp for run_id, stamp in now.items())
+    return Compacted(path, len(now), table.num_rows, read, len(index.keys() - now.keys()))
 
 
 def stamps(runs: Path) -> dict[str, Stamp]:
@@ -142,15 +136,14 @@ def _kept(path: Path) -> tuple[pa.Table, dict[str, Stamp]]:
         return _EMPTY, {}
 
 
-def _merged(
-    kept: pa.Table, index: Mapping[str, Stamp], now: Mapping[str, Stamp], folder: Path, fresh: Sequence[str]
-) -> pa.Table:
-    """The rows of the runs that are there now, those that changed read anew."""
+def _merged(kept: pa.Table, index: Mapping[str, Stamp], now: Mapping[str, Stamp], folder: Path) -> pa.Table:
+    """The rows of the runs in `now`: kept where their files are as they were, else read anew."""
     if any(stamp != now.get(run_id) for run_id, stamp in index.items()):
         ids = kept["run_id"].combine_chunks()
         stays = np.array([index.get(run_id) == now.get(run_id) for run_id in ids.dictionary.to_pylist()], bool)
         kept = kept.filter(pa.array(stays[ids.indices.to_numpy()]))
-    return _arranged([kept, *_read([folder / "runs" / run_id for run_id in fresh])]) if fresh else kept
+    fresh = [folder / "runs" / run_id for run_id, stamp in now.items() if index.get(run_id) != stamp]
+    return _arranged([kept, *_read(fresh)]) if fresh else kept
 
 
 def _read(runs: Sequence[Path]) -> Iterator[pa.Table]:

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis import api, checks, results, saved, sensitivity
+from analysis import api, checks, results, saved, sensitivity, store
 from analysis.isoflop import akima, approach_1, approach_2
 from analysis.results import TableError
 
 
 def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
-    """Write the results table of a sweep, one row a finished run, as results.parquet and results.csv.
+    """Write the results table of a sweep, one row a finished run, as results.parquet and results.csv, and every logged
+    step of every run as metrics.parquet. Again: only what has changed is read.
 
     Runs with something wrong with them are named: diverged, undertrained, best at the edge of a scan of learning rates,
     or off the collapse of the loss curves.
@@ -31,6 +32,8 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
       json: Also write the rows to this file.
     """
     folder = out / name
+    if (folder / "runs").is_dir():
+        store.compact(folder)
     table = results.read(folder)
     if table.empty:
         raise TableError(f"{folder}: no run has finished; `scaling sweep run {name}` trains them")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import collapse, collapse_plot
+from analysis import collapse, collapse_plot, flags
 from analysis.collapse import Curve
 from analysis.plots import LIGHT
 
@@ -207,13 +207,20 @@ def test_smoothing_is_the_mean_of_a_window() -> None:
 
 
 def test_a_curve_is_read_past_torn_lines_and_resumes(tmp_path: Path) -> None:
-    assert collapse.read_curve(tmp_path) is None
+    assert flags.read_curves(tmp_path / "runs", ["a"]) == {}
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    assert flags.read_curves(tmp_path / "runs", ["a"]) == {}
     lines = [
         {"step": step, "tokens": 10 * step, "loss": loss, "learning_rate": 0.1}
         for step, loss in ((1, 5.0), (2, 4.0), (3, None), (2, 4.5), (4, 3.0))
     ]
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 5, "validation": 3.0}\n{"step": 6, "tok'
-    (tmp_path / "metrics.jsonl").write_text(text)
-    curve = collapse.read_curve(tmp_path)
-    assert curve is not None
+    (run / "metrics.jsonl").write_text(text)
+    (run.parent / "b").mkdir()
+    (run.parent / "b" / "metrics.jsonl").write_text(json.dumps(lines[0]))
+    assert list(flags.read_curves(tmp_path / "runs", ["a", "c"])) == ["a"]
+    found = flags.read_curves(tmp_path / "runs", ["b", "a"])
+    assert found["b"].loss.tolist() == [5.0]
+    curve = found["a"]
     assert (curve.tokens.tolist(), curve.loss.tolist()) == ([10, 20, 40], [5.0, 4.5, 3.0])
