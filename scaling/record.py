@@ -68,16 +68,20 @@ CONFIG, ENVIRONMENT, METRICS, RESULT = "config.json", "environment.json", "metri
 CHECKPOINTS, BRANCHES, LOCK = "checkpoints", "branches", "train.lock"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by rename, so that a reader sees the old file or the whole new one."""
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes JSON by rename, so that a reader sees the old file or the whole new one.
+
+    durable: waits for the disk, so that this holds after a loss of power too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
             json.dump(value, file, indent=1, allow_nan=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -114,9 +118,7 @@ def held(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Busy(
-                    f"{folder}: another process trains in it; wait for it, or give another folder"
-                ) from None
+                raise Busy(f"{folder}: another process trains in it; wait for it, or give another folder") from None
         write_json(folder / CONFIG, to_dict(config))
         write_json(folder / ENVIRONMENT, environment(kernel) | about)
         yield
@@ -230,8 +232,10 @@ def write_result(
     measurements: dict[str, Measurement],
     reason: str = "",
     traceback: str = "",
+    durable: bool = True,
 ) -> None:
-    """Writes result.json by rename. Non-finite numbers become null: JSON has none. traceback: of a failed run."""
+    """Writes result.json by rename. Non-finite numbers become null: JSON has none. traceback: of a failed run. durable:
+    as for `write_json`."""
     finite = {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
     write_json(
         folder / RESULT,
@@ -243,6 +247,7 @@ def write_result(
             "row": {name: _finite(value) for name, value in row.items()},
             "measurements": finite,
         },
+        durable=durable,
     )
 
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling import branch
+from scaling import branch, simulated
 from scaling.config import RunConfig, load, to_dict
 from scaling.exits import BAD_INPUT, BUSY, LOST, MEMORY, STOPPED
 from scaling.out_of_memory import halved
@@ -40,7 +40,7 @@ def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
     elif config.branch_of and not branch.ready(folder, config) and not branch.diverged_before(folder, config):
         config = dataclasses.replace(config, branch_of="")
     config = shrunk(config, ledger.counts(folder)["memory"], cell.demand(asked)) or config
-    write_json(folder / CONFIG, to_dict(config))
+    write_json(folder / CONFIG, to_dict(config), durable=not simulated.asked(config))
     return config
 
 

@@ -22,17 +22,26 @@ def share(configs: Sequence[RunConfig]) -> tuple[RunConfig, ...]:
 
     A run that has no step before its cooldown, or is alone in its kind, stays as it is.
     """
+    lineages = [config.lineage for config in configs]
     kin: dict[str, list[RunConfig]] = defaultdict(list)
-    for config in configs:
-        kin[config.lineage].append(config)
-    return tuple(_placed(config, max(kin[config.lineage], key=lambda one: one.steps), kin) for config in configs)
+    for config, lineage in zip(configs, lineages, strict=True):
+        kin[lineage].append(config)
+    trunks = {lineage: max(family, key=lambda one: one.steps) for lineage, family in kin.items()}
+    kept = {lineage: _leaving(family, trunks[lineage]) for lineage, family in kin.items()}
+    return tuple(
+        _placed(config, trunks[lineage], kept[lineage]) for config, lineage in zip(configs, lineages, strict=True)
+    )
 
 
-def _placed(config: RunConfig, trunk: RunConfig, kin: dict[str, list[RunConfig]]) -> RunConfig:
+def _leaving(family: Sequence[RunConfig], trunk: RunConfig) -> tuple[int, ...]:
+    """The steps at which those of a kind leave their trunk."""
+    return tuple(sorted({one.branch_step for one in family if one.steps < trunk.steps and one.branch_step}))
+
+
+def _placed(config: RunConfig, trunk: RunConfig, leaving: tuple[int, ...]) -> RunConfig:
     if config.steps < trunk.steps:
         measure = dataclasses.replace(config.measure, branch_at_steps=())
         of = trunk.run_id if config.branch_step else ""
         return dataclasses.replace(config, branch_of=of, measure=measure)
-    shorter = {one.branch_step for one in kin[config.lineage] if one.steps < trunk.steps and one.branch_step}
-    measure = dataclasses.replace(config.measure, branch_at_steps=tuple(sorted(shorter)))
+    measure = dataclasses.replace(config.measure, branch_at_steps=leaving)
     return dataclasses.replace(config, branch_of="", measure=measure)
