@@ -92,9 +92,8 @@ def compact(folder: Path) -> Compacted:
     if not (folder / "runs").is_dir():
         raise TableError(f"{folder}: holds no runs/")
     now, path = stamps(folder / "runs"), folder / FILE
-    index = _index(path)
-    if index == now and path.exists():
-        return Compacted(path, len(now), pq.read_metadata(path).num_rows, 0, 0)
+    if (whole := _whole(path)) is not None and _index(whole.schema.to_arrow_schema()) == now:
+        return Compacted(path, len(now), whole.num_rows, 0, 0)
     kept, index = _kept(path)
     table = _merged(kept, index, now, folder)
     table = table.replace_schema_metadata({_INDEX: json.dumps({"schema": SCHEMA, "runs": now})})
@@ -117,23 +116,31 @@ def stamps(runs: Path) -> dict[str, Stamp]:
     return dict(sorted(found.items()))
 
 
-def _index(path: Path) -> dict[str, Stamp]:
+def _index(schema: pa.Schema) -> dict[str, Stamp]:
     """The stamps of what a file holds; none when it is not one of ours, or of another version: it is made anew."""
     try:
-        said = json.loads((pq.read_schema(path).metadata or {})[_INDEX])
+        said = json.loads((schema.metadata or {})[_INDEX])
         return {run_id: Stamp(*stamp) for run_id, stamp in said["runs"].items()} if said["schema"] == SCHEMA else {}
-    except (FileNotFoundError, KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError):
         return {}
 
 
-def _kept(path: Path) -> tuple[pa.Table, dict[str, Stamp]]:
-    """What a compacted file holds, and its stamps, of one and the same file."""
+def _whole(path: Path) -> pq.FileMetaData | None:
+    """What a Parquet file says of itself at its end; None where it is none."""
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file, read_dictionary=["run_id"])
-            return table, _index(path)
+        return pq.read_metadata(path)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+
+
+def _kept(path: Path) -> tuple[pa.Table, dict[str, Stamp]]:
+    """What a compacted file holds, and its stamps; nothing when it is none."""
+    try:
+        table = pq.read_table(path, read_dictionary=["run_id"])
     except (FileNotFoundError, pa.ArrowInvalid):
         return _EMPTY, {}
+    index = _index(table.schema)
+    return (table, index) if index else (_EMPTY, {})
 
 
 def _merged(kept: pa.Table, index: Mapping[str, Stamp], now: Mapping[str, Stamp], folder: Path) -> pa.Table:
@@ -280,4 +287,6 @@ def _as_text(table: pa.Table, names: set[str]) -> pa.Table:
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    return table.to_pandas().astype({"run_id": "category"})
+    frame = table.to_pandas()
+    there = frame["run_id"].astype("category").cat.remove_unused_categories()
+    return frame.assign(run_id=there.cat.set_categories(sorted(there.cat.categories)))
