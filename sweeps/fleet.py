@@ -30,6 +30,7 @@ from sweeps.outcome import reopen, result_status
 from sweeps.plan import RUNS, Cell, Plan, load
 from sweeps.progress import Ended, Progress, snapshot
 from sweeps.runner import GRACE_SECONDS, Command, Runner
+from sweeps.signals import heard
 from sweeps.status import line, table
 
 WATCH_SECONDS = 2.0
@@ -131,6 +132,9 @@ class Fleet:
         lease = holder(self.folder / RUNS / cell.run_id / LEASE)
         return lease.get("host"), lease.get("pid")
 
+    def hear(self) -> None:
+        self.stops += 1
+
     def cancel(self) -> None:
         """Asks all workers to let their runs save, and waits."""
         crew = [worker for crew in self.crews.values() for worker in crew]
@@ -154,18 +158,11 @@ def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
     left = sum(map(len, fleet.crews.values()))
     say(console, f"{len(fleet.plan.cells)} runs" + f", {left} workers of an earlier command at work" * bool(left))
 
-    def hear(number: int, frame: object) -> None:
-        fleet.stops += 1
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        if console.is_terminal:
-            with Live(console=console, auto_refresh=False, transient=True) as live:
-                return _watch(fleet, console, live)
-        return _watch(fleet, console, None)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with heard((signal.SIGTERM, signal.SIGINT), fleet.hear):
+        if not console.is_terminal:
+            return _watch(fleet, console, None)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            return _watch(fleet, console, live)
 
 
 def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:

@@ -37,10 +37,14 @@ class Budgets:
     def spent(self, past: Counter[str]) -> str:
         """Why there is no further attempt, in words; empty while there may be one. past: `counts` of a folder."""
         if past["failed"] >= self.failures:
-            return f"failed {past['failed']} times"
+            return f"failed {times(past['failed'])}"
         if past["preempted"] + past["lost"] >= self.preemptions:
-            return f"ended from outside {past['preempted'] + past['lost']} times"
+            return f"ended from outside {times(past['preempted'] + past['lost'])}"
         return ""
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 USUAL = Budgets()

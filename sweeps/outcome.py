@@ -104,6 +104,14 @@ def judge(code: int, folder: Path) -> tuple[ledger.Kind, str]:
     return "failed", (last_line(folder) or f"exit code {code}") if code else "ended without a result"
 
 
+def exhausted(folder: Path, cell: Cell, kind: ledger.Kind, budgets: ledger.Budgets, asked: int | None) -> str:
+    """Why a run that ended so gets no further attempt, in words; empty where it does. asked: as in `prepare`."""
+    past = ledger.counts(folder)
+    if kind == "memory":
+        return "" if shrunk(cell.config, past["memory"], cell.demand(asked)) else "no microbatch is smaller"
+    return budgets.spent(past)
+
+
 def final(code: int) -> bool:
     """Whether the same attempt would end the same way."""
     return code == BAD_INPUT

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,10 +25,12 @@ from sweeps.claim import HEARTBEAT_SECONDS, Claim, claim
 from sweeps.executors import Handle, Launch, Slot
 from sweeps.executors.local import joined, start
 from sweeps.ledger import USUAL, Budgets, Kind
-from sweeps.outcome import final, judge, prepare, record_failure, result_status, shrunk
+from sweeps.outcome import exhausted, final, judge, prepare, record_failure, result_status
 from sweeps.packs import pack
 from sweeps.plan import RUNS, Cell, Plan
-from sweeps.status import line, progress, table
+from sweeps.progress import progress
+from sweeps.signals import heard
+from sweeps.status import line, table
 from sweeps.waiting import Waiting
 
 POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS, GRACE_SECONDS = 0.05, 1.0, 1.0, 120.0
@@ -239,18 +240,12 @@ class Runner:
 
     def again(self, cell: Cell, kind: Kind, reason: str, last: bool) -> None:
         """Another attempt at a run that ended badly, if its budgets have one left; else it is recorded as failed."""
-        past = ledger.counts(self.path(cell))
-        if kind == "memory":
-            spent = "" if shrunk(cell.config, past["memory"], cell.demand(self.asked)) else "no microbatch is smaller"
-        else:
-            spent = self.budgets.spent(past)
+        spent = exhausted(self.path(cell), cell, kind, self.budgets, self.asked)
         if spent or last:
-            tries = past["failed"] + past["preempted"] + past["lost"]
-            record_failure(self.path(cell), cell, reason + f" ({spent})" * (tries > 1 or kind == "memory"))
+            record_failure(self.path(cell), cell, f"{reason} ({spent})" if spent else reason)
             self.report(cell)
             return
-        how = NEXT.get(kind, "going on from its checkpoint")
-        self.say(f"{cell.run_id} {cell.name} {reason}; {how}")
+        self.say(f"{cell.run_id} {cell.name} {reason}; {NEXT.get(kind, 'going on from its checkpoint')}")
         self.pending.add([cell], ahead=True, until=time.monotonic() + RETRY_SECONDS.get(kind, 0.0))
 
     def part(self, cell: Cell, kind: Kind, reason: str, attempt: Attempt) -> None:
@@ -307,28 +302,15 @@ class Runner:
             self.stop()
             for attempt in tuple(self.running):
                 if attempt.process.poll() is not None:
-                    for cell in attempt.cells:
-                        ledger.ended(self.path(cell), "stopped", "its runner stopped")
+                    with contextlib.suppress(OSError):
+                        for cell in attempt.cells:
+                            ledger.ended(self.path(cell), "stopped", "its runner stopped")
                     self.drop(attempt)
             time.sleep(POLL_SECONDS)
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> contextlib.AbstractContextManager[None]:
         """Hears SIGTERM, ctrl-C and hang-up: the first time runs are asked to save and end, the second time killed."""
+        return heard((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self.hear)
 
-        def hear(number: int, frame: object) -> None:
-            self.stops += 1
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.getsignal(number) for number in wanted}
-        for number in wanted:
-            if before[number] is not signal.SIG_IGN:
-                signal.signal(number, hear)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def hear(self) -> None:
+        self.stops += 1

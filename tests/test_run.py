@@ -127,7 +127,7 @@ def test_failures_and_preemptions_have_budgets_of_their_own(tmp_path):
         ledger.ended(run_folder, kind, f"it was {kind}")
     budgets = Budgets(failures=2, preemptions=4)
     assert budgets.spent(ledger.counts(run_folder)) == ""
-    assert Budgets(failures=1, preemptions=4).spent(ledger.counts(run_folder)) == "failed 1 times"
+    assert Budgets(failures=1, preemptions=4).spent(ledger.counts(run_folder)) == "failed once"
     ledger.began(run_folder)
     assert execute(tmp_path, command=command(), budgets=budgets) == 1
     assert starts(tmp_path) == {}
