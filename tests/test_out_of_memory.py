@@ -31,10 +31,10 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 @pytest.fixture(scope="module")
 def hungry(tiny: RunConfig) -> RunConfig:
-    """One step of 128 sequences of 512, whose scores take 1.8 GB at once, and 0.45 in four parts."""
-    data = dataclasses.replace(tiny.data, batch_sequences=128, sequence_length=512)
-    model = dataclasses.replace(tiny.model, width=64, depth=2, heads=4)
-    return dataclasses.replace(tiny, model=model, data=data, tokens=128 * 512)
+    """One step of 256 sequences of 512: scores and what belongs to them take 2.04 GB at once, 0.26 in eight parts."""
+    data = dataclasses.replace(tiny.data, batch_sequences=256, sequence_length=512)
+    model = dataclasses.replace(tiny.model, width=32, depth=1, heads=8)
+    return dataclasses.replace(tiny, model=model, data=data, tokens=256 * 512)
 
 
 def attempt(
@@ -71,8 +71,9 @@ def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_micr
         assert "Traceback (most recent call last):" in before
         assert last.startswith("error: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating")
         assert record.read_result(tmp_path) is None
-    smaller = halved(halved(hungry) or hungry)
-    assert smaller is not None
+    smaller = hungry
+    for _ in range(3):
+        smaller = halved(smaller) or smaller
     assert smaller.run_id == hungry.run_id
     done = attempt(smaller, tmp_path, "train", limited)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -110,7 +111,7 @@ def test_a_run_that_the_kernel_kills_for_memory_is_told_from_other_kills(hungry:
 
 
 def test_a_microbatch_halved_midway_ends_where_the_whole_batch_does(tiny: RunConfig, tmp_path: Path) -> None:
-    """From the checkpoint of step 16 of 32, in float32. Only the order of sums differs: losses to 1e-4 nats, of 4."""
+    """From the checkpoint of step 16 of 32, in float32. Only the order of sums differs: losses to 2e-6 nats, of 4."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     keep = dataclasses.replace(tiny, measure=dataclasses.replace(tiny.measure, keep=9))
     assert train(keep, whole, quiet=True) == "done"
@@ -127,12 +128,12 @@ def test_a_microbatch_halved_midway_ends_where_the_whole_batch_does(tiny: RunCon
     a, b = (np.array([line["loss"] for line in record.read_metrics(path)]) for path in (whole, parts))
     assert len(a) == len(b) == 32
     np.testing.assert_array_equal(a[:16], b[:16])
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
     assert (a[16:] != b[16:]).any(), "the second half was trained in microbatches"
     found = [record.read_result(path) for path in (whole, parts)]
     assert found[0] is not None
     assert found[1] is not None
-    assert found[0]["row"]["loss"] == pytest.approx(found[1]["row"]["loss"], abs=1e-4)
+    assert found[0]["row"]["loss"] == pytest.approx(found[1]["row"]["loss"], abs=2e-6)
 
 
 @pytest.mark.parametrize(
