@@ -29,6 +29,9 @@ WINDOW = 0.1
 """Share of a run over which its training loss is averaged; a line of the log holds the loss of one batch."""
 FEWEST_LINES = 40
 FEWEST_ALIKE = 3
+MOST_SETS, ENOUGH = 64, 1_000
+"""Sets of cells that saw the same batches, each with an offset; cells by which the floor is found. More cost time that
+grows faster than the number of cells."""
 FEWEST_FREE = 6
 """Cells to compare with, beyond the parameters of the trend."""
 SIGMAS = 3.5
@@ -136,8 +139,9 @@ def compare(table: pd.DataFrame, curves: Mapping[str, Curve], floor: float | Non
     groups = [_group(cells, np.asarray(at)) for at in cells.groupby("group", sort=False).indices.values()]
     loss = cells["loss"].to_numpy()
     if floor is None or floor >= lowest:
-        candidates = (FLOORS * lowest).tolist()
-        floor = min(candidates, key=lambda at: _looseness(groups, *_logs(raw[:, ::4], ends, loss, at)))
+        candidates, few = (FLOORS * lowest).tolist(), _thinned(cells)
+        some = [_group(cells, at) for at in few]
+        floor = min(candidates, key=lambda at: _looseness(some, *_logs(raw[:, ::4], ends, loss, at)))
     found, normalised = _judged(cells, groups, *_logs(raw, ends, loss, floor))
     found["expected"] = floor + (loss - floor) * np.exp(-found["away"])
     return Collapse(found, floor, raw, normalised, {why: n for why, n in left_out.items() if n})
@@ -179,15 +183,22 @@ class _Group:
 
 def _group(cells: pd.DataFrame, at: np.ndarray) -> _Group:
     """The group in these rows. Its shapes have an offset for each set of cells that saw the same batches, unless that
-    leaves too few cells."""
+    leaves too few cells, or there are so many that each would cost more than it tells."""
     known, params, tokens, batches = (cells[name].to_numpy()[at] for name in ("best", "params", "tokens", "batches"))
     params, tokens = np.log(params), np.log(tokens)
     ratio = tokens - params - np.median(tokens - params)
     surface = [np.ones(len(at)), params - params.mean(), tokens - tokens.mean(), ratio**2]
-    sets = [(batches == one).astype(float) for one in np.unique(batches)]
-    offset = _basis([*surface, *(one for one in sets if one.sum() >= FEWEST_ALIKE)])
+    sets, size = np.unique(batches, return_counts=True)
+    alike = sets[size >= FEWEST_ALIKE] if (size >= FEWEST_ALIKE).sum() <= MOST_SETS else []
+    offset = _basis([*surface, *((batches == one).astype(float) for one in alike)])
     plain = _basis(surface)
     return _Group(at, known, offset if known.sum() - offset.shape[1] >= FEWEST_FREE else plain, plain)
+
+
+def _thinned(cells: pd.DataFrame) -> list[np.ndarray]:
+    """The rows of each group, or so many of them, evenly through the table, as tell the floor well enough."""
+    rows = [np.asarray(at) for at in cells.groupby("group", sort=False).indices.values()]
+    return [at[:: -(-len(at) // ENOUGH)] for at in rows]
 
 
 def _basis(columns: list[np.ndarray]) -> np.ndarray:

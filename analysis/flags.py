@@ -167,11 +167,14 @@ def _rate(curve: Curve, schedule: str) -> list[Flag]:
 
 def _rising(curve: Curve) -> list[Flag]:
     """Whether the last of twenty windows lies above the lowest by more than their noise."""
-    windows = np.array_split(curve.loss, _WINDOWS)
-    if len(windows[-1]) < 3:
+    size, longer = divmod(len(curve.loss), _WINDOWS)
+    if size < 3:
         return []
-    means = np.array([window.mean() for window in windows])
-    error = np.median([window.std(ddof=1) for window in windows]) * np.sqrt(2 / len(windows[-1]))
+    sizes = np.repeat([size + 1, size], [longer, _WINDOWS - longer])
+    starts = np.cumsum(sizes) - sizes
+    means = np.add.reduceat(curve.loss, starts) / sizes
+    squares = np.add.reduceat((curve.loss - np.repeat(means, sizes)) ** 2, starts)
+    error = np.median(np.sqrt(squares / (sizes - 1))) * np.sqrt(2 / size)
     lowest = int(np.argmin(means))
     rise = means[-1] - means[lowest]
     if rise <= max(RISE * means[lowest], RISE_ERRORS * error):
@@ -189,10 +192,10 @@ def _at_bound(table: pd.DataFrame) -> dict[int, str]:
         return {}
     status, loss, rates = _column(table, "status", "done"), _numbers(table, "loss"), _numbers(table, "learning_rate")
     loss = np.where((status == "done") & np.isfinite(loss), loss, np.inf)
-    scan = collapse.scans(table).to_numpy()
+    scan, ended = collapse.scans(table).to_numpy(), np.isin(status, ("done", "diverged"))
     found = {}
-    for one in np.unique(scan):
-        at = np.flatnonzero((scan == one) & np.isin(status, ("done", "diverged")))
+    for rows in pd.Series(scan).groupby(scan).indices.values():
+        at = np.asarray(rows)[ended[rows]]
         tried = np.unique(rates[at])
         if len(tried) < FEWEST_RATES or not np.isfinite(loss[at]).any():
             continue
