@@ -163,7 +163,7 @@ def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
     queue = "1|n|RUNNING|None\n2|n|PENDING|BeginTime\n"
     monkeypatch.setattr(slurm, "ask", lambda *command: said.append(command) or queue)
     sweep.cancel([sweep.job("1"), sweep.job("2"), sweep.job("3")])
-    assert said[1:] == [("scancel", "--signal=TERM", "1"), ("scancel", "2")]
+    assert said[1:] == [("scancel", "--signal=USR1", "1"), ("scancel", "2")]
 
 
 def test_a_worker_is_pickled_without_what_it_does(tmp_path):
@@ -210,6 +210,7 @@ def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path)
     late = time.monotonic() + 20
     while not (tmp_path / "up").exists() and time.monotonic() < late:
         time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGUSR1)
     os.killpg(process.pid, signal.SIGUSR2)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.2)

@@ -3,8 +3,8 @@
     python leash.py PARENT_PID CORES COMMAND...      CORES as in 0,2 or - for any
 
 When the parent dies, even by SIGKILL, Linux sends SIGTERM: the run saves a checkpoint and ends. Elsewhere the run goes
-on to its end, and holds its folder's lock meanwhile (sweeps/claim.py). SIGUSR2, by which SLURM warns all processes of a
-job, is for the worker above, which asks the run to end.
+on to its end, and holds its folder's lock meanwhile (sweeps/claim.py). SIGUSR1 and SIGUSR2, which SLURM sends to all
+processes of a job, are for the worker above, which asks the run to end; they must not kill one that is still starting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> None:
     parent, cores, *command = arguments
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     if os.getppid() != int(parent):
         sys.exit(ORPHAN)
     if cores != "-" and hasattr(os, "sched_setaffinity"):

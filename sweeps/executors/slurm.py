@@ -216,11 +216,11 @@ class SlurmJobs:
         return Job(number, self.folder / FOLDER, self.queue)
 
     def cancel(self, workers: Sequence[Worker]) -> None:
-        """A worker that runs takes SIGTERM to let its runs save, and ends; the others leave the queue."""
+        """A worker that runs takes SIGUSR1 to let its runs save, and ends; the others leave the queue."""
         self.queue.read_at = float("-inf")
         now = self.queue.now()
         states = {one.number: now[one.number][1] for one in workers if isinstance(one, Job) and one.number in now}
         if running := [job for job, state in states.items() if state == "RUNNING"]:
-            ask("scancel", "--signal=TERM", *running)
+            ask("scancel", "--signal=USR1", *running)
         if others := [job for job in states if job not in running]:
             ask("scancel", *others)

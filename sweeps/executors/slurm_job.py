@@ -28,7 +28,7 @@ ASK_SECONDS, END_SECONDS, STRAGGLER_SECONDS = 20.0, 60.0, 600
 FIRST = ".first_exit"
 
 RANK = f"""
-trap '' USR2
+trap '' USR1 USR2
 trap : TERM
 first=$1; log=$2; own=$2; shift 2
 [ "$SLURM_PROCID" = 0 ] || own=$log.$SLURM_PROCID
@@ -41,7 +41,7 @@ exit $code
 """
 """The shell around each process of a gang. The first that ends with another code than 0 leaves it in a file: srun says
 of a step only that it was killed. What all processes agree to end with kills none of the others, which are still
-writing. SLURM's signal to the worker reaches every process of the job, and is not for these."""
+writing. Signals to the worker reach every process of its job: those that come while Python starts are not for it."""
 
 
 @dataclass
@@ -60,12 +60,13 @@ class Pilot:
         return self.__dict__ | {"runner": None, "ending": None}
 
     def __call__(self) -> int:
-        """Works until nothing is left that is not another's. SIGTERM: the runs save, and it ends.
+        """Works until nothing is left that is not another's. SIGUSR1 or SIGTERM: the runs save, and it ends.
 
-        The runner has a thread of its own: submitit's signal handler waits for it in this one.
+        The runner has a thread of its own: submitit's handler of SIGUSR2 waits for it in this one.
         """
         launch: Launch = start if self.nodes == 1 else Gang(self.nodes, self.per_node, self.cpus)
-        signal.signal(signal.SIGTERM, self.stop)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self.stop)
         self.runner = fleet.hire(self.work, launch)
         with ThreadPoolExecutor(1) as thread:
             self.ending = thread.submit(self.runner)
@@ -113,7 +114,11 @@ def ask(*command: str) -> str | None:
 @dataclass(frozen=True)
 class Gang:
     """Launches a run over the nodes of this job, one process a device, beside the worker. JAX finds the other
-    processes through SLURM's variables. If one dies, all are killed."""
+    processes through SLURM's variables. If one dies, all are killed.
+
+    srun is of the worker's step, hence hears all signals to it: it hands SIGUSR1 and SIGUSR2 on to the processes, but
+    at SIGTERM, which a plain scancel sends, it kills them.
+    """
 
     nodes: int
     per_node: int

@@ -59,6 +59,11 @@ def until(true: Callable[[], object], what: str, patience: float = PATIENCE) -> 
         time.sleep(0.1)
 
 
+def idle(slurm: SlurmCluster) -> None:
+    """Waits for the workers: the command ends with the last result, which they have yet to note."""
+    until(lambda: not slurm.run("squeue", "--noheader").stdout, "no job left")
+
+
 def verb(slurm: SlurmCluster, folder: Path, *flags: str) -> list[str]:
     """The argv of `scaling sweep run` inside."""
     named = [f"{name}={value}" for name, value in PLAIN.items()]
@@ -77,16 +82,18 @@ def running(slurm: SlurmCluster, folder: Path, *flags: str) -> Iterator[subproce
         slurm.run("scancel", "--user=root")
         raise
     finally:
-        process.kill()
+        for pid in processes("sweep", str(folder.parent)):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
 def processes(*words: str) -> list[int]:
-    """Processes in whose argv all words are, as the host counts them."""
+    """Processes of Python in whose argv all words are, as the host counts them."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if set(words) <= set(path.read_text().split("\0")):
+            argv = path.read_text().split("\0")
+            if argv[0] == sys.executable and set(words) <= set(argv):
                 found.append(int(path.parent.name))
     return found
 
@@ -120,8 +127,8 @@ def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Storm:
-    """The same eight by two workers: a job of higher priority takes both nodes, a run is killed, then the command, which
-    is typed again, then a worker."""
+    """The same eight by two workers: a job of higher priority takes both nodes, a run is killed, then the command,
+    which is given again, then a worker."""
     folder, began = tmp_path_factory.mktemp("storm") / "eight", time.monotonic()
     plan = frozen(folder, tiny, LONG, LONG, *[SHORT] * 6)
     runs = [folder / RUNS / cell.run_id for cell in plan.cells[:2]]
@@ -140,11 +147,13 @@ def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: R
         killed = reached(runs[0])
         os.kill(*processes("train", str(runs[0])), signal.SIGKILL)
     with running(slurm, folder, *flags) as command:
+        until(lambda: "of an earlier command" in (folder / "command.txt").read_text(), "the command again")
         until(lambda: reached(runs[1]) > preempted[1] + 80, "run 1 going on")
         orphaned = reached(runs[1])
         (run,) = processes("train", str(runs[1]))
         os.kill(parent(run), signal.SIGKILL)
         code = command.wait(PATIENCE)
+    idle(slurm)
     return Storm(folder, plan, code, time.monotonic() - began, preempted, killed, orphaned)
 
 
@@ -196,16 +205,17 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
     flags = ("slurm", "--partition", "low", "--devices-per-node", "1")
     with running(slurm, folder, *flags):
         until(lambda: len(read_metrics(run)) >= 20, "step 20")
-        os.kill(*processes("sweep", "gang"), signal.SIGTERM)
-        until(lambda: not slurm.run("squeue", "--noheader").stdout, "no worker left")
+        os.kill(*processes("sweep", str(tmp_path)), signal.SIGTERM)
+        idle(slurm)
         stopped = steps(run)[-1]
     with running(slurm, folder, *flags) as command:
         until(lambda: len(read_metrics(run)) >= stopped + 20, "20 steps more")
-        two = processes(sys.executable, "train", str(run))
+        two = processes("train", str(run))
         ranks = {variable(pid, "SLURM_PROCID"): pid for pid in two if variable(pid, "SLURM_PROCID")}
         assert {variable(pid, "SLURMD_NODENAME") for pid in ranks.values()} == {"n1", "n2"}
         os.kill(ranks["1"], signal.SIGKILL)
         code = command.wait(PATIENCE)
+    idle(slurm)
     assert code == 0, (folder / "command.txt").read_text()
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
     assert kinds(run) == ["stopped", "preempted", "done"]
