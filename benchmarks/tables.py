@@ -142,7 +142,31 @@ def population() -> str:
     return about + "\n\n" + table(header, rows)
 
 
+def store() -> str:
+    """By line / the store, in CPU time."""
+    found = read("store")
+    steps, plain = found["steps"], found["steps"]["rows"][0]
+    rows = [
+        f"{r['what']} | {r['cpu']:.2f} s | " + ("" if r is plain else f"**{plain['cpu'] / r['cpu']:.1f}**")
+        for r in steps["rows"]
+    ]
+    sizes = steps["bytes"]
+    about = (
+        f"{found['date']}, an {found['processor']}, pandas {found['versions']['pandas']}, "
+        f"pyarrow {found['versions']['pyarrow']}, {steps['runs']} runs of {steps['steps']:,} logged steps, "
+        f"{sizes['jsonl'] / 1e6:.0f} MB of JSONL, {sizes['parquet'] / 1e6:.0f} MB of Parquet, median of "
+        f"{steps['turns']} turns:"
+    )
+    costs = [
+        f"{r['cells']:,} | {1e3 * r['first_cpu'] / r['cells']:.2f} ms | {1e3 * r['again_cpu'] / r['cells']:.2f} ms"
+        for r in found["cells"]
+    ]
+    collected = table("simulated cells collected | CPU time a cell | with 1 % of them changed", costs)
+    return "\n\n".join([about, table("300 runs | CPU time | by line / this", rows), collected])
+
+
 TABLES = {
+    "store": store,
     "trunks": trunks,
     "cpu": cpu,
     "population": population,
