@@ -145,9 +145,10 @@ def population() -> str:
 def store() -> str:
     """By line / the store, in CPU time."""
     found = read("store")
-    steps, plain = found["steps"], found["steps"]["rows"][0]
+    steps = found["steps"]
+    plain = steps["rows"][0]["cpu"]
     rows = [
-        f"{r['what']} | {r['cpu']:.2f} s | " + ("" if r is plain else f"**{plain['cpu'] / r['cpu']:.1f}**")
+        f"{r['what']} | {1e3 * r['cpu']:,.0f} ms | " + (f"**{plain / r['cpu']:.1f}**" if "grouped" in r["what"] else "")
         for r in steps["rows"]
     ]
     sizes = steps["bytes"]
