@@ -182,18 +182,16 @@ class RayActors:
         alive = sum(worker.name.startswith(self.prefix(work)) and worker.state() != "ended" for worker in self.mine)
         hosts = self.hosts(work.devices)
         demand = {} if hosts.count > 1 else hosts.demand
-        pilot = ray.remote(
-            lifetime="detached",
-            namespace=NAMESPACE,
-            max_restarts=-1,
-            num_cpus=demand.get("CPU", 0),
-            num_gpus=demand.get("GPU", 0),
-        )(Pilot)
-        job = Job(work, self.options.cpus, hosts if hosts.count > 1 else None, carried())
+        pilot = ray.remote(Pilot)
+        cpus, gpus = demand.get("CPU", 0), demand.get("GPU", 0)
+        wanted: dict[str, Any] = {"lifetime": "detached", "namespace": NAMESPACE, "max_restarts": -1}
+        wanted |= {"num_cpus": cpus, "num_gpus": gpus}
+        address = ray.get_runtime_context().gcs_address
+        job = Job(work, self.options.cpus, address, hosts if hosts.count > 1 else None, carried())
         made = []
         for _ in range(min(count, self.room(work.devices) + 1 - alive)):
             name = f"{self.prefix(work)}-{uuid.uuid4().hex[:6]}"
-            made.append(RayWorker(name, pilot.options(name=name).remote(name, job), self.folder))
+            made.append(RayWorker(name, pilot.options(name=name, **wanted).remote(name, job), self.folder))
         self.mine += made
         return made
 
@@ -230,13 +228,11 @@ class RayActors:
 
     def hosts(self, devices: int) -> Hosts:
         """What a run of so many devices takes."""
-        import ray
-
         each = self.devices_per_host()
         count = math.ceil(devices / each)
         share = min(devices, each)
         demand = {"CPU": float(self.options.cpus * share)} | ({"GPU": float(share)} if self.has_gpus() else {})
-        return Hosts(ray.get_runtime_context().gcs_address, count, share, demand)
+        return Hosts(count, share, demand)
 
     def room(self, devices: int) -> int:
         """Runs of so many devices that the cluster has hosts for, were it free."""
@@ -246,7 +242,7 @@ class RayActors:
 
     def has(self) -> str:
         """What there is, in words."""
-        nodes = self.nodes()
+        nodes = [node for node in self.nodes() if node.get("CPU", 0) + node.get("GPU", 0) > 0]
         counts = ", ".join(f"{sum(int(node.get(kind, 0)) for node in nodes)} {kind}s" for kind in ("GPU", "CPU"))
         per = f"{self.devices_per_host()} devices a host, {self.options.cpus} cores a device"
         return f"the Ray cluster has {len(nodes)} hosts with {counts}, used as {per}"

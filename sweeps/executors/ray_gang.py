@@ -1,11 +1,12 @@
 """One run over several hosts of a Ray cluster: a process a host, one fate.
 
-    python -m sweeps.executors.ray_gang HOSTS FOLDER COMMAND...        HOSTS as JSON
+    python -m sweeps.executors.ray_gang ADDRESS HOSTS FOLDER COMMAND...        HOSTS as JSON
 
 The process that is started for a run (`start_gang`) stands for all of it. It takes a placement group with one bundle a
 host, starts the command on each with what jax.distributed needs (scaling/gang.py), and ends as they end. When one of
 them dies all are killed; the runner then starts the gang again, from the last checkpoint, on the hosts that there are.
 What it holds on the cluster is Ray's to clear away when it dies, and its signals are a run's: SIGTERM saves and ends.
+SIGUSR1 kills; Ray has SIGINT blocked in what it starts.
 
 Not in the design's list of modules: ray.py and ray_worker.py deal in workers, this deals in the processes of one run.
 """
@@ -37,10 +38,8 @@ PORTS = range(20_000, 32_000)
 
 @dataclass(frozen=True)
 class Hosts:
-    """What a run takes: so many hosts of the cluster at `address`, on each so many devices. demand: of each, as Ray
-    counts it."""
+    """What a run takes: so many hosts, on each so many devices. demand: of each, as Ray counts it."""
 
-    address: str
     count: int
     devices: int
     demand: Mapping[str, float]
@@ -61,14 +60,17 @@ class GangHandle:
     def kill(self) -> None:
         """Has all its processes killed; where that takes too long, leaves it to Ray, which sees its owner die."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.popen.send_signal(signal.SIGINT)
+            self.process.popen.send_signal(signal.SIGUSR1)
             self.process.popen.wait(KILL_SECONDS)
         self.process.kill()
 
 
-def start_gang(hosts: Hosts, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Handle:
+def start_gang(
+    address: str, hosts: Hosts, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()
+) -> Handle:
     """Starts a run over several hosts; of the slot it needs nothing, Ray says where there is room."""
-    stands = [sys.executable, "-m", "sweeps.executors.ray_gang", json.dumps(asdict(hosts)), str(folder), *command]
+    told = [address, json.dumps(asdict(hosts)), str(folder)]
+    stands = [sys.executable, "-m", "sweeps.executors.ray_gang", *told, *command]
     return GangHandle(local.start(stands, folder, Slot(), inherit))
 
 
@@ -120,7 +122,7 @@ class Gang:
     asked: bool = False
 
     def hear(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT:
+        if number == signal.SIGUSR1:
             self.kills += 1
         else:
             self.terminations += 1
@@ -161,7 +163,7 @@ class Gang:
             time.sleep(POLL_SECONDS)
 
 
-def run(hosts: Hosts, folder: Path, command: Sequence[str]) -> int:
+def run(address: str, hosts: Hosts, folder: Path, command: Sequence[str]) -> int:
     """The run from its hosts to its end. Returns its exit code, negative for a signal."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -169,9 +171,9 @@ def run(hosts: Hosts, folder: Path, command: Sequence[str]) -> int:
     from sweeps.executors.ray import connect
     from sweeps.executors.ray_worker import carried
 
-    connect(hosts.address)
+    connect(address)
     gang = Gang(())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, gang.hear)
     group = ray.util.placement_group([dict(hosts.demand)] * hosts.count, strategy="STRICT_SPREAD")
     while not group.wait(POLL_SECONDS):
@@ -194,11 +196,11 @@ def run(hosts: Hosts, folder: Path, command: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> None:
     """Ends as the run does. What Ray says of its own goes beside the run's log."""
-    hosts, folder, *command = arguments
+    address, hosts, folder, *command = arguments
     with (Path(folder) / GANG_LOG).open("ab") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-    code = run(Hosts(**json.loads(hosts)), Path(folder), command)
+    code = run(address, Hosts(**json.loads(hosts)), Path(folder), command)
     if code < 0:
         with contextlib.suppress(OSError):
             signal.signal(-code, signal.SIG_DFL)

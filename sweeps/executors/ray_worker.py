@@ -35,10 +35,12 @@ SHORT_SECONDS, SHORT_LIVES, PAUSE_SECONDS = 60.0, 5, 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know. hosts: what it is made of when its runs take several; variables: of its runs."""
+    """What a worker needs to know. cpus: cores per device. address: of the cluster. hosts: what a run takes, when it
+    takes several. variables: of its runs."""
 
     work: Work
     cpus: int
+    address: str
     hosts: Hosts | None
     variables: Mapping[str, str]
 
@@ -58,7 +60,7 @@ class Pilot:
         folder = job.work.folder
         if not (folder / PLAN).exists():
             raise FileNotFoundError(
-                f"host {platform.node()} does not see {folder / PLAN}: --out must be on a shared disk"
+                f"host {platform.node()} does not see {folder / PLAN}: --out must be on a disk that all hosts share"
             )
         (folder / FOLDER).mkdir(exist_ok=True)
         self.job, self.log = job, folder / FOLDER / f"{name}.log"
@@ -113,7 +115,7 @@ def main() -> int:
     launch: Launch = local.start
     slot = Slot(gpu=",".join(local.visible_gpus()), devices=job.work.devices)
     if job.hosts is not None:
-        launch, slot = partial(start_gang, job.hosts), Slot(devices=job.work.devices)
+        launch, slot = partial(start_gang, job.address, job.hosts), Slot(devices=job.work.devices)
     elif job.cpus * job.work.devices == 1 and not slot.gpu:
         os.environ.update(local.environment(Slot(cores=(0,)), os.environ))
     return fleet.work(job.work, launch, [slot])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 TRIES = 4
+MARK = "RAY_CLUSTER_OF_TESTS"
+"""A variable of all processes that a cluster of ours starts; its value is the cluster's folder."""
 QUIET = {
     "RAY_enable_metrics_collection": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,15 +30,22 @@ class Unavailable(Exception):
 
 @dataclass
 class RayCluster:
-    """Two hosts and what is added later, each a raylet. resources: of each host, cpus and gpus."""
+    """Two hosts and what is added later, each a raylet. resources: of each host, cpus and gpus. folder: Ray's
+    own."""
 
     cluster: Any
     resources: Mapping[str, float]
+    folder: str
     nodes: list[Any] = field(default_factory=list)
 
     @property
     def address(self) -> str:
         return self.cluster.address
+
+    @property
+    def raylets(self) -> list[int]:
+        """The processes that the hosts stand and fall with."""
+        return [node.all_processes["raylet"][0].process.pid for node in self.nodes]
 
     def add(self) -> Any:
         """One more host."""
@@ -43,13 +53,15 @@ class RayCluster:
         self.nodes.append(node)
         return node
 
-    def raylet(self, node: Any) -> int:
-        """The process that a host stands and falls with."""
-        return node.all_processes["raylet"][0].process.pid
-
-    def lose(self, node: Any) -> None:
-        """SIGKILLs a host's raylet."""
-        node.kill_raylet()
+    def lose(self, raylet: int) -> None:
+        """SIGKILLs a host's raylet, and reaps it: what it started sees that it is gone."""
+        for node in tuple(self.nodes):
+            process = node.all_processes["raylet"][0].process
+            if process.pid == raylet:
+                process.kill()
+                process.wait()
+                self.nodes.remove(node)
+                return
 
 
 def ports() -> dict[str, int]:
@@ -85,11 +97,14 @@ def ray_cluster(hosts: int = 2, **resources: float) -> Iterator[RayCluster]:
     except ImportError:
         raise Unavailable("Ray is not installed: pip install 'scaling-laws[ray]'") from None
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
-    cluster = tried(lambda: Cluster(initialize_head=True, head_node_args=head | ports()))
-    try:
-        made = RayCluster(cluster, {"num_cpus": 1} | resources)
-        for _ in range(hosts):
-            made.add()
-        yield made
-    finally:
-        cluster.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ[MARK] = folder
+        cluster = tried(lambda: Cluster(initialize_head=True, head_node_args=head | ports() | {"temp_dir": folder}))
+        try:
+            made = RayCluster(cluster, {"num_cpus": 1} | resources, folder)
+            for _ in range(hosts):
+                made.add()
+            yield made
+        finally:
+            cluster.shutdown()
+            del os.environ[MARK]

@@ -1,0 +1,121 @@
+"""The Ray executor without a cluster: what it asks for, what it refuses. With one: tests/cluster/test_ray.py."""
+
+import socket
+from collections.abc import Mapping, Sequence
+
+import pytest
+import tyro
+from conftest import in_process
+from stand_in_sweep import stand_in_plan
+
+from scaling.strict import InputError
+from sweeps.executors import Work
+from sweeps.executors import ray as executor
+from sweeps.executors.ray import Ray, RayActors, connect
+from sweeps.executors.ray_worker import carried
+
+GPU_HOSTS = [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 4.0, "GPU": 4.0}]
+CPU_HOSTS = [{}, {"CPU": 2.0}, {"CPU": 4.0}]
+
+
+@pytest.fixture
+def on(monkeypatch, tmp_path):
+    """A cluster of such hosts, nobody asked."""
+
+    def cluster(nodes: Sequence[Mapping[str, float]], **options: int) -> RayActors:
+        monkeypatch.setattr(executor, "connect", lambda address: None)
+        monkeypatch.setattr(RayActors, "nodes", lambda self: nodes)
+        return Ray(**options).cluster(tmp_path)
+
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "devices", "count", "each", "demand", "room"),
+    [
+        (GPU_HOSTS, {}, 1, 1, 1, {"CPU": 1, "GPU": 1}, 12),
+        (GPU_HOSTS, {"cpus": 4}, 1, 1, 1, {"CPU": 4, "GPU": 1}, 9),
+        (GPU_HOSTS, {}, 3, 1, 3, {"CPU": 3, "GPU": 3}, 3),
+        (GPU_HOSTS, {}, 8, 2, 4, {"CPU": 4, "GPU": 4}, 1),
+        (GPU_HOSTS, {"cpus": 4}, 12, 3, 4, {"CPU": 16, "GPU": 4}, 0),
+        (GPU_HOSTS, {"devices_per_host": 2}, 4, 2, 2, {"CPU": 2, "GPU": 2}, 1),
+        (CPU_HOSTS, {}, 1, 1, 1, {"CPU": 1}, 6),
+        (CPU_HOSTS, {"cpus": 4}, 1, 1, 1, {"CPU": 4}, 1),
+        (CPU_HOSTS, {}, 2, 2, 1, {"CPU": 1}, 1),
+        (CPU_HOSTS, {"devices_per_host": 4}, 4, 1, 4, {"CPU": 4}, 1),
+    ],
+)
+def test_what_a_run_takes_and_how_many_there_is_room_for(on, nodes, options, devices, count, each, demand, room):
+    cluster = on(nodes, **options)
+    hosts = cluster.hosts(devices)
+    assert (hosts.count, hosts.devices, hosts.demand) == (count, each, demand)
+    assert cluster.room(devices) == room
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "says"),
+    [
+        (GPU_HOSTS, 16, "devices = 16: more than there are; the Ray cluster has 4 hosts with 12 GPUs, 38 CPUs"),
+        (
+            GPU_HOSTS,
+            6,
+            "devices = 6: a run over several hosts takes all 4 devices of each: must be at most 4, or a mult",
+        ),
+        (CPU_HOSTS, 3, "devices = 3: more than there are; the Ray cluster has 2 hosts with 0 GPUs, 6 CPUs"),
+    ],
+)
+def test_more_than_there_is(on, nodes, devices, says):
+    with pytest.raises(InputError, match=says):
+        on(nodes).check([1, devices])
+    on(nodes).check([1])
+
+
+@pytest.mark.parametrize("field", ["cpus", "devices_per_host"])
+def test_options_are_checked(field):
+    with pytest.raises(InputError, match=f"{field} = 0: must be 1 or more"):
+        Ray(**{field: 0})
+
+
+def test_options_are_flags():
+    assert tyro.cli(Ray, args=["--address", "head:6379", "--cpus", "4"]) == Ray("head:6379", cpus=4)
+
+
+def test_without_ray(monkeypatch):
+    monkeypatch.setattr(executor, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"ray: is not installed; pip install 'scaling-laws\[ray\]'"):
+        connect("auto")
+
+
+@pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:x", ":6379"])
+def test_an_address_that_is_none(address):
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=f"address = {address}: must be auto, or HOST:PORT"):
+        connect(address)
+
+
+def test_nobody_listens(tmp_path):
+    pytest.importorskip("ray")
+    stand_in_plan(tmp_path / "stand_in", "")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = in_process("sweep", "run", "stand_in", "--out", tmp_path, "ray", "--address", address, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: address = {address}: no Ray cluster answers there (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
+    cluster = on(CPU_HOSTS)
+    works = [Work(tmp_path / "a"), Work(tmp_path / "a", devices=2), Work(tmp_path / "b" / "a"), Work(tmp_path / "b")]
+    assert len({cluster.prefix(work) for work in works}) == 4
+    assert cluster.prefix(Work(tmp_path / "a")) == cluster.prefix(Work(tmp_path / "a", members=4, crew=7))
+
+
+def test_what_runs_elsewhere_see_of_this_shell(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setenv("JAX_PROCESS_ID", "3")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    found = carried()
+    assert found["XLA_FLAGS"] == "--xla_a=1"
+    assert not {"JAX_PROCESS_ID", "WANDB_API_KEY", "PATH"} & set(found)
