@@ -196,6 +196,8 @@ def test_no_lines_at_all(tmp_path: Path) -> None:
     assert compact(tmp_path).rows == 0
     assert compact(tmp_path).read == 0
     assert metrics(tmp_path).empty
+    (run / "metrics.jsonl").write_text('{"loss": 3.0}\n{"step": 1, "tokens": 8}\n')
+    assert metrics(tmp_path)["tokens"].tolist() == [8], "a line that names no step tells of none"
 
 
 def test_a_kill_while_it_writes_leaves_the_old_table(tmp_path: Path) -> None:
