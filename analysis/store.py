@@ -11,6 +11,7 @@ Not in the design's list of modules: `results` holds one row a run, this one row
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,8 @@ from analysis.results import TableError, replace
 METRICS, FILE = "metrics.jsonl", "metrics.parquet"
 SCHEMA = 1
 _INDEX = b"scaling.runs"
-_WHOLE = ("step", "tokens")
 _NUMBERS = ("loss", "grad_norm", "learning_rate", "validation_loss", "tokens_per_second")
-_KNOWN = pa.schema([*((name, pa.int64()) for name in _WHOLE), *((name, pa.float64()) for name in _NUMBERS)])
+_KNOWN = pa.schema([("step", pa.int64()), ("tokens", pa.int64()), *((name, pa.float64()) for name in _NUMBERS)])
 _RUN_ID = pa.dictionary(pa.int32(), pa.string())
 _EMPTY = pa.schema([("run_id", _RUN_ID), *_KNOWN]).empty_table()
 _BATCH = 1 << 24
@@ -223,8 +223,15 @@ def _column(name: str, values: list[Any]) -> pa.Array:
         return pa.array([python(v) if isinstance(v, int | float) and np.isfinite(v) else None for v in values], kind)
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None else json.dumps(value) for value in values])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([_text(value) for value in values])
+
+
+def _text(value: Any) -> str | None:
+    """A value of a column that holds several kinds of them: JSON, but for text and times, which Arrow recognises."""
+    if value is None or isinstance(value, str):
+        return value
+    return value.isoformat() if isinstance(value, datetime.datetime) else json.dumps(value, default=str)
 
 
 def _by_step(lines: pa.Table, counts: Mapping[str, int]) -> pa.Table:
@@ -261,9 +268,7 @@ def _arranged(parts: Iterable[pa.Table]) -> pa.Table:
     rank = np.empty(len(names), np.int32)
     rank[np.argsort(np.array(names, object), kind="stable")] = np.arange(len(names), dtype=np.int32)
     run = rank[ids.indices.to_numpy()]
-    if (np.diff(run) >= 0).all():
-        return table
-    return table.take(np.argsort(run, kind="stable"))
+    return table if (np.diff(run) >= 0).all() else table.take(np.argsort(run, kind="stable"))
 
 
 def _clashing(tables: Iterable[pa.Table]) -> set[str]:
@@ -281,7 +286,7 @@ def _as_text(table: pa.Table, names: set[str]) -> pa.Table:
     for name in names & set(table.column_names):
         at, column = table.column_names.index(name), table[name]
         if not pa.types.is_string(column.type):
-            text = [None if value is None else json.dumps(value) for value in column.to_pylist()]
+            text = [_text(value) for value in column.to_pylist()]
             table = table.set_column(at, name, pa.array(text, pa.string()))
     return table
 

@@ -161,6 +161,20 @@ def test_unknown_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
     assert metrics(tmp_path)["mixed"].tolist()[:3] == ["1", "2", "7"]
 
 
+def test_what_a_machine_that_lost_power_leaves_behind(tmp_path: Path) -> None:
+    """Zeros where lines were to be; beside it, values that no column of numbers holds."""
+    a, b = a_run(tmp_path, "a", steps=2), a_run(tmp_path, "b", steps=2)
+    with (a / "metrics.jsonl").open("ab") as file:
+        file.write(bytes(64) + b"\n" + b'\xff\xfe{"step": 3}\n' + bytes(8))
+    for run in (a, b):
+        append_metrics(run, {"step": 3, "tokens": 24, "when": "2026-11-22T10:00:00", "count": 2**70})
+    found = metrics(tmp_path)
+    assert found["step"].tolist() == [1, 2, 3] * 2
+    assert found["tokens"].tolist() == [8, 16, 24] * 2
+    assert found["when"].dropna().str.startswith("2026-11-22").tolist() == [True, True]
+    assert [float(value) for value in found["count"].dropna()] == [2.0**70] * 2
+
+
 def test_a_table_that_is_not_ours_or_torn_is_made_anew(tmp_path: Path) -> None:
     a_run(tmp_path, "a")
     path = compact(tmp_path).path
