@@ -26,74 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from scaling.exits import FAILED, LOST, STOPPED, of_gang
-from scaling.record import read_json, write_json
-from scaling.strict import InputError
 from sweeps import fleet
-from sweeps.executors import Handle, Slot, Work, local
+from sweeps.claim import HEARTBEAT_SECONDS, STALE_SECONDS, claimable
+from sweeps.executors import Handle, Launch, Slot, Work, local
+from sweeps.executors.voices import BEAT_SECONDS, Speaker, Voice
+from sweeps.runner import Runner
 from sweeps.signals import heard
 
 HOSTS = "hosts"
-BEAT_SECONDS, POLL_SECONDS, SILENT_SECONDS, START_SECONDS = 1.0, 0.2, 60.0, 1800.0
+POLL_SECONDS = 0.2
 SETTLE_SECONDS, FAREWELL_SECONDS = 3.0, 120.0
-
-
-@dataclass
-class Voice:
-    """What another host last wrote, and when this one last found it changed: their clocks may differ."""
-
-    path: Path
-    said: dict[str, Any] = field(default_factory=dict)
-    heard: float = field(default_factory=time.monotonic)
-    old: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.old = self._read()
-
-    def listen(self) -> dict[str, Any]:
-        """What it says; nothing as long as that may be from an earlier life of it."""
-        now = self._read()
-        if now not in ({}, self.said, self.old):
-            self.said, self.heard = now, time.monotonic()
-        return self.said
-
-    @property
-    def silent(self) -> bool:
-        """Whether it has not spoken for too long, or never came."""
-        return time.monotonic() - self.heard > (SILENT_SECONDS if self.said else START_SECONDS)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            return read_json(self.path)
-        except (InputError, OSError):
-            return {}
-
-
-@dataclass
-class Speaker:
-    """What this host says, again and again, so that others hear that it lives."""
-
-    path: Path
-    says: dict[str, Any] = field(default_factory=dict)
-    spoke: float = 0.0
-    beats: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def say(self, says: Mapping[str, Any]) -> None:
-        """Says this from now on."""
-        with self.lock:
-            self.says = dict(says)
-            self._speak()
-
-    def beat(self) -> None:
-        """Says it again, when it is time."""
-        with self.lock:
-            if time.monotonic() - self.spoke > BEAT_SECONDS:
-                self._speak()
-
-    def _speak(self) -> None:
-        self.beats += 1
-        write_json(self.path, self.says | {"beat": self.beats}, durable=False)
-        self.spoke = time.monotonic()
 
 
 @dataclass
@@ -283,17 +225,39 @@ def start(
 def lead(work: Work, place: Path, hosts: int) -> int:
     """The first host: a worker whose runs are started on all. Alone it is as any other."""
     if hosts == 1:
-        return fleet.work(work)
+        return persevere(work, local.start)
     leader, over = Leader(place, hosts, work.devices), threading.Event()
     beating = threading.Thread(target=leader.lives, args=(over,), daemon=True)
     beating.start()
     try:
-        code = fleet.work(work, leader)
+        code = persevere(work, leader)
         leader.speaker.say({"id": leader.id, "over": "work"})
         return code
     finally:
         over.set()
         beating.join()
+
+
+def persevere(work: Work, launch: Launch) -> int:
+    """A worker. Where others hold all that is left, it first sees that they live: no fleet would start another, and the
+    other may be this one before it was started again."""
+    while True:
+        worker = fleet.hire(work, launch)
+        with worker.listening():
+            code = worker()
+            if worker.stops or not freed(worker):
+                return STOPPED if worker.stops else code
+
+
+def freed(worker: Runner) -> bool:
+    """Whether one of the runs that others hold becomes free, before each lease must be stale if nobody renews it."""
+    late = time.monotonic() + STALE_SECONDS + 2 * HEARTBEAT_SECONDS
+    while not worker.stops and time.monotonic() < late:
+        left = [worker.path(cell) for cell in worker.pending if not worker.ended(cell)]
+        if not left or any(map(claimable, left)):
+            return bool(left)
+        time.sleep(BEAT_SECONDS)
+    return False
 
 
 def main(arguments: Sequence[str]) -> int:
