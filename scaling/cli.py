@@ -195,7 +195,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a run failed, 2 bad input (one line on stderr), 4 diverged, 75 stopped."""
+    """Entry point. Exit codes: 0 done, 1 a run failed, 2 bad input (one line on stderr), 4 diverged, 12 out of memory,
+    74 another process of the run is gone, 75 stopped and saved (scaling/exits.py)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         base = base_config(arguments) if arguments[:1] in OF_A_RUN else RunConfig()
