@@ -127,14 +127,20 @@ def write(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
 
 
 def replace(path: Path, writer: Callable[[Path], Any]) -> Path:
-    """Writes a file beside its place and renames it in, so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file beside its place and renames it in, so that a reader sees the old file or the whole new one.
+
+    Raises TableError where there is no room, or no leave to write.
+    """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        writer(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            writer(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise TableError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path
 
 

@@ -65,23 +65,33 @@ def track(
         raise InputError(f"every = {every}: must be more than 0 seconds")
     folders(path)
     make = opener(tracker, project)
+    try:
+        with only_one(path, tracker):
+            sent, runs = _until_all_is_sent(path, tracker, make, every if follow else None)
+    except OSError as error:
+        raise InputError(f"{path}: {error}; mend it, and the same command goes on") from None
+    ended = sum((run / RESULT).exists() for run in runs)
+    inside = path if path in runs else path / "runs"
+    look = f"tensorboard --logdir {inside}" if tracker == "tensorboard" else "W&B has it"
+    if tracker == "wandb" and os.environ.get("WANDB_MODE") == "offline":
+        look = f"wandb sync {inside / 'wandb' if path in runs else inside / '*' / 'wandb'}/offline-run-* sends it"
+    print(f"{sent} new steps of {len(runs)} runs, {ended} of them ended: {look}")
+
+
+def _until_all_is_sent(path: Path, tracker: Name, make: Opener, every: float | None) -> tuple[int, list[Path]]:
+    """Lines sent, and the run folders; every: seconds between looks until all runs have ended, or one look alone."""
     sinks: dict[Path, Sink] = {}
     sent = 0
-    with only_one(path, tracker):
-        try:
-            while True:
-                runs = folders(path)
-                sent += sum(mirror(run, tracker, make, sinks, follow) for run in runs)
-                ended = [run for run in runs if (run / RESULT).exists()]
-                if not follow or len(ended) == expected(path, runs):
-                    break
-                time.sleep(every)
-        finally:
-            for sink in sinks.values():
-                sink.close(failed=False)
-    where = "tensorboard --logdir " + str(path if path in runs else path / "runs")
-    look = where if tracker == "tensorboard" else "W&B, or wandb sync of what it kept offline"
-    print(f"{sent} new steps of {len(runs)} runs, {len(ended)} of them ended: {look}")
+    try:
+        while True:
+            runs = folders(path)
+            sent += sum(mirror(run, tracker, make, sinks, every is not None) for run in runs)
+            if every is None or sum((run / RESULT).exists() for run in runs) == expected(path, runs):
+                return sent, runs
+            time.sleep(every)
+    finally:
+        for sink in sinks.values():
+            sink.close(failed=False)
 
 
 def folders(path: Path) -> list[Path]:

@@ -59,6 +59,12 @@ def test_files_of_every_kind_read_the_same(tmp_path: Path, suffix: str) -> None:
     pd.testing.assert_frame_equal(results.read(path)[list(table)], table, check_dtype=False, rtol=1e-12)
 
 
+def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(TableError, match=r"results\.parquet: cannot be written \((Not a directory|File exists)\)"):
+        results.write(simulated(), tmp_path / "a")
+
+
 def test_equal_tables_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     table = simulated()
     for name, rows in (("a", table), ("b", table.sample(frac=1, random_state=1)[list(table)[::-1]])):

@@ -203,8 +203,10 @@ def wandb_holds(run: Path) -> tuple[dict[tuple[int, str], list[float]], dict[str
     return values, summary, runs
 
 
-def test_wandb_holds_each_step_once_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+def test_wandb_holds_each_step_once_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = a_run(tmp_path / "0123abcd4567")
     track(run, "wandb")
@@ -212,6 +214,8 @@ def test_wandb_holds_each_step_once_without_a_network(tmp_path: Path, monkeypatc
     go_on(run)
     track(run, "wandb")
     track(run, "wandb")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"wandb sync {run}/wandb/offline-run-* sends it")
+    wandb.teardown()  # as at the end of a process: waits for the one that writes the files
     values, summary, runs = wandb_holds(run)
     assert {key: found for key, found in values.items() if key[1] == "loss"} == {
         (step, "loss"): [loss] for step, loss in LOSSES if step != 3
@@ -253,5 +257,8 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="every = 0"):
         track(tmp_path, every=0)
     a_run(tmp_path)
+    (tmp_path / "tracked.tensorboard.json").mkdir()
+    with pytest.raises(InputError, match=r"Is a directory.*; mend it, and the same command goes on"):
+        track(tmp_path)
     with only_one(tmp_path, "tensorboard"), pytest.raises(InputError, match="another process mirrors it"):
         track(tmp_path)
