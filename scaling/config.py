@@ -155,7 +155,13 @@ def hashed_dict(config: Any) -> dict[str, Any]:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The whole config and its schema version, as JSON has them: lists for tuples."""
-    return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    return {"schema": SCHEMA, **_plain(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def from_dict(data: dict[str, Any]) -> RunConfig:

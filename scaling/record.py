@@ -77,8 +77,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -15,6 +15,7 @@ Not in the design's list of modules: a source of its own. Imports no JAX before 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -101,9 +102,14 @@ def asked(config: RunConfig) -> bool:
 
 def source(config: RunConfig) -> Simulated:
     """The truth behind a simulated run. Raises InputError on an unknown field or a wrong value."""
+    return _parsed(config.data.corpus)
+
+
+@functools.cache
+def _parsed(corpus: str) -> Simulated:
     from scaling.corpora import parse_corpus
 
-    found = parse_corpus(config.data.corpus)
+    found = parse_corpus(corpus)
     assert isinstance(found, Simulated)
     return found
 

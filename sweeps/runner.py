@@ -142,9 +142,12 @@ class Runner:
             if room is None:
                 return
             slots, slot = room
-            most = self.narrow.get(packable(first.config), self.members)
-            company = self.pending.company(first)
-            self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
+            if self.solitary(first):
+                self.take((first,), slots, slot)
+            else:
+                most = self.narrow.get(packable(first.config), self.members)
+                company = self.pending.company(first)
+                self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
 
     def ready(self, cell: Cell) -> bool:
         """Whether the trunk of a cell has come to where it leaves, or will not."""
@@ -152,10 +155,13 @@ class Runner:
         waits = trunk and not branch.ready(self.path(cell), cell.config)
         return not waits or result_status(self.folder / RUNS / trunk) is not None
 
+    def solitary(self, cell: Cell) -> bool:
+        """Whether a cell starts in a process of its own, whatever the others are."""
+        return cell.run_id in self.alone or cell.demand(self.asked) > 1 or simulated.asked(cell.config)
+
     def kind(self, cell: Cell) -> Hashable:
-        """What cells must have in common to start in one process; of some its own."""
-        alone = cell.run_id in self.alone or cell.demand(self.asked) > 1 or simulated.asked(cell.config)
-        return cell.run_id if alone else packable(cell.config)
+        """What cells must have in common to start in one process."""
+        return cell.run_id if self.solitary(cell) else packable(cell.config)
 
     def take(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
         """Starts cells in one process, but for those that another runner has or had."""
