@@ -27,7 +27,8 @@ import pandas as pd
 from rich.console import Console
 from train import provenance
 
-from analysis import store, verbs
+from analysis import store
+from analysis.collect_verb import collect
 from scaling import recipe, record, simulated
 from sweeps.grids import apply, axis, overlay, product
 
@@ -123,14 +124,14 @@ def cells(folder: Path, count: int) -> dict[str, Any]:
     """`scaling sweep collect`, from nothing and with one cell in a hundred changed; its output thrown away."""
     runs = simulate(folder / "simulated", count)
 
-    def collect() -> None:
+    def collected() -> None:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            verbs.collect("simulated", folder)
+            collect("simulated", folder)
 
-    first = spent(collect)
+    first = spent(collected)
     for run in runs[::100]:
         os.utime(run / record.METRICS)
-    again = spent(collect)
+    again = spent(collected)
     shutil.rmtree(folder / "simulated")
     return {"cells": count, "first_cpu": first[0], "again_cpu": again[0], "first_wall": first[1]}
 

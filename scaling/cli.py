@@ -60,7 +60,7 @@ VERBS = (
     Verb(("sweep", "run"), "sweeps.run", "run", "Train what is not done yet; again after any interruption."),
     Verb(("sweep", "status"), "sweeps.status", "status", "Show what is done, running, waiting, failed."),
     Verb(("sweep", "manifest"), "sweeps.manifests", "manifest", "YAML for workers on TPU slices; never run here."),
-    Verb(("sweep", "collect"), "analysis.verbs", "collect", "Write the results table of a sweep."),
+    Verb(("sweep", "collect"), "analysis.collect_verb", "collect", "Write the results table of a sweep."),
     Verb(("rates",), "analysis.rates", "rates", "The best learning rate of each size, from scans, and their law."),
     Verb(("fit",), "analysis.verbs", "fit", "Fit a scaling law to a table."),
     Verb(("curves",), "analysis.curves", "curves", "Fit one-variable laws to many curves and extrapolate."),

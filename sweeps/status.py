@@ -16,9 +16,7 @@ from rich.text import Text
 from scaling.record import write_json
 from scaling.strict import InputError
 from sweeps.plan import PLAN, RUNS, Plan, duration, load
-from sweeps.progress import Ended, Progress, progress, seconds_left, snapshot
-
-__all__ = ["Progress", "line", "progress", "snapshot", "status", "table", "totals"]
+from sweeps.progress import Ended, Progress, seconds_left, snapshot
 
 REFRESH_SECONDS = 1.0
 FLAGS_SHARE = 0.1
@@ -67,7 +65,9 @@ def watch(folder: Path, plan: Plan) -> Iterator[tuple[Progress, ...]]:
     found: dict[str, tuple[str, str]] = {}
     judged, due = [], 0.0
     while True:
+        began = time.monotonic()
         now = snapshot(folder, plan, known)
+        read = time.monotonic() - began
         over = not any(one.state == "running" for one in now)
         yield flagged(now, found)
         stamps = [ended.stamp for ended in known.values()]
@@ -78,7 +78,7 @@ def watch(folder: Path, plan: Plan) -> Iterator[tuple[Progress, ...]]:
             yield flagged(now, found)
         if over:
             return
-        time.sleep(REFRESH_SECONDS)
+        time.sleep(max(REFRESH_SECONDS, 4 * read))
 
 
 def flags_of(folder: Path, ended: Mapping[str, Ended]) -> dict[str, tuple[str, str]]:

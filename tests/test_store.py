@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import store, verbs
+from analysis import store
+from analysis.collect_verb import collect
 from analysis.results import TableError
 from analysis.store import compact, metrics
 from scaling.record import append_metrics, read_metrics, write_result
@@ -234,17 +235,15 @@ def test_collect_brings_the_table_up(tmp_path: Path, capsys: pytest.CaptureFixtu
     run = a_run(tmp_path / "s", "a")
     row = {"run_id": "a", "tokens": 160, "batch_tokens": 8, "loss": 0.5, "seed": 0}
     write_result(run, status="done", row=row, measurements={})
-    verbs.collect("s", tmp_path)
+    collect("s", tmp_path)
     assert len(pd.read_parquet(tmp_path / "s" / "metrics.parquet")) == 20
     append_metrics(run, {"step": 21, "tokens": 168, "loss": 0.5})
-    verbs.collect("s", tmp_path)
+    collect("s", tmp_path)
     assert len(pd.read_parquet(tmp_path / "s" / "metrics.parquet")) == 21
 
 
-def test_importing_the_store_loads_no_laws() -> None:
-    program = (
-        "import sys, analysis.store, analysis.flags; print([m for m in ('jax', 'matplotlib') if m in sys.modules])"
-    )
+def test_collect_and_status_load_no_laws() -> None:
+    program = "import sys, analysis.collect_verb; print([m for m in ('jax', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
