@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from scaling.exits import DIVERGED, MEMORY, STOPPED
 from scaling.strict import InputError
-from sweeps.executors import Slot, Work, slurm
+from sweeps.executors import Slot, Work, slurm, slurm_job
 from sweeps.executors.slurm import Job, Queue, Slurm, SlurmJobs
-from sweeps.executors.slurm_job import RANK, Gang, Pilot, Step
+from sweeps.executors.slurm_job import RANK, Gang, Pilot, Step, exit_code
 from sweeps.executors.slurm_partitions import Nodes, Partition, pick, read_minutes, read_partitions
+from sweeps.ledger import Budgets
+from sweeps.outcome import judge
 
 SINFO = """\
 low*|2|2|gpu:2|1:00:00
@@ -149,13 +152,24 @@ def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monk
     assert workers[1].describe() == f"SLURM job 7_1 (running), its output in {tmp_path}/7_1_0_log.err"
 
 
-def test_workers_are_known_by_the_folder_of_their_sweep(tmp_path, monkeypatch):
-    mine, other = jobs(tmp_path / "a"), jobs(tmp_path / "b")
-    work = Work(tmp_path, devices=1)
-    names = [mine.name(work), other.name(work), mine.name(Work(tmp_path, devices=2))]
-    assert len(set(names)) == 3
-    monkeypatch.setattr(slurm, "ask", lambda *command: f"1|{names[0]}|RUNNING|None\n2|{names[1]}|RUNNING|None\n")
-    assert [worker.number for worker in mine.workers(work)] == ["1"]
+def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monkeypatch, capsys):
+    """Those of another folder stay, those of a command that asked for something else are told to end, once."""
+    mine, other, said = jobs(tmp_path / "a"), jobs(tmp_path / "b"), []
+    work, larger = Work(tmp_path, devices=1, crew=3), Work(tmp_path, devices=2)
+    before = [
+        Work(tmp_path, devices=2, asked=2),
+        Work(tmp_path, members=4),
+        Work(tmp_path, budgets=Budgets(failures=9)),
+    ]
+    names = [mine.name(work), other.name(work), mine.name(larger), *map(mine.name, before)]
+    assert len(set(names)) == 6
+    states = ["RUNNING"] * 4 + ["PENDING", "RUNNING"]
+    queue = "".join(f"{i}|{name}|{state}|None\n" for i, (name, state) in enumerate(zip(names, states, strict=True)))
+    monkeypatch.setattr(slurm, "ask", lambda *command: said.append(command) or queue)
+    assert [worker.number for worker in mine.workers(work)] == ["0"]
+    assert [worker.number for worker in mine.workers(larger)] == ["2"]
+    assert [one for one in said if one[0] == "scancel"] == [("scancel", "--signal=USR1", "3", "5"), ("scancel", "4")]
+    assert capsys.readouterr().out == "ending 3 workers of an earlier command, which asked for other runs\n"
 
 
 def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
@@ -198,6 +212,93 @@ def test_the_first_process_that_fails_says_how_a_gang_ended(tmp_path, code, seen
     assert not (tmp_path / "first").exists()
     told = (tmp_path / "log.txt").read_text()
     assert ("the end of 1" in told) == (code not in (0, 137))
+
+
+def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
+    count = tmp_path / "vmstat"
+    count.write_text("oom_kill_x 1\noom_kill 3\n")
+    for now, code in ((3, 137), (4, MEMORY), (4, 137)):
+        end = f"import os; open({str(count)!r}, 'w').write('oom_kill_x 1\\noom_kill {now}\\n'); os.kill(os.getpid(), 9)"
+        shell = RANK.replace("/proc/vmstat", str(count))
+        command = ["sh", "-c", shell, "sh", str(tmp_path / f"{now}{code}"), str(tmp_path / "log"), sys.executable]
+        assert subprocess.run([*command, "-c", end], env=os.environ | {"SLURM_PROCID": "0"}).returncode == code
+        assert (tmp_path / f"{now}{code}").read_text() == f"{code}\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "srun", "code"),
+    [
+        (0, 253, MEMORY),
+        (137, 253, MEMORY),
+        (1, 253, 1),
+        (0, 255, 255),
+        (0, 143, -15),
+        (137, 1, -9),
+        (0, -9, -9),
+        (0, 200, 200),
+    ],
+)
+def test_only_a_signal_becomes_one(said, srun, code):
+    assert exit_code(said, srun) == code
+    judge(code, Path())
+
+
+@pytest.fixture
+def controller(tmp_path, monkeypatch) -> Path:
+    """A folder whose squeue and scancel do what the controller's would for a step that ignores all but a kill: while
+    the file `away` is there they hang and fail, `steps` is what squeue lists, `told` what scancel was asked."""
+    for name, does in (("squeue", "cat steps"), ("scancel", 'echo "$@" >>told; [ $# = 2 ] || echo "7.1|other" >steps')):
+        script = tmp_path / name
+        script.write_text(f"#!/bin/sh\ncd {tmp_path}\nif [ -e away ]; then sleep 1; exit 1; fi\n{does}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "steps").write_text("7.1|other\n")
+    return tmp_path
+
+
+def soon(true, poll) -> None:
+    late = time.monotonic() + 20
+    while not true():
+        began = time.monotonic()
+        assert poll() is None
+        assert time.monotonic() - began < 0.5, "it waits for SLURM"
+        assert time.monotonic() < late
+        time.sleep(0.02)
+
+
+def test_a_step_is_asked_to_save_once_there_is_one_and_slurm_answers(controller):
+    step = Step(subprocess.Popen(["sleep", "60"]), "name", controller / "first")
+    (controller / "away").touch()
+    step.terminate()
+    soon(lambda: step.due, step.poll)
+    (controller / "away").unlink()
+    pause = step.pause
+    soon(lambda: step.pause > pause, step.poll)
+    assert not (controller / "told").exists()
+    (controller / "steps").write_text("7.1|other\n7.2|name\n")
+    soon(lambda: not step.stopping, step.poll)
+    assert (controller / "told").read_text() == "--signal=TERM 7.2\n"
+    step.popen.kill()
+    step.popen.wait()
+
+
+def test_a_killed_step_has_not_ended_until_slurm_says_so(controller, monkeypatch):
+    monkeypatch.setattr(slurm_job, "KILL_SECONDS", 0.5)
+    step = Step(
+        subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep .1; done"]), "name", controller / "first"
+    )
+    (controller / "away").touch()
+    (controller / "steps").write_text("7.1|other\n7.2|name\n")
+    time.sleep(0.2)
+    step.kill()
+    soon(lambda: step.due, step.poll)
+    assert step.popen.returncode == -signal.SIGKILL, "srun did not end by itself"
+    (controller / "away").unlink()
+    late = time.monotonic() + 20
+    while step.poll() is None and time.monotonic() < late:
+        time.sleep(0.02)
+    assert step.poll() == -signal.SIGKILL
+    assert (controller / "told").read_text() == "7.2\n"
 
 
 def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path):

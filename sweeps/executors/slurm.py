@@ -14,7 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from scaling.strict import InputError
+from sweeps import fleet
 from sweeps.executors import Cluster, Work, Worker, WorkerState
 from sweeps.executors.slurm_job import Pilot, ask
 from sweeps.executors.slurm_partitions import Partition, pick, read_partitions, sinfo
@@ -109,12 +112,13 @@ class Job:
 @dataclass
 class SlurmJobs:
     """The cluster, for one sweep. Its jobs bear the sweep's name and a hash of its folder, by which a later command
-    finds them in the queue."""
+    finds them in the queue, and a hash of what the command asked for. dismissed: those of another such command."""
 
     options: Slurm
     folder: Path
     queue: Queue = field(default_factory=Queue)
     found: Partition | None = None
+    dismissed: set[str] = field(default_factory=set)
 
     def check(self, devices: Sequence[int]) -> None:
         if find_spec("submitit") is None:
@@ -160,8 +164,12 @@ class SlurmJobs:
 
     def name(self, work: Work) -> str:
         """What the jobs of some work are called."""
-        digest = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
-        return f"{self.folder.name}-{work.devices}-{digest}"
+        return f"{self.folder.name}-{work.devices}{self.mark}{digest(work.asked, work.members, work.budgets)}"
+
+    @property
+    def mark(self) -> str:
+        """What the names of all jobs of this folder have, and no others."""
+        return f"-{digest(str(self.folder.resolve()))}-"
 
     def parameters(self, work: Work, partition: Partition) -> dict[str, Any]:
         """Of submitit's executor."""
@@ -188,8 +196,15 @@ class SlurmJobs:
         }
 
     def workers(self, work: Work) -> Sequence[Worker]:
-        jobs = self.queue.now().items()
-        return [self.job(number) for number, (name, _, _) in jobs if name == self.name(work)]
+        """Those of a command that asked for something else are told to end, whatever they were to do."""
+        mine = self.name(work)
+        jobs = {number: name for number, (name, _, _) in self.queue.now().items() if self.mark in name}
+        others = {number for number, name in jobs.items() if not name.endswith(mine.rpartition(self.mark)[2])}
+        if others := others - self.dismissed:
+            self.dismissed |= others
+            fleet.say(Console(), f"ending {len(others)} workers of an earlier command, which asked for other runs")
+            self.cancel([self.job(number) for number in sorted(others)])
+        return [self.job(number) for number, name in jobs.items() if name == mine]
 
     def start(self, work: Work, count: int) -> Sequence[Worker]:
         from submitit import SlurmExecutor
@@ -224,3 +239,8 @@ class SlurmJobs:
             ask("scancel", "--signal=USR1", *running)
         if others := [job for job in states if job not in running]:
             ask("scancel", *others)
+
+
+def digest(*what: object) -> str:
+    """A short hash of what is said of something."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:8]

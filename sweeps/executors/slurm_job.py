@@ -16,32 +16,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
-from scaling.exits import DIVERGED, STOPPED
+from scaling.exits import DIVERGED, MEMORY, STOPPED
+from scaling.out_of_memory import KILLS
 from sweeps import fleet
 from sweeps.executors import Handle, Launch, Slot, Work, leash
 from sweeps.executors.local import LOG, compiled_once, environment, start
 from sweeps.runner import Runner
 
-ASK_SECONDS, END_SECONDS, STRAGGLER_SECONDS = 20.0, 60.0, 600
+ASK_SECONDS, KILL_SECONDS, STRAGGLER_SECONDS = 20.0, 8.0, 600
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
 FIRST = ".first_exit"
+SRUN_OUT_OF_MEMORY = 253
+Seen = Literal["told", "gone", "unknown"]
 
 RANK = f"""
 trap '' USR1 USR2
 trap : TERM
 first=$1; log=$2; own=$2; shift 2
 [ "$SLURM_PROCID" = 0 ] || own=$log.$SLURM_PROCID
+before=$(grep '^oom_kill ' {KILLS} 2>/dev/null)
 "$@" >>"$own" 2>&1
 code=$?
+[ $code = 137 ] && [ "$(grep '^oom_kill ' {KILLS} 2>/dev/null)" != "$before" ] && code={MEMORY}
 [ $code = 0 ] && exit 0
 if (set -C; echo $code >"$first") 2>/dev/null && [ "$own" != "$log" ]; then tail -n 60 "$own" >>"$log"; fi
 case $code in {STOPPED}|{DIVERGED}) exit 0;; esac
 exit $code
 """
 """The shell around each process of a gang. The first that ends with another code than 0 leaves it in a file: srun says
-of a step only that it was killed. What all processes agree to end with kills none of the others, which are still
-writing. Signals to the worker reach every process of its job: those that come while Python starts are not for it."""
+of a step only that it was killed. One that the kernel killed for memory ends as one that says so itself. What all
+processes agree to end with kills none of the others, which are still writing. Signals to the worker reach every process
+of its job: those that come while Python starts are not for it."""
 
 
 @dataclass
@@ -149,27 +156,46 @@ class Gang:
 
 @dataclass
 class Step:
-    """A run over several nodes: a step of this job. first: where the process that failed first leaves its exit code."""
+    """A run over several nodes: a step of this job. first: where the process that failed first leaves its exit code.
+
+    SLURM's commands may fail or hang while its controller is away, so a thread gives them, and gives them again:
+    nothing here waits for them. stopping: it is to save. ending: since when it is to be killed. order: the one that SLURM
+    has now. due: when to give the next. pause: how much later that will be than when this one was done.
+    """
 
     popen: subprocess.Popen[bytes]
     name: str
     first: Path
     code: int | None = None
+    stopping: bool = False
+    ending: float | None = None
+    due: float = 0.0
+    pause: float = PAUSE_SECONDS
+    order: Future[Seen] | None = None
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def poll(self) -> int | None:
         """The exit code of the process that failed first. As long as one process has failed and others run, SLURM asks
-        these to save, for which they need the one that is gone: they are killed here."""
-        if self.code is not None:
-            return self.code
-        ended, said = self.popen.poll(), self.said()
-        if ended is None and said in (0, STOPPED, DIVERGED):
-            return None
-        if ended is None or ended < 0:
-            self.kill()
-        ended = said or self.said() or self.popen.returncode
-        self.code = 128 - ended if ended > 128 else ended
-        self.first.unlink(missing_ok=True)
+        these to save, for which they need the one that is gone: they are killed here. None until SLURM has said that
+        nothing is left of what was killed."""
+        if self.code is None and self.ended():
+            self.code = exit_code(self.said(), self.popen.returncode)
+            self.first.unlink(missing_ok=True)
         return self.code
+
+    def ended(self) -> bool:
+        srun = self.popen.poll()
+        if (srun is None and self.said() not in (0, STOPPED, DIVERGED)) or (srun is not None and srun < 0):
+            self.end()
+        if self.ending is None:
+            if srun is None and self.stopping:
+                self.stopping = self.give("--signal=TERM") != "told"
+            return srun is not None
+        if srun is None:
+            if time.monotonic() > self.ending + KILL_SECONDS:
+                self.popen.kill()
+            return False
+        return self.give() == "gone"
 
     def said(self) -> int:
         """What the process that failed first ended with; 0 when none did."""
@@ -179,26 +205,52 @@ class Step:
             return 0
 
     def terminate(self) -> None:
-        if step := self.find():
-            ask("scancel", "--signal=TERM", step)
+        """`poll` passes it on, as soon as there is a step."""
+        self.stopping = True
+        self.poll()
 
     def kill(self) -> None:
-        """Ends it on all nodes, also when srun, which watches over it, is gone. srun kills at SIGTERM."""
-        self.popen.terminate()
-        try:
-            self.popen.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            self.popen.wait()
-        late = time.monotonic() + END_SECONDS
-        while (step := self.find()) and time.monotonic() < late:
-            ask("scancel", step)
-            time.sleep(0.5)
+        """Ends it on all nodes, also when srun, which watches over it, is gone. Waits for a moment; `poll` goes on."""
+        if self.ending is None:
+            self.end()
+            late = time.monotonic() + KILL_SECONDS
+            while self.poll() is None and time.monotonic() < late:
+                time.sleep(PAUSE_SECONDS / 5)
 
-    def find(self) -> str:
-        """The step's number; empty when it is not, or no more."""
-        for line in (ask("squeue", "--noheader", "--steps", "--format=%i|%j") or "").splitlines():
-            number, _, name = line.partition("|")
-            if name == self.name:
-                return number
-        return ""
+    def end(self) -> None:
+        """srun kills at SIGTERM."""
+        if self.ending is None:
+            self.popen.terminate()
+            self.ending, self.order, self.due, self.pause = time.monotonic(), None, 0.0, PAUSE_SECONDS
+
+    def give(self, *how: str) -> Seen:
+        """What came of the last order to scancel the step so; gives the next when it is time."""
+        if self.order is None:
+            if time.monotonic() >= self.due:
+                self.order = self.thread.submit(scancel, self.name, *how)
+            return "unknown"
+        if not self.order.done():
+            return "unknown"
+        seen, self.order = self.order.result(), None
+        self.due, self.pause = time.monotonic() + self.pause, min(2 * self.pause, LONGEST_PAUSE_SECONDS)
+        return seen
+
+
+def scancel(name: str, *how: str) -> Seen:
+    """Scancels the step of a name. "gone" when SLURM says that there is none such; "unknown" when it says nothing."""
+    listed = ask("squeue", "--noheader", "--steps", "--format=%i|%j")
+    if listed is None:
+        return "unknown"
+    rows = (line.partition("|") for line in listed.splitlines())
+    steps = [number for number, _, its in rows if its == name]
+    if not steps:
+        return "gone"
+    return "unknown" if ask("scancel", *how, *steps) is None else "told"
+
+
+def exit_code(said: int, srun: int) -> int:
+    """How a gang ended, as subprocess has it: what the process that failed first said, else srun."""
+    if srun == SRUN_OUT_OF_MEMORY and said in (0, 128 + signal.SIGKILL):
+        return MEMORY
+    code = said or srun
+    return 128 - code if code - 128 in [*signal.Signals] else code
