@@ -4,12 +4,11 @@ import contextlib
 import dataclasses
 import errno
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,7 +23,7 @@ from scaling.sharding import check_fits, make_mesh
 from scaling.strict import InputError
 from scaling.train import train
 
-LIMIT = 1900 * 2**20
+LIMITED = "resource.setrlimit(resource.RLIMIT_AS, (1900 * 2**20,) * 2)"
 CGROUPS = Path("/sys/fs/cgroup/memory")
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
@@ -37,25 +36,14 @@ def hungry(tiny: RunConfig) -> RunConfig:
     return dataclasses.replace(tiny, model=model, data=data, tokens=256 * 512)
 
 
-def attempt(
-    config: RunConfig, folder: Path, verb: str, before: Callable[[], object]
-) -> subprocess.CompletedProcess[str]:
-    """One attempt by a process of its own that calls `before` first, on one core: fewer threads, each with a stack."""
+def attempt(config: RunConfig, folder: Path, verb: str, first: str) -> subprocess.CompletedProcess[str]:
+    """One attempt by a process that does something `first`, and has two cores: few threads, each with a stack."""
     record.write_json(folder / record.CONFIG, to_dict(config))
-
-    def prepare() -> None:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        before()
-
-    command = [sys.executable, "-m", "scaling.cli", verb]
+    cores = f"os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[:2]})"
+    program = f"import os, resource, sys; {cores}; {first}; from scaling.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, verb]
     command += ["--folder", str(folder)] if verb == "train" else [str(folder)]
-    return subprocess.run(
-        command, preexec_fn=prepare, env=os.environ | ONE_ARENA, capture_output=True, text=True, timeout=300
-    )
-
-
-def limited() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    return subprocess.run(command, env=os.environ | ONE_ARENA, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
@@ -65,7 +53,7 @@ def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_micr
 ) -> None:
     """The same limit on memory for each attempt; the first ones by both verbs."""
     for verb in ("train", "population"):
-        failed = attempt(hungry, tmp_path, verb, limited)
+        failed = attempt(hungry, tmp_path, verb, LIMITED)
         assert failed.returncode == exits.MEMORY, failed.stderr[-3000:]
         *before, last = failed.stderr.strip().splitlines()
         assert "Traceback (most recent call last):" in before
@@ -75,7 +63,7 @@ def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_micr
     for _ in range(3):
         smaller = halved(smaller) or smaller
     assert smaller.run_id == hungry.run_id
-    done = attempt(smaller, tmp_path, "train", limited)
+    done = attempt(smaller, tmp_path, "train", LIMITED)
     assert done.returncode == 0, done.stderr[-3000:]
     assert load(tmp_path / record.CONFIG).data.microbatch_sequences == 32
 
@@ -99,7 +87,7 @@ def cgroup(name: str, limit: int) -> Iterator[Path]:
 def test_a_run_that_the_kernel_kills_for_memory_is_told_from_other_kills(hungry: RunConfig, tmp_path: Path) -> None:
     with cgroup(f"scaling-test-{os.getpid()}", 700 * 2**20) as place:
         before = kills()
-        killed = attempt(hungry, tmp_path, "train", lambda: (place / "cgroup.procs").write_text(str(os.getpid())))
+        killed = attempt(hungry, tmp_path, "train", f"open('{place}/cgroup.procs', 'w').write('0')")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert killed_for_memory(before)
     other = subprocess.Popen(["sleep", "60"])
