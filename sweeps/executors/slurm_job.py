@@ -159,8 +159,8 @@ class Step:
     """A run over several nodes: a step of this job. first: where the process that failed first leaves its exit code.
 
     SLURM's commands may fail or hang while its controller is away, so a thread gives them, and gives them again:
-    nothing here waits for them. stopping: it is to save. ending: since when it is to be killed. order: the one that SLURM
-    has now. due: when to give the next. pause: how much later that will be than when this one was done.
+    nothing here waits for them. stopping: it is to save. ending: since when it is to be killed. order: the last one
+    given. due: when to give the next. pause: how much later that will be than the end of this one.
     """
 
     popen: subprocess.Popen[bytes]
