@@ -21,7 +21,6 @@ from cluster.ray_cluster import MARK, RayCluster, Unavailable, ray_cluster
 from cluster.watching import PLAIN, collected, frozen, kinds, parent, processes, reached, steps, until, variable
 from scaling.config import MeshConfig, RunConfig
 from scaling.exits import STOPPED
-from scaling.record import read_result
 from sweeps.claim import LEASE
 from sweeps.plan import RUNS, Plan
 
@@ -164,32 +163,27 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_at_work(storm: Storm, ray
     until(lambda: not started_by(ray, "-m"), "no worker is left of a sweep that has ended", PATIENCE)
 
 
-def test_a_run_over_two_hosts_stops_and_loses_a_process(ray: RayCluster, storm: Storm, tiny: RunConfig) -> None:
-    """The loss of one process is the loss of all, which go on; and what they make is what one makes."""
-    folder = storm.folder.parent / "gang"
-    (run,) = in_plan(folder, frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), LONG))
+def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tmp_path: Path, tiny: RunConfig) -> None:
+    """What ends one process ends all, and all go on together from their last checkpoint."""
+    folder = tmp_path / "gang"
+    (run,) = in_plan(folder, frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 96))
     with running(ray, folder) as command:
-        until(lambda: reached(run) >= 20, "step 20", PATIENCE)
-        command.terminate()
-        assert command.wait(PATIENCE) == STOPPED
-    assert (kinds(run), processes("train", str(run))) == (["stopped"], [])
-    assert steps(run) == list(range(1, reached(run) + 1))
-    stopped = reached(run)
-    with running(ray, folder) as command:
-        until(lambda: reached(run) >= stopped + 20, "20 steps more", PATIENCE)
+        until(lambda: reached(run) >= 10, "step 10", PATIENCE)
+        (whole,) = processes("sweeps.executors.ray_gang", str(run))
+        os.kill(whole, signal.SIGTERM)
+        until(lambda: kinds(run), "both processes have saved", PATIENCE)
+        assert steps(run) == list(range(1, reached(run) + 1))
+        stopped = reached(run)
+        until(lambda: reached(run) >= stopped + 10, "10 steps more", PATIENCE)
         ranks = {variable(pid, "JAX_PROCESS_ID"): pid for pid in processes("scaling.cli", "train", str(run))}
         assert {parent(parent(pid)) for rank, pid in ranks.items() if rank} == set(ray.raylets)
         os.kill(ranks["1"], signal.SIGKILL)
         code = command.wait(PATIENCE)
     assert code == 0, said(folder)
-    assert kinds(run) == ["stopped", "preempted", "done"]
+    assert kinds(run) in (["preempted", ended, "done"] for ended in ("lost", "preempted"))
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
-    assert LONG <= len(steps(run)) <= LONG + AGAIN
-    alone = read_result(storm.folder / RUNS / run.name)
-    both = read_result(run)
-    assert alone is not None
-    assert both is not None
-    assert both["row"]["loss"] == pytest.approx(alone["row"]["loss"], rel=1e-3)
+    assert 96 <= len(steps(run)) <= 96 + AGAIN
+    assert set(steps(run)) == set(range(1, 97))
 
 
 def test_a_host_that_does_not_see_the_sweep_is_one_line(ray: RayCluster, tmp_path: Path) -> None:
