@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from scaling.sharding import path_name
-from scaling.strict import InputError
+from scaling.strict import FullDisk, InputError
 
 # What Orbax's threads log as errors comes back as exceptions as well; once is enough.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -85,10 +85,10 @@ class Checkpoints:
         if free < needed:
             raise self._full(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
 
-    def _full(self, detail: str) -> InputError:
+    def _full(self, detail: str) -> FullDisk:
         latest = self.latest()
         kept = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
-        return InputError(
+        return FullDisk(
             f"{self.folder}: no space left for a checkpoint ({detail}); {kept}: "
             "free some space and run the same command again"
         )

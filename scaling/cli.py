@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from scaling.config import RunConfig, load
-from scaling.exits import BAD_INPUT, BUSY, DIVERGED
+from scaling.exits import BAD_INPUT, DIVERGED
 from scaling.record import CONFIG
-from scaling.strict import Busy, InputError
+from scaling.strict import InputError
 
 OF_A_RUN = (["train"], ["profile"])
 POSITIONAL = (tyro.conf.PositionalRequiredArgs,)
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not isinstance(error, user_errors()):
             raise
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        code = BUSY if isinstance(error, Busy) else BAD_INPUT
+        code = getattr(error, "code", BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 import traceback
 
-from scaling.exits import BAD_INPUT, BUSY, FAILED, MEMORY, STOPPED
+from scaling.checkpoint import is_full_disk
+from scaling.exits import FAILED, FULL, MEMORY, STOPPED
 from scaling.monitor import Stopped
 from scaling.out_of_memory import first_line, is_out_of_memory
-from scaling.strict import Busy, InputError
+from scaling.strict import InputError
 
 
 def exit_code(error: Exception) -> int:
@@ -21,8 +22,11 @@ def exit_code(error: Exception) -> int:
         return STOPPED
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return BUSY if isinstance(error, Busy) else BAD_INPUT
+        return error.code
     traceback.print_exception(error)
+    if is_full_disk(error):
+        print("error: the disk is full; free some space and run the same command again", file=sys.stderr, flush=True)
+        return FULL
     if is_out_of_memory(error):
         what = "a smaller --data.microbatch-sequences needs less and learns the same"
         print(f"error: out of memory: {first_line(error)}; {what}", file=sys.stderr, flush=True)

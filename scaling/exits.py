@@ -21,6 +21,9 @@ DIVERGED = 4
 MEMORY = 12
 """A device or the host had too little memory; a smaller microbatch may do. The traceback is on stderr."""
 
+FULL = 28
+"""The disk is full: one line on stderr. What was written before is whole; nothing goes on before there is room."""
+
 BUSY = 73
 """Another process trains in the folder: what a runner left there that is gone. It will end."""
 
@@ -38,10 +41,11 @@ def of_gang(codes: Sequence[int]) -> int:
     """The exit code of several processes that trained one run, from theirs, negative for a signal as subprocess has it.
 
     When one ends all others end, of its loss or killed by who started them: what counts is why the first ended. So, in
-    this order: what a process said of itself, a signal other than those that end the rest of a gang, any other ending.
+    this order: what a process said of itself, a signal other than those that end the rest of a gang, that it lost
+    another, those signals, of which SIGABRT is how JAX ends who lost the first process, any other ending.
     """
     said = [code for code in codes if code > 0 and code not in (LOST, STOPPED)]
-    signals = [code for code in codes if code < 0]
+    signals = sorted((code for code in codes if code < 0), key=lambda code: code == -signal.SIGABRT)
     own = [code for code in signals if -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT)]
     lost = [code for code in codes if code == LOST]
-    return next(iter([*said, *own, *signals, *lost, *codes]), 0) if any(codes) else 0
+    return next(iter([*said, *own, *lost, *signals, *codes]), 0) if any(codes) else 0

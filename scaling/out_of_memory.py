@@ -42,14 +42,24 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 
+def row_shards(config: RunConfig, devices: int) -> int:
+    """How many of a run's devices the sequences of a batch are dealt to."""
+    mesh = config.mesh
+    return (mesh.data or max(devices // (mesh.fsdp * mesh.tensor), 1)) * mesh.fsdp
+
+
+def sequences(config: RunConfig, devices: int = 1) -> int:
+    """Sequences that each device has at once, rounded up."""
+    return -(-(config.data.microbatch_sequences or config.data.batch_sequences) // row_shards(config, devices))
+
+
 def halved(config: RunConfig, devices: int = 1) -> RunConfig | None:
     """The same run with the next smaller microbatch: about half as many sequences at once; None when none is smaller.
 
     devices: how many the run has. Each of those that the batch is dealt to (mesh axes data and fsdp) takes as many
     sequences as the others, and each microbatch as many as the others, so that their mean is the gradient of the batch.
     """
-    mesh, batch = config.mesh, config.data.batch_sequences
-    rows = (mesh.data or max(devices // (mesh.fsdp * mesh.tensor), 1)) * mesh.fsdp
+    batch, rows = config.data.batch_sequences, row_shards(config, devices)
     now = config.data.microbatch_sequences or batch
     fitting = [size for size in range(rows, now // 2 + 1, rows) if batch % size == 0]
     if not fitting:

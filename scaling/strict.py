@@ -15,16 +15,28 @@ import typing
 from dataclasses import field
 from typing import Any, Literal
 
+from scaling.exits import BAD_INPUT, BUSY, FULL
+
 _hints = functools.cache(typing.get_type_hints)
 """Annotations of a class, looked up once: they are most of what building a config costs, and a plan has thousands."""
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. One line: the field, the value, what would be right. Exit code 2."""
+    """Something the user gave is wrong. One line: the field, the value, what would be right. code: exits.py."""
+
+    code = BAD_INPUT
 
 
 class Busy(InputError):
-    """Somebody else has what the user asked for, for now. Exit code 73."""
+    """Somebody else has what the user asked for, for now."""
+
+    code = BUSY
+
+
+class FullDisk(InputError):
+    """There is no room for what must be written."""
+
+    code = FULL
 
 
 def free(default: Any) -> Any:

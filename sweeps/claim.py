@@ -95,6 +95,11 @@ def age(folder: Path, now: float | None = None) -> float:
     return (_now(folder) if now is None else now) - sign
 
 
+def ahead(folder: Path) -> float:
+    """Seconds by which the clock of a folder's file system is ahead of this machine's."""
+    return _now(folder) - time.time()
+
+
 def _now(folder: Path) -> float:
     """The time by the clock of the folder's file system, which need not be this machine's."""
     mark = folder / f".now.{os.getpid()}"
@@ -118,9 +123,10 @@ def holder(lease: Path) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Names the running kernel, within which flock is certain: a boot's id on Linux, the host's name elsewhere."""
+    """Names the running kernel, within which flock is certain: a boot's id on Linux, the host's name elsewhere. Two
+    containers of one kernel may have mounted a shared folder apart, and are two."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
 

@@ -22,20 +22,22 @@ from rich.live import Live
 from scaling import branch
 from scaling.exits import STOPPED
 from scaling.strict import InputError
-from sweeps.claim import LEASE, claimable, holder
+from sweeps.claim import LEASE, ahead, claimable, holder
 from sweeps.executors import Cluster, Launch, Slot, Work, Worker
 from sweeps.executors.local import start, whole
 from sweeps.ledger import Budgets
 from sweeps.outcome import reopen, result_status
 from sweeps.plan import RUNS, Cell, Plan, load
-from sweeps.progress import Ended, Progress, snapshot
+from sweeps.progress import ENDED, Ended, Progress, snapshot
 from sweeps.runner import GRACE_SECONDS, Command, Runner
 from sweeps.signals import heard
 from sweeps.status import line, table
 
-WATCH_SECONDS = 2.0
+WATCH_SECONDS, LONGEST_SECONDS = 2.0, 60.0
 FRUITLESS = 3
-"""Workers a place that may end one after the other without any run's having come further."""
+"""Workers a place that may end one after the other, with work to do, without any run's having come further."""
+REFUSALS = 20
+"""Times in a row that the cluster or the shared folder may fail."""
 
 
 def train_command(*folders: Path) -> list[str]:
@@ -75,8 +77,46 @@ def work(work: Work, launch: Launch = start, slots: Sequence[Slot] | None = None
 
 
 @dataclass
+class Crew:
+    """The workers of one kind.
+
+    work: what they do. cells: those it is about. reached: how far these were at the last look: cells that ended, tokens
+    trained on, attempts begun. wanted: whether there was something to do then. fruitless: workers that have ended
+    since, in a row, though there was. granted, refused: whether the cluster ever gave workers, and requests in a row
+    that it refused. not_before: monotonic seconds before which nobody more is asked for.
+    """
+
+    work: Work
+    cells: Sequence[Cell]
+    workers: list[Worker] = field(default_factory=list)
+    reached: tuple[int, int, int] = (-1, -1, -1)
+    wanted: bool = False
+    fruitless: int = 0
+    granted: bool = False
+    refused: int = 0
+    not_before: float = 0.0
+
+    def dismiss(self, now: Sequence[Progress], most: int) -> None:
+        """Lets go of workers that have ended, and judges whether they were of use. Raises InputError when more than
+        `most` were of none."""
+        ended = [worker for worker in self.workers if worker.state() == "ended"]
+        self.workers = [worker for worker in self.workers if worker not in ended]
+        finished = sum(one.state in ENDED for one in now)
+        reached = finished, sum(one.tokens for one in now), sum(one.attempts for one in now)
+        if reached != self.reached:
+            self.fruitless, self.reached = 0, reached
+        elif ended and self.wanted:
+            self.fruitless += len(ended)
+            self.not_before = time.monotonic() + min(WATCH_SECONDS * 2**self.fruitless, LONGEST_SECONDS)
+        if self.fruitless > most:
+            raise InputError(
+                f"{self.fruitless} workers ended one after the other and no run came further: {ended[-1].describe()}"
+            )
+
+
+@dataclass
 class Fleet:
-    """The workers of one sweep. fruitless: workers that ended in a row without any run's having come further."""
+    """The workers of one sweep. jobs: at most so many; asked, members, budgets: as in Work."""
 
     folder: Path
     plan: Plan
@@ -85,41 +125,45 @@ class Fleet:
     jobs: int | None = None
     members: int | None = None
     asked: int | None = None
-    crews: dict[int, list[Worker]] = field(default_factory=dict)
-    reached: tuple[int, int] = (-1, -1)
-    fruitless: int = 0
+    crews: list[Crew] = field(init=False)
     stops: int = 0
+
+    def __post_init__(self) -> None:
+        kinds: dict[int, list[Cell]] = {}
+        for cell in self.plan.cells:
+            kinds.setdefault(cell.demand(self.asked), []).append(cell)
+        self.crews = [Crew(self.work(devices, len(cells)), cells) for devices, cells in sorted(kinds.items())]
 
     def work(self, devices: int, cells: int) -> Work:
         """What the workers of one kind do."""
         crew = min(self.jobs or cells, cells)
-        return Work(self.folder.absolute(), devices, self.asked, self.members, self.budgets, max(crew, 1))
+        return Work(self.folder.absolute(), devices, self.asked, self.members, self.budgets, crew)
 
     def tend(self, now: Sequence[Progress]) -> None:
-        """Asks for the workers that are missing. Raises InputError when they end one after the other for nothing."""
-        states = {one.run_id: one.state for one in now}
-        self.count_fruitless(now)
-        for devices, crew in self.crews.items():
-            cells = [cell for cell in self.plan.cells if cell.demand(self.asked) == devices]
-            waiting = [c for c in cells if states[c.run_id] in ("waiting", "torn") and self.ready(c)]
-            holders = {self.holder(cell) for cell in cells if states[cell.run_id] == "running"}
-            missing = min(self.jobs or len(cells), len(waiting) + len(holders)) - len(crew)
-            if waiting and missing > 0:
-                crew += self.cluster.start(self.work(devices, len(cells)), missing)
+        """Asks for the workers that are missing. Raises InputError when they end one after the other for nothing, or
+        when the cluster refuses for minutes on end."""
+        states = {one.run_id: one for one in now}
+        for crew in self.crews:
+            crew.dismiss([states[cell.run_id] for cell in crew.cells], FRUITLESS * (self.jobs or 1))
+            waiting = [c for c in crew.cells if states[c.run_id].state in ("waiting", "torn") and self.ready(c)]
+            holders = {self.holder(cell) for cell in crew.cells if states[cell.run_id].state == "running"}
+            crew.wanted = bool(waiting)
+            missing = len(waiting) + len(holders) - len(crew.workers)
+            if self.jobs is not None:
+                missing = min(missing, self.jobs - sum(len(one.workers) for one in self.crews))
+            if waiting and missing > 0 and time.monotonic() >= crew.not_before:
+                self.ask(crew, missing)
 
-    def count_fruitless(self, now: Sequence[Progress]) -> None:
-        """Lets go of workers that have ended, and judges whether they were of use."""
-        reached = (sum(one.state in ("done", "diverged", "failed") for one in now), sum(one.tokens for one in now))
-        ended = [worker for crew in self.crews.values() for worker in crew if worker.state() == "ended"]
-        if reached != self.reached:
-            self.fruitless, self.reached = 0, reached
-        self.fruitless += len(ended)
-        if self.fruitless > FRUITLESS * max(self.jobs or 1, 1):
-            raise InputError(
-                f"{self.fruitless} workers ended one after the other and no run came further: {ended[-1].describe()}"
-            )
-        for devices, crew in self.crews.items():
-            self.crews[devices] = [worker for worker in crew if worker not in ended]
+    def ask(self, crew: Crew, count: int) -> None:
+        """Asks for workers; again later where the cluster refuses, which large ones do for minutes at a time."""
+        try:
+            crew.workers += self.cluster.start(crew.work, count)
+            crew.refused, crew.granted = 0, True
+        except InputError:
+            crew.refused += 1
+            if crew.refused > REFUSALS or not crew.granted:
+                raise
+            crew.not_before = time.monotonic() + LONGEST_SECONDS
 
     def ready(self, cell: Cell) -> bool:
         """Whether a cell could start: its trunk has come to where it leaves, or has ended; nobody holds it."""
@@ -137,10 +181,10 @@ class Fleet:
 
     def cancel(self) -> None:
         """Asks all workers to let their runs save, and waits."""
-        crew = [worker for crew in self.crews.values() for worker in crew]
-        self.cluster.cancel(crew)
+        workers = [worker for crew in self.crews for worker in crew.workers]
+        self.cluster.cancel(workers)
         patience = time.monotonic() + GRACE_SECONDS
-        while any(worker.state() != "ended" for worker in crew) and time.monotonic() < patience:
+        while any(worker.state() != "ended" for worker in workers) and time.monotonic() < patience:
             time.sleep(WATCH_SECONDS)
 
 
@@ -149,15 +193,15 @@ def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
     failed before are tried again. Returns 0, 1 when a run failed, 75 when stopped by a signal, the workers with it; a
     hang-up leaves them at work."""
     console = Console()
-    needs = sorted({cell.demand(fleet.asked) for cell in fleet.plan.cells})
-    fleet.cluster.check(needs)
-    reopen(fleet.folder, reopened)
-    for devices in needs:
-        cells = sum(cell.demand(fleet.asked) == devices for cell in fleet.plan.cells)
-        fleet.crews[devices] = list(fleet.cluster.workers(fleet.work(devices, cells)))
-    left = sum(map(len, fleet.crews.values()))
+    fleet.cluster.check([crew.work.devices for crew in fleet.crews])
+    try:
+        reopen(fleet.folder, reopened)
+    except OSError as error:
+        raise InputError(f"{fleet.folder}: {error}; mend it, and the same command goes on") from None
+    for crew in fleet.crews:
+        crew.workers = list(fleet.cluster.workers(crew.work))
+    left = sum(len(crew.workers) for crew in fleet.crews)
     say(console, f"{len(fleet.plan.cells)} runs" + f", {left} workers of an earlier command at work" * bool(left))
-
     with heard((signal.SIGTERM, signal.SIGINT), fleet.hear):
         if not console.is_terminal:
             return _watch(fleet, console, None)
@@ -166,26 +210,33 @@ def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
 
 
 def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:
-    """Until all cells have ended, or a signal."""
+    """Until all cells have ended, or a signal. A shared folder that does not answer for a while is waited for."""
     known: set[str] = set()
     read: dict[str, Ended] = {}
+    troubles = 0
     while True:
-        now = snapshot(fleet.folder, fleet.plan, read)
-        ended = [one for one in now if one.state in ("done", "diverged", "failed")]
-        for one in ended:
-            if one.run_id not in known:
-                say(console, f"[{len(known) + 1}/{len(now)}] {line(one)}")
-                known.add(one.run_id)
-        if live:
-            live.update(table(fleet.plan, now), refresh=True)
-        if len(ended) == len(now):
-            return int(any(one.state == "failed" for one in now))
-        if fleet.stops:
-            say(console, "asking the workers to let their runs save")
-            fleet.cancel()
-            say(console, f"stopped, {len(now) - len(ended)} runs to go; the same command goes on")
-            return STOPPED
-        fleet.tend(now)
+        try:
+            now = snapshot(fleet.folder, fleet.plan, read, ahead(fleet.folder))
+            ended = [one for one in now if one.state in ENDED]
+            for one in ended:
+                if one.run_id not in known:
+                    known.add(one.run_id)
+                    say(console, f"[{len(known)}/{len(now)}] {line(one)}")
+            if live:
+                live.update(table(fleet.plan, now), refresh=True)
+            if len(ended) == len(now):
+                return int(any(one.state == "failed" for one in now))
+            if fleet.stops:
+                say(console, "asking the workers to let their runs save")
+                fleet.cancel()
+                say(console, f"stopped, {len(now) - len(ended)} runs to go; the same command goes on")
+                return STOPPED
+            fleet.tend(now)
+            troubles = 0
+        except OSError as error:
+            troubles += 1
+            if troubles > REFUSALS:
+                raise InputError(f"{fleet.folder}: {error}; mend it, and the same command goes on") from None
         time.sleep(WATCH_SECONDS)
 
 

@@ -57,9 +57,9 @@ def began(folder: Path, **about: Any) -> None:
     _append(folder, {"event": BEGAN, "host": platform.node(), "pid": os.getpid()} | about)
 
 
-def ended(folder: Path, kind: Kind, reason: str = "") -> None:
+def ended(folder: Path, kind: Kind, reason: str = "", **about: Any) -> None:
     """Notes how the attempt ended."""
-    _append(folder, {"event": "ended", "kind": kind, "reason": reason})
+    _append(folder, {"event": "ended", "kind": kind, "reason": reason} | about)
 
 
 def reopened(folder: Path) -> None:
@@ -74,12 +74,20 @@ def unfinished(folder: Path) -> bool:
 
 
 def counts(folder: Path) -> Counter[str]:
-    """How the attempts since the last reopening ended, by kind; `memory` counts them all, for what was too large then
-    is too large now."""
+    """How the attempts since the last reopening ended, by kind."""
+    return Counter(line["kind"] for line in since_reopened(folder) if line["event"] == "ended")
+
+
+def too_many(folder: Path) -> int | None:
+    """The fewest sequences on a device that have been too many for it since the last reopening; None for none."""
+    found = [line.get("sequences", 0) for line in since_reopened(folder) if line.get("kind") == "memory"]
+    return min(found, default=None)
+
+
+def since_reopened(folder: Path) -> list[dict[str, Any]]:
+    """The lines since the user last asked for a failed run again, or all."""
     lines = read(folder)
-    last = max((i for i, line in enumerate(lines) if line["event"] == REOPENED), default=-1)
-    kinds = [(i, line["kind"]) for i, line in enumerate(lines) if line["event"] == "ended"]
-    return Counter(kind for i, kind in kinds if i > last or kind == "memory")
+    return lines[max((i for i, line in enumerate(lines) if line["event"] == REOPENED), default=-1) + 1 :]
 
 
 def last_reason(folder: Path) -> str:

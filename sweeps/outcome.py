@@ -13,8 +13,19 @@ from pathlib import Path
 from scaling import branch, simulated
 from scaling.config import RunConfig, load, to_dict
 from scaling.exits import BAD_INPUT, BUSY, LOST, MEMORY, STOPPED
-from scaling.out_of_memory import halved
-from scaling.record import CHECKPOINTS, CONFIG, RESULT, counts, read_metrics, read_result, write_json, write_result
+from scaling.out_of_memory import halved, sequences
+from scaling.record import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    RESULT,
+    counts,
+    read_json,
+    read_metrics,
+    read_result,
+    write_json,
+    write_result,
+)
 from scaling.strict import InputError
 from sweeps import ledger
 from sweeps.claim import claim
@@ -34,22 +45,46 @@ def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
     """
     if (folder / RESULT).exists():
         set_aside(folder)
-    config = cell.config
-    if (folder / CHECKPOINTS).is_dir() and any(path.name.isdigit() for path in (folder / CHECKPOINTS).iterdir()):
-        config = dataclasses.replace(config, branch_of=load(folder / CONFIG).branch_of)
+    config, begun = cell.config, _held(folder)
+    if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
+        config = dataclasses.replace(config, branch_of=begun.branch_of)
     elif config.branch_of and not branch.ready(folder, config) and not branch.diverged_before(folder, config):
         config = dataclasses.replace(config, branch_of="")
-    config = shrunk(config, ledger.counts(folder)["memory"], cell.demand(asked)) or config
+    config = fitted(config, ledger.too_many(folder), devices(folder, cell, asked)) or config
     write_json(folder / CONFIG, to_dict(config), durable=not simulated.asked(config))
     return config
 
 
-def shrunk(config: RunConfig, times: int, devices: int = 1) -> RunConfig | None:
-    """The config with its microbatch halved so many times; None when it cannot be. devices: those of the run."""
-    smaller: RunConfig | None = config
-    for _ in range(times):
-        smaller = halved(smaller, devices) if smaller else None
-    return smaller
+def _held(folder: Path) -> RunConfig | None:
+    """The config in a run folder; None when there is none, or a torn one."""
+    try:
+        return load(folder / CONFIG)
+    except InputError:
+        return None
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit()
+
+
+def fitted(config: RunConfig, too_many: int | None, devices: int) -> RunConfig | None:
+    """The config with the largest microbatch that leaves each of `devices` fewer than `too_many` sequences at once;
+    None when there is none."""
+    fitting: RunConfig | None = config
+    while fitting is not None and too_many is not None and sequences(fitting, devices) >= too_many:
+        fitting = halved(fitting, devices)
+    return fitting
+
+
+def devices(folder: Path, cell: Cell, asked: int | None) -> int:
+    """Devices of a run: what its mesh says or the user asked for; else those that its last session saw."""
+    demand = cell.demand(asked)
+    if asked or cell.config.mesh.data or not (folder / ENVIRONMENT).exists():
+        return demand
+    try:
+        return max(demand, len(read_json(folder / ENVIRONMENT)["devices"]))
+    except (InputError, KeyError, TypeError):
+        return demand
 
 
 def set_aside(folder: Path) -> None:
@@ -82,7 +117,7 @@ def result_status(folder: Path) -> str | None:
 
 def record_failure(folder: Path, cell: Cell, reason: str) -> None:
     """A failed run keeps its row, who it was and what it had spent, and its traceback."""
-    config = load(folder / CONFIG) if (folder / CONFIG).exists() else cell.config
+    config = _held(folder) or cell.config
     tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
     row = counts(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
     row |= {"status": "failed"}
@@ -92,7 +127,9 @@ def record_failure(folder: Path, cell: Cell, reason: str) -> None:
 def judge(code: int, folder: Path) -> tuple[ledger.Kind, str]:
     """What kind of end an attempt without a result came to, from its exit code, and why, in words."""
     if code < 0:
-        return ("failed" if -code in OWN_FAULT else "preempted"), f"was killed by {signal.Signals(-code).name}"
+        known = -code in set(signal.Signals)
+        name = signal.Signals(-code).name if known else f"signal {-code}"
+        return ("failed" if -code in OWN_FAULT or not known else "preempted"), f"was killed by {name}"
     if code == STOPPED:
         return "preempted", "was stopped"
     if code == BUSY:
@@ -106,10 +143,15 @@ def judge(code: int, folder: Path) -> tuple[ledger.Kind, str]:
 
 def exhausted(folder: Path, cell: Cell, kind: ledger.Kind, budgets: ledger.Budgets, asked: int | None) -> str:
     """Why a run that ended so gets no further attempt, in words; empty where it does. asked: as in `prepare`."""
-    past = ledger.counts(folder)
     if kind == "memory":
-        return "" if shrunk(cell.config, past["memory"], cell.demand(asked)) else "no microbatch is smaller"
-    return budgets.spent(past)
+        fits = fitted(cell.config, ledger.too_many(folder), devices(folder, cell, asked))
+        return "" if fits else "no microbatch is smaller"
+    return budgets.spent(ledger.counts(folder))
+
+
+def at_once(folder: Path, cell: Cell, asked: int | None) -> int:
+    """Sequences that each device had at once in a run's last attempt."""
+    return sequences(_held(folder) or cell.config, devices(folder, cell, asked))
 
 
 def final(code: int) -> bool:

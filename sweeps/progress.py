@@ -63,22 +63,25 @@ class Ended:
     row: Mapping[str, Any]
 
 
-def snapshot(folder: Path, plan: Plan, known: dict[str, Ended] | None = None) -> tuple[Progress, ...]:
+def snapshot(
+    folder: Path, plan: Plan, known: dict[str, Ended] | None = None, ahead: float = 0.0
+) -> tuple[Progress, ...]:
     """Every cell of a plan, in its order.
 
     known: run_id -> what earlier calls read of cells that ended, which is not read again while their results stay as
       they are. Kept up to date.
+    ahead: seconds by which the clock that stamps the folder's files is ahead of this machine's.
     """
     known = {} if known is None else known
-    found = tuple(progress(folder / RUNS / cell.run_id, cell, known) for cell in plan.cells)
+    found = tuple(progress(folder / RUNS / cell.run_id, cell, known, ahead) for cell in plan.cells)
     for one in found:
         if one.state not in ENDED:
             known.pop(one.run_id, None)
     return found
 
 
-def progress(run: Path, cell: Cell, known: dict[str, Ended] | None = None) -> Progress:
-    """One cell, from its run folder. known: see `snapshot`."""
+def progress(run: Path, cell: Cell, known: dict[str, Ended] | None = None, ahead: float = 0.0) -> Progress:
+    """One cell, from its run folder. known, ahead: see `snapshot`."""
     known = {} if known is None else known
     try:
         stat = (run / RESULT).stat()
@@ -87,11 +90,11 @@ def progress(run: Path, cell: Cell, known: dict[str, Ended] | None = None) -> Pr
             return ended.progress
         result = read_result(run)
         if result is None:
-            return _unfinished(run, cell)
+            return _unfinished(run, cell, ahead)
         known[run.name] = Ended(stamp, _finished(run, cell, result, stat.st_mtime), result["row"])
         return known[run.name].progress
     except FileNotFoundError:
-        return _unfinished(run, cell)
+        return _unfinished(run, cell, ahead)
     except InputError as error:
         return Progress(run.name, cell.name, "torn", budget=_budget(cell), reason=str(error))
 
@@ -114,12 +117,12 @@ def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> Pr
     )
 
 
-def _unfinished(run: Path, cell: Cell) -> Progress:
-    """Whether it runs is judged by this machine's clock, so that nothing is written; its owner's is to agree with it
-    within seconds."""
+def _unfinished(run: Path, cell: Cell, ahead: float) -> Progress:
+    """Whether it runs is judged by this machine's clock and what is known of the folder's, so that nothing is
+    written."""
     last, budget = _last_step(run), _budget(cell)
     tokens, speed = last.get("tokens", 0), _finite(last.get("tokens_per_second"))
-    running = age(run, time.time()) < QUIET_SECONDS
+    running = age(run, time.time() + ahead) < QUIET_SECONDS
     lease = holder(run / LEASE) if running else {}
     attempts, troubles = _attempts(run)
     return Progress(
@@ -161,9 +164,7 @@ def _last_step(run: Path) -> dict[str, Any]:
 
 def _attempts(run: Path) -> tuple[int, dict[str, int]]:
     """Progress.attempts and Progress.troubles, from the run's ledger."""
-    lines = ledger.read(run)
-    last = max((i for i, line in enumerate(lines) if line["event"] == ledger.REOPENED), default=-1)
-    lines = lines[last + 1 :]
+    lines = ledger.since_reopened(run)
     kinds = Counter(line["kind"] for line in lines if line["event"] == "ended")
     troubles = {kind: n for kind, n in kinds.items() if kind not in ("done", "diverged")}
     return sum(line["event"] == ledger.BEGAN for line in lines), troubles

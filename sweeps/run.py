@@ -120,8 +120,9 @@ def execute(
             start,
             members=members,
             asked=asked,
+            jobs=jobs,
             budgets=budgets,
-            crew=len(room),
+            crew=min(jobs or len(room), len(room)),
         )
         with runner.listening():
             if not console.is_terminal:

@@ -6,6 +6,8 @@ Not in the design's list of modules: run.py would pass 300 lines.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -17,15 +19,15 @@ from rich.live import Live
 
 from scaling import branch, simulated
 from scaling.config import RunConfig
-from scaling.exits import STOPPED
+from scaling.exits import FULL, STOPPED
 from scaling.packing import packable
 from scaling.strict import InputError
 from sweeps import ledger
 from sweeps.claim import HEARTBEAT_SECONDS, Claim, claim
 from sweeps.executors import Handle, Launch, Slot
-from sweeps.executors.local import joined, start
+from sweeps.executors.local import joined, last_line, start
 from sweeps.ledger import USUAL, Budgets, Kind
-from sweeps.outcome import exhausted, final, judge, prepare, record_failure, result_status
+from sweeps.outcome import at_once, exhausted, final, judge, prepare, record_failure, result_status
 from sweeps.packs import pack
 from sweeps.plan import RUNS, Cell, Plan
 from sweeps.progress import progress
@@ -34,6 +36,7 @@ from sweeps.status import line, table
 from sweeps.waiting import Waiting
 
 POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS, GRACE_SECONDS = 0.05, 1.0, 1.0, 120.0
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 RETRY_SECONDS: dict[Kind, float] = {"failed": 1.0, "stopped": 10.0}
 NEXT: dict[Kind, str] = {
     "memory": "halving its microbatch",
@@ -60,10 +63,10 @@ class Runner:
     """The state of one runner.
 
     cells: those that it is to make, of the plan's. free: slots without a run. asked: devices of a run whose mesh leaves
-    its data axis open. crew: slots that share the work, here and elsewhere. lingers: whether it waits for runs that
-    others hold, to take them over should those die. stops: signals received. alone: runs whose population ended without
-    their result, which are tried again by themselves. narrow: members at most of a shape that ran out of memory.
-    elsewhere: runs that others hold.
+    its data axis open. jobs: processes at once, at most. crew: slots that share the work, here and elsewhere. lingers:
+    whether it waits for runs that others hold, to take them over should those die. stops: signals received. alone: runs
+    whose population ended without their result, which are tried again by themselves. narrow: members at most of a shape
+    that ran out of memory. elsewhere: runs that others hold. mine: run_ids of `cells`.
     """
 
     folder: Path
@@ -76,10 +79,12 @@ class Runner:
     budgets: Budgets = USUAL
     members: int | None = 1
     asked: int | None = None
+    jobs: int | None = None
     crew: int = 1
     lingers: bool = True
     live: Live | None = None
     pending: Waiting = field(init=False)
+    mine: frozenset[str] = field(init=False)
     running: list[Attempt] = field(default_factory=list)
     alone: set[str] = field(default_factory=set)
     narrow: dict[Hashable, int] = field(default_factory=dict)
@@ -90,11 +95,14 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.pending = Waiting(self.ready, self.kind)
+        self.mine = frozenset(cell.run_id for cell in self.cells)
 
     def __call__(self) -> int:
         """Makes every cell that has not ended: by priority, then longest first. Returns the exit code."""
         cells = sorted(self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.seconds))
-        self.pending.add(cell for cell in cells if not self.ended(cell))
+        left = [cell for cell in cells if not self.ended(cell)]
+        self.alone = {cell.run_id for cell in left if ledger.too_many(self.path(cell)) is not None}
+        self.pending.add(left)
         self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.free)} at once")
         beaten = drawn = time.monotonic()
         try:
@@ -132,22 +140,29 @@ class Runner:
         return result_status(self.path(cell)) is not None
 
     def theirs(self, cell: Cell) -> bool:
-        """Whether another runner holds a cell, or the trunk that it waits for."""
-        return bool({cell.run_id, cell.config.branch_of} & self.elsewhere)
+        """Whether another runner holds a cell, or the trunk that it waits for, or is to make that trunk."""
+        trunk = cell.config.branch_of
+        waits = trunk and trunk not in self.mine and not self.ready(cell)
+        return bool({cell.run_id, trunk} & self.elsewhere) or bool(waits)
 
     def fill(self) -> None:
         """Starts pending cells while there is room."""
-        while self.free and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
-            room = joined(self.free, first.demand(self.asked))
-            if room is None:
+        while self.room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
+            found = joined(self.free, first.demand(self.asked))
+            if found is None and not self.running:
+                raise InputError(f"{first.name}: needs {first.demand(self.asked)} devices, and there is no such room")
+            if found is None:
                 return
-            slots, slot = room
+            slots, slot = found
             if self.solitary(first):
                 self.take((first,), slots, slot)
             else:
                 most = self.narrow.get(packable(first.config), self.members)
                 company = self.pending.company(first)
                 self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
+
+    def room(self) -> bool:
+        return bool(self.free) and len(self.running) < (self.jobs or len(self.free) + len(self.running))
 
     def ready(self, cell: Cell) -> bool:
         """Whether the trunk of a cell has come to where it leaves, or will not."""
@@ -175,7 +190,7 @@ class Runner:
                 ledger.began(folder, devices=slot.devices, members=len(mine))
             inherited = [held.descriptor for held in claims.values() if held.descriptor is not None]
             process = self.launch(self.command(*folders), folders[0], slot, inherited)
-        except OSError:
+        except BaseException:
             for held in claims.values():
                 held.release()
             raise
@@ -233,6 +248,8 @@ class Runner:
             ledger.ended(folder, "diverged" if status == "diverged" else "done")
             self.report(cell)
             return
+        if code == FULL:
+            raise OSError(errno.ENOSPC, last_line(folder) or os.strerror(errno.ENOSPC))
         kind, reason = judge(code, folder)
         if self.stops and kind == "preempted":
             ledger.ended(folder, "stopped", reason)
@@ -241,7 +258,9 @@ class Runner:
             ledger.ended(folder, "stopped", f"its population ended: {reason}")
             self.part(cell, kind, reason, attempt)
         else:
-            ledger.ended(folder, kind, reason)
+            about = {"sequences": at_once(folder, cell, self.asked)} if kind == "memory" else {}
+            ledger.ended(folder, kind, reason, **about)
+            self.alone |= {cell.run_id} if about else set()
             self.again(cell, kind, reason, final(code))
 
     def again(self, cell: Cell, kind: Kind, reason: str, last: bool) -> None:
@@ -304,8 +323,13 @@ class Runner:
 
     def abandon(self) -> None:
         """Leaves no run behind, whatever happened: each saves, ends, and is anybody's."""
+        beaten = time.monotonic()
         while self.running:
             self.stop()
+            if time.monotonic() - beaten > HEARTBEAT_SECONDS:
+                beaten = time.monotonic()
+                with contextlib.suppress(OSError):
+                    self.beat()
             for attempt in tuple(self.running):
                 if attempt.process.poll() is not None:
                     with contextlib.suppress(OSError):
@@ -315,8 +339,8 @@ class Runner:
             time.sleep(POLL_SECONDS)
 
     def listening(self) -> contextlib.AbstractContextManager[None]:
-        """Hears SIGTERM, ctrl-C and hang-up: the first time runs are asked to save and end, the second time killed."""
-        return heard((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self.hear)
+        """Hears what schedulers and users send: at first runs are asked to save and end, the second time killed."""
+        return heard(STOPPING, self.hear)
 
     def hear(self) -> None:
         self.stops += 1

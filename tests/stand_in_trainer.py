@@ -5,7 +5,8 @@
 Several folders are a population: it makes one after the other, and ends as the first that fails does. It checkpoints
 every step, so a killed run resumes; its loss is a running hash, so a step done twice or left out would show. The
 config's name says how it misbehaves: crash, diverge, silent, busy (another is there, three times), hungry (for memory,
-with more than two sequences at once), killed (once), always_killed. A trunk keeps the states that others branch from at
+with more than two sequences at once), killed (once), always_killed, full (no space on the disk until there is a
+file named room). A trunk keeps the states that others branch from at
 its fourth step.
 """
 
@@ -38,6 +39,9 @@ def main(folder: Path, step_seconds: float) -> int:
     if habit == "busy" and (folder / "starts").read_text().count("\n") < 4:
         sys.stderr.write("another process trains in it\n")
         return 73
+    if habit == "full" and not (folder.parent.parent / "room").exists():
+        sys.stderr.write("no space left\n")
+        return 28
     if habit == "hungry" and (config["data"]["microbatch_sequences"] or config["data"]["batch_sequences"]) > 2:
         sys.stderr.write("RESOURCE_EXHAUSTED: too much\n")
         return 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -14,17 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from stand_in_sweep import command, overlaps, rows, stand_in_plan, starts
+from stand_in_sweep import PACE, StandInCorpus, command, overlaps, rows, stand_in_plan, stand_in_sweep, starts
 
 from scaling.exits import STOPPED
 from scaling.strict import InputError
 from sweeps import claim as claims
 from sweeps import fleet, progress
 from sweeps.claim import LEASE
-from sweeps.executors import Work, Worker, WorkerState
+from sweeps.executors import Slot, Work, Worker, WorkerState
 from sweeps.fleet import Fleet, make
+from sweeps.grids import Sweep, overlay
 from sweeps.ledger import Budgets
-from sweeps.plan import RUNS, load
+from sweeps.plan import RUNS, build, find, freeze, load
 from sweeps.run import execute
 
 HERE = Path(__file__).parent
@@ -32,7 +34,7 @@ WORKER = (
     "import pickle, sys; from stand_in_sweep import command\n"
     "from sweeps.executors import Slot; from sweeps import fleet\n"
     "work = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
-    "runner = fleet.hire(work, slots=[Slot()], command=command(float(sys.argv[2])))\n"
+    "runner = fleet.hire(work, slots=[Slot(devices=work.devices)], command=command(float(sys.argv[2])))\n"
     "with runner.listening(): sys.exit(runner())"
 )
 
@@ -83,7 +85,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of(folder: Path, yard: Yard, jobs: int | None = None) -> Fleet:
-    return Fleet(folder, load(folder), yard, Budgets(failures=1), jobs)
+    return Fleet(folder, load(folder), yard, Budgets(failures=1), jobs, members=1)
 
 
 def unbroken(tmp_path: Path, *habits: str) -> dict[str, dict]:
@@ -175,3 +177,58 @@ def test_what_the_cluster_cannot_hold_is_said_before_anything_starts(tmp_path):
     with pytest.raises(InputError, match="devices"):
         make(Fleet(tmp_path, plan, yard, Budgets(), asked=2), plan.cells)
     assert yard.asked == []
+
+
+def test_jobs_are_of_all_kinds_together(tmp_path):
+    """Runs of one device and of two: one worker at a time, the one kind's after the other's."""
+    sweep = stand_in_sweep("", "", "")
+    cells = (*sweep.cells[:2], overlay(sweep.cells[2], {"mesh.data": 2}))
+    plan = freeze(tmp_path, build(dataclasses.replace(sweep, cells=cells), PACE, lambda config: StandInCorpus()))
+    yard = Yard(0.05)
+    yard.check = lambda devices: None
+    together = []
+    real = yard.start
+
+    def start(work: Work, count: int) -> Sequence[Worker]:
+        together.append(len(yard.workers(work)) + count)
+        return real(work, count)
+
+    yard.start = start
+    assert make(of(tmp_path, yard, jobs=1), plan.cells) == 0
+    assert {devices for devices, _ in yard.asked} == {1, 2}
+    assert set(together) == {1}
+
+
+def test_a_worker_leaves_what_waits_for_a_trunk_of_another_kind(tmp_path):
+    """It would hold its machine for nothing; the trunk's own worker may be waiting for it."""
+    base = overlay(find("smoke").cells[3], {"data.corpus": "walk"})
+    cells = (
+        overlay(base, {"tokens": 32_768, "name": "trunk", "mesh.data": 2}),
+        overlay(base, {"tokens": 8_192, "name": "branch"}),
+    )
+    made = build(Sweep("trunks", cells, ""), PACE, lambda config: StandInCorpus())
+    freeze(tmp_path, made)
+    runner = fleet.hire(Work(tmp_path, devices=1), slots=[Slot()], command=command())
+    assert runner() == 0
+    assert starts(tmp_path) == {}
+
+
+def test_a_cluster_that_refuses_for_a_while_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "LONGEST_SECONDS", 0.2)
+    folder, yard = tmp_path / "s", Yard(0.05)
+    plan = stand_in_plan(folder, "", "", "killed")
+    real, refusals = yard.start, []
+
+    def start(work: Work, count: int) -> Sequence[Worker]:
+        if yard.hands and len(refusals) < 3:
+            refusals.append(count)
+            raise InputError("unable to contact the controller")
+        return real(work, 1)
+
+    yard.start = start
+    assert make(of(folder, yard, jobs=2), plan.cells) == 0
+    assert len(refusals) == 3
+    yard.start = lambda work, count: (_ for _ in ()).throw(InputError("unable"))
+    anew = stand_in_plan(tmp_path / "t", "")
+    with pytest.raises(InputError, match="unable"):
+        make(of(tmp_path / "t", yard), anew.cells)

@@ -15,7 +15,7 @@ import pytest
 from stand_in_sweep import PACE, StandInCorpus, command, overlaps, rows, stand_in_plan, stand_in_sweep, starts
 
 from scaling.config import load as load_config
-from scaling.exits import STOPPED
+from scaling.exits import MEMORY, STOPPED
 from scaling.record import CONFIG, RESULT, read_result, write_result
 from scaling.strict import InputError
 from sweeps import ledger
@@ -25,7 +25,7 @@ from sweeps.executors import local
 from sweeps.executors.local import environment
 from sweeps.grids import Sweep, overlay
 from sweeps.ledger import Budgets
-from sweeps.outcome import prepare, record_failure
+from sweeps.outcome import exhausted, fitted, judge, prepare, record_failure
 from sweeps.plan import PLAN, RUNS, Plan, build, find, freeze, load
 from sweeps.run import execute, run
 
@@ -156,6 +156,74 @@ def test_a_run_that_runs_out_of_memory_gets_a_smaller_microbatch(tmp_path, capsy
     assert ledger.counts(tmp_path / RUNS / found.run_id)["memory"] == halvings
 
 
+def test_a_run_that_failed_for_memory_begins_again_with_its_whole_batch(tmp_path):
+    """Another program may have had the memory; and a smaller microbatch outlives a stop, but not a failure."""
+    plan = stand_in_plan(tmp_path, "hungry")
+    cell, folder = plan.cells[0], tmp_path / RUNS / plan.cells[0].run_id
+    folder.mkdir(parents=True)
+    ledger.began(folder)
+    ledger.ended(folder, "memory", "too much", sequences=2)
+    assert prepare(folder, cell).data.microbatch_sequences == 1
+    ledger.began(folder)
+    ledger.ended(folder, "memory", "too much", sequences=1)
+    assert exhausted(folder, cell, "memory", Budgets(), None) == "no microbatch is smaller"
+    record_failure(folder, cell, "memory")
+    assert execute(tmp_path, command=command()) == 0
+    assert load_config(folder / CONFIG).data.microbatch_sequences == 2
+
+
+def test_a_smaller_microbatch_is_what_each_device_has(tmp_path):
+    """Ran out with 2 sequences on one device: on 4 devices 4 at once are 1 each."""
+    config = stand_in_plan(tmp_path, "").cells[0].config
+    assert config.data.batch_sequences == 8
+    assert fitted(config, None, 1) == config
+    found = [fitted(config, 2, devices) for devices in (1, 4)]
+    assert [one and one.data.microbatch_sequences for one in found] == [1, 4]
+    assert fitted(config, 1, 1) is None
+
+
+def test_a_torn_config_beside_a_checkpoint_stops_nothing(tmp_path):
+    plan = stand_in_plan(tmp_path, "", "")
+    folder = tmp_path / RUNS / plan.cells[0].run_id
+    (folder / "checkpoints" / "4").mkdir(parents=True)
+    (folder / CONFIG).write_text('{"mod')
+    assert execute(tmp_path, command=command()) == 0
+    record_failure(folder, plan.cells[0], "for a reason")
+    (folder / CONFIG).write_text("")
+    record_failure(folder, plan.cells[0], "for a reason")
+
+
+def test_a_full_disk_stops_the_runner_and_fails_no_run(tmp_path):
+    plan = stand_in_plan(tmp_path, "", "full", "")
+    with pytest.raises(InputError, match="no space left; mend it, and the same command goes on"):
+        execute(tmp_path, jobs=1, command=command())
+    assert all(row["status"] == "done" for row in rows(tmp_path).values())
+    (tmp_path / "room").touch()
+    assert execute(tmp_path, jobs=1, command=command(), retry_failed=False) == 0
+    assert starts(tmp_path)[plan.cells[1].run_id] == 2
+
+
+@pytest.mark.parametrize("code", [-99, -125, -127, 253, 255])
+def test_an_ending_that_nobody_knows_is_a_failure_with_a_name(tmp_path, code):
+    kind, reason = judge(code, tmp_path)
+    assert kind == "failed"
+    assert str(abs(code)) in reason or "SIG" in reason
+
+
+def test_a_run_that_the_runner_killed_did_not_run_out_of_memory(tmp_path, monkeypatch):
+    """The kernel's count is of the whole machine, and rises for others too."""
+    counts = iter(range(1, 1000))
+    monkeypatch.setattr(local, "kills", lambda: next(counts))
+    monkeypatch.setattr(local, "killed_for_memory", lambda before: True)
+    process = local.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, local.Slot())
+    process.kill()
+    assert process.poll() == -signal.SIGKILL
+    other = local.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, local.Slot())
+    other.popen.kill()
+    other.popen.wait()
+    assert other.poll() == MEMORY
+
+
 def test_a_population_that_runs_out_of_memory_is_halved_before_its_members_go_alone(tmp_path, capsys):
     """Members are hungry until their own microbatch is small, which only a run alone is given."""
     stand_in_plan(tmp_path, *["hungry"] * 4, *["", ""] * 4)
@@ -239,7 +307,7 @@ def test_two_runners_share_the_work(tmp_path):
     assert rows(folder) == unbroken(tmp_path, *[""] * 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_in_order_and_the_rerun_goes_on(tmp_path, number):
     folder = tmp_path / "s"
     stand_in_plan(folder, *[""] * 4)

@@ -21,7 +21,7 @@ from conftest import scaling
 from scaling import record
 from scaling.checkpoint import Checkpoints
 from scaling.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
-from scaling.exits import LOST
+from scaling.exits import FULL, LOST
 from scaling.optimizer import Rates
 from scaling.prepare import prepare
 from scaling.sharding import make_mesh
@@ -392,7 +392,7 @@ def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunCon
         config = dataclasses.replace(tiny, measure=kept)
         (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
         done = scaling("train", "--file", tmp_path / "c.json", "--folder", disk / "run")
-        assert done.returncode == 2, done.stderr[-2000:]
+        assert done.returncode == FULL, done.stderr[-2000:]
         assert "no space left" in done.stderr.splitlines()[-1]
         assert len(done.stderr.strip().splitlines()) == 1
         assert record.read_metrics(disk / "run")

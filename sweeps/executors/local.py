@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,7 @@ LOG, CACHE = "log.txt", "xla"
 LONGEST_LINE = 300  # characters of a reason; the log has the rest
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PEERS = ("SLURM_", "OMPI_", "PMIX_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+KILLS_SECONDS = 2.0
 EIGEN = "--xla_cpu_multi_thread_eigen"
 
 
@@ -36,8 +38,8 @@ class Local:
 def slots(jobs: int | None = None) -> tuple[Slot, ...]:
     """Room for `jobs` runs at once: by default one per visible GPU, else one per core that this process may use.
 
-    Fewer jobs than cores share the cores out; more jobs than GPUs share the GPUs. Restrict with CUDA_VISIBLE_DEVICES,
-    JAX_PLATFORMS=cpu or taskset. Raises InputError on jobs below 1.
+    Fewer jobs than cores share the cores out; more jobs than GPUs share the GPUs, fewer leave GPUs for runs that take
+    several. Restrict with CUDA_VISIBLE_DEVICES, JAX_PLATFORMS=cpu or taskset. Raises InputError on jobs below 1.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"jobs = {jobs}: must be 1 or more")
@@ -45,9 +47,9 @@ def slots(jobs: int | None = None) -> tuple[Slot, ...]:
     if not gpus and uses_tpu():
         if jobs not in (None, 1):
             raise InputError(f"jobs = {jobs}: a TPU host runs one at a time")
-        return (Slot(cores=()),)
+        return (Slot(devices=len(tpu_chips())),)
     if gpus:
-        jobs = jobs or len(gpus)
+        jobs = max(jobs or 0, len(gpus))
         sharing = -(-jobs // len(gpus))
         return tuple(Slot(gpu=gpus[i % len(gpus)], memory_fraction=1 / sharing) for i in range(jobs))
     cores = available_cores()
@@ -109,8 +111,12 @@ def visible_gpus() -> tuple[str, ...]:
 def uses_tpu() -> bool:
     """Whether JAX would take a TPU here: its library and a device are there, and no other platform is asked for."""
     platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
-    devices = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-    return find_spec("libtpu") is not None and devices and "tpu" in platforms
+    return find_spec("libtpu") is not None and bool(tpu_chips()) and "tpu" in platforms
+
+
+def tpu_chips() -> tuple[Path, ...]:
+    """The devices by which Linux shows a host's TPU chips."""
+    return (*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*"))
 
 
 def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
@@ -144,22 +150,29 @@ def compiled_once(folder: Path) -> dict[str, str]:
 
 @dataclass
 class Process:
-    """A run on this machine and all that it started. kills: the kernel's count of processes killed for memory, as it
-    began."""
+    """A run on this machine and all that it started. before, lately: the kernel's count of processes killed for memory
+    some seconds ago, and since; killed: whether this process killed it."""
 
     popen: subprocess.Popen[bytes]
-    kills: int | None
+    before: int | None = field(default_factory=kills)
+    lately: int | None = field(default_factory=kills)
+    read_at: float = field(default_factory=time.monotonic)
+    killed: bool = False
 
     def poll(self) -> int | None:
         """As the run ended; a SIGKILL that the kernel sent for want of memory is its MEMORY."""
         code = self.popen.poll()
-        return MEMORY if code == -signal.SIGKILL and killed_for_memory(self.kills) else code
+        if code is None and time.monotonic() - self.read_at > KILLS_SECONDS:
+            self.before, self.lately, self.read_at = self.lately, kills(), time.monotonic()
+        starved = code == -signal.SIGKILL and not self.killed and killed_for_memory(self.before)
+        return MEMORY if starved else code
 
     def terminate(self) -> None:
         self.popen.terminate()
 
     def kill(self) -> None:
         if self.popen.poll() is None:
+            self.killed = True
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
@@ -183,7 +196,6 @@ def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[in
     """
     cores = ",".join(map(str, slot.cores)) or "-"
     tied = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), cores, *command]
-    before = kills()
     with (folder / LOG).open("ab") as log:
         popen = subprocess.Popen(
             tied,
@@ -194,7 +206,7 @@ def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[in
             pass_fds=tuple(inherit),
             start_new_session=True,
         )
-    return Process(popen, before)
+    return Process(popen)
 
 
 def last_line(folder: Path) -> str:
