@@ -23,7 +23,10 @@ from cluster.slurm_cluster import SlurmCluster
 from scaling.config import MeshConfig, RunConfig
 from scaling.record import read_metrics
 from sweeps import ledger
+from sweeps.executors import Handle, Slot, local
+from sweeps.fleet import train_command
 from sweeps.grids import Sweep
+from sweeps.outcome import prepare
 from sweeps.plan import RUNS, Plan, build, freeze
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -115,18 +118,32 @@ class Storm:
         return self.folder / RUNS / self.plan.cells[index].run_id
 
 
+@dataclasses.dataclass(frozen=True)
+class Peace:
+    """A sweep whose runs are made by one process."""
+
+    folder: Path
+    process: Handle
+
+
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Path:
-    """Eight runs on this machine."""
+def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Iterator[Peace]:
+    """Eight runs on this machine, while the storm waits for SLURM."""
     folder = tmp_path_factory.mktemp("peace") / "eight"
-    frozen(folder, tiny, LONG, LONG, *[SHORT] * 6)
-    done = scaling("sweep", "run", "eight", "--out", folder.parent, "--jobs", 2, "--members", 1, **PLAIN)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    runs = {folder / RUNS / cell.run_id: cell for cell in frozen(folder, tiny, LONG, LONG, *[SHORT] * 6).cells}
+    for run, cell in runs.items():
+        run.mkdir(parents=True)
+        prepare(run, cell)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PLAIN.items():
+            patch.setenv(name, value)
+        process = local.start(train_command(*runs), next(iter(runs)), Slot(cores=local.available_cores()[-1:]))
+    yield Peace(folder, process)
+    process.kill()
 
 
 @pytest.fixture(scope="module")
-def storm(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Storm:
+def storm(peace: Peace, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Storm:
     """The same eight by two workers, of which the command is killed and given again: a job of higher priority takes
     both nodes, then a run is killed, then a worker."""
     folder, began = tmp_path_factory.mktemp("storm") / "eight", time.monotonic()
@@ -167,9 +184,10 @@ def kinds(run: Path) -> list[str]:
     return [line["kind"] for line in ledger.read(run) if line["event"] == "ended"]
 
 
-def test_the_sweep_ends_and_its_table_is_that_of_this_machine(storm: Storm, peace: Path) -> None:
+def test_the_sweep_ends_and_its_table_is_that_of_this_machine(storm: Storm, peace: Peace) -> None:
     assert storm.code == 0, (storm.folder / "command.txt").read_text()
-    ours, theirs = collected(storm.folder), collected(peace)
+    until(lambda: peace.process.poll() is not None, "the same eight in peace")
+    ours, theirs = collected(storm.folder), collected(peace.folder)
     assert len(theirs) == theirs["loss"].nunique() == 8
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
@@ -256,14 +274,14 @@ def test_no_cluster_is_one_line(tmp_path: Path, tiny: RunConfig) -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig) -> None:
-    """The last of this module: slurmctld is stopped, and waits."""
+    """The port of slurmctld is another here, at which nobody is."""
     frozen(tmp_path / "bad", tiny, 8)
-    pid = slurm.run("cat", "/run/slurmctld.pid").stdout.strip()
-    slurm.run("sh", "-c", f"kill {pid}; while kill -0 {pid}; do sleep .1; done")
-    try:
-        done = subprocess.run(verb(slurm, tmp_path / "bad", "slurm"), capture_output=True, text=True, check=False)
-    finally:
-        slurm.run("slurmctld")
+    lines = slurm.run("cat", "/etc/slurm/slurm.conf").stdout.splitlines()
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("\n".join([*lines, "SlurmctldPort=17999", "MessageTimeout=2", ""]))
+    argv = verb(slurm, tmp_path / "bad", "slurm")
+    argv.insert(argv.index("JAX_PLATFORMS=cpu"), f"SLURM_CONF={conf}")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: executor slurm: no cluster reachable (")
     assert done.stderr.count("\n") == 1
