@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import platform
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -55,6 +56,40 @@ class Claim:
             lease.unlink(missing_ok=True)
         if self.descriptor is not None:
             os.close(self.descriptor)
+
+
+class Pulse:
+    """Renews claims from a thread of its own, so that their owner may wait for something else. lost: nonces of those
+    that are another's by now. A context manager."""
+
+    def __init__(self) -> None:
+        self.lost: set[str] = set()
+        self._held: dict[str, Claim] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+
+    def keep(self, held: Claim) -> None:
+        self._held[held.nonce] = held
+
+    def release(self, held: Claim) -> None:
+        """Gives a folder back, as Claim.release."""
+        self._held.pop(held.nonce, None)
+        held.release()
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            for held in tuple(self._held.values()):
+                with contextlib.suppress(OSError):
+                    if not held.beat():
+                        self.lost.add(held.nonce)
 
 
 def claim(folder: Path) -> Claim | None:

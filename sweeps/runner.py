@@ -23,7 +23,7 @@ from scaling.exits import FULL, STOPPED
 from scaling.packing import packable
 from scaling.strict import InputError
 from sweeps import ledger
-from sweeps.claim import HEARTBEAT_SECONDS, Claim, claim
+from sweeps.claim import Claim, Pulse, claim
 from sweeps.executors import Handle, Launch, Slot
 from sweeps.executors.local import joined, last_line, start
 from sweeps.ledger import USUAL, Budgets, Kind
@@ -89,6 +89,7 @@ class Runner:
     alone: set[str] = field(default_factory=set)
     narrow: dict[Hashable, int] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
+    pulse: Pulse = field(default_factory=Pulse)
     stops: int = 0
     asked_to_end: set[int] = field(default_factory=set)
     patience: float = 0.0
@@ -104,7 +105,16 @@ class Runner:
         self.alone = {cell.run_id for cell in left if ledger.too_many(self.path(cell)) is not None}
         self.pending.add(left)
         self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.free)} at once")
-        beaten = drawn = time.monotonic()
+        with self.pulse:
+            self.work()
+        if self.pending and self.stops:
+            self.say(f"stopped, {len(self.pending)} runs to go; the same command goes on")
+            return STOPPED
+        return int(any(result_status(self.path(cell)) == "failed" for cell in self.cells))
+
+    def work(self) -> None:
+        """Until every cell has ended, or others hold those that have not, or a signal comes."""
+        drawn = time.monotonic()
         try:
             while self.running or (self.pending and not self.stops):
                 self.reap()
@@ -114,9 +124,7 @@ class Runner:
                     self.fill()
                     if not self.running and not self.lingers and all(map(self.theirs, self.pending)):
                         break
-                if time.monotonic() - beaten > HEARTBEAT_SECONDS:
-                    self.beat()
-                    beaten = time.monotonic()
+                self.forsake()
                 if self.live and time.monotonic() - drawn > REFRESH_SECONDS:
                     now = [progress(self.path(cell), cell) for attempt in self.running for cell in attempt.cells]
                     self.live.update(table(self.plan, now), refresh=True)
@@ -124,10 +132,6 @@ class Runner:
                 time.sleep(POLL_SECONDS)
         finally:
             self.abandon()
-        if self.pending and self.stops:
-            self.say(f"stopped, {len(self.pending)} runs to go; the same command goes on")
-            return STOPPED
-        return int(any(result_status(self.path(cell)) == "failed" for cell in self.cells))
 
     def path(self, cell: Cell) -> Path:
         return self.folder / RUNS / cell.run_id
@@ -192,7 +196,7 @@ class Runner:
             process = self.launch(self.command(*folders), folders[0], slot, inherited)
         except BaseException:
             for held in claims.values():
-                held.release()
+                self.pulse.release(held)
             raise
         self.running.append(Attempt(claims, mine, process, slots))
         for one in slots:
@@ -211,6 +215,7 @@ class Runner:
         self.elsewhere.discard(cell.run_id)
         self.pending.remove(cell)
         claims[cell.run_id] = held
+        self.pulse.keep(held)
         if not self.ended(cell):
             if ledger.unfinished(folder):
                 ledger.ended(folder, "lost", "its runner went away")
@@ -221,7 +226,7 @@ class Runner:
                 if not simulated.asked(config):
                     return True
                 self.simulate(cell, config)
-        claims.pop(cell.run_id).release()
+        self.pulse.release(claims.pop(cell.run_id))
         self.report(cell)
         return False
 
@@ -293,10 +298,10 @@ class Runner:
         """Whether a running cell has no result yet."""
         return result_status(self.path(cell)) is None
 
-    def beat(self) -> None:
-        """Renews the claims; runs of which one claim was taken over are killed, for it has another owner."""
-        for attempt in tuple(self.running):
-            lost = [cell for cell in attempt.cells if not attempt.claims[cell.run_id].beat()]
+    def forsake(self) -> None:
+        """Kills the runs of which one claim was taken over, for it has another owner."""
+        for attempt in tuple(self.running) if self.pulse.lost else ():
+            lost = [cell for cell in attempt.cells if attempt.claims[cell.run_id].nonce in self.pulse.lost]
             if lost:
                 attempt.process.kill()
                 for cell in lost:
@@ -316,20 +321,15 @@ class Runner:
 
     def drop(self, attempt: Attempt) -> None:
         for held in attempt.claims.values():
-            held.release()
+            self.pulse.release(held)
         self.running.remove(attempt)
         self.asked_to_end.discard(id(attempt))
         self.free += attempt.slots
 
     def abandon(self) -> None:
         """Leaves no run behind, whatever happened: each saves, ends, and is anybody's."""
-        beaten = time.monotonic()
         while self.running:
             self.stop()
-            if time.monotonic() - beaten > HEARTBEAT_SECONDS:
-                beaten = time.monotonic()
-                with contextlib.suppress(OSError):
-                    self.beat()
             for attempt in tuple(self.running):
                 if attempt.process.poll() is not None:
                     with contextlib.suppress(OSError):

@@ -143,3 +143,28 @@ def test_a_thief_that_died_in_its_turn_blocks_nobody_for_long(tmp_path):
     held = claim(tmp_path)
     assert held is not None
     held.release()
+
+
+def test_a_pulse_renews_whatever_its_owner_waits_for_and_tells_of_a_robbery(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.02)
+    held = claim(tmp_path)
+    assert held is not None
+    with claims.Pulse() as pulse:
+        pulse.keep(held)
+        os.utime(tmp_path / LEASE, (0, 0))
+        wait_until(lambda: age(tmp_path) < STALE_SECONDS)
+        assert pulse.lost == set()
+        foreign(tmp_path, seconds_ago=0)
+        wait_until(lambda: pulse.lost == {held.nonce})
+        pulse.release(held)
+        pulse.lost.clear()
+        time.sleep(0.1)
+        assert pulse.lost == set()
+    assert holder(tmp_path / LEASE)["nonce"] == "theirs"
+
+
+def wait_until(condition):
+    patience = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < patience, "waited in vain"
+        time.sleep(0.01)

@@ -18,6 +18,7 @@ from scaling.config import load as load_config
 from scaling.exits import MEMORY, STOPPED
 from scaling.record import CONFIG, RESULT, read_result, write_result
 from scaling.strict import InputError
+from sweeps import claim as claims
 from sweeps import ledger
 from sweeps import runner as running
 from sweeps.claim import claim
@@ -370,7 +371,7 @@ def test_what_another_runner_finished_before_the_claim_is_not_run_again(tmp_path
 def test_a_run_that_lost_its_claim_is_killed_and_writes_nothing(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "s"
     plan = stand_in_plan(folder, "")
-    monkeypatch.setattr(running, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.2)
     beats = iter([False])
     monkeypatch.setattr(running.Claim, "beat", lambda self: next(beats, True))
     assert execute(folder, jobs=1, command=command(0.2)) == 0

@@ -12,6 +12,7 @@ Not in the design's list of modules: the scheduler of such hosts gives no way fr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -210,7 +211,10 @@ class Follower:
 
 
 def address() -> str:
-    """This host's, as others on its network reach it."""
+    """This host's, as others on its network reach it: that of the way out, for a name may stand for 127.0.1.1."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("192.0.2.1", 9))
+        return way.getsockname()[0]
     return socket.gethostbyname(socket.gethostname())
 
 
