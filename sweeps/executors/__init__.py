@@ -41,7 +41,8 @@ class Handle(Protocol):
         ...
 
     def kill(self) -> None:
-        """Ends it and all that it started; returns when nothing of it runs."""
+        """Ends it and all that it started. Returns when nothing of it runs; over several hosts it may return after some
+        seconds, and `poll` says when that is so."""
         ...
 
 

@@ -202,7 +202,8 @@ class SlurmJobs:
         others = {number for number, name in jobs.items() if not name.endswith(mine.rpartition(self.mark)[2])}
         if others := others - self.dismissed:
             self.dismissed |= others
-            fleet.say(Console(), f"ending {len(others)} workers of an earlier command, which asked for other runs")
+            workers = f"{len(others)} worker{'s' * (len(others) > 1)}"
+            fleet.say(Console(), f"ending {workers} of an earlier command, which asked for something else")
             self.cancel([self.job(number) for number in sorted(others)])
         return [self.job(number) for number, name in jobs.items() if name == mine]
 

@@ -33,10 +33,11 @@ Seen = Literal["told", "gone", "unknown"]
 
 RANK = f"""
 trap '' USR1 USR2
-trap : TERM
+trap 'exit {STOPPED}' TERM
 first=$1; log=$2; own=$2; shift 2
 [ "$SLURM_PROCID" = 0 ] || own=$log.$SLURM_PROCID
 before=$(grep '^oom_kill ' {KILLS} 2>/dev/null)
+trap : TERM
 "$@" >>"$own" 2>&1
 code=$?
 [ $code = 137 ] && [ "$(grep '^oom_kill ' {KILLS} 2>/dev/null)" != "$before" ] && code={MEMORY}
