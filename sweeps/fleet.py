@@ -22,6 +22,7 @@ from rich.live import Live
 from scaling import branch
 from scaling.exits import STOPPED
 from scaling.strict import InputError
+from sweeps.attempts import GRACE_SECONDS
 from sweeps.claim import LEASE, ahead, claimable, holder
 from sweeps.executors import Cluster, Launch, Slot, Work, Worker
 from sweeps.executors.local import start, whole
@@ -29,7 +30,7 @@ from sweeps.ledger import Budgets
 from sweeps.outcome import reopen, result_status
 from sweeps.plan import RUNS, Cell, Plan, load
 from sweeps.progress import ENDED, Ended, Progress, snapshot
-from sweeps.runner import GRACE_SECONDS, Command, Runner
+from sweeps.runner import Command, Runner
 from sweeps.signals import heard
 from sweeps.status import line, table
 
@@ -58,7 +59,7 @@ def hire(
         plan,
         cells,
         command,
-        list(slots or [whole(work.devices)]),
+        slots or (whole(work.devices),),
         Console(soft_wrap=True),
         launch,
         work.budgets,

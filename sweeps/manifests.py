@@ -21,8 +21,8 @@ from scaling.chips import Topology
 from scaling.chips import topology as parse_topology
 from scaling.config import RunConfig
 from scaling.strict import InputError
+from sweeps.attempts import GRACE_SECONDS
 from sweeps.plan import PLAN, find, load
-from sweeps.runner import GRACE_SECONDS
 
 HOST_CHIPS = 4
 """Chips of a host of a slice of several hosts."""

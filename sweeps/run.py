@@ -115,7 +115,7 @@ def execute(
             plan,
             plan.cells,
             command,
-            list(room),
+            room,
             console,
             start,
             members=members,

@@ -23,8 +23,9 @@ from scaling.exits import FULL, STOPPED
 from scaling.packing import packable
 from scaling.strict import InputError
 from sweeps import ledger
-from sweeps.claim import Claim, Pulse, claim
-from sweeps.executors import Handle, Launch, Slot
+from sweeps.attempts import Attempt, Attempts
+from sweeps.claim import Claim, claim
+from sweeps.executors import Launch, Slot
 from sweeps.executors.local import joined, last_line, start
 from sweeps.ledger import USUAL, Budgets, Kind
 from sweeps.outcome import at_once, exhausted, final, judge, prepare, record_failure, result_status
@@ -35,7 +36,7 @@ from sweeps.signals import heard
 from sweeps.status import line, table
 from sweeps.waiting import Waiting
 
-POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS, GRACE_SECONDS = 0.05, 1.0, 1.0, 120.0
+POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS = 0.05, 1.0, 1.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 RETRY_SECONDS: dict[Kind, float] = {"failed": 1.0, "stopped": 10.0}
 NEXT: dict[Kind, str] = {
@@ -48,21 +49,11 @@ Command = Callable[..., list[str]]
 """What trains the runs in some folders, one process for all: argv from their paths."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """Runs being made by one process: each under its claim, in these slots."""
-
-    claims: dict[str, Claim]
-    cells: tuple[Cell, ...]
-    process: Handle
-    slots: tuple[Slot, ...]
-
-
 @dataclass
 class Runner:
     """The state of one runner.
 
-    cells: those that it is to make, of the plan's. free: slots without a run. asked: devices of a run whose mesh leaves
+    cells: those that it is to make, of the plan's. slots: where they run. asked: devices of a run whose mesh leaves
     its data axis open. jobs: processes at once, at most. crew: slots that share the work, here and elsewhere. lingers:
     whether it waits for runs that others hold, to take them over should those die. stops: signals received. alone: runs
     whose population ended without their result, which are tried again by themselves. narrow: members at most of a shape
@@ -73,7 +64,7 @@ class Runner:
     plan: Plan
     cells: Sequence[Cell]
     command: Command
-    free: list[Slot]
+    slots: Sequence[Slot]
     console: Console
     launch: Launch = start
     budgets: Budgets = USUAL
@@ -85,17 +76,15 @@ class Runner:
     live: Live | None = None
     pending: Waiting = field(init=False)
     mine: frozenset[str] = field(init=False)
-    running: list[Attempt] = field(default_factory=list)
+    attempts: Attempts = field(init=False)
     alone: set[str] = field(default_factory=set)
     narrow: dict[Hashable, int] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
-    pulse: Pulse = field(default_factory=Pulse)
     stops: int = 0
-    asked_to_end: set[int] = field(default_factory=set)
-    patience: float = 0.0
 
     def __post_init__(self) -> None:
         self.pending = Waiting(self.ready, self.kind)
+        self.attempts = Attempts(list(self.slots), self.jobs)
         self.mine = frozenset(cell.run_id for cell in self.cells)
 
     def __call__(self) -> int:
@@ -104,8 +93,8 @@ class Runner:
         left = [cell for cell in cells if not self.ended(cell)]
         self.alone = {cell.run_id for cell in left if ledger.too_many(self.path(cell)) is not None}
         self.pending.add(left)
-        self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.free)} at once")
-        with self.pulse:
+        self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.slots)} at once")
+        with self.attempts.pulse:
             self.work()
         if self.pending and self.stops:
             self.say(f"stopped, {len(self.pending)} runs to go; the same command goes on")
@@ -116,17 +105,17 @@ class Runner:
         """Until every cell has ended, or others hold those that have not, or a signal comes."""
         drawn = time.monotonic()
         try:
-            while self.running or (self.pending and not self.stops):
+            while self.attempts or (self.pending and not self.stops):
                 self.reap()
                 if self.stops:
-                    self.stop()
+                    self.attempts.stop(now=self.stops > 1)
                 else:
                     self.fill()
-                    if not self.running and not self.lingers and all(map(self.theirs, self.pending)):
+                    if not self.attempts and not self.lingers and all(map(self.theirs, self.pending)):
                         break
                 self.forsake()
                 if self.live and time.monotonic() - drawn > REFRESH_SECONDS:
-                    now = [progress(self.path(cell), cell) for attempt in self.running for cell in attempt.cells]
+                    now = [progress(self.path(cell), cell) for attempt in self.attempts for cell in attempt.cells]
                     self.live.update(table(self.plan, now), refresh=True)
                     drawn = time.monotonic()
                 time.sleep(POLL_SECONDS)
@@ -151,9 +140,9 @@ class Runner:
 
     def fill(self) -> None:
         """Starts pending cells while there is room."""
-        while self.room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
-            found = joined(self.free, first.demand(self.asked))
-            if found is None and not self.running:
+        while self.attempts.room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
+            found = joined(self.attempts.free, first.demand(self.asked))
+            if found is None and not self.attempts:
                 raise InputError(f"{first.name}: needs {first.demand(self.asked)} devices, and there is no such room")
             if found is None:
                 return
@@ -164,9 +153,6 @@ class Runner:
                 most = self.narrow.get(packable(first.config), self.members)
                 company = self.pending.company(first)
                 self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
-
-    def room(self) -> bool:
-        return bool(self.free) and len(self.running) < (self.jobs or len(self.free) + len(self.running))
 
     def ready(self, cell: Cell) -> bool:
         """Whether the trunk of a cell has come to where it leaves, or will not."""
@@ -196,11 +182,9 @@ class Runner:
             process = self.launch(self.command(*folders), folders[0], slot, inherited)
         except BaseException:
             for held in claims.values():
-                self.pulse.release(held)
+                self.attempts.pulse.release(held)
             raise
-        self.running.append(Attempt(claims, mine, process, slots))
-        for one in slots:
-            self.free.remove(one)
+        self.attempts.add(Attempt(claims, mine, process, slots))
 
     def claimed(self, cell: Cell, claims: dict[str, Claim]) -> bool:
         """Claims a cell and prepares its folder; False when it is another runner's, or has ended, or ends here."""
@@ -215,7 +199,7 @@ class Runner:
         self.elsewhere.discard(cell.run_id)
         self.pending.remove(cell)
         claims[cell.run_id] = held
-        self.pulse.keep(held)
+        self.attempts.pulse.keep(held)
         if not self.ended(cell):
             if ledger.unfinished(folder):
                 ledger.ended(folder, "lost", "its runner went away")
@@ -226,7 +210,7 @@ class Runner:
                 if not simulated.asked(config):
                     return True
                 self.simulate(cell, config)
-        self.pulse.release(claims.pop(cell.run_id))
+        self.attempts.pulse.release(claims.pop(cell.run_id))
         self.report(cell)
         return False
 
@@ -239,12 +223,12 @@ class Runner:
 
     def reap(self) -> None:
         """Settles the runs whose process has ended."""
-        for attempt in tuple(self.running):
+        for attempt in self.attempts:
             code = attempt.process.poll()
             if code is not None:
                 for cell in attempt.cells:
                     self.settle(cell, code, attempt)
-                self.drop(attempt)
+                self.attempts.drop(attempt)
 
     def settle(self, cell: Cell, code: int, attempt: Attempt) -> None:
         """Takes the result, or notes how the attempt ended and tries again, or records a failure."""
@@ -290,7 +274,7 @@ class Runner:
         self.pending.add([cell])
 
     def report(self, cell: Cell) -> None:
-        left = len(self.pending) + sum(self.open(one) for attempt in self.running for one in attempt.cells)
+        left = len(self.pending) + sum(self.open(one) for attempt in self.attempts for one in attempt.cells)
         total = len(self.plan.cells)
         self.say(f"[{total - left}/{total}] {line(progress(self.path(cell), cell))}")
 
@@ -300,42 +284,23 @@ class Runner:
 
     def forsake(self) -> None:
         """Kills the runs of which one claim was taken over, for it has another owner."""
-        for attempt in tuple(self.running) if self.pulse.lost else ():
-            lost = [cell for cell in attempt.cells if attempt.claims[cell.run_id].nonce in self.pulse.lost]
-            if lost:
-                attempt.process.kill()
-                for cell in lost:
-                    self.say(f"{cell.run_id} {cell.name} was taken over by another runner")
-                self.pending.add(attempt.cells)
-                self.drop(attempt)
-
-    def stop(self) -> None:
-        """Asks the runs to save and end, once; kills them at the second signal, or when patience ends."""
-        self.patience = self.patience or time.monotonic() + GRACE_SECONDS
-        for attempt in self.running:
-            if self.stops > 1 or time.monotonic() > self.patience:
-                attempt.process.kill()
-            elif id(attempt) not in self.asked_to_end:
-                self.asked_to_end.add(id(attempt))
-                attempt.process.terminate()
-
-    def drop(self, attempt: Attempt) -> None:
-        for held in attempt.claims.values():
-            self.pulse.release(held)
-        self.running.remove(attempt)
-        self.asked_to_end.discard(id(attempt))
-        self.free += attempt.slots
+        for attempt, lost in self.attempts.robbed():
+            attempt.process.kill()
+            for cell in lost:
+                self.say(f"{cell.run_id} {cell.name} was taken over by another runner")
+            self.pending.add(attempt.cells)
+            self.attempts.drop(attempt)
 
     def abandon(self) -> None:
         """Leaves no run behind, whatever happened: each saves, ends, and is anybody's."""
-        while self.running:
-            self.stop()
-            for attempt in tuple(self.running):
+        while self.attempts:
+            self.attempts.stop(now=self.stops > 1)
+            for attempt in self.attempts:
                 if attempt.process.poll() is not None:
                     with contextlib.suppress(OSError):
                         for cell in attempt.cells:
                             ledger.ended(self.path(cell), "stopped", "its runner stopped")
-                    self.drop(attempt)
+                    self.attempts.drop(attempt)
             time.sleep(POLL_SECONDS)
 
     def listening(self) -> contextlib.AbstractContextManager[None]:

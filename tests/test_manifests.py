@@ -19,8 +19,8 @@ from scaling.chips import CHIPS, slices_of
 from scaling.chips import topology as parse_topology
 from scaling.exits import LOST, STOPPED
 from sweeps import manifests
+from sweeps.attempts import GRACE_SECONDS
 from sweeps.manifests import NAMES, Scheduler, hosts_of, manifest
-from sweeps.runner import GRACE_SECONDS
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES: dict[str, dict[str, Any]] = {
