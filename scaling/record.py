@@ -4,6 +4,7 @@
       config.json        the whole config and its schema version
       environment.json   versions, devices, commit, attention kernel that ran, of the last session
       metrics.jsonl      one line a logged step, appended by host 0; a torn last line is legal and ignored
+      attempts.jsonl     one line as an attempt at the run begins and one as it ends (sweeps/ledger.py)
       checkpoints/       Orbax, to go on from
       branches/          Orbax, states that other runs branch from (scaling/branch.py)
       result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}; a failed
