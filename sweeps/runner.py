@@ -223,9 +223,10 @@ class Runner:
 
     def reap(self) -> None:
         """Settles the runs whose process has ended."""
+        robbed = [attempt for attempt, _ in self.attempts.robbed()]
         for attempt in self.attempts:
             code = attempt.process.poll()
-            if code is not None:
+            if code is not None and attempt not in robbed:
                 for cell in attempt.cells:
                     self.settle(cell, code, attempt)
                 self.attempts.drop(attempt)
@@ -286,6 +287,8 @@ class Runner:
         """Kills the runs of which one claim was taken over, for it has another owner."""
         for attempt, lost in self.attempts.robbed():
             attempt.process.kill()
+            if attempt.process.poll() is None:
+                continue
             for cell in lost:
                 self.say(f"{cell.run_id} {cell.name} was taken over by another runner")
             self.pending.add(attempt.cells)
