@@ -166,7 +166,55 @@ def store() -> str:
     return "\n\n".join([about, table("300 runs | CPU time | by line / this", rows), collected])
 
 
+def executors() -> str:
+    """What a sweep adds to a run."""
+    found = read("executors")["runs"]
+    rows = []
+    for r in found["rows"]:
+        if why := r.get("not_run_here"):
+            rows.append(f"{r['executor']} | not run here: {why} |  |  |  | ")
+            continue
+        rows.append(
+            f"{r['executor']} | **{1e3 * r['between']:.0f} ms** | {r['between'] / r['by_hand']:.2%} of "
+            f"{r['by_hand']:.1f} s | {r['to_first']:.1f} s | {r['to_end']:.1f} s | {r['cluster_up']:.0f} s"
+        )
+    tied = read("executors")["start"]
+    about = (
+        f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, "
+        f"{found['runs']} runs, {found['at_once']} at once, medians, "
+        f"others at work on these cores (load {found['load_before']:.0f}):"
+    )
+    header = (
+        "executor | from a run to the next | of a run by hand | command to first run | last result to its end | "
+        "cluster up"
+    )
+    after = (
+        f"A process tied to its runner and its core starts and ends in {1e3 * tied['tied']:.0f} ms, a plain one in "
+        f"{1e3 * tied['plain']:.1f} ms, in turns."
+    )
+    return about + "\n\n" + table(header, rows) + "\n\n" + after
+
+
+def executors_cells() -> str:
+    """Milliseconds of CPU a cell."""
+    found = read("executors")["cells"]
+    sizes = found["stages"]
+    stages = [name for name in next(iter(sizes.values())) if name != "seconds"]
+    rows = [" | ".join([stage, *(f"{one[stage]:.2f}" for one in sizes.values())]) for stage in stages]
+    once = [name for name in stages if not name.endswith("again")]
+    rows.append(" | ".join(["all but again", *(f"**{sum(one[n] for n in once):.2f}**" for one in sizes.values())]))
+    rows.append(" | ".join(["wall seconds of all", *(f"{one['seconds']:.0f}" for one in sizes.values())]))
+    about = (
+        f"{found['date']}, a core of an {found['processor']}, milliseconds of CPU a cell, load "
+        f"{found['load_before']:.1f} before:"
+    )
+    header = " | ".join(["stage", *(f"{int(count):,} cells" for count in sizes)])
+    return about + "\n\n" + table(header, rows)
+
+
 TABLES = {
+    "executors": executors,
+    "executors_cells": executors_cells,
     "store": store,
     "trunks": trunks,
     "cpu": cpu,

@@ -1,0 +1,292 @@
+"""What the executors cost: beside a run, and on each of ten thousand cells.
+
+    python benchmarks/executors.py runs      # the same short runs on local, SLURM and Ray; into executors.json
+    python benchmarks/executors.py start     # a process started as runs are, beside one that is not; beside those
+    python benchmarks/executors.py cells     # 1,000, 3,000 and 10,000 simulated cells, stage by stage; beside those
+
+Runs: RUNS short ones, two at once, by hand and by each executor in turn, one process a run, with a cache of programs
+that is warm. What an executor adds is taken from the ledgers of the run folders (sweeps/ledger.py): from the command to
+the first run's begin; from the end of a run to the begin of the next on that worker; from the last result to the
+command's end. SLURM and Ray are real ones of two nodes on this machine (tests/cluster); where one cannot be had its row
+says why. Root, for SLURM.
+
+Cells: CPU time of one process, divided by the cells; simulated ones (scaling/simulated.py), so that only the sweep's
+own work is counted. A stage without a quadratic step has the same figure in every column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from analysis.verbs import collect
+from scaling.config import to_dict
+from scaling.prepare import prepare
+from scaling.record import CONFIG, RESULT, write_json
+from sweeps import ledger, smoke
+from sweeps.cost import Rate
+from sweeps.executors.local import slots, start
+from sweeps.grids import Sweep, apply, axis, overlay, product
+from sweeps.plan import RUNS as FOLDERS
+from sweeps.plan import Plan, build, freeze, load
+from sweeps.run import execute
+from sweeps.status import snapshot
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from cluster import ray_cluster, slurm_cluster
+
+OUT = Path(__file__).with_suffix(".json")
+RUNS, AT_ONCE, TURNS = 8, 2, 1
+CELLS = (1_000, 3_000, 10_000)
+PACE = Rate(per_run=1.0, per_step=0.0, per_token=0.0, flops_per_second=1e9, source="none")
+SETTINGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+SETTINGS |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+SHORT = {"data.corpus": "walk", "tokens": 65_536, "measure.checkpoint_every_tokens": 32_768}
+
+
+@dataclass(frozen=True)
+class Executor:
+    """How the verb is typed for one executor. inside: the argv of a command where it is to be typed."""
+
+    name: str
+    flags: tuple[str, ...]
+    inside: Callable[[list[str]], list[str]]
+    seconds_up: float = 0.0
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "scaling.cli", *map(str, words)]
+
+
+@contextlib.contextmanager
+def local(work: Path) -> Iterator[Executor]:
+    yield Executor("local", ("--jobs", str(AT_ONCE)), lambda argv: argv)
+
+
+@contextlib.contextmanager
+def slurm(work: Path) -> Iterator[Executor]:
+    with slurm_cluster.slurm_cluster(work) as made:
+        variables = [f"{name}={value}" for name, value in os.environ.items() if name in (*SETTINGS, CACHE)]
+        flags = ("--jobs", str(AT_ONCE), "slurm", "--partition", "low")
+        yield Executor("SLURM", flags, lambda argv: made.inside("env", *variables, *argv), made.seconds)
+
+
+@contextlib.contextmanager
+def ray(work: Path) -> Iterator[Executor]:
+    began = time.monotonic()
+    with ray_cluster.ray_cluster() as made:
+        flags = ("--jobs", str(AT_ONCE), "ray", "--address", made.address)
+        yield Executor("Ray", flags, lambda argv: argv, time.monotonic() - began)
+
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def short_runs(folder: Path, corpora: Path) -> Plan:
+    """Runs that differ in their seed alone."""
+    base = overlay(smoke.sweep().cells[0], SHORT | {"data.directory": str(corpora)})
+    return freeze(folder, build(Sweep(folder.name, apply(base, axis("seed", *range(RUNS))), "short runs"), PACE))
+
+
+def by_hand(folder: Path, corpora: Path) -> dict[str, Any]:
+    """The runs of a plan without a sweep, two at once, each on a core of its own."""
+    plan = short_runs(folder, corpora)
+    cores = sorted(os.sched_getaffinity(0))
+
+    def make(place: int) -> float:
+        cell = plan.cells[place]
+        run = folder / FOLDERS / cell.run_id
+        write_json(run / CONFIG, to_dict(cell.config))
+        began = time.monotonic()
+        argv = ["taskset", "-c", str(cores[place % AT_ONCE]), *command("train", "--quiet", "--folder", run)]
+        subprocess.run(argv, check=True, capture_output=True)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        began = time.monotonic()
+        seconds = list(pool.map(make, range(RUNS)))
+    return {"run": seconds, "total": time.monotonic() - began}
+
+
+def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
+    """The same by an executor: what its ledgers say."""
+    plan = short_runs(folder, corpora)
+    typed = time.time()
+    argv = command("sweep", "run", folder.name, "--out", folder.parent, "--members", 1, *executor.flags)
+    done = subprocess.run(executor.inside(argv), capture_output=True, text=True, check=False)
+    ended = time.time()
+    if done.returncode:
+        raise RuntimeError(f"{executor.name}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+    runs = [folder / FOLDERS / cell.run_id for cell in plan.cells]
+    last = max((run / RESULT).stat().st_mtime for run in runs)
+    patience = (
+        time.monotonic() + 60
+    )  # on a cluster the command ends with the last result, which workers have yet to note
+    while not all(noted(run) for run in runs):
+        if time.monotonic() > patience:
+            raise RuntimeError(f"{executor.name}: not one attempt a run, done: {[*map(ledger.read, runs)]}")
+        time.sleep(0.1)
+    lines = [*map(ledger.read, runs)]
+    attempts = sorted((run[0]["at"], run[1]["at"], (run[0]["host"], run[0]["pid"])) for run in lines)
+    return {
+        "run": [end - begin for begin, end, _ in attempts],
+        "to_first": attempts[0][0] - typed,
+        "between": gaps(attempts),
+        "to_end": ended - last,
+        "total": ended - typed,
+    }
+
+
+def noted(run: Path) -> bool:
+    """Whether a run took one attempt, and its end is noted."""
+    return [line.get("kind", line["event"]) for line in ledger.read(run)] == [ledger.BEGAN, "done"]
+
+
+def gaps(attempts: list[tuple[float, float, Any]]) -> list[float]:
+    """From the end of a run to the begin of the next that takes its place, runs in the order of their begins."""
+    found, ends = [], []
+    for begin, end, _ in attempts:
+        if len(ends) == AT_ONCE:
+            before = max((one for one in ends if one <= begin), default=min(ends))
+            found.append(begin - before)
+            ends.remove(before)
+        ends.append(end)
+    return found
+
+
+def runs() -> dict[str, Any]:
+    """Rows of the table: medians over runs and turns."""
+    os.environ |= SETTINGS
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=Path.home()) as place:
+        work = Path(place)
+        os.environ[CACHE] = str(work / "programs")
+        prepare("walk", work / "corpora", road="plain")
+        by_hand(work / "first", work / "corpora")
+        for begin in (local, slurm, ray):
+            try:
+                with begin(work) as executor:
+                    turns = [
+                        (
+                            by_hand(work / f"hand{i}{executor.name}", work / "corpora"),
+                            by(executor, work / f"s{i}{executor.name}", work / "corpora"),
+                        )
+                        for i in range(TURNS)
+                    ]
+            except (slurm_cluster.Unavailable, ray_cluster.Unavailable) as why:
+                rows.append({"executor": begin.__name__, "not_run_here": str(why)})
+                continue
+            rows.append({"executor": executor.name, "cluster_up": executor.seconds_up} | summed(turns))
+            Console().print(rows[-1])
+    return {"rows": rows, "runs": RUNS, "at_once": AT_ONCE, "turns": TURNS}
+
+
+def summed(turns: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
+    """Medians; share: of what a run takes by hand, what passes until the next begins."""
+    hand = statistics.median(one for alone, _ in turns for one in alone["run"])
+    run = statistics.median(one for _, swept in turns for one in swept["run"])
+    between = statistics.median(one for _, swept in turns for one in swept["between"])
+    ends = {name: statistics.median(swept[name] for _, swept in turns) for name in ("to_first", "to_end", "total")}
+    return (
+        {"by_hand": hand, "run": run, "between": between, "share": between / hand}
+        | ends
+        | {"total_by_hand": statistics.median(alone["total"] for alone, _ in turns)}
+    )
+
+
+def starts(times: int = 100) -> dict[str, float]:
+    """Seconds from start to end of a process that does nothing, in turns: tied to its parent and its core by
+    sweeps/executors/leash.py, and plainly. Medians."""
+    seconds: dict[str, list[float]] = {"tied": [], "plain": []}
+    slot = slots(AT_ONCE)[0]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "runs" / "one"
+        folder.mkdir(parents=True)
+        for _ in range(times):
+            for name, begin in (
+                ("tied", lambda: start(["true"], folder, slot)),
+                ("plain", lambda: subprocess.Popen(["true"])),
+            ):
+                began = time.perf_counter()
+                process = begin()
+                while process.poll() is None:
+                    time.sleep(0.0005)
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def many(count: int) -> Sweep:
+    """Five widths, four horizons, and seeds."""
+    base = overlay(smoke.sweep().cells[0], {"data.corpus": "simulated?alpha=.3"})
+    widths, horizons = axis("model.width", 8, 16, 24, 32, 40), axis("tokens", 8_192, 16_384, 32_768, 65_536)
+    return Sweep("many", apply(base, product(widths, axis("seed", *range(count // 20)), horizons)), "many")
+
+
+def stages(count: int) -> dict[str, float]:
+    """Milliseconds of CPU a cell, of each stage in its order; and the wall seconds of all."""
+    found: dict[str, float] = {}
+    began = time.monotonic()
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        with contextlib.redirect_stdout(open(os.devnull, "w")):
+            made = work()
+        found[stage] = 1e3 * (time.process_time() - start) / count
+        return made
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "many"
+        sweep = timed("cells", lambda: many(count))
+        plan = timed("plan", lambda: build(sweep, PACE))
+        timed("freeze", lambda: freeze(folder, plan))
+        timed("load", lambda: load(folder))
+        timed("run", lambda: execute(folder, jobs=AT_ONCE))
+        timed("run again", lambda: execute(folder, jobs=AT_ONCE))
+        timed("status", lambda: snapshot(folder, plan))
+        timed("collect", lambda: collect("many", folder.parent))
+        timed("collect again", lambda: collect("many", folder.parent))
+    return found | {"seconds": time.monotonic() - began}
+
+
+def about() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"date": today, "processor": processor, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("runs", "start", "cells"))
+    what = parser.parse_args().what
+    held = json.loads(OUT.read_text()) if OUT.exists() else {}
+    load = os.getloadavg()[0]
+    if what == "runs":
+        found = runs()
+    elif what == "start":
+        found = starts()
+    else:
+        stages(20)
+        found = {"stages": {str(count): stages(count) for count in CELLS}}
+        Console().print(found)
+    OUT.write_text(json.dumps(held | {what: found | about() | {"load_before": load}}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
