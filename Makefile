@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/scaling forecast out/stdlib_cpu/fit.json
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/python tests/all.py
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
