@@ -139,6 +139,6 @@ def check_room(plan: Plan, room: Sequence[Slot], asked: int | None) -> None:
         if joined(room, need := cell.demand(asked)) is None:
             have = sum({slot.gpu or slot.cores: capacity(slot) for slot in room}.values())
             raise InputError(
-                f"cell {cell.name}: needs {need} devices (mesh {cell.config.mesh}), this machine has {have}; "
-                "a smaller mesh, or a cluster: `scaling sweep run NAME slurm` or `ray`"
+                f"cell {cell.name}: needs {need} devices, this machine has {have}; a smaller mesh or fewer --devices, "
+                "or a cluster: `scaling sweep run NAME slurm` or `ray`"
             )

@@ -266,7 +266,7 @@ def test_a_run_takes_the_devices_that_its_mesh_asks_for(tmp_path, monkeypatch):
     assert [given.get(cell.run_id) for cell in plan.cells] == [(1, 1), (1, 1), (2, 2)]
     huge = overlay(sweep.cells[2], {"mesh.fsdp": 4})
     freeze(tmp_path / "huge", build(dataclasses.replace(sweep, cells=(huge,)), PACE, lambda c: CORPUS))
-    with pytest.raises(InputError, match=r"needs 4 devices .* this machine has 2"):
+    with pytest.raises(InputError, match="needs 4 devices, this machine has 2"):
         execute(tmp_path / "huge", command=command())
 
 
