@@ -25,7 +25,7 @@ from sweeps.claim import LEASE
 from sweeps.plan import RUNS, Plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-LONG, SHORT, MANY, PATIENCE = 400, 24, 3, 600.0
+LONG, SHORT, MANY, PATIENCE = 500, 24, 3, 600.0
 AGAIN = 24
 """Steps that an attempt may make once more: checkpoints lie 8 apart and are written beside the training."""
 
@@ -47,12 +47,12 @@ def started_by(cluster: RayCluster, *words: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(ray: RayCluster, folder: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(ray: RayCluster, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command at work, what it says in command.txt."""
     command = [sys.executable, "-m", "scaling.cli", "sweep", "run", folder.name, "--out", str(folder.parent)]
     with (folder / "command.txt").open("ab") as said:
         process = subprocess.Popen(
-            [*command, "ray", "--address", ray.address, *flags],
+            [*command, "--members", "1", "ray", "--address", ray.address],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
