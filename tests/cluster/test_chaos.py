@@ -146,14 +146,23 @@ class Storm:
             return self.fill()
         if kind == "tear":
             return self.tear(alive["run"])
-        victims = {"run": alive["run"], "runner": alive["runner"], "terminate": list(filter(hears, alive["runner"]))}[
-            kind
-        ]
+        victims = alive["run" if kind == "run" else "runner"]
+        if kind == "terminate":
+            victims = [pid for pid in victims if hears(pid)]
         if not victims:
             return False
+        victim = chance.choice(sorted(victims))
         with contextlib.suppress(ProcessLookupError):
-            os.kill(chance.choice(sorted(victims)), signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
+            os.kill(victim, signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
+        if kind == "terminate":
+            self.see_off(victim)
         return True
+
+    def see_off(self, runner: int) -> None:
+        """Nothing else strikes before a runner has stopped, which would end it otherwise."""
+        for terminal in self.terminals:
+            if terminal.process is not None and terminal.process.pid == runner:
+                terminal.process.wait(PATIENCE)
 
     def tear(self, victims: list[int]) -> bool:
         """A run dies in the middle of a line. A branch would copy its trunk's lines anew, so a trunk it is."""
