@@ -91,7 +91,8 @@ def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:
         ["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert re.search(
-        r"-m venv \.venv .*\n(.*\n)*.*pip install .*constraints\.txt.*\[data,.*,test\].*\n(.*\n)*.*python tests/all\.py\n",
+        r"-m venv \.venv .*\n(.*\n)*.*pip install .*constraints\.txt.*\[data,.*,test\].*\n"
+        r"(.*\n)*.*python tests/all\.py\n",
         steps,
     )
     halves = (ROOT / "tests" / "all.py").read_text()
