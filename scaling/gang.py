@@ -40,6 +40,10 @@ GONE = re.compile(
 """How XLA's collectives and JAX's coordination service say that another process does not answer."""
 
 
+STATUS = re.compile("(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
+"""How a message of XLA's begins, also where JAX raises a ValueError of it."""
+
+
 def join() -> None:
     """Joins the other processes of a run, if there are any. Raises InputError when the environment names a process
     that cannot be; ends this one, as lost, when the others do not come, just before XLA would abort it."""
@@ -143,7 +147,8 @@ def is_gone(error: BaseException) -> bool:
         return False
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, jax.errors.JaxRuntimeError) and GONE.search(str(seen)):
+        of_xla = isinstance(seen, jax.errors.JaxRuntimeError) or STATUS.match(str(seen))
+        if of_xla and GONE.search(str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -177,7 +177,9 @@ def test_another_process_that_is_gone_is_told_from_other_errors() -> None:
     assert is_gone(wrapped)
     assert not is_gone(of_xla("INTERNAL: no kernel for this chip"))
     assert not is_gone(of_xla("RESOURCE_EXHAUSTED: Out of memory allocating 900801348 bytes; all-gather, barrier"))
+    assert is_gone(ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:5043: Connection reset by peer"))
     assert not is_gone(ValueError("UNAVAILABLE"))
+    assert not is_gone(ValueError("INTERNAL: no kernel for this chip"))
 
 
 def test_alone_the_answer_is_ones_own_at_the_time_of_reading() -> None:
