@@ -196,16 +196,17 @@ class RayActors:
         return made
 
     def cancel(self, workers: Sequence[Worker]) -> None:
+        """Those that do not answer have not begun, or their host is gone: they are not to begin."""
         import ray
 
-        asked = []
+        asked = {}
         for worker in workers:
             assert isinstance(worker, RayWorker)
-            if worker.state() == "running":
-                asked.append(worker.actor.stop.remote())
-            elif worker.known == "queued":
-                ray.kill(worker.actor, no_restart=True)
-        ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else None
+            if worker.state() != "ended":
+                asked[worker.actor.stop.remote()] = worker
+        _, silent = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
+        for call in silent:
+            ray.kill(asked[call].actor, no_restart=True)
 
     def prefix(self, work: Work) -> str:
         """How the names of its workers begin: the sweep, the devices of a run, and a digest of the whole path."""

@@ -25,7 +25,7 @@ from sweeps.claim import LEASE
 from sweeps.plan import RUNS, Plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-LONG, SHORT, MANY, PATIENCE = 500, 24, 3, 600.0
+LONG, SHORT, MANY, PATIENCE = 800, 24, 4, 300.0
 AGAIN = 24
 """Steps that an attempt may make once more: checkpoints lie 8 apart and are written beside the training."""
 
@@ -111,14 +111,17 @@ def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Path:
 
 @pytest.fixture(scope="module")
 def storm(ray: RayCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Storm:
-    """The same eight on the cluster. SIGKILL of an actor, of a host, of the command; of a run; SIGTERM to the command
-    that went on; and a third that ends it."""
+    """The same eight on the cluster. SIGKILL of a run, of an actor, of a host, of the command; SIGTERM to the command
+    that went on, as soon as it sees the workers that were left; and a third that ends it. Strikes on runs come first
+    and one at once after the other, or a fast machine would have no run left to strike."""
     folder = tmp_path_factory.mktemp("storm") / "eight"
     runs = in_plan(folder, frozen(folder, tiny, *[LONG] * MANY, *[SHORT] * (8 - MANY)))
     long, victims = runs[:MANY], {}
 
     with running(ray, folder) as command:
-        process, victims["actor"] = trainer(long, 20)
+        process, victims["run"] = trainer(long, 20)
+        os.kill(process, signal.SIGKILL)
+        process, victims["actor"] = trainer([run for run in long if run not in victims.values()], 20)
         os.kill(parent(parent(process)), signal.SIGKILL)
         process, victims["host"] = trainer([run for run in long if run not in victims.values()], 20)
         ray.lose(parent(parent(parent(process))))
@@ -127,9 +130,6 @@ def storm(ray: RayCluster, tmp_path_factory: pytest.TempPathFactory, tiny: RunCo
     ray.add()
     with running(ray, folder) as command:
         until(lambda: "of an earlier command at work" in said(folder), "the workers that were left", PATIENCE)
-        process, victims["run"] = trainer([run for run in long if run not in victims.values()], 20)
-        os.kill(process, signal.SIGKILL)
-        trainer(long, 20)
         command.terminate()
         stopped = command.wait(PATIENCE)
     left = [str(path) for path in (folder / RUNS).glob(f"*/{LEASE}")]
