@@ -1,8 +1,8 @@
-"""The whole suite: tests/cluster in one process, which mostly waits for schedulers, beside all else in another.
+"""The whole suite, in two processes at once: the tests that mostly wait for other processes, and all others.
 
     python tests/all.py
 
-The output of the second is shown as it comes, that of the first at the end. Ends with the worse exit code of the two.
+The output of the others is shown as it comes, that of the first at the end. Ends with the worse exit code of the two.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+WAITING = ("cluster", "test_gang.py", "test_hosts.py", "test_out_of_memory.py", "test_data_verbs.py", "test_tasks.py")
 PYTEST = (sys.executable, "-m", "pytest")
 
 
 def main() -> int:
+    apart = ("-o", f"cache_dir={TESTS.parent / '.pytest_cache' / 'waiting'}")
+    paths = [str(TESTS / name) for name in WAITING]
     with tempfile.TemporaryFile("w+") as said:
-        apart = ("-o", f"cache_dir={TESTS.parent / '.pytest_cache' / 'cluster'}")
-        cluster = subprocess.Popen((*PYTEST, *apart, TESTS / "cluster"), stdout=said, stderr=said, cwd=TESTS.parent)
+        waiting = subprocess.Popen((*PYTEST, *apart, *paths), stdout=said, stderr=said, cwd=TESTS.parent)
         try:
-            rest = subprocess.run((*PYTEST, f"--ignore={TESTS / 'cluster'}"), cwd=TESTS.parent).returncode
-            code = cluster.wait()
+            others = subprocess.run((*PYTEST, *(f"--ignore={path}" for path in paths)), cwd=TESTS.parent).returncode
+            code = waiting.wait()
         except BaseException:
-            cluster.terminate()
-            cluster.wait()
+            waiting.terminate()
+            waiting.wait()
             raise
         said.seek(0)
         print(said.read(), end="")
-    return max(rest, code)
+    return max(others, code)
 
 
 if __name__ == "__main__":

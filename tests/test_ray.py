@@ -1,5 +1,6 @@
 """The Ray executor without a cluster: what it asks for, what it refuses. With one: tests/cluster/test_ray.py."""
 
+import dataclasses
 import socket
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ from sweeps.executors import Work
 from sweeps.executors import ray as executor
 from sweeps.executors.ray import Ray, RayActors, connect
 from sweeps.executors.ray_worker import carried
+from sweeps.ledger import Budgets
 
 GPU_HOSTS = [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 4.0, "GPU": 4.0}]
 CPU_HOSTS = [{}, {"CPU": 2.0}, {"CPU": 4.0}]
@@ -106,10 +108,14 @@ def test_nobody_listens(tmp_path):
 
 
 def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
-    cluster = on(CPU_HOSTS)
-    works = [Work(tmp_path / "a"), Work(tmp_path / "a", devices=2), Work(tmp_path / "b" / "a"), Work(tmp_path / "b")]
+    folders = [tmp_path / "a", tmp_path / "b" / "a", tmp_path / "b"]
+    clusters = [dataclasses.replace(on(CPU_HOSTS), folder=folder) for folder in folders]
+    assert len({cluster.sweep() for cluster in clusters}) == 3
+    cluster, folder = clusters[0], folders[0]
+    works = [Work(folder), Work(folder, devices=2), Work(folder, members=4), Work(folder, budgets=Budgets(failures=5))]
     assert len({cluster.prefix(work) for work in works}) == 4
-    assert cluster.prefix(Work(tmp_path / "a")) == cluster.prefix(Work(tmp_path / "a", members=4, crew=7))
+    assert cluster.prefix(Work(folder)) == cluster.prefix(Work(folder, crew=7))
+    assert executor.asked(works[0]) == executor.asked(works[1]) != executor.asked(works[2])
 
 
 def test_what_runs_elsewhere_see_of_this_shell(monkeypatch):

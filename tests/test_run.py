@@ -552,33 +552,3 @@ def test_a_wrong_number_of_members_is_bad_input(tmp_path):
     stand_in_plan(tmp_path / "smoke", "")
     with pytest.raises(InputError, match="members = 0: must be 1 or more"):
         run("smoke", tmp_path, members=0)
-
-
-@pytest.mark.slow
-def test_sigkill_of_a_real_sweep_then_rerun_gives_the_same_table(tmp_path, corpora, monkeypatch):
-    """The smoke sweep with the real trainer, its runner killed -9 in mid-run, against an unbroken one: bit for bit."""
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    changes = {"data.corpus": "walk", "data.directory": str(corpora)}
-    smoke = find("smoke")
-    cells = tuple(overlay(cell, changes) for cell in (*smoke.cells[1:3], *smoke.cells[5:7]))
-    made = build(dataclasses.replace(smoke, cells=cells), PACE)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    freeze(whole, made)
-    freeze(broken, made)
-    assert execute(whole, jobs=2) == 0
-    program = "import sys; from pathlib import Path; from sweeps.run import execute; execute(Path(sys.argv[1]), jobs=2)"
-    for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", program, str(broken)]) as first:
-            before = steps_logged(broken)
-            until(lambda: steps_logged(broken) > before + 2, 60)  # noqa: B023
-            first.kill()
-    assert len(rows(broken)) < len(cells)
-    assert execute(broken, jobs=2) == 0
-    assert rows(broken) == rows(whole)
-    assert {row["status"] for row in rows(whole).values()} == {"done"}
-    assert len({row["loss"] for row in rows(whole).values()}) == len(cells)
-
-
-def steps_logged(folder: Path) -> int:
-    return sum(path.read_text().count("\n") for path in (folder / RUNS).glob("*/metrics.jsonl"))

@@ -6,6 +6,7 @@ same command, which finds them by their names. Ray starts an actor again elsewhe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -18,7 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from scaling.strict import InputError
+from sweeps import fleet
 from sweeps.executors import Work, Worker, WorkerState
 from sweeps.executors.ray_gang import Hosts
 from sweeps.executors.ray_worker import FOLDER, Job, Pilot, carried
@@ -131,13 +135,23 @@ def _cause(error: Exception) -> str:
     return next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
 
 
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def asked(work: Work) -> str:
+    """A digest of what the command asked for, whatever the kind of its workers."""
+    return digest(repr((work.asked, work.members, work.budgets)))
+
+
 @dataclass
 class RayActors:
-    """The workers of one sweep on a Ray cluster."""
+    """The workers of one sweep on a Ray cluster. dismissed: those of another such command."""
 
     options: Ray
     folder: Path
     mine: list[RayWorker] = field(default_factory=list)
+    dismissed: set[str] = field(default_factory=set)
 
     def __enter__(self) -> RayActors:
         return self
@@ -161,18 +175,24 @@ class RayActors:
                 raise InputError(f"devices = {wanted}: more than there are; {self.has()}")
 
     def workers(self, work: Work) -> Sequence[Worker]:
+        """Those of a command that asked for something else are told to end, whatever they were to do."""
         import ray
 
         connect(self.options.address)
         names = [named["name"] for named in ray.util.list_named_actors(True) if named["namespace"] == NAMESPACE]
         found = []
-        for name in sorted(name for name in names if name.startswith(f"{self.prefix(work)}-")):
-            try:
+        for name in sorted(name for name in names if name.startswith(f"{self.sweep()}-")):
+            with contextlib.suppress(ValueError):
                 found.append(RayWorker(name, ray.get_actor(name, NAMESPACE), self.folder))
-            except ValueError:
-                continue
-        self.mine += found
-        return found
+        others = [one for one in found if not one.name.startswith(f"{self.sweep()}-{asked(work)}-")]
+        if others := [one for one in others if one.name not in self.dismissed]:
+            self.dismissed |= {one.name for one in others}
+            workers = f"{len(others)} worker{'s' * (len(others) > 1)}"
+            fleet.say(Console(), f"ending {workers} of an earlier command, which asked for something else")
+            self.cancel(others)
+        kept = [one for one in found if one.name.startswith(f"{self.prefix(work)}-")]
+        self.mine += kept
+        return kept
 
     def start(self, work: Work, count: int) -> Sequence[Worker]:
         """At most one more than there is room for: it asks an autoscaler for more hosts, and a thousand would not
@@ -208,10 +228,13 @@ class RayActors:
         for call in silent:
             ray.kill(asked[call].actor, no_restart=True)
 
+    def sweep(self) -> str:
+        """How the names of all workers of the sweep begin: its name, and a digest of the whole path."""
+        return f"{self.folder.name}-{digest(str(self.folder))}"
+
     def prefix(self, work: Work) -> str:
-        """How the names of its workers begin: the sweep, the devices of a run, and a digest of the whole path."""
-        digest = hashlib.sha256(str(work.folder).encode()).hexdigest()[:8]
-        return f"{work.folder.name}-{work.devices}-{digest}"
+        """How the names of its workers begin: the sweep, what the command asked for, the devices of a run."""
+        return f"{self.sweep()}-{asked(work)}-{work.devices}"
 
     def nodes(self) -> list[Mapping[str, float]]:
         """The resources of each host that is there."""
