@@ -11,55 +11,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import scaling
-from stand_in_sweep import PACE
 
 from cluster.slurm_cluster import SlurmCluster
+from cluster.watching import PLAIN, collected, frozen, steps, until
 from scaling.config import MeshConfig, RunConfig
 from scaling.record import read_metrics
 from sweeps import ledger
 from sweeps.executors import Handle, Slot, local
 from sweeps.fleet import train_command
-from sweeps.grids import Sweep
 from sweeps.outcome import prepare
-from sweeps.plan import RUNS, Plan, build, freeze
+from sweeps.plan import RUNS, Plan
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-CLOCKS = ["seconds", "tokens_per_second"]
-PLAIN = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 LONG, SHORT, PATIENCE = 600, 32, 300.0
-
-
-def frozen(folder: Path, tiny: RunConfig, *steps: int) -> Plan:
-    """A plan of one tiny run for each number of steps; the seeds differ, too."""
-    cells = tuple(
-        dataclasses.replace(tiny, seed=seed, tokens=many * 256, name=f"{many}-{seed}")
-        for seed, many in enumerate(steps)
-    )
-    return freeze(folder, build(Sweep(folder.name, cells, "short runs"), PACE))
-
-
-def collected(folder: Path) -> pd.DataFrame:
-    done = scaling("sweep", "collect", folder.name, "--out", folder.parent)
-    assert done.returncode == 0, done.stderr
-    return pd.read_parquet(folder / "results.parquet").drop(columns=CLOCKS)
-
-
-def steps(run: Path) -> list[int]:
-    """Of the logged lines, in the order in which they were written."""
-    return [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
-
-
-def until(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    late = time.monotonic() + patience
-    while not true():
-        assert time.monotonic() < late, f"not within {patience:.0f} s: {what}"
-        time.sleep(0.1)
 
 
 def idle(slurm: SlurmCluster) -> None:

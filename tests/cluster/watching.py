@@ -55,7 +55,7 @@ def kinds(run: Path) -> list[str]:
     return [line["kind"] for line in ledger.read(run) if line["event"] == "ended"]
 
 
-def until(true: Callable[[], object], what: str, patience: float) -> None:
+def until(true: Callable[[], object], what: str, patience: float = 300.0) -> None:
     """Waits, at most so many seconds."""
     late = time.monotonic() + patience
     while not true():
