@@ -153,15 +153,6 @@ class RayActors:
     mine: list[RayWorker] = field(default_factory=list)
     dismissed: set[str] = field(default_factory=set)
 
-    def __enter__(self) -> RayActors:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if find_spec("ray") is not None:
-            import ray
-
-            ray.shutdown()
-
     def check(self, devices: Sequence[int]) -> None:
         connect(self.options.address)
         each = self.devices_per_host()
