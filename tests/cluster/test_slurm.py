@@ -19,7 +19,7 @@ import pytest
 from conftest import scaling
 
 from cluster.slurm_cluster import SlurmCluster
-from cluster.watching import PLAIN, collected, frozen, steps, until
+from cluster.watching import PLAIN, collected, frozen, kinds, parent, reached, steps, until, variable
 from scaling.config import MeshConfig, RunConfig
 from scaling.record import read_metrics
 from sweeps import ledger
@@ -120,38 +120,45 @@ def storm(peace: Peace, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFa
     plan = frozen(folder, tiny, LONG, LONG, *[SHORT] * 6)
     runs = [folder / RUNS / cell.run_id for cell in plan.cells[:2]]
 
-    def reached(run: Path) -> int:
-        return (read_metrics(run) or [{"step": 0}])[-1]["step"]
-
     flags = ("--jobs", "2", "slurm", "--partition", "low")
     with running(slurm, folder, *flags):
         until(lambda: slurm.run("squeue", "--noheader", "--states=RUNNING").stdout.count("\n") == 2, "two workers")
     with running(slurm, folder, *flags) as command:
         until(lambda: "2 workers of an earlier command" in (folder / "command.txt").read_text(), "the command again")
-        until(lambda: all(reached(run) >= 40 for run in runs), "both long runs at step 40")
+        held: dict[Path, int] = {}
+        until(lambda: all(hold(run, 40, held) for run in runs), "both long runs held at step 40")
         taken = slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
         assert taken.returncode == 0, taken.stderr
+        until(lambda: all(let_go_when_told(pid) for pid in held.values()), "both long runs told to stop")
         until(lambda: all(ledger.counts(run)["stopped"] for run in runs), "both long runs stopped")
         preempted = reached(runs[0]), reached(runs[1])
-        until(lambda: reached(runs[0]) > preempted[0] + 40, "run 0 going on")
-        killed = reached(runs[0])
-        os.kill(*processes("train", str(runs[0])), signal.SIGKILL)
-        until(lambda: reached(runs[1]) > preempted[1] + 80, "run 1 going on")
-        orphaned = reached(runs[1])
-        (run,) = processes("train", str(runs[1]))
-        os.kill(parent(run), signal.SIGKILL)
+        held.clear()
+        until(lambda: hold(runs[0], preempted[0] + 40, held) & hold(runs[1], preempted[1] + 80, held), "both going on")
+        killed, orphaned = reached(runs[0]), reached(runs[1])
+        os.kill(held[runs[0]], signal.SIGKILL)
+        os.kill(parent(held[runs[1]]), signal.SIGKILL)
+        os.kill(held[runs[1]], signal.SIGCONT)
         code = command.wait(PATIENCE)
     idle(slurm)
     return Storm(folder, plan, code, time.monotonic() - began, preempted, killed, orphaned)
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def hold(run: Path, step: int, held: dict[Path, int]) -> bool:
+    """Whether a run's process is held, as it is from `step` on: on a quiet machine a run may otherwise be over before
+    SLURM has made up its mind."""
+    if run not in held and reached(run) >= step:
+        (held[run],) = processes("train", str(run))
+        os.kill(held[run], signal.SIGSTOP)
+    return run in held
 
 
-def kinds(run: Path) -> list[str]:
-    """How the attempts at a run ended, first to last."""
-    return [line["kind"] for line in ledger.read(run) if line["event"] == "ended"]
+def let_go_when_told(pid: int) -> bool:
+    """Whether a held process has its SIGTERM; from then on it is no longer held."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    told = int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1 or not status["State"].startswith("T")
+    if told:
+        os.kill(pid, signal.SIGCONT)
+    return bool(told)
 
 
 def test_the_sweep_ends_and_its_table_is_that_of_this_machine(storm: Storm, peace: Peace) -> None:
@@ -210,15 +217,6 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
     assert steps(run)[: stopped + 1] == list(range(1, stopped + 2))
     assert steps(run).count(1) == 1
     assert steps(run)[-1] == 160
-
-
-def variable(pid: int, name: str) -> str:
-    """Of a process's environment; empty when it has none such."""
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"):
-            if entry.startswith(f"{name}="):
-                return entry.partition("=")[2]
-    return ""
 
 
 @pytest.mark.parametrize(
