@@ -1,0 +1,90 @@
+"""How likely a model finds one text after another: what multiple choice and lm-evaluation-harness both ask.
+
+Not in the design's list of modules: measurements/ and harness.py share it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.model import Decoder, logits
+from scaling.strict import InputError
+
+SHORTEST, LOGITS_BYTES = 32, 2**27
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of a context and of what follows it. A model that separates documents by an end-of-document id wants it
+    before the context, where the context begins a document."""
+
+    context: Sequence[int] | np.ndarray
+    continuation: Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """nats_P: minus the logarithm of each continuation's probability after its context, summed over its tokens.
+    greedy_P: whether each of its tokens is the likeliest."""
+
+    nats_P: np.ndarray
+    greedy_P: np.ndarray
+
+
+def score(model: Decoder, params: Any, pairs: Sequence[Pair], length: int) -> Scores:
+    """Scores of P pairs, in their order. length: the longest input, to which contexts are cut from the left.
+
+    Raises InputError when a continuation is empty, has no context at all, or alone is longer than `length`.
+    """
+    rows = [_row(pair, length, place) for place, pair in enumerate(pairs)]
+    nats_P, greedy_P = np.zeros(len(rows)), np.zeros(len(rows), bool)
+    places: dict[int, list[int]] = {}
+    for place, (ids, _) in enumerate(rows):
+        places.setdefault(_padded(len(ids) - 1, length), []).append(place)
+    for T, of_T in sorted(places.items()):
+        B = max(LOGITS_BYTES // (4 * T * model.config.vocab_size), 1)
+        B = min(B, 1 << (len(of_T) - 1).bit_length())
+        for start in range(0, len(of_T), B):
+            part = of_T[start : start + B]
+            tokens_BS, first_B, last_B = np.zeros((B, T + 1), np.int32), np.zeros(B, np.int32), np.zeros(B, np.int32)
+            for b, place in enumerate(part):
+                ids, scored = rows[place]
+                tokens_BS[b, : len(ids)], first_B[b], last_B[b] = ids, len(ids) - 1 - scored, len(ids) - 1
+            nats_B, greedy_B = jax.device_get(_scored(model, params, tokens_BS, first_B, last_B))
+            nats_P[part], greedy_P[part] = nats_B[: len(part)], greedy_B[: len(part)]
+    return Scores(nats_P, greedy_P)
+
+
+def _row(pair: Pair, length: int, place: int) -> tuple[np.ndarray, int]:
+    """The ids of a pair, at most length + 1 of them, and how many at their end are scored."""
+    ids, scored = np.concatenate([pair.context, pair.continuation]).astype(np.int32), len(pair.continuation)
+    if scored == 0 or len(pair.context) == 0:
+        raise InputError(f"pair {place}: {'continuation' if scored == 0 else 'context'} is empty: nothing to score")
+    if scored > length:
+        raise InputError(f"pair {place}: a continuation of {scored} tokens; at most {length} fit the model")
+    return ids[-(length + 1) :], scored
+
+
+def _padded(tokens: int, length: int) -> int:
+    """Few lengths, so that few programs are compiled: powers of two and the longest."""
+    return min(max(1 << (tokens - 1).bit_length(), SHORTEST), length)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _scored(
+    model: Decoder, params: Any, tokens_BS: jax.Array, first_B: jax.Array, last_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Nats of the targets in [first, last) of each row, and whether all of them are the likeliest."""
+    logits_BTV, targets_BT = logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
+    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
+    place_T = jnp.arange(targets_BT.shape[1])
+    inside_BT = (place_T >= first_B[:, None]) & (place_T < last_B[:, None])
+    hit_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
+    return jnp.where(inside_BT, nats_BT, 0).sum(axis=1), (hit_BT | ~inside_BT).all(axis=1)
