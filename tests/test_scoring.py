@@ -29,7 +29,8 @@ def pair(seed: int, context: int, continuation: int) -> Pair:
 
 def alone(model: tuple[Decoder, dict], given: Pair) -> tuple[float, bool]:
     ids = np.concatenate([given.context, given.continuation])[-(LENGTH + 1) :]
-    scores = jax.nn.log_softmax(logits(*model, ids[None, :-1])[0])
+    padded = np.r_[ids[:-1], np.zeros(LENGTH + 1 - len(ids), ids.dtype)]
+    scores = np.asarray(jax.nn.log_softmax(logits(*model, padded[None])[0]))
     tail, likeliest = range(len(ids) - 1 - len(given.continuation), len(ids) - 1), scores.argmax(-1)
     return -float(sum(scores[t, ids[t + 1]] for t in tail)), all(likeliest[t] == ids[t + 1] for t in tail)
 
