@@ -19,8 +19,10 @@ from scaling.chips import CHIPS
 from scaling.config import RunConfig, to_dict
 from scaling.dial import Line, Recipe, amount, explain
 from scaling.overrides import flat, overlay, parsed
+from scaling.published import sums
 from scaling.recipe import RECIPES
 from scaling.record import write_json
+from scaling.shapes import SHAPES, Shape
 from scaling.strict import InputError, nearest
 from scaling.vocabulary import load_vocabulary
 
@@ -84,6 +86,10 @@ def cost(
     lines = overridden(explain(chosen, **dial), run)
     found = facts(run, mfu, chips)
     show(run, lines, found)
+    shape = SHAPES.get(size or "")
+    if shape is not None:
+        show_published(shape)
+        found["published"] = [dataclasses.asdict(line) for line in sums(shape)]
     if json is not None:
         derivation = [dataclasses.asdict(line) for line in lines]
         write_json(json, {"recipe": chosen.name, "lines": derivation, "config": to_dict(run)} | found)
@@ -160,6 +166,21 @@ def show(run: RunConfig, lines: Sequence[Line], found: dict[str, Any]) -> None:
             soft_wrap=True,
             highlight=False,
         )
+
+
+def show_published(shape: Shape) -> None:
+    """Prints a published model's arithmetic, a line a product."""
+    console = Console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    for line in sums(shape):
+        table.add_row(line.what, line.product, line.text)
+    console.print("\nas published, by arithmetic alone")
+    console.print(table)
+    sources = [shape.source, *([shape.training.source] if shape.training else [])]
+    console.print("; ".join(sources), soft_wrap=True, highlight=False)
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
