@@ -7,7 +7,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[data,slurm,ray,tensorboard,wandb,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[data,slurm,ray,tensorboard,wandb,eval,export,test]'
 	touch $@
 
 demo: .venv/installed
