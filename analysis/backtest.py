@@ -113,7 +113,7 @@ def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *
     held = ~masks[scored]
     each = np.abs(np.nan_to_num(errors[scored][:, held], nan=np.inf))
     scores = each.mean(1)
-    wins = _wins(each, points["cluster"].to_numpy()[held] if "cluster" in points else np.arange(held.sum()), seed)
+    wins = won(each, points["cluster"].to_numpy()[held] if "cluster" in points else np.arange(held.sum()), seed)
     near = scores <= NEAR * scores.min()
     rates = [_rate(errors, masks, flops, int(index)) for index in np.flatnonzero(near)]
     return Choice(candidates, scores, wins, float(np.median(rates)), int(np.argmin(scores)))
@@ -146,8 +146,13 @@ def _cells(points: pd.DataFrame, kept: np.ndarray) -> int:
     return len(points.loc[kept, ["params", "tokens"]].drop_duplicates())
 
 
-def _wins(each: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
-    """Share of resamples of the held-out runs in which each candidate's mean error is least: [candidates]."""
+def won(each: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
+    """Share of resamples of the held-out runs in which each candidate's mean error is least: [candidates].
+
+    Args:
+      each: absolute errors, [candidates, held-out runs].
+      cluster: what is resampled whole, one a held-out run.
+    """
     generator = np.random.default_rng(seed)
     _, member = np.unique(cluster, return_inverse=True)
     groups = int(member.max()) + 1

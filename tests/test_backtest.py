@@ -130,12 +130,12 @@ def test_wins_share_out_the_resamples_of_runs_or_of_whole_trunks(points: pd.Data
 def test_wins_are_those_of_the_binomial() -> None:
     """Two held-out runs, of which each candidate is right about one: 3/4 of resamples go to the one that errs less."""
     each = np.array([[0.0, 1.0], [2.0, 0.0]])
-    wins = backtest._wins(each, np.array(["a", "b"]), seed=0)
+    wins = backtest.won(each, np.array(["a", "b"]), seed=0)
     assert wins.sum() == pytest.approx(1.0)
     assert wins[0] == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / backtest.WINS))
-    whole = backtest._wins(each, np.array(["a", "a"]), seed=0)
+    whole = backtest.won(each, np.array(["a", "a"]), seed=0)
     assert whole.tolist() == [1.0, 0.0]
-    assert backtest._wins(np.array([[0.0, np.inf], [2.0, 2.0]]), np.array(["a", "b"]), seed=0)[0] == pytest.approx(
+    assert backtest.won(np.array([[0.0, np.inf], [2.0, 2.0]]), np.array(["a", "b"]), seed=0)[0] == pytest.approx(
         0.25, abs=4 * np.sqrt(0.75 * 0.25 / backtest.WINS)
     ), "a candidate without a prediction loses where it has none"
 

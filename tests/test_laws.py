@@ -36,6 +36,8 @@ POINTS = {
     "bits_per_byte": np.linspace(0.5, 1.5, 5),
     "x": np.geomspace(1e3, 1e6, 5),
     "samples": np.geomspace(1, 100, 5),
+    "chance": np.full(5, 0.25),
+    "ceiling": np.ones(5),
 }
 RESPONSES = {"loss": np.linspace(3.5, 2.5, 5)} | dict.fromkeys(("error", "accuracy", "failure", "y"), np.full(5, 0.4))
 

@@ -28,6 +28,8 @@ UNITS: Mapping[str, str] = {
     "bits_per_byte": "bits per byte",
     "error": "share of wrong answers",
     "accuracy": "share of right answers",
+    "chance": "share of right answers of a model that knows nothing",
+    "ceiling": "best possible share of right answers",
     "x": "any amount of training",
     "y": "any error measure",
     "learning_rate": "peak learning rate",

@@ -1,0 +1,298 @@
+"""Accuracy on downstream tasks against parameters, tokens and loss: which tasks rise, by which law, how surely.
+
+    found = studies(load("out/stdlib_cpu"))
+    found[0].verdict, found[0].forecast(targets)
+
+Every task of a table is judged first (trend.py); only one that rises is given a law, the one among one-step and
+two-step laws that forecasts the top of compute best (roads.py). "No trend" is an answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import results, saved
+from analysis.results import SURFACE, TableError
+from analysis.roads import ROADS, Model, Road, Trial, feasible, model, trial
+from analysis.trend import Trend, judge
+
+LEAST = 6  # distinct runs below which a task is not judged
+BEYOND = 10.0  # how far past the largest run a curve is drawn, in training FLOPs
+FINE = 80
+
+
+@dataclass(frozen=True, repr=False)
+class Study:
+    """What a table says of one task.
+
+    points: a row a run: run_id, cluster, params, tokens, flops, accuracy, standard_error, chance, ceiling, and where
+      the table has them loss and bits_per_byte (of the right answer).
+    held_out: the same columns of runs that nothing here has seen, with predicted, low, high and inside.
+    trial, model: None where the verdict gives the task no law.
+    """
+
+    task: str
+    points: pd.DataFrame
+    held_out: pd.DataFrame
+    trend: Trend
+    trial: Trial | None
+    model: Model | None
+    params_column: str
+    level: float
+    seed: int
+
+    @property
+    def verdict(self) -> str:
+        return self.trend.verdict
+
+    @property
+    def chance(self) -> float:
+        return float(self.points["chance"].iloc[0])
+
+    @property
+    def ceiling(self) -> float:
+        return float(self.points["ceiling"].iloc[0])
+
+    def forecast(self, targets: pd.DataFrame) -> pd.DataFrame:
+        """Columns predicted, low, high (of the law) and measured_low, measured_high (of one new run's measurement).
+
+        Args:
+          targets: columns params, tokens, and flops; 6 * params * tokens where it is missing.
+        Raises:
+          TableError: the task has no law, or targets lack a column.
+        """
+        if self.model is None:
+            raise TableError(f"task {self.task}: {self.verdict} ({self.trend.reason}), so there is nothing to forecast")
+        if missing := [name for name in SURFACE if name not in targets]:
+            raise TableError(f"a forecast of {self.task} needs params and tokens; the target lacks {missing[0]}")
+        flops = targets["flops"] if "flops" in targets else 6 * targets["params"] * targets["tokens"]
+        known = targets.assign(flops=flops, chance=self.chance, ceiling=self.ceiling)
+        low, high, least, most = self.model.intervals(known, self.level, seed=self.seed)
+        found = {"predicted": self.model.predict(known), "low": low, "high": high}
+        return pd.DataFrame(found | {"measured_low": least, "measured_high": most}, index=targets.index)
+
+    def curve(self, beyond: float = BEYOND) -> pd.DataFrame:
+        """The law through the middle of the runs and on to `beyond` times their compute: flops, params, tokens, and the
+        columns of a forecast. At each budget, params and tokens are those that a line through the logs of the runs
+        gives."""
+        logs = np.log(self.points[["flops", *SURFACE]].to_numpy(float))
+        budget = np.linspace(logs[:, 0].min(), logs[:, 0].max() + np.log(beyond), FINE)
+        columns = {"flops": np.exp(budget)}
+        for at, name in enumerate(SURFACE, 1):
+            columns[name] = np.exp(np.polyval(np.polyfit(logs[:, 0], logs[:, at], 1), budget))
+        targets = pd.DataFrame(columns)
+        return pd.concat([targets, self.forecast(targets)], axis=1)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON: the verdict and its numbers, the law, its back-test, and the forecast at ten times the compute."""
+        t = self.trend
+        numbers = {
+            "signal": t.signal,
+            "noise": t.noise,
+            "ratio": t.ratio,
+            "ratio_needed": t.needed,
+            "tau": t.tau,
+            "p": t.p,
+        }
+        best = self.points["accuracy"].max()
+        about = {"task": self.task, "verdict": t.verdict, "reason": t.reason, "runs": len(self.points)}
+        levels = {
+            "chance": self.chance,
+            "ceiling": self.ceiling,
+            "best": float(best),
+            "params_column": self.params_column,
+        }
+        facts: dict[str, Any] = about | levels | _finite(numbers) | {"noise_of": t.noise_of, "law": None}
+        if self.trial is None or self.model is None:
+            return facts
+        own = self.model.members[0]
+        steps = zip(own.road.steps, own.values, strict=True)
+        values = [dict(zip(step.law.parameters, map(float, rows[0]), strict=True)) for step, rows in steps]
+        far = self.curve().iloc[-1]
+        scored = [
+            {"name": road.name, "source": road.source, **_finite({"error": score, "wins": share})}
+            for road, score, share in zip(self.trial.roads, self.trial.scores, self.trial.wins, strict=True)
+        ]
+        return facts | {
+            "law": own.road.name,
+            "formulas": [step.law.formula for step in own.road.steps],
+            "parameters": values,
+            "backtest": {"roads": scored, "cuts": list(self.trial.cuts)} | _finite({"naive": self.trial.naive}),
+            "dispersion": self.model.dispersion,
+            "level": self.level,
+            "forecast": {name: float(far[name]) for name in far.index},
+            "held_out": json.loads(self.held_out.to_json(orient="records")),
+            "warnings": list(self.model.warnings),
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.facts(), indent=1, allow_nan=False)
+
+    def __repr__(self) -> str:
+        law = "" if self.trial is None else f"; {self.trial.best.name}, back-test error {self.trial.error:.3f}"
+        return f"Study({self.task}: {self.verdict}, {self.trend.reason}{law}; {len(self.points)} runs)"
+
+
+def tasks(table: pd.DataFrame) -> list[str]:
+    """Names that have both an accuracy and a chance level among the columns, in alphabetical order."""
+    names = {str(name) for name in table.columns}
+    return sorted(
+        name.removesuffix("/chance") for name in names if name.endswith("/chance") and _accuracy(name) in names
+    )
+
+
+def studies(table: pd.DataFrame, only: Sequence[str] = (), **options: Any) -> list[Study]:
+    """A study of each task, or of those named. Options: see study. Raises TableError: no task, or as study does."""
+    found = _some_tasks(table)
+    return [study(table, task, **options) for task in (only or found)]
+
+
+def study(
+    table: pd.DataFrame,
+    task: str,
+    *,
+    holdout: str = "none",
+    params: str | None = None,
+    checkpoints: pd.DataFrame | None = None,
+    roads: Sequence[Road] = ROADS,
+    draws: int = 400,
+    level: float = 0.9,
+    seed: int = 0,
+) -> Study:
+    """The verdict on a task, and its law where it rises.
+
+    Args:
+      holdout: largest, none, or a number of FLOPs at or above which runs are held out of everything.
+      params: which count of parameters to use.
+      checkpoints: a table of several checkpoints a run, whose scatter counts as noise.
+      roads: the laws to choose from.
+      draws: resamples of trunks.
+      level: nominal probability of intervals.
+    Raises:
+      TableError: no such task, values that cannot be, or too few runs.
+    """
+    if task not in (known := _some_tasks(table)):
+        near = difflib.get_close_matches(task, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise TableError(f"task {task}: the table has {', '.join(known)}{hint}")
+    points, counted, questions = _points(table, task, params)
+    fitted, held = saved.hold_out(points, holdout)
+    if len(fitted) < LEAST or fitted["flops"].nunique() < LEAST - 2:
+        out = f", --holdout {holdout} holds out {len(held)}" if len(held) else ""
+        raise TableError(
+            f"task {task}: {len(fitted)} runs have it, at least {LEAST} at {LEAST - 2} budgets are needed{out}"
+        )
+    trend = judge(fitted, _checkpoints(checkpoints, task), seed=seed)
+    common = (counted, level, seed)
+    able = feasible(roads, fitted)
+    if trend.verdict not in ("rises", "saturated") or trend.p >= 0.05 or not able:
+        return Study(task, fitted, held, trend, None, None, *common)
+    tried = trial(fitted, able, seed=seed)
+    chosen = model(fitted, tried, questions=questions, draws=draws, seed=seed)
+    found = Study(task, fitted, held, trend, tried, chosen, *common)
+    return found if held.empty else Study(task, fitted, _scored(found, held), trend, tried, chosen, *common)
+
+
+def _scored(found: Study, held: pd.DataFrame) -> pd.DataFrame:
+    """Held-out runs with the forecast of their measurement beside it."""
+    said = found.forecast(held)
+    inside = held["accuracy"].between(said["measured_low"], said["measured_high"])
+    low, high = said["measured_low"], said["measured_high"]
+    return held.assign(predicted=said["predicted"], low=low, high=high, inside=inside)
+
+
+def _some_tasks(table: pd.DataFrame) -> list[str]:
+    if not (found := tasks(table)):
+        raise TableError(
+            "the table has no task: no column <task>/accuracy beside <task>/chance; run scaling eval first"
+        )
+    return found
+
+
+def _accuracy(chance: str) -> str:
+    return f"{chance.removesuffix('/chance')}/accuracy"
+
+
+def _points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.DataFrame, str, float]:
+    """(Study.points with the weights that roads read, the count of parameters, answers that an accuracy is of)."""
+    table = table[table["status"] == "done"] if "status" in table else table
+    rows = table[pd.to_numeric(table[f"{task}/accuracy"], errors="coerce").notna()]
+    counted = params or ("params" if "params" in table else results.DEFAULT_PARAMS)
+    points = results.measured(rows, counted, SURFACE, "loss" if "loss" in rows else "tokens")
+    for name, column in (("accuracy", "accuracy"), ("chance", "chance"), ("ceiling", "ceiling")):
+        points[name] = _shares(rows, f"{task}/{column}") if f"{task}/{column}" in rows else 1.0
+    if (points["chance"] >= points["ceiling"]).any() or points[["chance", "ceiling"]].nunique().gt(1).any():
+        raise TableError(
+            f"task {task}: {task}/chance and {task}/ceiling must be one pair for all runs, chance the lower"
+        )
+    stated = _numbers(rows, f"{task}/accuracy_stderr")
+    points["standard_error"], questions = _standard_errors(points["accuracy"].to_numpy(), stated)
+    points["accuracy_weight"] = _weights(points["standard_error"].to_numpy())
+    points["error"] = 1 - points["accuracy"]
+    points["bits_per_byte"] = _numbers(rows, f"{task}/bits_per_byte")
+    relative = _numbers(rows, f"{task}/bits_per_byte_stderr") / points["bits_per_byte"].to_numpy()
+    points["bits_per_byte_weight"] = _weights(relative)
+    if "loss" in points:
+        points["loss_weight"] = _weights(_numbers(rows, "loss_stderr") / points["loss"].to_numpy())
+    points = points.sort_values(["flops", *SURFACE, "run_id"], kind="stable")
+    return points.dropna(axis=1, how="all").reset_index(drop=True), counted, questions
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as float64, NaN where it is absent or not above zero."""
+    if column not in rows:
+        return np.full(len(rows), np.nan)
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _shares(rows: pd.DataFrame, column: str) -> np.ndarray:
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(bad):
+        run = f" (run {rows['run_id'].iloc[bad[0]]})" if "run_id" in rows else ""
+        raise TableError(f"{column} = {rows[column].iloc[bad[0]]}{run}: must be a share between 0 and 1")
+    return values
+
+
+def _standard_errors(accuracy: np.ndarray, stated: np.ndarray) -> tuple[np.ndarray, float]:
+    """([runs], questions): the binomial error of each accuracy with two right and two wrong answers added, so that 0
+    and 1 have one too (Agresti and Coull 1998); NaN where the table states none.
+
+    The number of questions is what the stated errors imply.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counts = accuracy * (1 - accuracy) / stated**2
+    told = counts[np.isfinite(counts) & (counts >= 1)]
+    if not len(told):
+        return np.full(len(accuracy), np.nan), np.nan
+    typical = float(np.median(told))
+    count = np.where(np.isfinite(counts) & (counts >= 1), counts, typical)
+    added = (accuracy * count + 2) / (count + 4)
+    return np.sqrt(added * (1 - added) / count), typical
+
+
+def _weights(errors: np.ndarray) -> np.ndarray:
+    """One over their squares, mean 1; ones where any is missing."""
+    if not np.isfinite(errors).all():
+        return np.ones(len(errors))
+    weights = 1 / errors**2
+    return weights / weights.mean()
+
+
+def _checkpoints(table: pd.DataFrame | None, task: str) -> pd.DataFrame | None:
+    if table is None or f"{task}/accuracy" not in table:
+        return None
+    rows = table[["run_id", "tokens", f"{task}/accuracy"]].dropna()
+    return rows.rename(columns={f"{task}/accuracy": "accuracy"})
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}

@@ -1,0 +1,151 @@
+"""Does a task say anything of these models: is its spread more than its noise, and does its accuracy rise with compute?
+
+Not in the design's list of modules: downstream.py fits laws, and this says which tasks have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import studentized_range
+
+Verdict = Literal["rises", "saturated", "no trend", "too noisy"]
+
+CHANCE_OF_NOISE = 0.05  # how often noise alone passes either test
+PERMUTED = 1999  # orders of the runs tried at most
+PAIRS = 2e8  # comparisons of pairs made at most
+HIDDEN = 0.25  # share of the way from chance to ceiling: a rise that a test may not miss and still say "no trend"
+AT_CEILING = 0.95  # mean share of that way over the top of compute, at which a task has nothing more to tell
+TOP = 3.0  # the top of compute: above Cmax / 3
+LAST = 5  # checkpoints of a run whose scatter is its noise
+FREEDOM = 3  # degrees of freedom that a scatter needs to be believed
+
+
+@dataclass(frozen=True)
+class Trend:
+    """What the runs say of one task, laws apart. Accuracies are shares of right answers.
+
+    signal: highest less lowest accuracy. noise: the largest of what the table tells of a run's noise, named by
+      noise_of. needed: the ratio of the two that equally good models exceed once in 20 tables of so many runs.
+    tau: Kendall's tau-b of accuracy with training FLOPs. p: how often runs in random order give as much.
+    """
+
+    verdict: Verdict
+    reason: str
+    signal: float
+    noise: float
+    noise_of: str
+    needed: float
+    tau: float
+    p: float
+
+    @property
+    def ratio(self) -> float:
+        return self.signal / self.noise if self.noise > 0 else np.inf
+
+
+def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed: int = 0) -> Trend:
+    """The verdict on one task.
+
+    Signal and noise are those of Heineman et al. 2025 ("Signal and Noise"): the largest difference between models, over
+    the standard deviation of one. Theirs divides both by the mean accuracy, which cancels. Their noise is the scatter
+    of a run's last checkpoints; here it is the largest of the measurement's standard error, that scatter, and the
+    scatter of seeds. The threshold is ours: the studentised range of as many equally good models.
+
+    Args:
+      points: columns flops, params, tokens, cluster, accuracy, standard_error, chance, ceiling, and seeds as rows.
+      checkpoints: columns run_id, tokens, accuracy of the same task at several checkpoints of some runs.
+    """
+    accuracy, flops = points["accuracy"].to_numpy(), points["flops"].to_numpy()
+    noise, noise_of = _noise(points, checkpoints)
+    signal = float(np.ptp(accuracy))
+    needed = float(studentized_range.ppf(1 - CHANCE_OF_NOISE, len(points), np.inf))
+    tau, p, p_falls = kendall(flops, accuracy, points["cluster"].to_numpy(), seed=seed)
+    trend = Trend("rises", "", signal, noise, noise_of, needed, tau, p)
+    room = float((points["ceiling"] - points["chance"]).iloc[0])
+    verdict, reason = _verdict(trend, points, room, p_falls)
+    return Trend(verdict, reason, signal, noise, noise_of, needed, tau, p)
+
+
+def _verdict(trend: Trend, points: pd.DataFrame, room: float, p_falls: float) -> tuple[Verdict, str]:
+    share = ((points["accuracy"] - points["chance"]) / room).to_numpy()
+    top = points["flops"].to_numpy() > points["flops"].max() / TOP
+    order = f"Kendall's tau {trend.tau:+.2f}, p = {trend.p:.2g}"
+    weak = trend.ratio < trend.needed
+    spread = f"spread {trend.signal:.3f} is {trend.ratio:.1f} times the noise, {trend.needed:.1f} needed"
+    if share.max() <= 0:
+        return "no trend", "no run is above chance"
+    if share[top].mean() >= AT_CEILING:
+        return "saturated", f"the largest runs are at {share[top].mean():.0%} of the way from chance to the ceiling"
+    if trend.p >= CHANCE_OF_NOISE:
+        hidden = trend.needed * trend.noise / room
+        if weak and hidden > HIDDEN:
+            return "too noisy", f"{spread}; noise could hide a rise of {hidden:.0%} of the way from chance to ceiling"
+        falls = "accuracy falls with compute" if p_falls < CHANCE_OF_NOISE else "accuracy does not rise with compute"
+        return "no trend", f"{falls}: {order}"
+    if weak:
+        return "too noisy", f"{spread}; {order}"
+    return "rises", order
+
+
+def kendall(
+    flops: np.ndarray, accuracy: np.ndarray, cluster: np.ndarray, *, seed: int = 0
+) -> tuple[float, float, float]:
+    """(tau-b of accuracy with compute; shares of random orders with at least as much, and with at most as much).
+
+    Runs of one trunk share its luck, so an order is made by exchanging whole trunks of one length, and then the runs
+    within each: what would be as likely if compute did nothing. The count includes the order at hand.
+    """
+    signs_x, signs_y = (np.sign(np.subtract.outer(v, v)).astype(np.float32) for v in (flops, accuracy))
+    scale = float(np.sqrt((signs_x**2).sum() * (signs_y**2).sum()))
+    if scale == 0:
+        return 0.0, 1.0, 1.0
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(cluster == name) for name in pd.unique(cluster)]
+    seen = float((signs_x * signs_y).sum())
+    repeats = int(np.clip(PAIRS / len(flops) ** 2, 199, PERMUTED))
+    drawn = np.empty(repeats)
+    for repeat in range(repeats):
+        order = _order(generator, members, len(flops))
+        drawn[repeat] = np.vdot(signs_x, signs_y[np.ix_(order, order)])
+    near = 1e-6 * scale
+    at_least, at_most = np.sum(drawn >= seen - near), np.sum(drawn <= seen + near)
+    return seen / scale, float(1 + at_least) / (1 + repeats), float(1 + at_most) / (1 + repeats)
+
+
+def _order(generator: np.random.Generator, members: list[np.ndarray], count: int) -> np.ndarray:
+    """Which run's accuracy each run is given, [runs]."""
+    order = np.empty(count, int)
+    for length in {len(runs) for runs in members}:
+        alike = [runs for runs in members if len(runs) == length]
+        for to, at in enumerate(generator.permutation(len(alike))):
+            order[alike[to]] = generator.permutation(alike[at])
+    return order
+
+
+def _noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
+    """The largest of what is known of the standard deviation of one run's accuracy, and what it is."""
+    known = {"standard error": float(np.nan_to_num(np.nanmedian(points["standard_error"].to_numpy())))}
+    cells = points.groupby(["params", "tokens"])["accuracy"]
+    known["scatter of seeds"] = _pooled([group.to_numpy() for _, group in cells])
+    if checkpoints is not None and len(checkpoints):
+        runs = checkpoints.sort_values("tokens", kind="stable").groupby("run_id")
+        known["scatter of checkpoints"] = _pooled([_detrended(run.tail(LAST)) for _, run in runs], 2)
+    name = max(known, key=lambda key: known[key])
+    return known[name], name
+
+
+def _detrended(run: pd.DataFrame) -> np.ndarray:
+    """Accuracy less a straight line in log tokens."""
+    x, y = np.log(run["tokens"].to_numpy(float)), run["accuracy"].to_numpy(float)
+    return y - np.polyval(np.polyfit(x, y, 1), x) if len(np.unique(x)) > 2 else np.zeros(0)
+
+
+def _pooled(groups: list[np.ndarray], used: int = 1) -> float:
+    """Standard deviation within groups, each of which has spent `used` degrees of freedom; 0 where too few are left."""
+    freedom = sum(max(len(group) - used, 0) for group in groups)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups if len(group) > used)
+    return float(np.sqrt(squares / freedom)) if freedom >= FREEDOM else 0.0
