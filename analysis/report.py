@@ -14,7 +14,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import checks, collapse, collapse_plot, flags, plots, results, saved
+from analysis import checks, collapse, collapse_plot, fit_plot, flags, plots, results, saved
 from analysis.collapse import Collapse
 from analysis.plots import DARK, LIGHT, Theme, compact, scientific
 from analysis.results import TableError
@@ -27,6 +27,8 @@ CAPTIONS = {
     "sensitivity": "The same runs, fitted otherwise. A dot outside the shaded interval: the convention matters more.",
     "collapse": "Loss curves as they are, and normalised: reduced loss over what the other cells' trend expects at the "
     "end, against the share of the run. Cells that are trained alike lie on one another.",
+    "surface": "Contours of equal loss, the runs, and the best split of each budget.",
+    "frontier": "The best model size for each budget.",
     "residuals": "What is left after the fit. A trend here means that the law's form is wrong for these runs.",
 }
 
@@ -57,7 +59,7 @@ def write(directory: Path) -> tuple[Path, list[Path]]:
     Returns the page and the figures. Raises TableError when the folder holds no fit.
     """
     fit = saved.load(directory / "fit.json")
-    figures = plots.save_all(fit, directory / "figures")
+    figures = fit_plot.save_all(fit, directory / "figures")
     table = runs(directory, fit)
     curves = collapsed(directory, fit, table)
     if curves is not None:
@@ -95,7 +97,7 @@ def _off(table: pd.DataFrame) -> list[str] | None:
 
 def page(fit: SavedFit, table: pd.DataFrame, name: str, curves: Collapse | None = None) -> str:
     """The whole page as HTML."""
-    drawers = {key: partial(plots.FIGURES[key], fit) for key in plots.drawable(fit)}
+    drawers = {key: partial(fit_plot.FIGURES[key], fit) for key in fit_plot.drawable(fit)}
     if curves is not None:
         drawers["collapse"] = partial(collapse_plot.collapse, curves, off=_off(table))
     title = f"{name}: a scaling law"
