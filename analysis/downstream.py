@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis import results, saved
 from analysis.results import SURFACE, TableError
-from analysis.roads import ROADS, Model, Road, Trial, feasible, model, trial
+from analysis.roads import BITS, FREE_BITS, MISFIT, ROADS, Drawn, Model, Road, Trial, drawn, feasible, model, trial
 from analysis.trend import Trend, judge
 
 LEAST = 6  # distinct runs below which a task is not judged
@@ -36,6 +36,8 @@ class Study:
       the table has them loss and bits_per_byte (of the right answer).
     held_out: the same columns of runs that nothing here has seen, with predicted, low, high and inside.
     trial, model: None where the verdict gives the task no law.
+    second: the road through bits per byte that back-tests better, whether or not it is the best; None where the table
+      has no bits per byte, or the task no law.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Study:
     trend: Trend
     trial: Trial | None
     model: Model | None
+    second: Drawn | None
     params_column: str
     level: float
     seed: int
@@ -150,7 +153,7 @@ def tasks(table: pd.DataFrame) -> list[str]:
 
 def studies(table: pd.DataFrame, only: Sequence[str] = (), **options: Any) -> list[Study]:
     """A study of each task, or of those named. Options: see study. Raises TableError: no task, or as study does."""
-    found = _some_tasks(table)
+    found = some_tasks(table)
     return [study(table, task, **options) for task in (only or found)]
 
 
@@ -178,11 +181,11 @@ def study(
     Raises:
       TableError: no such task, values that cannot be, or too few runs.
     """
-    if task not in (known := _some_tasks(table)):
+    if task not in (known := some_tasks(table)):
         near = difflib.get_close_matches(task, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise TableError(f"task {task}: the table has {', '.join(known)}{hint}")
-    points, counted, questions = _points(table, task, params)
+    points, counted, questions = task_points(table, task, params)
     fitted, held = saved.hold_out(points, holdout)
     if len(fitted) < LEAST or fitted["flops"].nunique() < LEAST - 2:
         out = f", --holdout {holdout} holds out {len(held)}" if len(held) else ""
@@ -193,11 +196,19 @@ def study(
     common = (counted, level, seed)
     able = feasible(roads, fitted)
     if trend.verdict not in ("rises", "saturated") or trend.p >= 0.05 or not able:
-        return Study(task, fitted, held, trend, None, None, *common)
+        return Study(task, fitted, held, trend, None, None, None, *common)
     tried = trial(fitted, able, seed=seed)
     chosen = model(fitted, tried, questions=questions, draws=draws, seed=seed)
-    found = Study(task, fitted, held, trend, tried, chosen, *common)
-    return found if held.empty else Study(task, fitted, _scored(found, held), trend, tried, chosen, *common)
+    second = _second(fitted, tried, draws, seed)
+    found = Study(task, fitted, held, trend, tried, chosen, second, *common)
+    return found if held.empty else replace(found, held_out=_scored(found, held))
+
+
+def _second(points: pd.DataFrame, tried: Trial, draws: int, seed: int) -> Drawn | None:
+    """The better of the two roads through bits per byte, with its resamples."""
+    scores = dict(zip(tried.roads, np.nan_to_num(tried.scores, nan=np.inf), strict=True))
+    able = [road for road in (BITS, FREE_BITS) if road in scores]
+    return drawn(min(able, key=lambda road: scores[road]), points, draws // 2, seed)[0] if able else None
 
 
 def _scored(found: Study, held: pd.DataFrame) -> pd.DataFrame:
@@ -208,7 +219,7 @@ def _scored(found: Study, held: pd.DataFrame) -> pd.DataFrame:
     return held.assign(predicted=said["predicted"], low=low, high=high, inside=inside)
 
 
-def _some_tasks(table: pd.DataFrame) -> list[str]:
+def some_tasks(table: pd.DataFrame) -> list[str]:
     if not (found := tasks(table)):
         raise TableError(
             "the table has no task: no column <task>/accuracy beside <task>/chance; run scaling eval first"
@@ -220,7 +231,7 @@ def _accuracy(chance: str) -> str:
     return f"{chance.removesuffix('/chance')}/accuracy"
 
 
-def _points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.DataFrame, str, float]:
+def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.DataFrame, str, float]:
     """(Study.points with the weights that roads read, the count of parameters, answers that an accuracy is of)."""
     table = table[table["status"] == "done"] if "status" in table else table
     rows = table[pd.to_numeric(table[f"{task}/accuracy"], errors="coerce").notna()]
@@ -234,7 +245,8 @@ def _points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.Data
         )
     stated = _numbers(rows, f"{task}/accuracy_stderr")
     points["standard_error"], questions = _standard_errors(points["accuracy"].to_numpy(), stated)
-    points["accuracy_weight"] = _weights(points["standard_error"].to_numpy())
+    misfit = MISFIT * (points["ceiling"] - points["chance"]).to_numpy()
+    points["accuracy_weight"] = _weights(np.hypot(points["standard_error"].to_numpy(), misfit))
     points["error"] = 1 - points["accuracy"]
     points["bits_per_byte"] = _numbers(rows, f"{task}/bits_per_byte")
     relative = _numbers(rows, f"{task}/bits_per_byte_stderr") / points["bits_per_byte"].to_numpy()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import intervals
-from analysis.backtest import HELD, won
+from analysis.backtest import won
 from analysis.fit import Objective, fit_rows, mse, mse_log, refit_from
 from analysis.laws import Law, chinchilla
 from analysis.laws.accuracy import (
@@ -26,9 +26,14 @@ from analysis.laws.accuracy import (
 )
 
 KNOWN = ("flops", "params", "tokens", "chance", "ceiling")  # what is known of a run before it is trained
-LEAST_HELD = 2  # runs above a cut, for it to be one
+CUTS = (2.0, 3.0, 5.0, 10.0, 30.0)  # runs above Cmax over these are held out in turn,
+MOST_CUTS = 3  # as many of them, from the first, as
+LEAST_HELD = 2  # hold out so many runs,
+HELD_SHARE = 0.1  # and such a share of all
+MISFIT = 0.01  # share of the way from chance to ceiling, closer than which no law is trusted to any accuracy
 TINY = 1e-3  # the starts of some laws divide by the response
 NOISE_DRAWS = 8  # measurements drawn for each draw of the laws
+INSIDE = 1e-4  # how far from 0 and 1 a measurement's mean is kept
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,15 @@ class Drawn:
 class Model:
     """What accuracies are predicted from: the best road first, and those that might have won.
 
-    dispersion: squared errors of the best road at its points over what the measurement explains, at least 1; the
-      variance of an accuracy itself where the table has no standard errors.
+    dispersion: squared errors of the best road at its points over their variance, the larger of it and 1.
     questions: answers that an accuracy is the mean of; NaN where the table does not tell.
+    misfit: variance of an accuracy beside that of its questions.
     """
 
     members: tuple[Drawn, ...]
     dispersion: float
     questions: float
+    misfit: float
     warnings: tuple[str, ...]
 
     def predict(self, targets: pd.DataFrame) -> np.ndarray:
@@ -128,18 +134,17 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(low, high) of the law itself, and (low, high) of one measurement of a new run: [targets] each.
 
-        The measurement is binomial in as many questions as the points have, fewer by the dispersion.
+        The measurement has the binomial variance of as many questions as the points have, and that of the misfit, times
+        the dispersion; its distribution is a beta, so that it ends at 0 and 1.
         """
         spread = np.concatenate([predict(member.road, member.draws, targets) for member in self.members])
         spread = spread[np.isfinite(spread).all(1)]
         centre = self.predict(targets)
-        seen = np.tile(spread, (NOISE_DRAWS, 1))
-        generator = np.random.default_rng(seed)
-        if np.isfinite(self.questions):
-            count = max(round(self.questions / self.dispersion), 1)
-            seen = generator.binomial(count, np.clip(seen, 0, 1)) / count
-        else:
-            seen = seen + generator.normal(0, np.sqrt(self.dispersion), seen.shape)
+        mean = np.clip(np.tile(spread, (NOISE_DRAWS, 1)), INSIDE, 1 - INSIDE)
+        ends = mean * (1 - mean)
+        binomial = ends / self.questions if np.isfinite(self.questions) else 0.0
+        size = np.maximum(ends / (self.dispersion * (binomial + self.misfit)) - 1, INSIDE)
+        seen = np.random.default_rng(seed).beta(mean * size, (1 - mean) * size)
         (low, high), (least, most) = (intervals.central(part, level) for part in (spread, seen))
         return np.minimum(low, centre), np.maximum(high, centre), np.minimum(least, centre), np.maximum(most, centre)
 
@@ -181,15 +186,16 @@ def _enough(step: Step, rows: pd.DataFrame) -> bool:
 
 
 def trial(points: pd.DataFrame, roads: Sequence[Road], *, seed: int = 0) -> Trial:
-    """Roads scored on the runs above Cmax / 2, Cmax / 3 and Cmax / 5 in turn, each fitted to the rest.
+    """Roads scored on tops of compute held out in turn, each fitted to the rest: the three smallest that hold enough.
 
     Where no cut leaves enough runs, the road with the fewest parameters is taken, unscored.
     """
     flops = points["flops"].to_numpy(float)
-    cuts = {factor: flops <= flops.max() / factor for factor in HELD}
-    able = {f: feasible(roads, points, kept) for f, kept in cuts.items() if np.sum(~kept) >= LEAST_HELD}
+    cuts = {factor: flops <= flops.max() / factor for factor in CUTS}
+    least = max(LEAST_HELD, int(HELD_SHARE * len(points)))
+    able = {f: feasible(roads, points, kept) for f, kept in cuts.items() if np.sum(~kept) >= least}
     most = max(able.values(), key=len, default=())
-    used = tuple(f for f, found in able.items() if found == most)
+    used = tuple(f for f, found in able.items() if found == most)[:MOST_CUTS]
     if not most:
         fewest = int(np.argmin([road.parameters for road in roads]))
         nothing = np.full(len(roads), np.nan)
@@ -199,7 +205,7 @@ def trial(points: pd.DataFrame, roads: Sequence[Road], *, seed: int = 0) -> Tria
     share = np.where(kept, 0.0, 1 / np.sum(~kept, axis=1, keepdims=True)) / len(used)
     scored = [road in most for road in roads]
     each = np.full((len(roads), len(points)), np.inf)
-    for index in np.flatnonzero(scored):
+    for index in np.flatnonzero(scored).tolist():
         off = np.abs(predict(roads[index], fit(roads[index], points, kept.astype(float)), points) - accuracy)
         each[index] = np.sum(share * np.nan_to_num(off, nan=1.0), axis=0)
     scores = np.where(scored, each.sum(1), np.nan)
@@ -220,19 +226,20 @@ def model(points: pd.DataFrame, found: Trial, *, questions: float, draws: int = 
     order = sorted(np.flatnonzero(counts), key=lambda index: index != found.chosen)
     members, notes = [], []
     for index in order:
-        member, note = _drawn(found.roads[index], points, int(counts[index]), seed)
+        member, note = drawn(found.roads[index], points, int(counts[index]), seed)
         members.append(member)
         notes += [note] if note else []
     best = members[0]
     missed = points["accuracy"].to_numpy() - predict(best.road, best.values, points)[0]
     freedom = max(len(points) - best.road.parameters, 1)
-    known = np.isfinite(questions)
-    variance = points["standard_error"].to_numpy() ** 2 if known else np.ones(len(points))
-    dispersion = float(np.sum(missed**2 / variance) / freedom)
-    return Model(tuple(members), max(dispersion, 1.0) if known else dispersion, questions, tuple(dict.fromkeys(notes)))
+    misfit = float((MISFIT * (points["ceiling"] - points["chance"]).iloc[0]) ** 2)
+    errors = np.asarray(points["standard_error"], float) if "standard_error" in points else np.zeros(len(points))
+    dispersion = max(float(np.sum(missed**2 / (errors**2 + misfit)) / freedom), 1.0)
+    return Model(tuple(members), dispersion, questions, misfit, tuple(dict.fromkeys(notes)))
 
 
-def _drawn(road: Road, points: pd.DataFrame, draws: int, seed: int) -> tuple[Drawn, str]:
+def drawn(road: Road, points: pd.DataFrame, draws: int, seed: int) -> tuple[Drawn, str]:
+    """A road fitted to points and to resamples of their trunks, and a warning where those are too few for that."""
     values = fit(road, points, np.ones((1, len(points))))
     widest = max((step.law for step in road.steps), key=lambda law: len(law.parameters))
     unit, note = intervals.clusters(points, len(widest.parameters))

@@ -44,7 +44,7 @@ class Trend:
 
     @property
     def ratio(self) -> float:
-        return self.signal / self.noise if self.noise > 0 else np.inf
+        return self.signal / self.noise if self.noise > 0 else np.inf if self.signal > 0 else 0.0
 
 
 def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed: int = 0) -> Trend:
@@ -107,28 +107,26 @@ def kendall(
     members = [np.flatnonzero(cluster == name) for name in pd.unique(cluster)]
     seen = float((signs_x * signs_y).sum())
     repeats = int(np.clip(PAIRS / len(flops) ** 2, 199, PERMUTED))
-    drawn = np.empty(repeats)
-    for repeat in range(repeats):
-        order = _order(generator, members, len(flops))
-        drawn[repeat] = np.vdot(signs_x, signs_y[np.ix_(order, order)])
+    orders = _orders(generator, members, len(flops), repeats)
+    drawn = np.array([np.vdot(signs_x, signs_y[np.ix_(order, order)]) for order in orders])
     near = 1e-6 * scale
     at_least, at_most = np.sum(drawn >= seen - near), np.sum(drawn <= seen + near)
     return seen / scale, float(1 + at_least) / (1 + repeats), float(1 + at_most) / (1 + repeats)
 
 
-def _order(generator: np.random.Generator, members: list[np.ndarray], count: int) -> np.ndarray:
-    """Which run's accuracy each run is given, [runs]."""
-    order = np.empty(count, int)
-    for length in {len(runs) for runs in members}:
-        alike = [runs for runs in members if len(runs) == length]
-        for to, at in enumerate(generator.permutation(len(alike))):
-            order[alike[to]] = generator.permutation(alike[at])
-    return order
+def _orders(generator: np.random.Generator, members: list[np.ndarray], count: int, repeats: int) -> np.ndarray:
+    """Which run's accuracy each run is given, [repeats, runs]."""
+    orders = np.empty((repeats, count), int)
+    for length in sorted({len(runs) for runs in members}):
+        alike = np.stack([runs for runs in members if len(runs) == length])
+        whole = generator.permuted(np.tile(np.arange(len(alike)), (repeats, 1)), axis=1)
+        orders[:, alike] = generator.permuted(alike[whole], axis=2)
+    return orders
 
 
 def _noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
     """The largest of what is known of the standard deviation of one run's accuracy, and what it is."""
-    known = {"standard error": float(np.nan_to_num(np.nanmedian(points["standard_error"].to_numpy())))}
+    known = {"standard error": float(np.median(points["standard_error"])) if "standard_error" in points else 0.0}
     cells = points.groupby(["params", "tokens"])["accuracy"]
     known["scatter of seeds"] = _pooled([group.to_numpy() for _, group in cells])
     if checkpoints is not None and len(checkpoints):
