@@ -66,6 +66,7 @@ VERBS = (
     Verb(("curves",), "analysis.curves", "curves", "Fit one-variable laws to many curves and extrapolate."),
     Verb(("forecast",), "analysis.forecast", "forecast", "Forecast a loss from a saved fit, lock it, score it."),
     Verb(("backtest",), "analysis.holdout", "backtest_verb", "Forecast the top of compute from the rest; score it."),
+    Verb(("downstream",), "analysis.downstream_verb", "downstream_verb", "Say which tasks rise with compute, by which law."),
     Verb(("design",), "analysis.design_verb", "design", "Propose the next runs for a forecast and a budget."),
     Verb(("isoflop",), "analysis.verbs", "isoflop", "Compute-optimal sizes by approaches 1 and 2, with their biases."),
     Verb(("coverage",), "analysis.holdout", "coverage", "Back-test every public table; count what bands hold."),
