@@ -99,7 +99,20 @@ def attend(
     )
 
 
-def _reference(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+def attend_cached(q_BTHD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, held_B: jax.Array) -> jax.Array:
+    """As `attend`, for queries of T positions that follow held_B others: row b's first query sees the first
+    held_B[b] + 1 of its S keys and values, which are kept by head."""
+    k_BSKD, v_BSKD = k_BKSD.transpose(0, 2, 1, 3), v_BKSD.transpose(0, 2, 1, 3)
+    return _reference(q_BTHD, k_BSKD, v_BSKD, None, held_B)
+
+
+def _reference(
+    q_BTHD: jax.Array,
+    k_BTKD: jax.Array,
+    v_BTKD: jax.Array,
+    segments_BT: jax.Array | None,
+    held_B: jax.Array | None = None,
+) -> jax.Array:
     """In plain operations, which any platform runs. The query heads of a group are folded into rows, N = (H // K) * T,
     and weights are normalised after they have met the values: D divisions a row, not T."""
     B, T, H, D = q_BTHD.shape
@@ -107,8 +120,12 @@ def _reference(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments
     N = H // K * T
     q_BKND = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).reshape(B, K, N, D)
     scores_BKNS = jnp.matmul(q_BKND, k_BTKD.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    row_N1, column_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
-    seen = column_S <= row_N1
+    if held_B is None:
+        row_N1, column_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
+        seen = column_S <= row_N1
+    else:
+        row_B1N1 = held_B[:, None, None, None] + jnp.arange(N)[:, None] % T
+        seen = jnp.arange(k_BTKD.shape[1]) <= row_B1N1
     if segments_BT is not None:
         seen &= jnp.tile(segments_BT[:, :, None] == segments_BT[:, None, :], (1, H // K, 1))[:, None]
     scores_BKNS = jnp.where(seen, scores_BKNS, -1e30)

@@ -70,7 +70,7 @@ def activations(model: Decoder, params: Any, tokens_BT: jax.Array) -> dict[str, 
             {"params": weights}, x_BTM, None, capture_intermediates=_is_branch, mutable=["intermediates"]
         )
         (x_BTM, _), seen = out
-        attention_BTM, ff_BTM = (seen["intermediates"][name]["__call__"][0] for name in ("attention", "ff"))
+        ((attention_BTM, _),), (ff_BTM,) = (seen["intermediates"][name]["__call__"] for name in ("attention", "ff"))
         return x_BTM, (attention_BTM, ff_BTM)
 
     with exact_products(model):

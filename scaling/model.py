@@ -6,7 +6,7 @@ every product: XLA on CPU differentiates products on [B, T, M] three to four tim
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,44 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.attention import Kernel, attend
+from scaling.attention import Kernel, attend, attend_cached
 from scaling.config import ModelConfig
 from scaling.parametrization import logit, multipliers, residual, times
 from scaling.sharding import ROWS
 
 
-def rope(x_BTHD: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021)."""
-    D = x_BTHD.shape[-1]
+class Cache(NamedTuple):
+    """Keys and values of up to S tokens a row, so that a token that follows them is one step of work. In the model, of
+    all layers: [L, B, K, S, D]."""
+
+    k_BKSD: jax.Array
+    v_BKSD: jax.Array
+
+    @property
+    def length(self) -> int:
+        return self.k_BKSD.shape[-2]
+
+    def extended(self, k_BTKD: jax.Array, v_BTKD: jax.Array, held_B: jax.Array) -> Cache:
+        """With T more tokens a row, from place held_B on."""
+
+        def put(kept_KSD: jax.Array, new_TKD: jax.Array, held: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(kept_KSD, new_TKD.transpose(1, 0, 2), (0, held, 0))
+
+        return Cache(jax.vmap(put)(self.k_BKSD, k_BTKD, held_B), jax.vmap(put)(self.v_BKSD, v_BTKD, held_B))
+
+
+def rope(x_BTHD: jax.Array, theta: float, held_B: jax.Array | None = None, length: int = 0) -> jax.Array:
+    """Rotary positions, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021).
+
+    Positions begin at 0, or at held_B and end below `length`; their angles are the same numbers either way.
+    """
+    T, D = x_BTHD.shape[1], x_BTHD.shape[-1]
     frequency_D = theta ** (-np.arange(0, D, 2) / D)
-    angle_T1D = np.arange(x_BTHD.shape[1])[:, None, None] * frequency_D
+    angle_T1D = np.arange(T if held_B is None else length)[:, None, None] * frequency_D
     cos_T1D, sin_T1D = np.cos(angle_T1D).astype(np.float32), np.sin(angle_T1D).astype(np.float32)
+    if held_B is not None:
+        position_BT = held_B[:, None] + jnp.arange(T)
+        cos_T1D, sin_T1D = jnp.asarray(cos_T1D)[position_BT], jnp.asarray(sin_T1D)[position_BT]
     low, high = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D], axis=-1)
     return turned.astype(x_BTHD.dtype)
@@ -79,7 +105,13 @@ class Attention(nn.Module):
     mesh: Mesh | None
 
     @nn.compact
-    def __call__(self, x_BTM: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x_BTM: jax.Array,
+        segments_BT: jax.Array | None,
+        held_B: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         B, T, M = x_BTM.shape
         H, K, D = c.heads, c.num_kv_heads, c.head_width
@@ -91,10 +123,15 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_BTHD = RMSNorm(c.norm_epsilon, name="q_norm")(q_BTHD)
             k_BTKD = RMSNorm(c.norm_epsilon, name="k_norm")(k_BTKD)
-        q_BTHD, k_BTKD = rope(q_BTHD, c.rope_theta), rope(k_BTKD, c.rope_theta)
-        out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, segments_BT, kernel=self.kernel, mesh=self.mesh)
+        if cache is None or held_B is None:
+            q_BTHD, k_BTKD = rope(q_BTHD, c.rope_theta), rope(k_BTKD, c.rope_theta)
+            out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, segments_BT, kernel=self.kernel, mesh=self.mesh)
+        else:
+            q_BTHD, k_BTKD = (rope(x, c.rope_theta, held_B, cache.length) for x in (q_BTHD, k_BTKD))
+            cache = cache.extended(k_BTKD, v_BTKD, held_B)
+            out_BTHD = attend_cached(q_BTHD, *cache, held_B)
         gain = (2 * c.depth) ** -0.5 * multipliers(c, "blocks/attention/o/kernel").init
-        return Linear(M, gain=gain, name="o")(out_BTHD.reshape(B * T, H * D)).reshape(B, T, M)
+        return Linear(M, gain=gain, name="o")(out_BTHD.reshape(B * T, H * D)).reshape(B, T, M), cache
 
 
 @jax.custom_vjp
@@ -133,13 +170,20 @@ class Block(nn.Module):
     mesh: Mesh | None = None
 
     @nn.compact
-    def __call__(self, x_BTM: jax.Array, segments_BT: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self,
+        x_BTM: jax.Array,
+        segments_BT: jax.Array | None,
+        held_B: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         c = self.config
         attention, ff = Attention(c, self.kernel, self.mesh, name="attention"), SwiGLU(c, self.mesh, name="ff")
         normed_BTM = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTM)
-        x_BTM = x_BTM + times(attention(normed_BTM, segments_BT), residual(c))
+        read_BTM, cache = attention(normed_BTM, segments_BT, held_B, cache)
+        x_BTM = x_BTM + times(read_BTM, residual(c))
         x_BTM = x_BTM + times(ff(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM)), residual(c))
-        return by_rows(x_BTM, self.mesh), None
+        return by_rows(x_BTM, self.mesh), cache
 
 
 def by_rows(x_BTM: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -173,18 +217,32 @@ class Decoder(nn.Module):
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         x_BTM = self.hidden(tokens_BT, segments_BT)
-        x_NM = x_BTM.reshape(-1, self.config.width)
-        if self.config.tied:
-            logits_NV = jnp.matmul(x_NM, self.embedding.T.astype(self.dtype), preferred_element_type=jnp.float32)
-        else:
-            logits_NV = self.head(x_NM)
+        logits_NV = self._headed(x_BTM.reshape(-1, self.config.width))
         return logits_NV.reshape(*tokens_BT.shape, self.config.vocab_size)
 
     def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         """What the head multiplies, [B, T, M] in `dtype`: the multiplier of the logits included."""
+        return self._through(tokens_BT, segments_BT, None, None)[0]
+
+    def following(
+        self, tokens_BT: jax.Array, held_B: jax.Array, last_B: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Float32 logits [B, V] of what follows place last_B of tokens_BT, which themselves follow the first held_B of
+        a cache; and the cache that holds them too."""
+        x_BTM, cache = self._through(tokens_BT, None, held_B, cache)
+        return self._headed(x_BTM[jnp.arange(len(last_B)), last_B]), cache
+
+    def _through(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array | None, held_B: jax.Array | None, cache: Cache | None
+    ) -> tuple[jax.Array, Any]:
         x_BTM = by_rows(self.embedding[tokens_BT].astype(self.dtype), self.mesh)
-        x_BTM, _ = self.blocks(x_BTM, segments_BT)
-        return times(self.final_norm(x_BTM), logit(self.config))
+        x_BTM, cache = self.blocks(x_BTM, segments_BT, held_B, cache)
+        return times(self.final_norm(x_BTM), logit(self.config)), cache
+
+    def _headed(self, x_NM: jax.Array) -> jax.Array:
+        if self.config.tied:
+            return jnp.matmul(x_NM, self.embedding.T.astype(self.dtype), preferred_element_type=jnp.float32)
+        return self.head(x_NM)
 
     def _blocks(self) -> nn.Module:
         c = self.config
@@ -193,7 +251,7 @@ class Decoder(nn.Module):
         looped = unroll == 1 < c.depth
         block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)
         axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        scanned = nn.scan(block, **axes, in_axes=nn.broadcast, length=c.depth, unroll=unroll)
+        scanned = nn.scan(block, **axes, in_axes=(nn.broadcast, nn.broadcast, 0), length=c.depth, unroll=unroll)
         return scanned(c, self.kernel, self.mesh)
 
 
@@ -217,3 +275,19 @@ def hidden(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.A
 def head(model: Decoder, params: Any) -> jax.Array:
     """The weights that turn `hidden` into logits, float32 [M, V]."""
     return params["embedding"].T if model.config.tied else params["head"]["kernel"]
+
+
+def empty_cache(model: Decoder, rows: int, length: int) -> Cache:
+    """For `following`: room for `length` tokens in each of `rows`."""
+    c = model.config
+    shape_LBKSD = (c.depth, rows, c.num_kv_heads, length, c.head_width)
+    return Cache(jnp.zeros(shape_LBKSD, model.dtype), jnp.zeros(shape_LBKSD, model.dtype))
+
+
+def following(
+    model: Decoder, params: Any, tokens_BT: jax.Array, held_B: jax.Array, last_B: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Float32 logits [B, V] of the token after place last_B of tokens_BT, which follow the held_B tokens of a cache."""
+    with exact_products(model):
+        out = model.apply({"params": params}, tokens_BT, held_B, last_B, cache, method="following")
+    return cast(tuple[jax.Array, Cache], out)
