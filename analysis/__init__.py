@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.api import fit, forecast, load, plot
+    from analysis.api import fit, forecast, frontier, load, needed, plot
     from analysis.store import metrics
 
-__all__ = ["fit", "forecast", "load", "metrics", "plot"]
+__all__ = ["fit", "forecast", "frontier", "load", "metrics", "needed", "plot"]
 
 
 class _Package(ModuleType):

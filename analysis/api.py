@@ -10,18 +10,23 @@ the verbs on the command line call the same functions.
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from analysis import plots, results, saved, sensitivity
+from analysis import fit_plot, optimum, results, saved, sensitivity
 from analysis.design_verb import Design, design_cells
 from analysis.laws import Law, chinchilla, find
 from analysis.objective import Objective, huber, lad, mse, mse_log
+from analysis.plots import LIGHT
 from analysis.results import TableError
 from analysis.saved import SavedFit, Settings
 
@@ -87,9 +92,56 @@ def named(name: str) -> Law:
         raise TableError(f"law {name}: {error.args[0]}; or chosen") from None
 
 
-def forecast(law: SavedFit, params: float, tokens: float) -> pd.DataFrame:
-    """What a fit says of one run that nobody has trained: predicted, low, high (nats per token), in one row."""
-    return pd.DataFrame(law.forecast(pd.DataFrame({"params": [float(params)], "tokens": [float(tokens)]})))
+def forecast(law: SavedFit, params: ArrayLike, tokens: ArrayLike) -> pd.DataFrame:
+    """What a fit says of runs that nobody has trained: predicted, low, high (nats per token), a row each.
+
+    params and tokens: numbers, or lists of them that broadcast.
+    """
+    n, d = (np.ravel(part) for part in np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (params, tokens))))
+    return pd.DataFrame(law.forecast(pd.DataFrame({"params": n, "tokens": d})))
+
+
+def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
+    """The compute-optimal run of each budget in FLOPs, 6 params tokens, as `forecast` has it, a row each.
+
+    Raises TableError for a law not of loss in params and tokens.
+    """
+    if law.law.columns != results.SURFACE or law.law.response != "loss":
+        raise TableError(f"{law.law.name}: a frontier needs a law of loss in params and tokens, as chinchilla is")
+    budgets = np.atleast_1d(np.asarray(flops, np.float64))
+    params, tokens = optimum.frontier(law.law, law.values, budgets)
+    return forecast(law, params, tokens)[["params", "tokens", "predicted", "low", "high", "level"]].assign(
+        flops=budgets
+    )
+
+
+REACH, STEPS = 1e6, 257
+
+
+def needed(law: SavedFit, loss: float) -> pd.DataFrame:
+    """The least compute whose compute-optimal run reaches a loss, in one row: flops, params, tokens, low, high.
+
+    low and high: the FLOPs at which the lower and the upper end of the forecast's interval first reach the loss; high
+    is infinite where that is not within 1e6 times the largest run's compute (ours: the band read sideways).
+    Raises TableError for a loss that the law reaches nowhere in that range, or a law without a frontier.
+    """
+    done = 6 * law.points["params"] * law.points["tokens"]
+    along = frontier(law, np.geomspace(done.min() / 10, done.max() * REACH, STEPS))
+    worst, best = along["predicted"].to_numpy()[[0, -1]].tolist()
+    if not best <= loss <= worst:
+        raise TableError(f"loss {loss:g}: compute-optimal runs of this law go from {worst:.4g} down to {best:.4g}")
+    flops, low, high = (_crossing(along["flops"], along[name], loss) for name in ("predicted", "low", "high"))
+    run = frontier(law, flops)[["flops", "params", "tokens"]]
+    return run.assign(low=low, high=high, level=law.document["level"])
+
+
+def _crossing(flops: pd.Series, loss: pd.Series, target: float) -> float:
+    """FLOPs at which a curve first comes down to the target; infinite where it never does."""
+    at = int(np.argmax(loss.to_numpy() <= target))
+    if loss.iloc[at] > target:
+        return float("inf")
+    pair = slice(max(at - 1, 0), at + 1)
+    return float(np.exp(np.interp(-target, -loss.iloc[pair], np.log(flops.iloc[pair]))))
 
 
 def design(runs: pd.DataFrame, budget: float, law: Law | str = chinchilla, **options: Any) -> Design:
@@ -98,9 +150,32 @@ def design(runs: pd.DataFrame, budget: float, law: Law | str = chinchilla, **opt
 
 
 def plot(law: SavedFit, figure: str = "loss_by_tokens") -> Figure:
-    """One of the figures of a fit, by name: see analysis.plots.FIGURES. Raises TableError for another name or law."""
-    if figure not in plots.FIGURES:
-        raise TableError(f"no figure is named {figure!r}; there are {', '.join(plots.FIGURES)}")
-    if figure not in plots.drawable(law):
+    """One of the figures of a fit, by name (analysis.fit_plot.FIGURES). Raises TableError for another name or law."""
+    if figure not in fit_plot.FIGURES:
+        raise TableError(f"no figure is named {figure!r}; there are {', '.join(fit_plot.FIGURES)}")
+    if figure not in fit_plot.drawable(law):
         raise TableError("the figure sensitivity shows the panel of a fit, which this one lacks: fit with panel=True")
-    return plots.FIGURES[figure](law, plots.LIGHT)
+    return fit_plot.FIGURES[figure](law, LIGHT)
+
+
+def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    """A figure as a notebook shows it: twice the resolution, at its own size."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=2 * NOTEBOOK_DPI)
+    width, height = (round(inches * NOTEBOOK_DPI) for inches in figure.get_size_inches())
+    return content.getvalue(), {"width": width, "height": height}
+
+
+NOTEBOOK_DPI = 96
+
+
+def _show_in_notebooks() -> None:
+    """A cell that ends in a figure shows it, where pyplot, which would see to that, has not been asked for."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        formatter = shell.display_formatter.formatters["image/png"]
+        if Figure not in formatter.type_printers:
+            formatter.for_type(Figure, _png)
+
+
+_show_in_notebooks()

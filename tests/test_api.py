@@ -11,7 +11,7 @@ import pytest
 from conftest import simulated
 from matplotlib.figure import Figure
 
-from analysis import api, checks, fit, forecast, intervals, load, plot, results, saved
+from analysis import api, checks, fit, forecast, frontier, intervals, load, needed, plot, results, saved
 from analysis.fit import fit_law, lad, mse_log
 from analysis.fit import huber as huber_objective
 from analysis.laws import Law, chinchilla, find, surface
@@ -248,4 +248,61 @@ def test_a_notebook_needs_few_names_and_no_training_code(tmp_path: Path) -> None
         "print([m for m in ('flax', 'scaling', 'sweeps', 'orbax', 'optax', 'tensorflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout.splitlines() == ["True ['fit', 'forecast', 'load', 'metrics', 'plot']", "[]"]
+    names = ["fit", "forecast", "frontier", "load", "metrics", "needed", "plot"]
+    assert done.stdout.splitlines() == [f"True {names}", "[]"]
+
+
+def test_forecasts_of_several_runs_are_a_row_each(built: SavedFit) -> None:
+    rows = forecast(built, [1e9, 2e9], 6e10)
+    assert rows["params"].tolist() == [1e9, 2e9]
+    assert rows["tokens"].tolist() == [6e10, 6e10]
+    assert rows.loc[1, "predicted"] == forecast(built, 2e9, 6e10).loc[0, "predicted"]
+
+
+def test_the_frontier_is_where_no_other_split_of_the_budget_is_forecast_lower(built: SavedFit) -> None:
+    best = frontier(built, [1e20, 1e22])
+    np.testing.assert_allclose(6 * best["params"] * best["tokens"], [1e20, 1e22], rtol=1e-9)
+    for factor in (0.9, 1.1):
+        other = forecast(built, best["params"] * factor, best["tokens"] / factor)
+        assert (other["predicted"] > best["predicted"]).all()
+    assert (best["low"] < best["predicted"]).all()
+    assert (best["predicted"] < best["high"]).all()
+
+
+def test_compute_for_a_loss_is_the_frontier_read_sideways(built: SavedFit) -> None:
+    want = float(frontier(built, 1e22).loc[0, "predicted"])
+    row = needed(built, want).iloc[0]
+    assert row["flops"] == pytest.approx(1e22, rel=1e-3)
+    assert row["low"] < row["flops"] < row["high"]
+    ends = frontier(built, [row["low"], row["high"]])
+    assert ends.loc[0, "low"] == pytest.approx(want, rel=2e-3)
+    assert ends.loc[1, "high"] == pytest.approx(want, rel=2e-3)
+    with pytest.raises(TableError, match=r"loss 0\.5: compute-optimal runs of this law go from .* down to 1\.[67]"):
+        needed(built, 0.5)
+
+
+def test_an_interval_that_never_comes_down_has_no_upper_end(built: SavedFit) -> None:
+    done = 6 * built.points["params"] * built.points["tokens"]
+    furthest = float(frontier(built, done.max() * 1e6).loc[0, "predicted"])
+    assert needed(built, furthest * 1.001).loc[0, "high"] == np.inf
+
+
+def test_a_frontier_needs_a_law_of_params_and_tokens(curve: SavedFit) -> None:
+    with pytest.raises(TableError, match="m2: a frontier needs a law of loss in params and tokens"):
+        frontier(curve, 1e20)
+
+
+def test_a_cell_that_ends_in_a_figure_shows_it_without_pyplot() -> None:
+    pytest.importorskip("IPython")
+    code = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+from matplotlib.figure import Figure
+import analysis.api
+data, metadata = shell.display_formatter.format(Figure(figsize=(2, 1)))
+assert data["image/png"][:4] == b"\\x89PNG", data
+assert metadata["image/png"] == {"width": 192, "height": 96}, metadata
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
