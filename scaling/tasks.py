@@ -118,19 +118,7 @@ def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
     Raises InputError when the module or the name is unknown, a split is missing, or the feature is absent, no sequence
     of ids, or in another vocabulary.
     """
-    try:
-        importlib.import_module(corpus.module)
-    except Exception as error:
-        raise InputError(
-            f"corpus {corpus.name!r}: module {corpus.module!r} cannot be imported: "
-            f"{type(error).__name__}, {' '.join(str(error).split())}"
-        ) from None
-    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if corpus.path not in names:
-        raise InputError(
-            f"corpus {corpus.name!r}: {corpus.module} registers no such Task or Mixture{nearest(corpus.path, names)}"
-        )
-    provider = seqio.get_mixture_or_task(corpus.path)
+    provider = registered(f"corpus {corpus.name!r}", corpus.module, corpus.path)
     for split in SPLITS:
         if split not in (provider.splits or ()):
             raise InputError(
@@ -142,7 +130,7 @@ def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
     feature = features[corpus.feature]
     if feature.rank != 1 or not tf.as_dtype(feature.dtype).is_integer:
         raise InputError(f"corpus {corpus.name!r}: feature {corpus.feature!r} is no sequence of ids")
-    if not _same_ids(feature.vocabulary, seqio_vocabulary(vocabulary)):
+    if not same_ids(feature.vocabulary, seqio_vocabulary(vocabulary)):
         raise InputError(
             f"corpus {corpus.name!r}: feature {corpus.feature!r} is in {feature.vocabulary!r}, "
             f"which is not the vocabulary {vocabulary.name!r}; name its own with --vocabulary"
@@ -150,7 +138,23 @@ def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
     return provider
 
 
-def _same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+def registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mixture:
+    """The Task or Mixture of this name that a module registers. Raises InputError, beginning with `label`, when the
+    module cannot be imported or the name is unknown."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise InputError(
+            f"{label}: module {module!r} cannot be imported: {type(error).__name__}, {' '.join(str(error).split())}"
+        ) from None
+    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in names:
+        raise InputError(f"{label}: {module} registers no such Task or Mixture{nearest(name, names)}")
+    return seqio.get_mixture_or_task(name)
+
+
+def same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+    """Whether both write the same text in the same ids."""
     if (one.vocab_size, one.eos_id) != (other.vocab_size, other.eos_id):
         return False
     if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(other, seqio.SentencePieceVocabulary):
