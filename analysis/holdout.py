@@ -49,57 +49,96 @@ def backtest(
       plain: laws taken for granted, each with its bootstrap's band.
       candidates: what the chosen law is chosen from.
     """
-    rows = []
+    found = forecasts(points, factors, plain, candidates, draws=draws, seed=seed)
+    parts = found.groupby(["factor", "law"], sort=False) if len(found) else ()
+    return pd.DataFrame([{"factor": factor, "law": law} | _scores(part) for (factor, law), part in parts])
+
+
+def forecasts(
+    points: pd.DataFrame,
+    factors: Sequence[float] = FACTORS,
+    plain: Sequence[Candidate] = PLAIN,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What `backtest` scores: a row for each factor, law and run above the cut, perhaps none.
+
+    Columns: factor, law, run_id, params, tokens, flops; limit, the most training FLOPs that the law was fitted to;
+    measured, predicted, and low and high of each level's band, as in low_90 (nats per token); n_train; choice, what
+    `chosen` chose, "" for the others.
+    """
+    parts = []
     for factor in factors:
         cut = points["flops"] <= points["flops"].max() / factor
         train, test = points[cut].reset_index(drop=True), points[~cut].reset_index(drop=True)
         needed = max(len(candidate.law.parameters) for candidate in (*plain, *candidates)) + 1
         if test.empty or len(train[["params", "tokens"]].drop_duplicates()) < needed:
             continue
-        for candidate in plain:
-            rows.append({"factor": factor} | _plain(train, test, candidate, draws, seed))
-        rows.append({"factor": factor} | _chosen(train, test, candidates, draws, seed))
-    return pd.DataFrame(rows)
+        made = [(candidate.name, *_plain(train, test, candidate, draws, seed), "") for candidate in plain]
+        made.append((CHOSEN, *_chosen(train, test, candidates, draws, seed)))
+        for law, predicted, bands, choice in made:
+            ends = {
+                f"{end}_{level * 100:.0f}": band[side]
+                for level, band in zip(LEVELS, bands, strict=True)
+                for side, end in enumerate(("low", "high"))
+            }
+            rows = test[["run_id", "params", "tokens", "flops"]].assign(factor=factor, law=law, **ends, choice=choice)
+            limit = float(train["flops"].max())
+            parts.append(rows.assign(limit=limit, measured=test["loss"], predicted=predicted, n_train=len(train)))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _plain(train: pd.DataFrame, test: pd.DataFrame, candidate: Candidate, draws: int, seed: int) -> dict[str, Any]:
+Bands = list[tuple[np.ndarray, ...]]
+
+
+def _plain(
+    train: pd.DataFrame, test: pd.DataFrame, candidate: Candidate, draws: int, seed: int
+) -> tuple[np.ndarray, Bands]:
     weights = candidate.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
     fit = fit_law(candidate.law, train, train["loss"], candidate.objective, weights=weights)
     unit, _ = intervals.clusters(train, len(fit.law.parameters))
     resampled = intervals.bootstrap(fit, train, train["loss"], unit, weights=weights, draws=draws, seed=seed)
     values = {name: resampled[:, [i]] for i, name in enumerate(fit.law.parameters)}
     spread = fit.law(values, test)
-    bands = [intervals.central(spread[np.isfinite(spread).all(1)], level) for level in LEVELS]
-    return {"law": candidate.name, "n_train": len(train)} | _scores(fit.predict(test), test, bands)
+    return fit.predict(test), [intervals.central(spread[np.isfinite(spread).all(1)], level) for level in LEVELS]
 
 
 def _chosen(
     train: pd.DataFrame, test: pd.DataFrame, candidates: Sequence[Candidate], draws: int, seed: int
-) -> dict[str, Any]:
+) -> tuple[np.ndarray, Bands, str]:
     choice = choose(train, candidates, seed=seed)
     best = choice.best
     weights = best.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
     fit = fit_law(best.law, train, train["loss"], best.objective, weights=weights)
     predictive = build(fit, best, train, choice, draws=draws, seed=seed)
     predicted = fit.predict(test)
-    bands = [predictive.interval(predicted, test, test["flops"], level, seed=seed) for level in LEVELS]
-    return {"law": CHOSEN, "n_train": len(train)} | _scores(predicted, test, bands) | {"choice": best.name}
+    return (
+        predicted,
+        [predictive.interval(predicted, test, test["flops"], level, seed=seed) for level in LEVELS],
+        best.name,
+    )
 
 
-def _scores(predicted: np.ndarray, test: pd.DataFrame, bands: Sequence[tuple[np.ndarray, ...]]) -> dict[str, Any]:
-    measured = test["loss"].to_numpy(float)
+def _scores(rows: pd.DataFrame) -> dict[str, Any]:
+    """Of one law's forecasts at one factor."""
+    measured, predicted = rows["measured"].to_numpy(), rows["predicted"].to_numpy()
     error = np.log(predicted / measured)
     inside = {
-        f"coverage_{level * 100:.0f}": float(np.mean((low <= measured) & (measured <= high)))
-        for level, (low, high) in zip(LEVELS, bands, strict=True)
+        f"coverage_{l}": float(np.mean((rows[f"low_{l}"] <= measured) & (measured <= rows[f"high_{l}"])))
+        for l in (f"{level * 100:.0f}" for level in LEVELS)
     }
+    choice = str(rows["choice"].iloc[0])
     return {
-        "n_test": len(test),
+        "n_train": int(rows["n_train"].iloc[0]),
+        "n_test": len(rows),
         "mean_relative_error": float(np.mean(np.abs(predicted / measured - 1))),
         "rmsle": float(np.sqrt(np.mean(error**2))),
         "bias": float(np.mean(error)),
         **inside,
-        "half_width_90": float(np.median(np.log(bands[-1][1] / bands[-1][0]) / 2)),
+        "half_width_90": float(np.median(np.log(rows["high_90"] / rows["low_90"]) / 2)),
+        **({"choice": choice} if choice else {}),
     }
 
 

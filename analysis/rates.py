@@ -11,20 +11,18 @@ Not in the design's list of modules: it is what makes a recipe's learning rate a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
-from analysis import collapse, plots, results
+from analysis import collapse, plots, rates_plot, results
 from analysis.results import TableError
 
 SCHEMA = 1
@@ -164,30 +162,21 @@ def facts(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
     return {"schema": SCHEMA, "source": source, "table": table_hash, "law": fitted, "scans": rows}
 
 
-def figure(law: RateLaw, theme: plots.Theme = plots.LIGHT) -> Figure:
-    """Loss above the scan's best against learning rate, a curve a size; the optima, and the law's rates."""
-    with mpl.rc_context(theme.settings):
-        made = Figure(figsize=(7.2, 4.4), layout="constrained")
-        axes = made.subplots()
-        sizes = np.array([scan.params for scan in law.scans])
-        for scan, colour in zip(law.scans, plots.shaded(theme, sizes, sizes), strict=True):
-            above = np.array(scan.losses) - min(scan.loss, np.nanmin(scan.losses))
-            axes.plot(scan.rates, above, "o-", color=colour, markersize=3.5, linewidth=1.2)
-            last = int(np.flatnonzero(np.isfinite(above))[-1])
-            name, end = f" {plots.compact(scan.params)}", (scan.rates[last], above[last])
-            axes.annotate(name, end, color=colour, va="center", fontsize=8.5)
-            if not scan.at_bound:
-                axes.plot(scan.best, 0.0, "v", color=colour, markersize=8, clip_on=False)
-                axes.plot(law(scan.params), 0.0, "|", color=theme.accent, markersize=14, clip_on=False)
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("peak learning rate; curves carry their number of parameters")
-        axes.set_ylabel("loss above the best of its size, nats per token")
-        axes.set_title("Learning rates tried at each size: the best (triangles), and the law through them (bars)")
-        return made
+def read(path: Path) -> RateLaw:
+    """The law and its scans as `facts` gives them, from JSON. Raises TableError for a file that holds none."""
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise KeyError(f"schema {document['schema']}, this version reads {SCHEMA}")
+        law = {name: np.nan if value is None else float(value) for name, value in document["law"].items()}
+        found = []
+        for row in document["scans"]:
+            known = {name: np.nan if row[name] is None else row[name] for name in ("best", "loss")}
+            lists = {name: tuple(np.array(row[name], float).tolist()) for name in ("rates", "losses")}
+            found.append(Scan(**{**row, **known, **lists}))
+        return RateLaw(**law, scans=tuple(found))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TableError(f"{path}: not the learning rates that `scaling rates --out` writes ({error})") from None
 
 
 def rates(
@@ -221,7 +210,7 @@ def rates(
         sweep = str(read["sweep"].iloc[0]) if "sweep" in read and len(read) else table.stem
         results.write_json(out, facts(law, sweep, results.table_hash(_settled(read))))
     if figure_file is not None:
-        plots.save(figure(law), figure_file)
+        plots.save(rates_plot.tried(law), figure_file)
 
 
 def _settled(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,237 +1,299 @@
-"""One self-contained page for a fitted sweep: law, forecast, figures, every run, provenance. No script, no request."""
+"""One self-contained page about a fitted sweep. analysis/page.py makes the HTML, analysis/evidence.py reads the folder,
+analysis/runs_table.py shows single runs and where they come from.
+
+A section is a function of the evidence; one that has nothing to show returns a line that says why.
+"""
 
 from __future__ import annotations
 
-import html
-import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import checks, collapse, collapse_plot, fit_plot, flags, plots, results, saved
-from analysis.collapse import Collapse
-from analysis.plots import DARK, LIGHT, Theme, compact, scientific
-from analysis.results import TableError
-from analysis.saved import SavedFit
+from analysis import (
+    backtest_plot,
+    checklist,
+    collapse_plot,
+    evidence,
+    fit_plot,
+    page,
+    plots,
+    rates_plot,
+    results,
+    runs_table,
+)
+from analysis.checklist import Item
+from analysis.evidence import Evidence
+from analysis.holdout import CHOSEN
+from analysis.page import Cell, Section, escape, numbers, paragraph
+from analysis.plots import Theme, compact, scientific
 
 CAPTIONS = {
     "loss_by_tokens": "Each curve is the fitted law at one model size; points are runs.",
     "loss_by_params": "Each curve is the fitted law at one horizon of training tokens; points are runs.",
-    "isoflop": "At a fixed budget C = 6 N D the best size lies at the minimum; solid where the runs reach.",
-    "sensitivity": "The same runs, fitted otherwise. A dot outside the shaded interval: the convention matters more.",
-    "collapse": "Loss curves as they are, and normalised: reduced loss over what the other cells' trend expects at the "
-    "end, against the share of the run. Cells that are trained alike lie on one another.",
-    "surface": "Contours of equal loss, the runs, and the best split of each budget.",
-    "frontier": "The best model size for each budget.",
-    "residuals": "What is left after the fit. A trend here means that the law's form is wrong for these runs.",
+    "surface": "Lines join sizes and horizons of equal loss. The best split of each budget lies on the orange line.",
+    "isoflop": "At a fixed budget the best size lies at the minimum of its curve.",
+    "frontier": "The size that reaches the lowest loss for its compute. Where it leaves the dots, it extrapolates.",
+    "residuals": "A trend here means that the law's form is wrong for these runs, or that it weighs some more.",
+    "sensitivity": "A dot outside the shaded interval: that convention matters more than the noise.",
+    "backtest_errors": "A good law scatters about zero at any distance; a drift to one side is its form failing.",
+    "backtest_laws": "The chosen law knows nothing of the runs above the cut; the others are taken for granted.",
+    "rates_tried": "A minimum inside its curve was found; one at an end was not.",
+    "rates_used": "Learning rates copied from one size to all others are why small laws fail.",
+    "loss_curves": "Training loss as it was logged, smoothed over a tenth of each run.",
+    "collapse": "Reduced loss over what the others' trend expects at the end. Cells trained alike lie on one another.",
+    "downstream_by_compute": "Runs with their standard error; where a task rises, its law with interval.",
+    "downstream_by_bits": "The second of two steps: from the bits per byte of the right answer to accuracy.",
+    "downstream_signal": "A task whose models differ by less than their noise says nothing about scale.",
 }
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1c1d21;--paper:#fff;--faint:#e3e5ea;--soft:#5d626d;--accent:#c2410c}
-@media(prefers-color-scheme:dark){:root{--ink:#e7e8ec;--paper:#16181d;--faint:#31353e;--soft:#a0a5b0;--accent:#fb923c}}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:60rem;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
-.soft,figcaption{color:var(--soft);font-size:.9rem}
-.law{font-size:1.15rem;font-family:ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
-.numbers{display:flex;flex-wrap:wrap;gap:.8rem 2.2rem;margin:1rem 0;padding:0}
-.numbers div{min-width:7rem}.numbers dt{color:var(--soft);font-size:.85rem}
-.numbers dd{margin:0;font-size:1.5rem;font-variant-numeric:tabular-nums}.numbers .key{color:var(--accent)}
-figure{margin:1.4rem 0}figure svg{width:100%;height:auto}
-.dark{display:none}@media(prefers-color-scheme:dark){.dark{display:block}.light{display:none}}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--faint);white-space:nowrap}
-th:first-child,td:first-child{text-align:left}tr.held td{color:var(--accent)}
-li{overflow-wrap:anywhere}
-"""
+Drawer = Callable[[Theme], Figure]
 
 
-def write(directory: Path) -> tuple[Path, list[Path]]:
+def write(
+    directory: Path, scans: Path | None = None, *, say: Callable[[str], None] = lambda _: None
+) -> tuple[Path, list[Path], list[Item]]:
     """Draws the figures of <directory>/fit.json and writes <directory>/report.html.
 
-    Returns the page and the figures. Raises TableError when the folder holds no fit.
+    Args:
+      scans: a table or JSON of learning-rate scans, where it is not the table's own or the sweep that its runs name.
+      say: is told what is being done.
+
+    Returns the page, the figures, and the checklist as it was filled in. Raises TableError when the folder holds no
+    fit, or one that has no figures.
     """
-    fit = saved.load(directory / "fit.json")
-    figures = fit_plot.save_all(fit, directory / "figures")
-    table = runs(directory, fit)
-    curves = collapsed(directory, fit, table)
-    if curves is not None:
-        drawn = collapse_plot.collapse(curves, off=_off(table))
-        figures += [plots.save(drawn, directory / "figures" / f"collapse.{kind}") for kind in ("svg", "png")]
-    text = page(fit, table, directory.resolve().name, curves)
-    return results.replace(directory / "report.html", lambda path: path.write_text(text)), figures
+    found = evidence.gather(directory, scans, say=say)
+    drawn = drawers(found)
+    files = []
+    for name, draw in drawn.items():
+        say(f"figure {name}")
+        figure = draw(plots.LIGHT)
+        files += [plots.save(figure, directory / "figures" / f"{name}.{kind}") for kind in ("svg", "png")]
+    say("page")
+    text = document(found, drawn)
+    path = results.replace(directory / "report.html", lambda to: to.write_text(text))
+    return path, files, checklist.items(found)
 
 
-def runs(directory: Path, fit: SavedFit) -> pd.DataFrame:
-    """Every run of the table behind the fit, failed ones too; where it is gone, the points that the fit holds."""
-    try:
-        return results.read(directory / fit.document["table"]["path"])
-    except TableError:
-        return pd.concat([fit.points, fit.held_out], ignore_index=True)
+def drawers(found: Evidence) -> dict[str, Drawer]:
+    """The figures that the evidence has the numbers for, by name."""
+    drawn: dict[str, Drawer] = {
+        name: partial(fit_plot.FIGURES[name], found.fit) for name in fit_plot.drawable(found.fit)
+    }
+    if not found.backtest.empty:
+        drawn["backtest_errors"] = partial(backtest_plot.errors, found.backtest)
+        drawn["backtest_laws"] = partial(backtest_plot.laws, found.backtest)
+    if found.rates is not None:
+        drawn["rates_tried"] = partial(rates_plot.tried, found.rates)
+    if (used := _rates_used(found)) is not None:
+        drawn["rates_used"] = partial(rates_plot.used, used, found.rates)
+    if found.curves is not None:
+        drawn["loss_curves"] = partial(collapse_plot.curves, found.curves, off=found.off)
+        drawn["collapse"] = partial(collapse_plot.collapse, found.curves, off=found.off)
+    if found.studies:
+        from analysis import downstream_plot
+
+        names = downstream_plot.figures(found.studies)
+        drawn |= {name: partial(_downstream_figure, found, name) for name in names}
+    return drawn
 
 
-def collapsed(directory: Path, fit: SavedFit, table: pd.DataFrame) -> Collapse | None:
-    """The curves of the runs behind the fit beside one another, reduced by the fit's floor; None where the folder of
-    the table holds no runs, or too few that can be compared."""
-    path = directory / fit.document["table"]["path"]
-    folder = (path if path.is_dir() else path.parent) / "runs"
-    if not folder.is_dir() or not {"run_id", "tokens", "loss"} <= set(table):
+def _downstream_figure(found: Evidence, name: str, theme: Theme) -> Figure:
+    from analysis import downstream_plot
+
+    return downstream_plot.figures(found.studies, theme=theme)[name]
+
+
+def _rates_used(found: Evidence) -> pd.DataFrame | None:
+    """params and learning_rate of the runs that are done, where the table has both."""
+    column = found.fit.document["params_column"]
+    if not {column, "learning_rate"} <= set(found.done):
         return None
-    found = collapse.compare(table, flags.read_curves(folder, table["run_id"]), fit.values.get("E"))
-    return None if found.cells.empty else found
+    used = found.done[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
+    used = used[(used["learning_rate"] > 0) & (used["params"] > 0)]
+    return None if used.empty else used
 
 
-def _off(table: pd.DataFrame) -> list[str] | None:
-    """The runs that the table flags as off the collapse; None for a table without flags."""
-    if "flags" not in table:
-        return None
-    return [run for run, words in checks.marked(table).items() if "off_collapse" in words.split(", ")]
-
-
-def page(fit: SavedFit, table: pd.DataFrame, name: str, curves: Collapse | None = None) -> str:
+def document(found: Evidence, drawn: dict[str, Drawer]) -> str:
     """The whole page as HTML."""
-    drawers = {key: partial(fit_plot.FIGURES[key], fit) for key in fit_plot.drawable(fit)}
-    if curves is not None:
-        drawers["collapse"] = partial(collapse_plot.collapse, curves, off=_off(table))
-    title = f"{name}: a scaling law"
-    warnings = "".join(f"<p><strong>Warning:</strong> {escape(note)}</p>" for note in fit.document["warnings"])
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1>{_law(fit)}{_flags(table)}{_forecast(fit)}{warnings}"
-        f"<h2>Figures</h2>{''.join(_figure(key, draw) for key, draw in drawers.items())}"
-        f"<h2>Parameters of the law</h2>{_parameters(fit)}"
-        f"<h2>Runs</h2>{_runs(fit, table)}<h2>Provenance</h2>{_provenance(fit)}</body></html>\n"
-    )
+    sections = [
+        _forecast(found),
+        _fit(found, drawn),
+        _surface(drawn),
+        _backtest(found, drawn),
+        _sensitivity(drawn),
+        _rates(found, drawn),
+        _curves(found, drawn),
+        _downstream(found, drawn),
+        _checklist(found),
+        runs_table.runs(found),
+        runs_table.provenance(found),
+    ]
+    return page.document(f"{found.name}: a scaling law", _headline(found), sections)
 
 
-def escape(value: Any) -> str:
-    return html.escape(str(value))
+def _figures(drawn: dict[str, Drawer], *names: str) -> str:
+    made = "".join(page.figure(drawn[name], name, CAPTIONS.get(name, "")) for name in names if name in drawn)
+    return f'<div class="figures">{made}</div>' if made else ""
 
 
-def _law(fit: SavedFit) -> str:
-    d = fit.document
+def _headline(found: Evidence) -> str:
+    d, fit = found.fit.document, found.fit
     low, high = d["intervals"]["exponent_a"]
+    marked = ""
+    if found.flagged:
+        counts = Counter(word for words in found.flagged.values() for word in words.split(", "))
+        said = ", ".join(f"{n} {word}" for word, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+        marked = (
+            f'<p class="warning"><strong>{len(found.flagged)} of {len(found.table)} runs are flagged</strong>: '
+            f'{escape(said)}; see <a href="#runs">Runs</a>.</p>'
+        )
+    warnings = "".join(f'<p class="warning"><strong>Warning:</strong> {escape(note)}</p>' for note in d["warnings"])
+    flops = fit.points["flops"]
     return (
         f'<p class="law">{escape(fit.describe())}</p><p class="soft">N is {escape(d["params_column"])}, D is training '
-        f"tokens, L is validation loss in nats per token ({escape(d['source'])}). Compute-optimal N grows as "
-        f"C<sup>{d['exponent_a']:.2f}</sup> ({d['level']:.0%} interval {low:.2f} to {high:.2f}) for C = 6 N D.</p>"
+        f"tokens, L is validation loss in nats per token ({escape(d['source'])}). Fitted to {len(fit.points)} runs of "
+        f"{scientific(flops.min())} to {scientific(flops.max())} FLOPs. Compute-optimal N grows as "
+        f"C<sup>{d['exponent_a']:.2f}</sup> ({d['level']:.0%} interval {low:.2f} to {high:.2f}), C being training "
+        f"compute.</p>{warnings}{marked}"
     )
 
 
-def _forecast(fit: SavedFit) -> str:
+def _forecast(found: Evidence) -> Section:
+    fit = found.fit
     if fit.held_out.empty:
-        return '<p class="soft">No run was held out, so no forecast is checked here.</p>'
+        said = paragraph("No run was held out, so no forecast is checked here; `scaling fit --holdout largest` does.")
+        return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", said)
     row = fit.forecast(fit.held_out)[-1]
-    numbers = (
-        ("predicted", f"{row['predicted']:.4f}", ""),
-        (f"{row['level']:.0%} interval", f"{row['low']:.3f} to {row['high']:.3f}", ""),
-        ("measured", f"{row['measured']:.4f}", ""),
-        ("relative error", f"{abs(row['relative_error']) * 100:.2g} %", "key"),
-    )
-    cells = "".join(f'<div><dt>{dt}</dt><dd class="{css}">{dd}</dd></div>' for dt, dd, css in numbers)
-    return (
-        f"<h2>Forecast of a run that the fit did not see</h2><p>{compact(row['params'])} parameters, "
-        f'{compact(row["tokens"])} tokens.</p><dl class="numbers">{cells}</dl>'
-    )
-
-
-def _flags(table: pd.DataFrame) -> str:
-    """A line that counts the runs that are flagged, by flag; nothing for a table without flags."""
-    marked = checks.marked(table) if {"run_id", "flags"} <= set(table) else {}
-    if not marked:
-        return ""
-    counts = Counter(word for words in marked.values() for word in words.split(", "))
-    said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-    return f"<p><strong>{len(marked)} of {len(table)} runs are flagged</strong>: {escape(said)}; see Runs.</p>"
-
-
-def _figure(key: str, draw: Callable[[Theme], Figure]) -> str:
-    themes = (("light", LIGHT), ("dark", DARK))
-    drawn = "".join(f'<div class="{css}">{_svg(draw, key, theme, css)}</div>' for css, theme in themes)
-    return f"<figure>{drawn}<figcaption>{CAPTIONS[key]}</figcaption></figure>"
-
-
-def _svg(draw: Callable[[Theme], Figure], key: str, theme: Theme, css: str) -> str:
-    """Inline SVG without its prologue; ids differ from those of every other figure on the page."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": f"{key}-{css}"}):
-        draw(theme).savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    label = escape(CAPTIONS[key])
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _parameters(fit: SavedFit) -> str:
-    d = fit.document
-    rows = (
+    beyond = float(fit.held_out["flops"].iloc[-1] / fit.points["flops"].max())
+    shown = numbers(
         (
-            escape(name),
-            f"{value:.5g}",
-            f"{d['standard_errors'][name]:.2g}",
-            "{:.4g} to {:.4g}".format(*d["intervals"][name]),
+            ("predicted", f"{row['predicted']:.4f}", ""),
+            (f"{row['level']:.0%} interval", f"{row['low']:.3f} to {row['high']:.3f}", ""),
+            ("measured", f"{row['measured']:.4f}", ""),
+            ("relative error", f"{abs(row['relative_error']) * 100:.2g} %", "key"),
         )
-        for name, value in {**fit.values, "exponent_a": d["exponent_a"]}.items()
     )
-    return _table(("", "value", "standard error", f"{d['level']:.0%} interval"), rows)
-
-
-def _runs(fit: SavedFit, table: pd.DataFrame) -> str:
-    held = set(fit.held_out["run_id"])
-    formats = {"params_total": compact, fit.document["params_column"]: compact, "tokens": compact, "flops": scientific}
-    plain = {name: (lambda x: f"{x:.4f}") for name in ("loss", "loss_stderr", "bits_per_byte")}
-    columns = [c for c in ("run_id", "status", *formats, *plain, "learning_rate", "flags", "reason") if c in table]
-    shown = formats | plain | {"learning_rate": lambda x: f"{x:.3g}"}
-
-    def cell(row: pd.Series, name: str) -> str:
-        value = row[name]
-        return "" if pd.isna(value) else escape(shown.get(name, str)(value))
-
-    rows = ([cell(row, name) for name in columns] for _, row in table.iterrows())
-    marks = ["held" if row.get("run_id") in held else "" for _, row in table.iterrows()]
-    note = '<p class="soft">Coloured: held out, not seen by the fit.</p>' if held else ""
-    return note + _table([name.replace("_", " ") for name in columns], rows, marks)
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], marks: Iterable[str] | None = None) -> str:
-    """A table of cells that are HTML already."""
-    listed = [list(row) for row in rows]
-    head = "".join(f"<th>{head}</th>" for head in heads)
-    body = "".join(
-        f'<tr class="{mark}">' + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
-        for row, mark in zip(listed, marks or [""] * len(listed), strict=True)
+    text = (
+        f"{compact(row['params'])} parameters, {compact(row['tokens'])} tokens: {beyond:.3g} times the compute of the "
+        "largest run fitted. Losses are in nats per token."
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", paragraph(text, "") + shown)
 
 
-def _provenance(fit: SavedFit) -> str:
-    d = fit.document
-    objective, choice = d["objective"], d["choice"]
-    width = f" (delta {objective['delta']:g})" if objective["delta"] else ""
-    seen = "" if choice is None or choice["drift"] is None else f"{choice['drift']:.2%}"
-    grown = (
-        f"Back-test inside the fitted points (top 3x of compute held out): best was {choice['chosen']}; errors grew by "
-        f"{seen} per e-fold of compute, and forecast intervals are scaled to that."
-        if seen
-        else "Too few points for a back-test inside them: forecast intervals take the form of the law for granted."
+def _fit(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+    d = found.fit.document
+    rows = [
+        [
+            Cell(escape(name), css="text"),
+            Cell(f"{value:.5g}"),
+            Cell(f"{d['standard_errors'][name]:.2g}"),
+            Cell("{:.4g} to {:.4g}".format(*d["intervals"][name])),
+        ]
+        for name, value in {**found.fit.values, "exponent_a": d["exponent_a"]}.items()
+    ]
+    heads = ("parameter", "value", "standard error", f"{d['level']:.0%} interval")
+    body = _figures(drawn, "loss_by_tokens", "loss_by_params") + page.table(heads, rows, "Parameters of the law")
+    return Section("law", "The law and the runs", "The law", body + _figures(drawn, "residuals"))
+
+
+def _surface(drawn: dict[str, Drawer]) -> Section:
+    body = _figures(drawn, "surface", "frontier", "isoflop")
+    return Section("surface", "Loss surface and compute-optimal frontier", "Surface and frontier", body or _none(""))
+
+
+def _backtest(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+    title = "Back-test: smaller runs forecast larger ones"
+    if found.backtest.empty:
+        return Section("backtest", title, "Back-test", _none(found.missing.get("backtest", "")))
+    rows = []
+    for (factor, law), part in found.backtest.groupby(["factor", "law"], sort=False):
+        error = (part["predicted"] / part["measured"] - 1).abs().mean()
+        inside = ((part["low_90"] <= part["measured"]) & (part["measured"] <= part["high_90"])).mean()
+        name = f"{law}: {part['choice'].iloc[0]}" if law == CHOSEN else str(law)
+        counts = (int(part["n_train"].iloc[0]), len(part))
+        cells = [Cell(f"{factor:g}x", factor), Cell(escape(name), name, "text"), *(Cell(str(n), n) for n in counts)]
+        rows.append([*cells, Cell(f"{error:.2%}", error), Cell(f"{inside:.0%}", inside)])
+    heads = ("compute cut by", "law", "runs fitted", "runs forecast", "mean error", "inside 90% interval")
+    table = page.table(heads, rows, "Back-test", sorts=True)
+    return Section("backtest", title, "Back-test", _figures(drawn, "backtest_errors", "backtest_laws") + table)
+
+
+def _sensitivity(drawn: dict[str, Drawer]) -> Section:
+    body = _figures(drawn, "sensitivity") or _none("the fit holds no panel; `scaling fit` makes one unless --no-panel")
+    return Section("sensitivity", "How the law moves when it is fitted otherwise", "Sensitivity", body)
+
+
+def _rates(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+    how = found.fit.document.get("learning_rates", {})
+    listed = "".join(f"<li>{count} runs: {escape(name)}</li>" for name, count in how.items())
+    said = f"<p>How the learning rates of the fitted runs were found:</p><ul>{listed}</ul>" if how else ""
+    why = "" if found.rates is not None else _none(found.missing.get("rates", ""))
+    body = said + _figures(drawn, "rates_tried", "rates_used") + why
+    return Section("rates", "Learning rates", "Learning rates", body)
+
+
+def _curves(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+    body = _figures(drawn, "loss_curves", "collapse") or _none(found.missing.get("curves", ""))
+    if found.curves is not None and found.curves.left_out:
+        why = ", ".join(f"{count} {reason}" for reason, count in found.curves.left_out.items())
+        body += paragraph(f"Runs not compared: {why}.")
+    return Section("curves", "Loss curves and their collapse", "Curves", body)
+
+
+def _downstream(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+    title = "Downstream tasks"
+    if not found.studies:
+        return Section("downstream", title, "Downstream", _none(found.missing.get("downstream", "")))
+    from analysis import downstream
+
+    rows = []
+    for study in found.studies:
+        best = float(study.points["accuracy"].max())
+        ahead = ""
+        if study.model is not None:
+            last = study.curve().iloc[-1]
+            ahead = f"{last['predicted']:.3f} ({last['low']:.3f} to {last['high']:.3f})"
+        law = "none" if study.trial is None else study.trial.best.name
+        cells = [Cell(escape(text), text, "text") for text in (study.task, study.verdict)]
+        cells += [Cell(f"{value:.3f}", value) for value in (study.chance, best, study.ceiling)]
+        rows.append([*cells, Cell(escape(law), law, "text"), Cell(escape(ahead), ahead or None, "text")])
+    level = found.studies[0].level
+    heads = (
+        "task",
+        "verdict",
+        "chance",
+        "best run",
+        "ceiling",
+        "law",
+        f"at {downstream.BEYOND:g}x compute ({level:.0%})",
     )
-    facts = (
-        f"Objective: {objective['name']}{width}, summed over points, {objective['value']:.6g}; {d['reached']} of "
-        f"{d['starts']} starts reached it.",
-        f"Points fitted: {len(fit.points)}; held out: {len(fit.held_out)} (rule: {d['holdout']}); failed or diverged "
-        f"and left out: {d['dropped']}.",
-        *(f"Learning rates of {count} of them: {how}." for how, count in d.get("learning_rates", {}).items()),
-        f"Intervals of parameters: {d['uncertainty']}, seed {d['seed']}.",
-        grown,
-        f"Table: {d['table']['path']}, sha256 {d['table']['sha256']}.",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in d["versions"].items()) + ".",
+    table = page.table(heads, rows, title, sorts=True)
+    return Section(
+        "downstream", title, "Downstream", table + _figures(drawn, *(n for n in drawn if n.startswith("downstream")))
     )
-    return f"<ul>{''.join(f'<li>{escape(fact)}</li>' for fact in facts)}</ul>"
+
+
+def _checklist(found: Evidence) -> Section:
+    asked = checklist.items(found)
+    counts = Counter(item.answer for item in asked)
+    rows = [
+        [
+            Cell(f'<span class="{item.answer}">{item.answer}</span>', item.answer, "text"),
+            Cell(escape(item.what), item.what, "prose"),
+            Cell(escape(item.said), item.said, "prose"),
+        ]
+        for item in asked
+    ]
+    counted = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "unknown"))
+    said = f"{counted}, filled in from the files beside this page."
+    table = page.table(("answer", "what a good scaling study reports", "evidence"), rows, "Checklist", sorts=True)
+    return Section("checklist", "What a good scaling study reports", "Checklist", paragraph(said) + table)
+
+
+def _none(why: str) -> str:
+    return paragraph(f"Nothing to show: {why.rstrip('.')}." if why else "Nothing to show.")

@@ -5,7 +5,9 @@ Not in the design's list of modules: it keeps the command line, which lives with
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -191,19 +193,27 @@ def isoflop(
     return facts
 
 
-def report(directory: Path, json: Path | None = None) -> Path:
+def report(directory: Path, scans: Path | None = None, json: Path | None = None) -> Path:
     """Draw the figures of a fitted sweep and write one self-contained page, report.html.
 
     Args:
       directory: A folder that holds fit.json.
-      json: Also write the paths of the page and its figures to this file.
+      scans: Learning-rate scans to show: a table, a sweep folder, or the JSON of `scaling rates --out`. Unless given,
+        those of the table itself, or of the sweep beside it that its runs name.
+      json: Also write the paths of the page and its figures, and the checklist, to this file.
     """
     from analysis import report as page
 
-    path, figures = page.write(directory)
-    Console(soft_wrap=True, highlight=False).print(
-        f"wrote {path} and {len(figures)} figures in {directory / 'figures'}"
-    )
+    with Console(stderr=True).status("reading") as status:
+        path, figures, asked = page.write(directory, scans, say=status.update)
+    console = Console(soft_wrap=True, highlight=False)
+    counts = Counter(item.answer for item in asked)
+    console.print(f"wrote {path} and {len(figures)} figures in {directory / 'figures'}")
+    console.print(f"checklist: {', '.join(f'{counts[answer]} {answer}' for answer in ('yes', 'no', 'unknown'))}")
+    for item in asked:
+        if item.answer != "yes":
+            console.print(f"  {item.answer}: {escape(item.what)}: {escape(item.said)}")
     if json:
-        results.write_json(json, {"report": str(path), "figures": [str(figure) for figure in figures]})
+        said = [asdict(item) for item in asked]
+        results.write_json(json, {"report": str(path), "figures": [str(f) for f in figures], "checklist": said})
     return path

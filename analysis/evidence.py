@@ -1,0 +1,223 @@
+"""What a folder holds about one law: its fit, its runs, what they logged, what they ran on. `scaling report` reads it.
+
+Not in the design's list of modules: the page and its checklist say the same facts, gathered once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import checks, collapse, flags, holdout, rates, results, saved
+from analysis.collapse import Collapse
+from analysis.rates import RateLaw
+from analysis.results import TableError
+from analysis.saved import SavedFit
+
+if TYPE_CHECKING:
+    from analysis.downstream import Study
+
+MOST_READ = 500
+"""Run folders whose environment and config are read; of more, as many in equal steps."""
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a page about a fit can show.
+
+    table: every run behind the fit, failed ones too; the fit's own points where the table is gone.
+    unchanged: whether the table still has the hash that the fit names; None where it is gone.
+    curves, rates: None where there are none. backtest: rows of `holdout.forecasts`, perhaps none.
+    environments, configs: run_id -> what its folder says, of at most MOST_READ runs. plan: plan.json, empty if none;
+    plan_hash: its sha256. missing: section -> why it has nothing to show, in one sentence.
+    """
+
+    name: str
+    fit: SavedFit
+    table: pd.DataFrame
+    unchanged: bool | None = None
+    curves: Collapse | None = None
+    backtest: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rates: RateLaw | None = None
+    studies: tuple[Study, ...] = ()
+    environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    plan_hash: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def done(self) -> pd.DataFrame:
+        """The rows of the table that are done."""
+        return self.table[self.table["status"] == "done"] if "status" in self.table else self.table
+
+    @cached_property
+    def flagged(self) -> dict[str, str]:
+        """run_id -> flags, of the rows that have any."""
+        return checks.marked(self.table) if {"run_id", "flags"} <= set(self.table) else {}
+
+    @property
+    def off(self) -> list[str] | None:
+        """The runs that the table flags as off the collapse; None for a table without flags."""
+        if "flags" not in self.table:
+            return None
+        return [run for run, words in self.flagged.items() if "off_collapse" in words.split(", ")]
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """Fitted and held-out points together, by training FLOPs."""
+        return pd.concat([self.fit.points, self.fit.held_out], ignore_index=True)
+
+    def told(self, *path: str) -> list[str]:
+        """The distinct values of one entry of the runs' configs, as text, in order of their first run."""
+        found = [_at(config, path) for config in self.configs.values()]
+        return list(dict.fromkeys(str(value) for value in found if value is not None))
+
+    def ran_on(self, *path: str) -> list[str]:
+        """The same of their environments."""
+        found = [_at(environment, path) for environment in self.environments.values()]
+        return list(dict.fromkeys(str(value) for value in found if value is not None))
+
+
+def gather(
+    directory: Path, scans: Path | None = None, *, draws: int = DRAWS, say: Callable[[str], None] = lambda _: None
+) -> Evidence:
+    """Reads what a folder with a fit.json has.
+
+    Args:
+      scans: a table or JSON of learning-rate scans; else those of the table itself, or of the sweep beside this one
+        that the runs name, are taken.
+      draws: resamples of the back-test.
+      say: is told what is being done.
+    Raises:
+      TableError: no fit, or scans that were named and cannot be read.
+    """
+    fit = saved.load(directory / "fit.json")
+    named = fit.document["table"]["path"]
+    path = directory / named
+    table, unchanged = _table(fit, path)
+    folder = path if path.is_dir() else path.parent
+    missing: dict[str, str] = {}
+
+    def attempt(section: str, what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+        say(what)
+        try:
+            return make()
+        except TableError as error:
+            missing[section] = f"{error}"
+            return otherwise
+
+    both = pd.concat([fit.points, fit.held_out], ignore_index=True)
+    runs = folder / "runs"
+    configs, environments = (_said(runs, table, f"{name}.json") for name in ("config", "environment"))
+    plan = folder / "plan.json"
+    return Evidence(
+        name=directory.resolve().name,
+        fit=fit,
+        table=table,
+        unchanged=unchanged,
+        curves=attempt("curves", "loss curves", lambda: _curves(runs, table, fit), None),
+        backtest=attempt("backtest", "back-test", lambda: _backtest(both, draws, fit), pd.DataFrame()),
+        rates=attempt("rates", "learning rates", lambda: _rates(directory, table, fit, scans), None),
+        studies=attempt("downstream", "downstream tasks", lambda: _studies(table, fit), ()),
+        environments=environments,
+        configs=configs,
+        plan=_json(plan),
+        plan_hash=hashlib.sha256(plan.read_bytes()).hexdigest() if plan.is_file() else "",
+        missing=missing,
+    )
+
+
+def _table(fit: SavedFit, path: Path) -> tuple[pd.DataFrame, bool | None]:
+    try:
+        table = results.read(path)
+        return table, results.content_hash(path) == fit.document["table"]["sha256"]
+    except TableError:
+        return pd.concat([fit.points, fit.held_out], ignore_index=True), None
+
+
+def _curves(runs: Path, table: pd.DataFrame, fit: SavedFit) -> Collapse:
+    """The curves of the runs beside one another, reduced by the fit's floor. Raises TableError where there are none, or
+    too few that can be compared."""
+    if not runs.is_dir() or not {"run_id", "tokens", "loss"} <= set(table):
+        raise TableError("the folder of the table holds no runs with their logged steps")
+    found = collapse.compare(table, flags.read_curves(runs, table["run_id"]), fit.values.get("E"))
+    if found.cells.empty:
+        why = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        raise TableError(f"too few runs whose curves can be compared: {why or 'none is done'}")
+    return found
+
+
+def _backtest(points: pd.DataFrame, draws: int, fit: SavedFit) -> pd.DataFrame:
+    found = holdout.forecasts(points, draws=draws, seed=fit.document["seed"])
+    if found.empty:
+        raise TableError("too few runs: no cut in compute leaves enough below it and any above it")
+    return found
+
+
+def _rates(directory: Path, table: pd.DataFrame, fit: SavedFit, given: Path | None) -> RateLaw:
+    column = fit.document["params_column"]
+    if given is not None:
+        return (
+            rates.read(given) if given.suffix == ".json" else rates.rate_law(rates.scans(results.read(given), column))
+        )
+    if "learning_rate" not in table:
+        raise TableError("the table has no column learning_rate")
+    try:
+        return rates.rate_law(rates.scans(table, column))
+    except TableError as error:
+        beside = directory.resolve().parent / _scanned(fit)
+        if not _scanned(fit) or not beside.is_dir():
+            raise TableError(f"{error}; name scans with --scans FILE") from None
+        return rates.rate_law(rates.scans(results.read(beside), column))
+
+
+def _scanned(fit: SavedFit) -> str:
+    """The sweep that the runs name as that of their scans, as in "scan: stdlib_rates: ..."; "" where they name none."""
+    for how in fit.document.get("learning_rates", {}):
+        kind, _, rest = how.partition(": ")
+        name = rest.partition(":")[0]
+        if kind == "scan" and name.isidentifier():
+            return name
+    return ""
+
+
+def _studies(table: pd.DataFrame, fit: SavedFit) -> tuple[Study, ...]:
+    if not any(str(name).endswith("/chance") for name in table):
+        raise TableError("the table has no task; `scaling eval` measures them")
+    from analysis import downstream
+
+    column = fit.document["params_column"]
+    options = {"holdout": fit.document["holdout"], "params": column, "level": fit.document["level"]}
+    return tuple(downstream.studies(table, **options))
+
+
+def _said(runs: Path, table: pd.DataFrame, file: str) -> dict[str, dict[str, Any]]:
+    """run_id -> one file of its folder, of those that have it."""
+    names = [str(name) for name in table["run_id"]] if "run_id" in table and runs.is_dir() else []
+    some = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_READ)).astype(int)) if names else []
+    found = {names[at]: _json(runs / names[at] / file) for at in some}
+    return {name: said for name, said in found.items() if said}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _at(entry: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        entry = entry.get(name) if isinstance(entry, Mapping) else None
+    return entry

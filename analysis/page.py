@@ -1,0 +1,255 @@
+"""The parts of a self-contained HTML page: style, script, tables that sort, figures for light and dark paper.
+
+A figure is drawn with placeholders for colours, and each placeholder becomes a variable of the style sheet, which has
+one value on light paper, another on dark, and the light one in print. Text in figures stays text: it is found by the
+browser's search, and takes the page's font. Nothing is asked of any network: the policy in the head forbids it.
+
+Not in the design's list of modules: how a page is made is one concept, what `scaling report` says on it another.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from analysis.plots import DARK, LIGHT, WIDTH, Theme
+
+SHADES = 256
+PAGE = Theme(
+    ink="#fd0001",
+    faint="#fd0002",
+    paper="#fd0003",
+    accent="#fd0004",
+    stretch=(0.0, 1.0),
+    colours=ListedColormap([f"#fe{shade:04x}" for shade in range(SHADES)]),
+)
+"""Draws placeholders: `#fd....` for what a theme names, `#fe....` for a place of its scale."""
+
+STYLE = """
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
+body{margin:0 auto;padding:1.6rem 1rem 4rem;max-width:68rem;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0 .8rem}
+h2{font-size:1.2rem;line-height:1.3;margin:2.6rem 0 .7rem;padding-top:.6rem;border-top:1px solid var(--rule)}
+p,ul,ol{max-width:46rem}p{margin:.5rem 0}li{overflow-wrap:anywhere;margin:.15rem 0}a{color:var(--accent)}
+.soft,figcaption,caption{color:var(--soft);font-size:.9rem}
+code,.law,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.law{font-size:1.12rem;overflow-wrap:anywhere;max-width:none}
+pre{background:var(--tint);padding:.8rem 1rem;overflow-x:auto;font-size:.85rem;line-height:1.5;border-radius:6px}
+nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;padding:0;margin:1rem 0;max-width:none;
+font-size:.92rem}
+.numbers{display:flex;flex-wrap:wrap;gap:.8rem 2.4rem;margin:1rem 0;padding:0}
+.numbers dt{color:var(--soft);font-size:.85rem}
+.numbers dd{margin:0;font-size:1.5rem;line-height:1.3;font-variant-numeric:tabular-nums}
+.numbers .key{color:var(--accent)}
+.warning{border-left:3px solid var(--accent);padding:.1rem 0 .1rem .8rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.6rem 1.6rem}
+figure{margin:.8rem 0;min-width:0;max-width:40rem}figure.broad{max-width:none;grid-column:1/-1}
+figure svg{display:block;width:100%;height:auto}
+figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important}
+figure svg *{stroke-linejoin:round;stroke-linecap:butt}
+.wide{overflow-x:auto}.broad .wide svg{min-width:42rem}
+table{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;padding-bottom:.4rem}
+th,td{text-align:right;padding:.28rem .9rem .28rem 0;border-bottom:1px solid var(--rule);white-space:nowrap;
+vertical-align:top}
+th{font-weight:600}th.text,td.text{text-align:left}td.prose{white-space:normal;text-align:left;min-width:15rem}
+th button{all:unset;cursor:pointer;font-weight:600}
+th button:focus-visible,a:focus-visible,.wide:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+th button::after{content:"\\2195";color:var(--soft);margin-left:.3em;font-weight:400}
+th[aria-sort=ascending] button::after{content:"\\2191";color:var(--accent)}
+th[aria-sort=descending] button::after{content:"\\2193";color:var(--accent)}
+tr.held td,.mark{color:var(--accent)}tbody tr:hover{background:var(--tint)}
+.tall{max-height:34rem;overflow-y:auto}.tall thead th{position:sticky;top:0;background:var(--paper)}
+.runs td:first-child,.runs th:first-child{position:sticky;left:0;background:var(--paper);padding-right:.8rem}
+.yes::before{content:"\\2713\\00a0"}.no::before{content:"\\2717\\00a0"}.unknown::before{content:"?\\00a0"}
+.no,.unknown{color:var(--accent)}
+@media(max-width:30rem){body{padding:1rem .8rem 3rem}.numbers dd{font-size:1.25rem}}
+@media print{body{max-width:none;font-size:10pt}nav{display:none}
+.tall{max-height:none;overflow:visible}.wide{overflow:visible}
+figure,tr{break-inside:avoid}h2{break-after:avoid}.broad .wide svg{min-width:0}th button::after{content:""!important}}
+"""
+
+SCRIPT = """
+for (const table of document.querySelectorAll("table.sorts")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const value = (row, at) => {
+    const raw = row.cells[at].dataset.v, number = Number(raw);
+    return raw === "" ? null : Number.isNaN(number) ? raw : number;
+  };
+  const order = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+  heads.forEach((head, at) => head.querySelector("button").addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    heads.forEach(other => other.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const rows = [...body.rows].map(row => [value(row, at), row]);
+    const known = rows.filter(([v]) => v !== null), rest = rows.filter(([v]) => v === null);
+    known.sort(([a], [b]) => down ? order(b, a) : order(a, b));
+    body.append(...[...known, ...rest].map(([, row]) => row));
+  }));
+}
+"""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+_NAMED = {
+    "ink": (LIGHT.ink, DARK.ink),
+    "paper": (LIGHT.paper, DARK.paper),
+    "faint": (LIGHT.faint, DARK.faint),
+    "accent": (LIGHT.accent, DARK.accent),
+    "soft": ("#5d626d", "#a0a5b0"),
+    "rule": ("#e3e5ea", "#31353e"),
+    "tint": ("#f5f6f8", "#1e2128"),
+}
+_PLACEHOLDERS = {getattr(PAGE, name): name for name in ("ink", "faint", "paper", "accent")}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading and what stands under it, which is HTML already; `short` is its name in the table of contents."""
+
+    key: str
+    title: str
+    short: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: HTML, and the raw value by which its column sorts; None sorts last either way."""
+
+    html: str
+    value: float | str | None = None
+    css: str = ""
+
+
+def document(title: str, head: str, sections: Sequence[Section]) -> str:
+    """The whole page. head: HTML above the table of contents."""
+    body = "".join(
+        f'<section id="{part.key}" aria-labelledby="{part.key}-title"><h2 id="{part.key}-title">{escape(part.title)}'
+        f"</h2>{part.body}</section>"
+        for part in sections
+    )
+    contents = "".join(f'<li><a href="#{part.key}">{escape(part.short)}</a></li>' for part in sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
+        f"<style>{_palette(body)}{STYLE}</style></head><body>"
+        f'<header><h1>{escape(title)}</h1>{head}</header><nav aria-label="Contents"><ul>{contents}</ul></nav>'
+        f"<main>{body}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def escape(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def paragraph(text: str, css: str = "soft") -> str:
+    """Plain text as a paragraph."""
+    return f'<p class="{css}">{escape(text)}</p>'
+
+
+def numbers(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Large numbers with their names: (name, text, "key" for the one that matters most or "")."""
+    cells = "".join(f'<div><dt>{escape(a)}</dt><dd class="{css}">{escape(b)}</dd></div>' for a, b, css in rows)
+    return f'<dl class="numbers">{cells}</dl>'
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    name: str,
+    *,
+    sorts: bool = False,
+    css: str = "",
+    marks: Sequence[str] | None = None,
+) -> str:
+    """A table in a box of its own, which scrolls where the table is wider than the page.
+
+    Args:
+      heads: names of columns, plain text. A column of text is aligned left where its cells say so.
+      name: what the table holds, for those who hear it.
+      sorts: whether its heads are buttons that sort it.
+      marks: class of each row.
+    """
+    listed = [list(row) for row in rows]
+    left = [bool(listed) and any(word in listed[0][at].css for word in ("text", "prose")) for at in range(len(heads))]
+    head = "".join(_head(text, sorts, is_left) for text, is_left in zip(heads, left, strict=True))
+    lines = zip(listed, marks or [""] * len(listed), strict=True)
+    body = "".join(f"<tr{_class(mark)}>{''.join(_cell(c, sorts) for c in row)}</tr>" for row, mark in lines)
+    return (
+        f'<div class="wide {css}" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f"<table{_class(f'{css} sorts' if sorts else css)}><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
+    """A figure with its caption; one wider than the style's canvas takes a row for itself, and scrolls on a phone."""
+    drawn = draw(PAGE)
+    broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)
+    box = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(key)}">' if broad else "<div>"
+    svg = inline(drawn, key, caption)
+    return f"<figure{_class('broad' * broad)}>{box}{svg}</div><figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def inline(drawn: Figure, key: str, label: str) -> str:
+    """A figure drawn with `PAGE` as SVG within HTML: colours as variables, ids that no other figure has."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": key, "svg.fonttype": "none"}):
+        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r"#f[de][0-9a-f]{4}", lambda found: f"var(--{_variable(found[0])})", text)
+    text = re.sub(r"\s*\n\s*", " ", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _variable(placeholder: str) -> str:
+    return _PLACEHOLDERS.get(placeholder) or f"c{int(placeholder[3:], 16)}"
+
+
+def _palette(body: str) -> str:
+    """The colours that a page uses, on light paper and on dark; in print, on light."""
+    shades = sorted({int(found) for found in re.findall(r"var\(--c(\d+)\)", body)})
+    scale = {f"c{shade}": tuple(t.shade(shade / (SHADES - 1)) for t in (LIGHT, DARK)) for shade in shades}
+    light, dark = (_variables({name: pair[side] for name, pair in (_NAMED | scale).items()}) for side in (0, 1))
+    return f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return "".join(f"--{name}:{colour};" for name, colour in colours.items())
+
+
+def _class(css: str) -> str:
+    return f' class="{css}"' if css else ""
+
+
+def _head(text: str, sorts: bool, left: bool) -> str:
+    css = _class("text" * left)
+    if not sorts:
+        return f'<th scope="col"{css}>{escape(text)}</th>'
+    return f'<th scope="col" aria-sort="none"{css}><button type="button">{escape(text)}</button></th>'
+
+
+def _cell(cell: Cell, sorts: bool) -> str:
+    if not sorts:
+        return f"<td{_class(cell.css)}>{cell.html}</td>"
+    missing = cell.value is None or (isinstance(cell.value, float) and math.isnan(cell.value))
+    raw = "" if missing else escape(cell.value if isinstance(cell.value, str) else repr(float(cell.value)))
+    return f'<td{_class(cell.css)} data-v="{raw}">{cell.html}</td>'

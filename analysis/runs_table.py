@@ -1,0 +1,181 @@
+"""The end of a report: every run in a table that sorts, and where all of it comes from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from analysis import page
+from analysis.evidence import Evidence
+from analysis.page import Cell, Section, escape, paragraph
+from analysis.plots import compact, scientific
+
+SHOWN: dict[str, Callable[[Any], str]] = {
+    "params_total": compact,
+    "params_matmul": compact,
+    "tokens": compact,
+    "flops": scientific,
+    "loss": lambda x: f"{x:.4f}",
+    "loss_stderr": lambda x: f"{x:.4f}",
+    "bits_per_byte": lambda x: f"{x:.4f}",
+    "learning_rate": lambda x: f"{x:.3g}",
+    "seed": lambda x: f"{x:.0f}",
+}
+ROLES = {"held": "◆ held out", "fitted": "fitted", "out": "not used"}
+
+
+def runs(found: Evidence) -> Section:
+    """Every run of the table, also those that failed: its part in the fit, its counts, losses, flags."""
+    fit, table = found.fit, found.table
+    column = fit.document["params_column"]
+    held, fitted = set(fit.held_out["run_id"]), set(fit.points["run_id"])
+    names = [str(run) for run in table["run_id"]] if "run_id" in table else [f"row {at + 1}" for at in table.index]
+    roles = ["held" if run in held else "fitted" if run in fitted else "out" for run in names]
+    predicted = _predicted(found)
+    formats = {column: compact} | SHOWN | dict.fromkeys((f"{s.task}/accuracy" for s in found.studies), _share)
+    numeric = [name for name in formats if name in table]
+    text = [name for name in ("flags", "reason") if name in table]
+    heads = ["run", "part", *(["status"] if "status" in table else []), *numeric, "off the law (%)", *text]
+    rows = []
+    for (_, row), run, role in zip(table.iterrows(), names, roles, strict=True):
+        cells = [Cell(f"<code>{escape(run)}</code>", run, "text"), Cell(_role(role), role, "text")]
+        if "status" in table:
+            cells.append(_status(str(row["status"])))
+        cells += [_number(row[name], formats[name]) for name in numeric]
+        cells.append(_number(predicted.get(run, math.nan), lambda x: f"{x:+.2f}"))
+        rows.append([*cells, *(_flag(row[name], name) for name in text)])
+    said = (
+        "Click a heading to sort. ◆ held out: not seen by the fit. Off the law: measured over predicted loss, less one."
+    )
+    body = page.table(
+        [head.replace("_", " ") for head in heads], rows, "Runs", sorts=True, css="runs tall",
+        marks=["held" if role == "held" else "" for role in roles],
+    )  # fmt: skip
+    return Section("runs", f"Runs ({len(table)})", "Runs", paragraph(said) + body)
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _predicted(found: Evidence) -> dict[str, float]:
+    """run_id -> measured over predicted less one, in percent, of the runs that the law was fitted to or held out of."""
+    points = found.points
+    percent = 100 * (points["loss"] / found.fit.predict(points) - 1)
+    return dict(zip(points["run_id"], percent.astype(float), strict=True))
+
+
+def _role(role: str) -> str:
+    return f'<span class="mark">{ROLES[role]}</span>' if role == "held" else ROLES[role]
+
+
+def _status(status: str) -> Cell:
+    said = escape(status) if status == "done" else f'<strong class="mark">✕ {escape(status)}</strong>'
+    return Cell(said, status, "text")
+
+
+def _number(value: Any, show: Callable[[Any], str]) -> Cell:
+    number = pd.to_numeric(value, errors="coerce")
+    if pd.isna(number) or not math.isfinite(number):
+        return Cell("")
+    return Cell(escape(show(float(number))) if number or show is not scientific else "0", float(number))
+
+
+def _flag(value: Any, name: str) -> Cell:
+    said = "" if pd.isna(value) else str(value)
+    if not said:
+        return Cell("", None, "text")
+    mark = f'<span class="mark">⚑ {escape(said)}</span>' if name == "flags" else escape(said)
+    return Cell(mark, said, "text" if name == "flags" else "prose")
+
+
+def provenance(found: Evidence) -> Section:
+    """Hashes, versions, machines, and the commands that make all of it again."""
+    d = found.fit.document
+    objective, choice = d["objective"], d["choice"]
+    width = f" (delta {objective['delta']:g})" if objective["delta"] else ""
+    state = {None: "; it is not beside the fit", True: "; unchanged since the fit", False: "; CHANGED since the fit"}
+    grown = "Too few points for a back-test inside them: forecast intervals take the form of the law for granted."
+    if choice is not None and choice["drift"] is not None:
+        grown = (
+            f"Inside the fitted points (top 3x of compute held out), the best was {choice['chosen']}; errors grew by "
+            f"{choice['drift']:.2%} per e-fold of compute, and forecast intervals are scaled to that."
+        )
+    facts = (
+        ("table", f"{d['table']['path']}, sha256 {d['table']['sha256']}{state[found.unchanged]}"),
+        ("plan", f"plan.json, sha256 {found.plan_hash}" if found.plan_hash else "none beside the table"),
+        ("fit", f"fit.json, schema {d['schema']}; law {d['law']} ({d['source']}), seed {d['seed']}"),
+        (
+            "objective",
+            f"{objective['name']}{width}, summed over points, {objective['value']:.6g}; points weighted by C^"
+            f"{d['weight_power']:g}; {d['reached']} of {d['starts']} starts reached it",
+        ),
+        ("points", f"{len(found.fit.points)} fitted, {len(found.fit.held_out)} held out (rule: {d['holdout']}), "
+                   f"{d['dropped']} failed or diverged and left out"),
+        ("intervals", f"{d['uncertainty']}. {grown}"),
+        ("fit made with", ", ".join(f"{name} {version}" for name, version in d["versions"].items())),
+        *_machines(found),
+    )  # fmt: skip
+    rows = [
+        [Cell(f"<strong>{escape(name)}</strong>", css="text"), Cell(escape(said), css="prose long")]
+        for name, said in facts
+    ]
+    commands = escape("\n".join(commands_of(found)))
+    body = (
+        page.table(("", ""), rows, "Provenance", css="facts")
+        + f"<p>To make it again:</p><pre><code>{commands}</code></pre>"
+    )
+    return Section("provenance", "Provenance", "Provenance", body)
+
+
+def _machines(found: Evidence) -> list[tuple[str, str]]:
+    """What the runs were trained with, where their folders say so."""
+    packages: dict[str, list[str]] = {}
+    for environment in found.environments.values():
+        for name, version in (environment.get("packages") or {}).items():
+            packages.setdefault(str(name), [])
+            if version not in packages[name]:
+                packages[name].append(version)
+    made = ", ".join(f"{name} {' and '.join(map(str, versions))}" for name, versions in packages.items())
+    said = {
+        "runs made with": made,
+        "commit of the runs": ", ".join(found.ran_on("commit")),
+        "devices": "; ".join(found.ran_on("devices")),
+        "platform": "; ".join(found.ran_on("platform")),
+        "attention": ", ".join(found.ran_on("attention_kernel")),
+        "corpus": "; ".join(
+            f"{name} {', '.join(found.told('data', name))}"
+            for name in ("corpus", "vocabulary", "fingerprint")
+            if found.told("data", name)
+        ),
+    }
+    return [(name, text) for name, text in said.items() if text]
+
+
+def commands_of(found: Evidence) -> list[str]:
+    """The commands that lead from nothing to this page, as far as the files tell them."""
+    d = found.fit.document
+    made = []
+    if (sweep := str(found.plan.get("sweep", ""))) and (corpora := found.told("data", "corpus")):
+        made += [f"scaling data prepare {_quoted(corpus)}" for corpus in corpora]
+        made += [f"scaling sweep {verb} {sweep}" for verb in ("plan", "run", "collect")]
+    table = d["table"]["path"] or "TABLE"
+    law = "chosen" if d["chosen"] else d["law"]
+    objective = "" if d["chosen"] or d["objective"]["name"] == "huber" else f" --objective {d['objective']['name']}"
+    power = "" if d["chosen"] or not d["weight_power"] else f" --weight-power {d['weight_power']:g}"
+    params = "" if d["params_column"] in ("params", "params_matmul") else f" --params {d['params_column']}"
+    held = "" if d["holdout"] == "none" else f" --holdout {d['holdout']}"
+    level = "" if d["level"] == 0.9 else f" --level {d['level']:g}"
+    seed = "" if d["seed"] == 0 else f" --seed {d['seed']}"
+    folder = f"out/{sweep}" if sweep else "."
+    where = f"{folder}/{table}" if sweep else table
+    made.append(f"scaling fit {where} --law {law}{held}{objective}{power}{params}{level}{seed}")
+    return [*made, f"scaling report {folder}"]
+
+
+def _quoted(text: str) -> str:
+    return text if text.replace("_", "").isalnum() else json.dumps(text)
