@@ -232,6 +232,13 @@ def validation_windows(
     return _windows(tokens, tokens.validation, np.arange(count), sequence_length, vocab_size)
 
 
+def documents(tokens: TokenSet, split: Split, most: int = 1 << 24) -> list[np.ndarray]:
+    """Ids of each whole document among the first `most` tokens of a split, without the end of document."""
+    ids = split.gather(np.arange(min(split.tokens, most)))
+    ends = np.flatnonzero(ids == tokens.eos_id)
+    return [ids[start:end] for start, end in zip((0, *(ends[:-1] + 1)), ends, strict=True)] if len(ends) else []
+
+
 def _windows(
     tokens: TokenSet, split: Split, window_B: np.ndarray, sequence_length: int, vocab_size: int | None
 ) -> np.ndarray:

@@ -1,0 +1,52 @@
+"""Cloze: which of k pieces of held-out text goes on after this one? The wrong ones are pieces of other documents."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from scaling.measurements import Measure
+from scaling.measurements.choices import Question, measure, placed
+from scaling.strict import InputError
+from scaling.tokens import TokenSet, documents
+from scaling.vocabulary import Vocabulary
+
+NAME, CHOICES = "cloze", 4
+SHOWN, ASKED = 49, 16
+"""Tokens of the context, at most, and of each choice."""
+
+
+def cloze(tokens: TokenSet, length: int) -> Measure:
+    """A place in the validation split, all alike; what stands there, against as many tokens from anywhere in other
+    documents. Nobody knows what the best possible model would reach: the ceiling of 1 is a bound.
+
+    Raises InputError when the split has fewer than two documents of the size of a question.
+    """
+    asked = min(ASKED, length // 2)
+    shown = min(SHOWN, length + 1 - asked)
+
+    @functools.cache
+    def pieces() -> tuple[list[np.ndarray], np.ndarray]:
+        """Documents with room for a question, and the share of each in the places where one may begin."""
+        found = [ids for ids in documents(tokens, tokens.validation) if len(ids) > 2 * asked]
+        if len(found) < 2:
+            raise InputError(
+                f"{NAME}: corpus {tokens.corpus!r} has {len(found)} held-out documents of more than {2 * asked} "
+                "tokens; at least 2 are needed"
+            )
+        room = np.array([len(ids) - 2 * asked for ids in found], float)
+        return found, room / room.sum()
+
+    def ask(vocabulary: Vocabulary, generator: np.random.Generator) -> Question:
+        found, share = pieces()
+        while True:
+            chosen = generator.choice(len(found), CHOICES, p=share)
+            places = [int(generator.integers(asked, len(found[one]) - asked)) for one in chosen]
+            choices = [found[one][place : place + asked] for one, place in zip(chosen, places, strict=True)]
+            if chosen[0] not in chosen[1:] and len({choice.tobytes() for choice in choices}) == CHOICES:
+                break
+        begun = np.r_[vocabulary.eos_id, found[chosen[0]][: places[0]]][-shown:]
+        return placed(begun, choices[0], choices[1:], generator)
+
+    return measure(NAME, CHOICES, ask, length)
