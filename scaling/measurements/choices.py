@@ -83,39 +83,49 @@ def nats(model: Decoder, params: Any, questions: Sequence[Question], length: int
 def answered(
     questions: Sequence[Question], nats_QK: np.ndarray, bytes_per_token_V: np.ndarray
 ) -> dict[str, Measurement]:
-    """The statistics of a model's answers, from the nats of each choice."""
-    right_Q = np.array([one.right for one in questions])
-    bytes_Q = np.array([bytes_per_token_V[one.choices[one.right]].sum() for one in questions])
-    return statistics(nats_QK, right_Q, bytes_Q)
+    """The statistics of a model's answers, from the nats of each choice. Raises InputError when those are no numbers, as
+    of a model that has diverged."""
+    if not np.isfinite(nats_QK).all():
+        raise InputError("the model's scores are not finite numbers: it has diverged; evaluate an earlier step")
+    bytes_QK = np.array([[bytes_per_token_V[choice].sum() for choice in one.choices] for one in questions])
+    return statistics(nats_QK, np.array([one.right for one in questions]), bytes_QK)
 
 
-def statistics(nats_QK: np.ndarray, right_Q: np.ndarray, bytes_Q: np.ndarray) -> dict[str, Measurement]:
-    """(value, n, stderr) of what Q answers among K choices say; standard errors take questions as independent.
+def statistics(
+    nats_QK: np.ndarray, answers_Q: np.ndarray, bytes_QK: np.ndarray, ceiling: float = 1.0
+) -> dict[str, Measurement]:
+    """nats_QK: minus the logarithm of the probability of each of K choices, inf where a question has fewer; answers_Q:
+    place of the right one; bytes_QK: UTF-8 bytes of each; ceiling: accuracy of the best possible answers.
 
-    accuracy: share of questions whose right choice has the fewest nats. Its stderr is the standard deviation of a
-      share under a uniform prior, which is above zero even where all answers are right.
-    centred: (accuracy - 1/K) / (1 - 1/K): 0 by chance, 1 at best.
-    bits_per_byte: of the right answers, all bits over all bytes; a ratio, whose stderr is linearised.
-    choice_nats: -ln of the right choice's share in the softmax over choices: ln K by chance, 0 at best.
-
-    bytes_Q: bytes of the right answers.
+    accuracy: share of questions whose right choice has the fewest nats. chance: of a uniform guess. centred: accuracy
+    from 0 at chance to 1 at the ceiling. bits_per_byte: of right choices. choice_nats: -ln of the right choice's share
+    in the softmax over choices. Standard errors take questions as independent, and chance and ceiling as known.
     """
-    Q, K = nats_QK.shape
-    right_nats_Q = nats_QK[np.arange(Q), right_Q]
-    hits, chance = int((nats_QK.argmin(axis=1) == right_Q).sum()), 1 / K
-    accuracy = hits / Q if np.isfinite(nats_QK).all() else math.nan
-    smooth = (hits + 1) / (Q + 2)
-    spread = math.sqrt(smooth * (1 - smooth) / (Q + 3))
-    choice_Q = right_nats_Q + np.logaddexp.reduce(-nats_QK, axis=1)
-    bits = float(right_nats_Q.sum()) / math.log(2) / max(int(bytes_Q.sum()), 1)
-    residual_Q = right_nats_Q / math.log(2) - bits * bytes_Q
+    Q = len(answers_Q)
+    right_Q, bytes_Q = nats_QK[np.arange(Q), answers_Q], bytes_QK[np.arange(Q), answers_Q]
+    accuracy, stderr = mean(nats_QK.argmin(axis=1) == answers_Q)
+    chance = float((1 / np.isfinite(nats_QK).sum(axis=1)).mean())
+    bits, bits_stderr = ratio(right_Q / math.log(2), bytes_Q)
+    choice_nats, choice_stderr = mean(right_Q + np.logaddexp.reduce(-nats_QK, axis=1))
+    span = ceiling - chance
     return {
-        "accuracy": (accuracy, Q, spread),
-        "centred": ((accuracy - chance) / (1 - chance), Q, spread / (1 - chance)),
-        "bits_per_byte": (bits, Q, _error_of_mean(residual_Q) / max(float(bytes_Q.mean()), 1.0)),
-        "choice_nats": (float(choice_Q.mean()), Q, _error_of_mean(choice_Q)),
+        "accuracy": (accuracy, Q, stderr),
+        "centred": ((accuracy - chance) / span, Q, stderr / span),
+        "bits_per_byte": (bits, Q, bits_stderr),
+        "choice_nats": (choice_nats, Q, choice_stderr),
+        "chance": (chance, 0, 0.0),
+        "ceiling": (ceiling, 0, 0.0),
     }
 
 
-def _error_of_mean(values_Q: np.ndarray) -> float:
-    return float(values_Q.std(ddof=1)) / math.sqrt(len(values_Q)) if len(values_Q) > 1 else math.nan
+def mean(values_Q: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error, nan of a single value."""
+    Q = len(values_Q)
+    return float(values_Q.mean()), float(values_Q.std(ddof=1)) / math.sqrt(Q) if Q > 1 else math.nan
+
+
+def ratio(above_Q: np.ndarray, below_Q: np.ndarray) -> tuple[float, float]:
+    """Sum over sum, and its standard error by the delta method, nan of a single pair."""
+    Q, value = len(above_Q), float(above_Q.sum() / below_Q.sum())
+    off_Q = above_Q - value * below_Q
+    return value, math.sqrt(Q / (Q - 1) * float(off_Q @ off_Q)) / float(below_Q.sum()) if Q > 1 else math.nan
