@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import results, roads
-from analysis.downstream import task_points
 from analysis.fit import fit_rows, mse_log
 from analysis.laws import chinchilla
 from analysis.results import SURFACE, TableError
 from analysis.roads import COMPUTE, KNOWN
 from analysis.roads import SURFACE as PARAMS_AND_TOKENS
+from analysis.task_points import task_points
 
 LOSS = "loss"
 

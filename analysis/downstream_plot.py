@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -131,6 +132,7 @@ def decision_accuracy(decided: Sequence[Decisions], theme: Theme = LIGHT) -> Fig
             xlabel="compute of the smaller runs (FLOPs)",
             ylabel="pairs ordered rightly (share)",
         )
+        axes.get_xlim()  # settles the limits
         plots.log_ticks(axes.xaxis, scientific, most=5)
         axes.annotate("a coin", (axes.get_xlim()[0], 0.5), (3, 3), textcoords="offset points", fontsize=SMALL)
         _labels(axes, [end for end in drawn if end])
@@ -194,6 +196,7 @@ def _panels(title: str, theme: Theme, count: int, sharex: bool = True) -> Iterat
 def _ends(panels: Sequence[Axes], count: int) -> None:
     """Ticks and the name of the compute axis, on the lowest panel of each column alone."""
     for place, axes in enumerate(panels):
+        axes.get_xlim()  # settles the limits
         plots.log_ticks(axes.xaxis, scientific, most=4)
         last = place + 2 >= count
         axes.tick_params(axis="x", labelbottom=last)
@@ -202,10 +205,12 @@ def _ends(panels: Sequence[Axes], count: int) -> None:
 
 def _levels(axes: Axes, study: Study, theme: Theme) -> None:
     """Chance and ceiling, drawn and named."""
-    for value, name, side in ((study.chance, "chance", "top"), (study.ceiling, "ceiling", "bottom")):
+    paper = {"boxstyle": "square,pad=0.1", "facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8}
+    for value, name, up in ((study.chance, "chance", study.chance < 0.1), (study.ceiling, "ceiling", True)):
         axes.axhline(value, color=theme.ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7)
-        place = {"xytext": (2, -2 if side == "top" else 2), "textcoords": "offset points", "va": side}
-        axes.annotate(f"{name} {value:.3g}", (0, value), xycoords=axes.get_yaxis_transform(), fontsize=SMALL, **place)
+        place: dict[str, Any] = {"xytext": (-2, 3 if up else -3), "va": "bottom" if up else "top", "ha": "right"}
+        place |= {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "zorder": 1}
+        axes.annotate(f"{name} {value:.3g}", (1, value), fontsize=SMALL, bbox=paper, **place)
 
 
 def _runs(axes: Axes, study: Study, x: np.ndarray, theme: Theme) -> None:
@@ -223,14 +228,14 @@ def _law(axes: Axes, study: Study, theme: Theme) -> None:
     """The law and its band; beyond the largest run, dashed. Without a law, why there is none."""
     if study.model is None or study.trial is None:
         reason = f"p = {study.trend.p:.2g}, signal {study.trend.ratio:.1f} noises"
-        axes.text(0.97, 0.9, f"no law: {reason}", transform=axes.transAxes, ha="right", va="top", fontsize=SMALL)
+        axes.text(0.03, 0.87, f"no law: {reason}", transform=axes.transAxes, va="top", fontsize=SMALL)
         return
     curve = study.curve()
     x, seen = curve["flops"].to_numpy(), (curve["flops"] <= study.points["flops"].max() * 1.02).to_numpy()
     axes.fill_between(x, curve["low"], curve["high"], color=theme.accent, alpha=BAND, linewidth=0, label="interval")
     axes.plot(x[seen], curve["predicted"][seen], color=theme.accent, linewidth=1.6)
     axes.plot(x[~seen], curve["predicted"][~seen], color=theme.accent, linewidth=1.3, linestyle=(0, (3, 2)))
-    error = f", off by {study.trial.error:.3f}" if np.isfinite(study.trial.error) else ""
+    error = f"\noff by {study.trial.error:.3f}" if np.isfinite(study.trial.error) else ""
     axes.text(0.03, 0.87, f"{study.trial.best.name}{error}", transform=axes.transAxes, va="top", fontsize=SMALL,
               color=theme.accent)  # fmt: skip
 

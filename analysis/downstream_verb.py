@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from analysis import decisions, downstream, downstream_plot, plots, results
+from analysis import decisions, downstream, downstream_plot, plots, results, task_points
 from analysis.decisions import Decisions
 from analysis.downstream import Study
 from analysis.results import TableError
@@ -59,7 +59,7 @@ def downstream_verb(
         if not good:
             raise TableError(f"--{name} {locals()[name]}: must be {right}")
     rows = results.where(results.read(table, results.parse_columns(columns)), where)
-    names = task or tuple(downstream.some_tasks(rows))
+    names = task or tuple(task_points.some_tasks(rows))
     options = {"holdout": holdout, "params": params, "draws": draws, "level": level, "seed": seed}
     shown = track(names, description="tasks", transient=True, console=Console(stderr=True))
     found = (
@@ -112,13 +112,12 @@ def _print_task(study: Study, console: Console) -> None:
     scored = sorted(zip(study.trial.scores, (road.name for road in study.trial.roads), strict=True))
     said = ", ".join(f"{name} {score:.3f}" for score, name in scored if score == score)
     cuts = ", ".join(f"{factor:g}x" for factor in study.trial.cuts)
-    console.print(
-        f"  back-test (tops of {cuts} held out), mean error of accuracy: {said}" if said else "  no back-test"
-    )
+    if said:
+        console.print(f"  back-test (tops of {cuts} held out), mean error of accuracy: {said}")
     own = study.model.members[0]
     for step, rows in zip(own.road.steps, own.values, strict=True):
         numbers = ", ".join(f"{n} = {v:.4g}" for n, v in zip(step.law.parameters, rows[0], strict=True))
-        console.print(f"  {step.law.formula}; {numbers}")
+        console.print(f"  {step.response} by {escape(step.law.formula)}; {numbers}")
     for row in study.held_out.to_dict("records"):
         inside = "inside" if row["inside"] else "OUTSIDE"
         console.print(

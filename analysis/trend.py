@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import studentized_range
+from scipy.stats import kendalltau, studentized_range
 
 Verdict = Literal["rises", "saturated", "no trend", "too noisy"]
 
@@ -62,7 +62,7 @@ def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed
     accuracy, flops = points["accuracy"].to_numpy(), points["flops"].to_numpy()
     noise, noise_of = _noise(points, checkpoints)
     signal = float(np.ptp(accuracy))
-    needed = float(studentized_range.ppf(1 - CHANCE_OF_NOISE, len(points), np.inf))
+    needed = _needed(len(points))
     tau, p, p_falls = kendall(flops, accuracy, points["cluster"].to_numpy(), seed=seed)
     trend = Trend("rises", "", signal, noise, noise_of, needed, tau, p)
     room = float((points["ceiling"] - points["chance"]).iloc[0])
@@ -89,6 +89,20 @@ def _verdict(trend: Trend, points: pd.DataFrame, room: float, p_falls: float) ->
     if weak:
         return "too noisy", f"{spread}; {order}"
     return "rises", order
+
+
+def visible(points: pd.DataFrame) -> bool:
+    """Whether a rise can be seen in some of a task's runs, by quicker tests than those of a verdict: their spread, and
+    the usual approximation of Kendall's test."""
+    accuracy = points["accuracy"].to_numpy()
+    noise, _ = _noise(points, None)
+    found = kendalltau(points["flops"].to_numpy(), accuracy, alternative="greater")
+    return bool(np.ptp(accuracy) > _needed(len(points)) * noise and found.pvalue < CHANCE_OF_NOISE)
+
+
+def _needed(models: int) -> float:
+    """What the spread of so many equally good models exceeds once in 20 tables, over their noise."""
+    return float(studentized_range.ppf(1 - CHANCE_OF_NOISE, models, np.inf))
 
 
 def kendall(

@@ -41,7 +41,10 @@ def _sigmoid_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Middles over the range of bits per byte and beyond both ends, steepness in units of that range."""
     low, high = float(np.min(x.bits_per_byte)), float(np.max(x.bits_per_byte))
     spread = max(high - low, 1e-6)
-    k, x0 = np.meshgrid(np.array([2.0, 5.0, 12.0]) / spread, low + spread * np.array([-0.3, 0.0, 0.25, 0.5, 0.75, 1.0]))
+    k, x0 = np.meshgrid(
+        np.minimum(np.array([2.0, 5.0, 12.0]) / spread, 40.0),
+        low + spread * np.array([-0.3, 0.0, 0.25, 0.5, 0.75, 1.0]),
+    )
     return {"k": k.ravel(), "x0": x0.ravel()}
 
 
@@ -124,7 +127,7 @@ sigmoid_centred = Law(
     columns=("bits_per_byte", "chance", "ceiling"),
     predict=lambda p, x: _between(x, expit(p.k * (p.x0 - x.bits_per_byte))),
     source="Bhagia et al. 2024, the second of two steps; ours: its two levels held at chance and ceiling",
-    bounds={"k": (1e-2, 200.0), "x0": (-20.0, 20.0)},
+    bounds={"k": (1e-2, 50.0), "x0": (-20.0, 20.0)},
     starts=lambda x, y: _sigmoid_starts(x, y),
     response="accuracy",
 )
