@@ -4,6 +4,7 @@ of a fit."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from analysis.plots import LIGHT, Theme, canvas, compact, end_labels, log_ticks,
 
 NAMED = 10
 SPREAD = 0.9
-Line = tuple[int, dict[str, object]]
+Line = tuple[int, dict[str, Any]]
 
 
 def curves(found: Collapse, theme: Theme = LIGHT, *, off: Collection[str] | None = None) -> Figure:
@@ -75,7 +76,9 @@ def _lines(found: Collapse, theme: Theme, away: np.ndarray) -> Iterator[Line]:
     params = found.cells["params"].to_numpy()
     colours = shaded(theme, params, params)
     for cell in np.argsort(away, kind="stable"):
-        style = {"color": theme.accent, "linewidth": 2.0} if away[cell] else {"color": colours[cell], "linewidth": 1.0}
+        style: dict[str, Any] = (
+            {"color": theme.accent, "linewidth": 2.0} if away[cell] else {"color": colours[cell], "linewidth": 1.0}
+        )
         yield int(cell), style | {"alpha": 1.0 if away[cell] else 0.8, "label": found.cells["run_id"][cell]}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -79,13 +79,11 @@ class Evidence:
 
     def told(self, *path: str) -> list[str]:
         """The distinct values of one entry of the runs' configs, as text, in order of their first run."""
-        found = [_at(config, path) for config in self.configs.values()]
-        return list(dict.fromkeys(str(value) for value in found if value is not None))
+        return _distinct(_at(config, path) for config in self.configs.values())
 
     def ran_on(self, *path: str) -> list[str]:
         """The same of their environments."""
-        found = [_at(environment, path) for environment in self.environments.values()]
-        return list(dict.fromkeys(str(value) for value in found if value is not None))
+        return _distinct(_at(environment, path) for environment in self.environments.values())
 
 
 def gather(
@@ -215,6 +213,11 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _distinct(found: Iterable[Any]) -> list[str]:
+    said = (", ".join(map(str, each)) if isinstance(each, list) else str(each) for each in found if each is not None)
+    return list(dict.fromkeys(said))
 
 
 def _at(entry: Any, path: tuple[str, ...]) -> Any:

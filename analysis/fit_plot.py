@@ -70,7 +70,8 @@ def residuals(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
             rows = fit.forecast(fit.held_out)
             predicted, low, high = (np.array([row[key] for row in rows]) for key in ("predicted", "low", "high"))
             held, flops = fit.held_out["loss"].to_numpy(), fit.held_out["flops"]
-            _bars(axes, flops, *(100 * (each / predicted - 1) for each in (predicted, low, high)), theme)
+            ends = [100 * (each / predicted - 1) for each in (predicted, low, high)]
+            _bars(axes, flops.to_numpy(), ends[0], ends[1], ends[2], theme)
             held_out(axes, flops, 100 * (held / predicted - 1), theme)
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, -top) - 0.4 * top, max(top, -bottom))

@@ -52,8 +52,11 @@ font-size:.92rem}
 .numbers dt{color:var(--soft);font-size:.85rem}
 .numbers dd{margin:0;font-size:1.5rem;line-height:1.3;font-variant-numeric:tabular-nums}
 .numbers .key{color:var(--accent)}
+.facts{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.4rem;font-size:.9rem}
+.facts dt{font-weight:600}.facts dd{margin:0;overflow-wrap:anywhere}
+td small{display:block;color:var(--soft);font-size:.95em}
 .warning{border-left:3px solid var(--accent);padding:.1rem 0 .1rem .8rem}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:.6rem 1.6rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:.6rem 1.6rem}
 figure{margin:.8rem 0;min-width:0;max-width:40rem}figure.broad{max-width:none;grid-column:1/-1}
 figure svg{display:block;width:100%;height:auto}
 figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important}
@@ -74,7 +77,8 @@ tr.held td,.mark{color:var(--accent)}tbody tr:hover{background:var(--tint)}
 .runs td:first-child,.runs th:first-child{position:sticky;left:0;background:var(--paper);padding-right:.8rem}
 .yes::before{content:"\\2713\\00a0"}.no::before{content:"\\2717\\00a0"}.unknown::before{content:"?\\00a0"}
 .no,.unknown{color:var(--accent)}
-@media(max-width:30rem){body{padding:1rem .8rem 3rem}.numbers dd{font-size:1.25rem}}
+@media(max-width:30rem){.facts{grid-template-columns:1fr;gap:.1rem}.facts dd{margin-bottom:.5rem}
+body{padding:1rem .8rem 3rem}.numbers dd{font-size:1.25rem}}
 @media print{body{max-width:none;font-size:10pt}nav{display:none}
 .tall{max-height:none;overflow:visible}.wide{overflow:visible}
 figure,tr{break-inside:avoid}h2{break-after:avoid}.broad .wide svg{min-width:0}th button::after{content:""!important}}
@@ -155,15 +159,25 @@ def escape(value: Any) -> str:
     return html.escape(str(value))
 
 
+def code(text: str) -> str:
+    """Plain text as HTML; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def paragraph(text: str, css: str = "soft") -> str:
-    """Plain text as a paragraph."""
-    return f'<p class="{css}">{escape(text)}</p>'
+    """Plain text as a paragraph; what stands between backticks is code."""
+    return f'<p class="{css}">{code(text)}</p>'
 
 
 def numbers(rows: Iterable[tuple[str, str, str]]) -> str:
     """Large numbers with their names: (name, text, "key" for the one that matters most or "")."""
     cells = "".join(f'<div><dt>{escape(a)}</dt><dd class="{css}">{escape(b)}</dd></div>' for a, b, css in rows)
     return f'<dl class="numbers">{cells}</dl>'
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and what is said of them, in plain text: beside one another, or on a phone below."""
+    return f'<dl class="facts">{"".join(f"<dt>{escape(a)}</dt><dd>{code(b)}</dd>" for a, b in rows)}</dl>'
 
 
 def table(
@@ -214,10 +228,15 @@ def inline(drawn: Figure, key: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _short, tag[0]), text)
     text = re.sub(r"#f[de][0-9a-f]{4}", lambda found: f"var(--{_variable(found[0])})", text)
     text = re.sub(r"\s*\n\s*", " ", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _short(number: re.Match[str]) -> str:
+    """A coordinate, in points, to the hundredth."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _variable(placeholder: str) -> str:
@@ -250,6 +269,9 @@ def _head(text: str, sorts: bool, left: bool) -> str:
 def _cell(cell: Cell, sorts: bool) -> str:
     if not sorts:
         return f"<td{_class(cell.css)}>{cell.html}</td>"
-    missing = cell.value is None or (isinstance(cell.value, float) and math.isnan(cell.value))
-    raw = "" if missing else escape(cell.value if isinstance(cell.value, str) else repr(float(cell.value)))
+    value = cell.value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raw = ""
+    else:
+        raw = escape(value if isinstance(value, str) else repr(float(value)))
     return f'<td{_class(cell.css)} data-v="{raw}">{cell.html}</td>'

@@ -72,7 +72,7 @@ class Theme:
 
 
 LIGHT = Theme(ink="#1c1d21", faint="#b4b7bf", paper="#ffffff", accent="#c2410c", stretch=(0.05, 0.82))
-DARK = Theme(ink="#e7e8ec", faint="#565b66", paper="#16181d", accent="#fb923c", stretch=(0.3, 0.97))
+DARK = Theme(ink="#e7e8ec", faint="#565b66", paper="#16181d", accent="#fb923c", stretch=(0.4, 0.97))
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def save(figure: Figure, path: Path) -> Path:
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else None
     with mpl.rc_context({"svg.hashsalt": path.stem}):
-        return results.replace(path, lambda to: figure.savefig(to, format=kind, dpi=250, metadata=metadata))
+        return results.replace(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))
 
 
 def compact(count: float) -> str:
@@ -147,7 +147,7 @@ def log_ticks(axis: Axis, show: Callable[[float], str] = compact, most: int = 7)
             break
     every = max(1, math.ceil(len(ticks) / most))
     ticks = ticks[::every]
-    if len(ticks) < 4:
+    if len(ticks) < 4 and (high < 10 * low or len(ticks) < 2):
         even = MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         ticks = [float(tick) for tick in even if low <= tick <= high and tick > 0]
     axis.set_major_locator(FixedLocator(ticks))

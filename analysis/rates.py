@@ -169,14 +169,25 @@ def read(path: Path) -> RateLaw:
         if document["schema"] != SCHEMA:
             raise KeyError(f"schema {document['schema']}, this version reads {SCHEMA}")
         law = {name: np.nan if value is None else float(value) for name, value in document["law"].items()}
-        found = []
-        for row in document["scans"]:
-            known = {name: np.nan if row[name] is None else row[name] for name in ("best", "loss")}
-            lists = {name: tuple(np.array(row[name], float).tolist()) for name in ("rates", "losses")}
-            found.append(Scan(**{**row, **known, **lists}))
-        return RateLaw(**law, scans=tuple(found))
+        return RateLaw(**law, scans=tuple(_read_scan(row) for row in document["scans"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TableError(f"{path}: not the learning rates that `scaling rates --out` writes ({error})") from None
+
+
+def _read_scan(row: dict[str, Any]) -> Scan:
+    ends = (row["best"], row["loss"])
+    rates, losses, (best, loss) = (np.array(each, float) for each in (row["rates"], row["losses"], ends))
+    return Scan(
+        params=row["params"],
+        tokens=row["tokens"],
+        width=row["width"],
+        depth=row["depth"],
+        rates=tuple(rates.tolist()),
+        losses=tuple(losses.tolist()),
+        best=float(best),
+        loss=float(loss),
+        at_bound=row["at_bound"],
+    )
 
 
 def rates(

@@ -25,15 +25,17 @@ def tried(law: RateLaw, theme: Theme = LIGHT) -> Figure:
             above = np.array(scan.losses) - np.nanmin([scan.loss, *scan.losses])
             axes.plot(scan.rates, above, "o-", color=colour, markersize=3.5, linewidth=1.2)
             last = int(np.flatnonzero(np.isfinite(above))[-1])
-            name, end = f" {compact(scan.params)}", (scan.rates[last], above[last])
-            axes.annotate(name, end, color=colour, va="center", fontsize=SMALL, annotation_clip=False)
+            name, end = compact(scan.params), (scan.rates[last], above[last])
+            place = {"textcoords": "offset points", "annotation_clip": False}
+            axes.annotate(name, end, (1, 4), color=colour, va="bottom", ha="center", fontsize=SMALL, **place)
             if not scan.at_bound:
                 low, high = _interval(law, scan.params)
                 axes.plot([low, high], [0, 0], color=colour, alpha=0.5, linewidth=4, solid_capstyle="butt", zorder=1)
                 axes.plot(scan.best, 0.0, "v", color=colour, markersize=7, clip_on=False, zorder=3)
                 axes.plot(law(scan.params), 0.0, "|", color=theme.accent, markersize=13, clip_on=False, zorder=4)
         axes.set(xscale="log", xlabel="peak learning rate (per step)", ylabel="loss above the best (nats per token)")
-        axes.set_ylim(bottom=0)
+        top = axes.get_ylim()[1]
+        axes.set_ylim(-0.05 * top, 1.06 * top)
         log_ticks(axes.xaxis, lambda value: f"{value:g}")
         note(
             figure,

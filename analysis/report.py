@@ -136,9 +136,10 @@ def document(found: Evidence, drawn: dict[str, Drawer]) -> str:
     return page.document(f"{found.name}: a scaling law", _headline(found), sections)
 
 
-def _figures(drawn: dict[str, Drawer], *names: str) -> str:
+def _figures(drawn: dict[str, Drawer], *names: str, beside: str = "") -> str:
+    """Those of the figures that there are, in a grid. beside: HTML that takes a place in it after them."""
     made = "".join(page.figure(drawn[name], name, CAPTIONS.get(name, "")) for name in names if name in drawn)
-    return f'<div class="figures">{made}</div>' if made else ""
+    return f'<div class="figures">{made}{beside}</div>' if made else ""
 
 
 def _headline(found: Evidence) -> str:
@@ -197,8 +198,9 @@ def _fit(found: Evidence, drawn: dict[str, Drawer]) -> Section:
         for name, value in {**found.fit.values, "exponent_a": d["exponent_a"]}.items()
     ]
     heads = ("parameter", "value", "standard error", f"{d['level']:.0%} interval")
-    body = _figures(drawn, "loss_by_tokens", "loss_by_params") + page.table(heads, rows, "Parameters of the law")
-    return Section("law", "The law and the runs", "The law", body + _figures(drawn, "residuals"))
+    values = page.table(heads, rows, "Parameters of the law")
+    body = _figures(drawn, "loss_by_tokens", "loss_by_params", "residuals", beside=values) or values
+    return Section("law", "The law and the runs", "The law", body)
 
 
 def _surface(drawn: dict[str, Drawer]) -> Section:
@@ -284,14 +286,15 @@ def _checklist(found: Evidence) -> Section:
     rows = [
         [
             Cell(f'<span class="{item.answer}">{item.answer}</span>', item.answer, "text"),
-            Cell(escape(item.what), item.what, "prose"),
-            Cell(escape(item.said), item.said, "prose"),
+            Cell(f"{escape(item.what)}<small>{page.code(item.said)}</small>", item.what, "prose"),
         ]
         for item in asked
     ]
     counted = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "unknown"))
     said = f"{counted}, filled in from the files beside this page."
-    table = page.table(("answer", "what a good scaling study reports", "evidence"), rows, "Checklist", sorts=True)
+    table = page.table(
+        ("answer", "what a good scaling study reports, and the evidence here"), rows, "Checklist", sorts=True
+    )
     return Section("checklist", "What a good scaling study reports", "Checklist", paragraph(said) + table)
 
 

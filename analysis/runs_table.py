@@ -20,7 +20,6 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "tokens": compact,
     "flops": scientific,
     "loss": lambda x: f"{x:.4f}",
-    "loss_stderr": lambda x: f"{x:.4f}",
     "bits_per_byte": lambda x: f"{x:.4f}",
     "learning_rate": lambda x: f"{x:.3g}",
     "seed": lambda x: f"{x:.0f}",
@@ -45,7 +44,7 @@ def runs(found: Evidence) -> Section:
         cells = [Cell(f"<code>{escape(run)}</code>", run, "text"), Cell(_role(role), role, "text")]
         if "status" in table:
             cells.append(_status(str(row["status"])))
-        cells += [_number(row[name], formats[name]) for name in numeric]
+        cells += [_number(row[name], formats[name], row.get(f"{name}_stderr")) for name in numeric]
         cells.append(_number(predicted.get(run, math.nan), lambda x: f"{x:+.2f}"))
         rows.append([*cells, *(_flag(row[name], name) for name in text)])
     said = (
@@ -78,11 +77,14 @@ def _status(status: str) -> Cell:
     return Cell(said, status, "text")
 
 
-def _number(value: Any, show: Callable[[Any], str]) -> Cell:
-    number = pd.to_numeric(value, errors="coerce")
+def _number(value: Any, show: Callable[[Any], str], error: Any = None) -> Cell:
+    """error: the standard error of the value, shown beside it where it is known."""
+    number, spread = (pd.to_numeric(each, errors="coerce") for each in (value, error))
     if pd.isna(number) or not math.isfinite(number):
         return Cell("")
-    return Cell(escape(show(float(number))) if number or show is not scientific else "0", float(number))
+    said = escape(show(float(number))) if number or show is not scientific else "0"
+    known = spread is not None and pd.notna(spread)
+    return Cell(said + (f' <span class="soft">± {spread:.2g}</span>' if known else ""), float(number))
 
 
 def _flag(value: Any, name: str) -> Cell:
@@ -120,15 +122,8 @@ def provenance(found: Evidence) -> Section:
         ("fit made with", ", ".join(f"{name} {version}" for name, version in d["versions"].items())),
         *_machines(found),
     )  # fmt: skip
-    rows = [
-        [Cell(f"<strong>{escape(name)}</strong>", css="text"), Cell(escape(said), css="prose long")]
-        for name, said in facts
-    ]
     commands = escape("\n".join(commands_of(found)))
-    body = (
-        page.table(("", ""), rows, "Provenance", css="facts")
-        + f"<p>To make it again:</p><pre><code>{commands}</code></pre>"
-    )
+    body = f"{page.facts(facts)}<p>To make it again:</p><pre><code>{commands}</code></pre>"
     return Section("provenance", "Provenance", "Provenance", body)
 
 
