@@ -11,9 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.api import fit, forecast, frontier, load, needed, plot
+    from analysis.decisions import decision_accuracy
+    from analysis.downstream import studies, study
     from analysis.store import metrics
 
-__all__ = ["fit", "forecast", "frontier", "load", "metrics", "needed", "plot"]
+__all__ = [
+    "decision_accuracy",
+    "fit",
+    "forecast",
+    "frontier",
+    "load",
+    "metrics",
+    "needed",
+    "plot",
+    "studies",
+    "study",
+]
 
 
 class _Package(ModuleType):
@@ -27,6 +40,12 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "metrics":
             from analysis.store import metrics as found
+        elif name == "decision_accuracy":
+            from analysis.decisions import decision_accuracy as found
+        elif name in ("studies", "study"):
+            from analysis import downstream
+
+            found = getattr(downstream, name)
         elif name in __all__:
             from analysis import api
 
