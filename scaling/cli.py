@@ -66,12 +66,18 @@ VERBS = (
     Verb(("curves",), "analysis.curves", "curves", "Fit one-variable laws to many curves and extrapolate."),
     Verb(("forecast",), "analysis.forecast", "forecast", "Forecast a loss from a saved fit, lock it, score it."),
     Verb(("backtest",), "analysis.holdout", "backtest_verb", "Forecast the top of compute from the rest; score it."),
-    Verb(("downstream",), "analysis.downstream_verb", "downstream_verb", "Say which tasks rise with compute, by which law."),
+    Verb(
+        ("downstream",),
+        "analysis.downstream_verb",
+        "downstream_verb",
+        "Say which tasks rise with compute, by which law.",
+    ),
     Verb(("design",), "analysis.design_verb", "design", "Propose the next runs for a forecast and a budget."),
     Verb(("isoflop",), "analysis.verbs", "isoflop", "Compute-optimal sizes by approaches 1 and 2, with their biases."),
     Verb(("coverage",), "analysis.holdout", "coverage", "Back-test every public table; count what bands hold."),
     Verb(("replicate",), "analysis.replicate.verb", "replicate", "Recompute published numbers from public tables."),
     Verb(("report",), "analysis.verbs", "report", "Draw the figures and write the page of a fitted sweep."),
+    Verb(("eval",), "scaling.eval_verb", "evaluate", "Measure what the checkpoints of a run or a sweep can do."),
     Verb(("cost",), "scaling.cost_verb", "cost", "Print the whole recipe of a size or a budget, and what it takes."),
     Verb(("coordinates",), "scaling.coordinates", "coordinates", "Check that activations move alike at every size."),
     Verb(("population",), "scaling.population", "population", "Train run folders of one shape in one program."),
@@ -145,7 +151,7 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
     for verb in VERBS:
         *group, name = verb.words
         asked = tuple(arguments[: len(verb.words)]) == verb.words
-        if asked and verb.module.startswith(("analysis", "scaling.population")):
+        if asked and verb.module.startswith(("analysis", "scaling.population", "scaling.eval_verb")):
             keep_programs()
         function = getattr(importlib.import_module(verb.module), verb.function) if asked else lambda: None
         (groups[group[0]] if group else app).command(name=name, help=None if asked else verb.help)(deferred(function))

@@ -7,6 +7,7 @@
       attempts.jsonl     one line as an attempt at the run begins and one as it ends (sweeps/ledger.py)
       checkpoints/       Orbax, to go on from
       branches/          Orbax, states that other runs branch from (scaling/branch.py)
+      evaluations.jsonl  one line an evaluation of a checkpoint (scaling/evaluations.py)
       result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}; a failed
                          run's has its "traceback" too
 
@@ -162,11 +163,15 @@ def _commit() -> str | None:
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
-    """Appends one line. A torn last line left by a crash is closed first, so that it harms no other."""
-    path = folder / METRICS
+    """Appends one line to the logged ones."""
+    append_line(folder / METRICS, {name: _finite(value) for name, value in line.items()})
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Appends one line of JSON. A torn last line left by a crash is closed first, so that it harms no other."""
     torn = path.exists() and path.stat().st_size > 0 and not _ends_whole(path)
     with path.open("a") as file:
-        file.write(("\n" if torn else "") + json.dumps({name: _finite(value) for name, value in line.items()}) + "\n")
+        file.write(("\n" if torn else "") + json.dumps(line) + "\n")
 
 
 def _ends_whole(path: Path) -> bool:
@@ -236,7 +241,6 @@ def write_result(
 ) -> None:
     """Writes result.json by rename. Non-finite numbers become null: JSON has none. traceback: of a failed run. durable:
     as for `write_json`."""
-    finite = {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
     write_json(
         folder / RESULT,
         {
@@ -245,10 +249,15 @@ def write_result(
             "reason": reason,
             **({"traceback": traceback} if traceback else {}),
             "row": {name: _finite(value) for name, value in row.items()},
-            "measurements": finite,
+            "measurements": plain(measurements),
         },
         durable=durable,
     )
+
+
+def plain(measurements: dict[str, Measurement]) -> dict[str, list[Any]]:
+    """Measurements as JSON has them; numbers that are not finite become null."""
+    return {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
 
 
 def _finite(value: Any) -> Any:

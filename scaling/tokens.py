@@ -232,7 +232,7 @@ def validation_windows(
     return _windows(tokens, tokens.validation, np.arange(count), sequence_length, vocab_size)
 
 
-def documents(tokens: TokenSet, split: Split, most: int = 1 << 24) -> list[np.ndarray]:
+def documents(tokens: TokenSet, split: Split, most: int = 1 << 22) -> list[np.ndarray]:
     """Ids of each whole document among the first `most` tokens of a split, without the end of document."""
     ids = split.gather(np.arange(min(split.tokens, most)))
     ends = np.flatnonzero(ids == tokens.eos_id)

@@ -83,8 +83,8 @@ def nats(model: Decoder, params: Any, questions: Sequence[Question], length: int
 def answered(
     questions: Sequence[Question], nats_QK: np.ndarray, bytes_per_token_V: np.ndarray
 ) -> dict[str, Measurement]:
-    """The statistics of a model's answers, from the nats of each choice. Raises InputError when those are no numbers, as
-    of a model that has diverged."""
+    """The statistics of a model's answers, from the nats of each choice. Raises InputError when those are not finite,
+    as of a model that has diverged."""
     if not np.isfinite(nats_QK).all():
         raise InputError("the model's scores are not finite numbers: it has diverged; evaluate an earlier step")
     bytes_QK = np.array([[bytes_per_token_V[choice].sum() for choice in one.choices] for one in questions])

@@ -6,8 +6,6 @@ equally often, however rare they are in the corpus.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from scaling.measurements import Measure
@@ -26,34 +24,33 @@ FEWEST = 16
 
 def closers(tokens: TokenSet, length: int) -> Measure:
     """Raises InputError when the validation split has too few pairs of brackets of some kind."""
-    shown = min(SHOWN, length)
-
-    @functools.cache
-    def places() -> list[list[str]]:
-        """What stands before each place where a closer is due, by kind."""
-        vocabulary, found = load_vocabulary(tokens.vocabulary), [[] for _ in CLOSERS]
-        for ids in documents(tokens, tokens.validation):
-            text = vocabulary.decode(ids)
-            for opened, closed in pairs(text):
-                if NEAREST < closed - opened <= shown <= closed:
-                    found[CLOSERS.index(text[closed])].append(text[closed - shown : closed])
-        for kind, of_kind in zip(CLOSERS, found, strict=True):
-            if len(of_kind) < FEWEST:
-                raise InputError(
-                    f"{NAME}: corpus {tokens.corpus!r} has {len(of_kind)} places before a {kind!r} that closes what is "
-                    f"seen; at least {FEWEST} are needed"
-                )
-        return found
+    found = places(tokens, min(SHOWN, length))
+    for kind, of_kind in zip(CLOSERS, found, strict=True):
+        if len(of_kind) < FEWEST:
+            raise InputError(
+                f"{NAME}: corpus {tokens.corpus!r} has {len(of_kind)} places before a {kind!r} that closes what is "
+                f"seen; at least {FEWEST} are needed"
+            )
 
     def ask(vocabulary: Vocabulary, generator: np.random.Generator) -> Question:
         kind = int(generator.integers(len(CLOSERS)))
-        of_kind = places()[kind]
-        context = vocabulary.encode(of_kind[int(generator.integers(len(of_kind)))])
+        context = vocabulary.encode(found[kind][int(generator.integers(len(found[kind])))])
         order = generator.permutation(len(CLOSERS))
         choices = tuple(vocabulary.encode(CLOSERS[one]) for one in order)
         return Question(context, choices, int(np.flatnonzero(order == kind)[0]))
 
     return measure(NAME, len(CLOSERS), ask, length)
+
+
+def places(tokens: TokenSet, shown: int) -> list[list[str]]:
+    """What stands before each place where a closer is due, by kind: the `shown` characters, the opener among them."""
+    vocabulary, found = load_vocabulary(tokens.vocabulary), [[] for _ in CLOSERS]
+    for ids in documents(tokens, tokens.validation):
+        text = vocabulary.decode(ids)
+        for opened, closed in pairs(text):
+            if NEAREST < closed - opened <= shown <= closed:
+                found[CLOSERS.index(text[closed])].append(text[closed - shown : closed])
+    return found
 
 
 def pairs(text: str) -> list[tuple[int, int]]:

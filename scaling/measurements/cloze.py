@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from scaling.measurements import Measure
@@ -26,22 +24,17 @@ def cloze(tokens: TokenSet, length: int) -> Measure:
     asked = min(ASKED, length // 2)
     shown = min(SHOWN, length + 1 - asked)
 
-    @functools.cache
-    def pieces() -> tuple[list[np.ndarray], np.ndarray]:
-        """Documents with room for a question, and the share of each in the places where one may begin."""
-        found = [ids for ids in documents(tokens, tokens.validation) if len(ids) > 2 * asked]
-        if len(found) < 2:
-            raise InputError(
-                f"{NAME}: corpus {tokens.corpus!r} has {len(found)} held-out documents of more than {2 * asked} "
-                "tokens; at least 2 are needed"
-            )
-        room = np.array([len(ids) - 2 * asked for ids in found], float)
-        return found, room / room.sum()
+    found = [ids for ids in documents(tokens, tokens.validation) if len(ids) > 2 * asked]
+    if len(found) < 2:
+        raise InputError(
+            f"{NAME}: corpus {tokens.corpus!r} has {len(found)} held-out documents of more than {2 * asked} tokens; "
+            "at least 2 are needed"
+        )
+    room = np.array([len(ids) - 2 * asked for ids in found], float)
 
     def ask(vocabulary: Vocabulary, generator: np.random.Generator) -> Question:
-        found, share = pieces()
         while True:
-            chosen = generator.choice(len(found), CHOICES, p=share)
+            chosen = generator.choice(len(found), CHOICES, p=room / room.sum())
             places = [int(generator.integers(asked, len(found[one]) - asked)) for one in chosen]
             choices = [found[one][place : place + asked] for one, place in zip(chosen, places, strict=True)]
             if chosen[0] not in chosen[1:] and len({choice.tobytes() for choice in choices}) == CHOICES:

@@ -1,0 +1,263 @@
+"""`scaling eval`: asks tasks of the checkpoints of a run, or of every finished run of a sweep.
+
+Not in the design's list of modules: it keeps the command line thin, as the other verbs' modules do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from scaling import evaluations, simulated
+from scaling.accounting import params
+from scaling.config import DataConfig, RunConfig, load
+from scaling.evaluations import Evaluation
+from scaling.measurements import Measure
+from scaling.measurements.addition import addition
+from scaling.measurements.brackets import brackets
+from scaling.measurements.closers import closers
+from scaling.measurements.cloze import cloze
+from scaling.measurements.copying import copy
+from scaling.measurements.recall import recall
+from scaling.record import CONFIG, Measurement, plain, read_result, write_json
+from scaling.restored import restore, saved_steps
+from scaling.strict import InputError, canonical, nearest
+from scaling.tokens import TokenSet, open_tokens
+
+OF_TEXT: dict[str, Callable[[TokenSet, int], Measure]] = {"cloze": cloze, "closers": closers}
+"""Tasks on the held-out text of the run's corpus: (corpus, longest input in tokens) -> measure."""
+OF_STRINGS: dict[str, Callable[[int], Measure]] = {
+    "brackets": brackets,
+    "copy": copy,
+    "recall": recall,
+    "addition": addition,
+}
+"""Tasks that are made up: longest input in tokens -> measure."""
+BUDGETS = {"cloze": 400, "closers": 400, "brackets": 300, "copy": 200, "recall": 200, "addition": 200}
+"""Questions of each built-in task."""
+BUDGET = 1000
+"""Documents or examples of any other."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run folder and one of its saved steps. measures: what it is to be asked."""
+
+    folder: Path
+    config: RunConfig
+    step: int
+    measures: tuple[Measure, ...]
+
+
+def evaluate(
+    path: Path,
+    tasks: str = "",
+    step: str = "last",
+    budget: int | None = None,
+    seed: int = 0,
+    include: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Measure what the checkpoints of a run, or of every finished run of a sweep, can do.
+
+    Each finding is a line of evaluations.jsonl in the run folder; `scaling sweep collect` takes those of the last step
+    into the results table. What is there already, with the same budget and seed, is not asked again.
+
+    Args:
+        path: a run folder or a sweep folder.
+        tasks: names, joined by commas: cloze, closers (held-out text of the corpus), brackets, copy, recall, addition
+            (made up); names of lm-evaluation-harness's tasks; seqio:TASK@MODULE. The built-in ones unless given.
+        step: last, all that are kept, or a number.
+        budget: questions of each task; each has its own default.
+        seed: of the questions.
+        include: a folder of YAML tasks for lm-evaluation-harness.
+        json: also write the findings to this file.
+    """
+    for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: must be {least} or more")
+    console = Console(soft_wrap=True, highlight=False)
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    chosen = [(folder, config, *measures(names, config.data, include)) for folder, config in runs(path)]
+    asked = [Checkpoint(folder, config, at, these) for folder, config, these, _ in chosen for at in steps(folder, step)]
+    for note in dict.fromkeys(note for *_, notes in chosen for note in notes):
+        console.print(f"[yellow]left out:[/] {escape(note)}")
+    fresh = ask(asked, budget, seed)
+    found = [
+        (one.folder, evaluations.read(one.folder)[measure.name, one.step]) for one in asked for measure in one.measures
+    ]
+    console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
+    console.print(f"{fresh} asked now, {len(found) - fresh} before; kept in {evaluations.FILE} of each run folder")
+    if json:
+        write_json(json, [facts(folder, evaluation) for folder, evaluation in found])
+
+
+def runs(path: Path) -> list[tuple[Path, RunConfig]]:
+    """The run of a folder, or a sweep's finished runs, those of one shape together. Raises InputError when there are
+    none, or they are simulated."""
+    if (path / CONFIG).exists():
+        found = [(path, load(path / CONFIG))]
+    elif (path / "runs").is_dir():
+        folders = sorted(folder for folder in (path / "runs").iterdir() if (folder / CONFIG).exists())
+        done = [folder for folder in folders if (result := read_result(folder)) and result["status"] == "done"]
+        if not done:
+            raise InputError(f"{path}: none of its {len(folders)} runs is done: scaling sweep run {path.name}")
+        found = [(folder, load(folder / CONFIG)) for folder in done]
+    else:
+        raise InputError(f"{path}: {'neither a run nor a sweep with runs/' if path.is_dir() else 'no such folder'}")
+    for folder, config in found:
+        if simulated.asked(config):
+            raise InputError(f"{folder}: corpus {config.data.corpus!r} is simulated: there is no model to ask")
+    return sorted(found, key=lambda one: (canonical(asdict(one[1].model)), one[1].data.sequence_length))
+
+
+def steps(folder: Path, asked: str) -> list[int]:
+    """The kept steps that are asked for. Raises InputError when there are none."""
+    kept = saved_steps(folder)
+    if asked not in ("last", "all") and not asked.isdecimal():
+        raise InputError(f"--step {asked}: must be last, all, or a number of steps")
+    if not kept:
+        raise InputError(f"{folder}: no checkpoint to evaluate: train the run, or give another")
+    if asked.isdecimal() and int(asked) not in kept:
+        raise InputError(f"{folder}: --step {asked}: checkpoints are kept of {', '.join(map(str, kept))}")
+    return kept if asked == "all" else [kept[-1] if asked == "last" else int(asked)]
+
+
+def measures(
+    names: tuple[str, ...], data: DataConfig, include: Path | None
+) -> tuple[tuple[Measure, ...], tuple[str, ...]]:
+    """The tasks of these names, or the built-in ones, for runs on this corpus; and why it cannot ask some of those.
+
+    Raises InputError on an unknown name, with the nearest, or one that was named and cannot be asked.
+    """
+    where = (data.directory, data.corpus, data.vocabulary, data.fingerprint)
+    built = [_measure(name, where, data.sequence_length, include) for name in names or (*OF_TEXT, *OF_STRINGS)]
+    reasons = tuple(one for one in built if isinstance(one, str))
+    if names and reasons:
+        raise InputError(reasons[0])
+    return tuple(one for one in built if isinstance(one, Measure)), reasons
+
+
+@functools.cache
+def _measure(name: str, where: tuple[str, str, str, str], length: int, include: Path | None) -> Measure | str:
+    """A task, or why a corpus cannot ask it: once for all runs that are alike, so that its questions are made once."""
+    if name in OF_TEXT:
+        tokens = open_tokens(*where)
+        try:
+            return OF_TEXT[name](tokens, length)
+        except InputError as error:
+            return str(error)
+    if name in OF_STRINGS:
+        return OF_STRINGS[name](length)
+    if name.startswith("seqio:"):
+        from scaling import seqio_measure
+
+        return seqio_measure.measure(name, length)
+    known = (*OF_TEXT, *OF_STRINGS)
+    if importlib.util.find_spec("lm_eval") is None:
+        others = "other tasks need the package lm_eval: pip install 'scaling-laws[eval]'"
+        raise InputError(f"unknown task {name!r}{nearest(name, known)}; {others}")
+    from scaling import harness
+
+    return harness.measures([name], include, length, known)[0]
+
+
+def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int) -> int:
+    """Asks what is not known yet, and keeps each answer at once. Returns how many there were."""
+    fresh = 0
+    with _progress(sum(len(one.measures) for one in asked)) as step:
+        for one in asked:
+            known, model = evaluations.read(one.folder), None
+            for measure in one.measures:
+                step(f"{one.config.name or one.folder.name} {measure.name}")
+                before, most = known.get((measure.name, one.step)), budget or BUDGETS.get(measure.name, BUDGET)
+                if before is not None and (before.budget, before.seed) == (most, seed):
+                    continue
+                model = model or restore(one.folder, one.step)
+                found = measure.run(model.model, model.params, model.vocabulary, jax.random.key(seed), most)
+                named = {f"{measure.name}/{metric}": value for metric, value in found.items()}
+                evaluations.append(one.folder, Evaluation(one.step, model.tokens, measure.name, most, seed, named))
+                fresh += 1
+    return fresh
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal, nothing elsewhere. Yields show(what is asked now)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=total)
+
+        def show(what: str) -> None:
+            progress.update(task, description=what, advance=int(progress.tasks[0].description != ""))
+
+        yield show
+        progress.update(task, completed=total)
+
+
+Found = Sequence[tuple[Path, Evaluation]]
+
+
+def one_run(found: Found) -> Table:
+    """A line a task."""
+    table = Table("task", "chance", "accuracy", "bits/byte", "choice nats", "n", "others", box=None, pad_edge=False)
+    usual = ("accuracy", "bits_per_byte", "choice_nats", "chance", "ceiling", "centred")
+    for _, evaluation in found:
+        of_task = {name.partition("/")[2]: entry for name, entry in evaluation.measurements.items()}
+        others = [f"{metric} {_shown(entry)}" for metric, entry in of_task.items() if metric not in usual]
+        chance, *cells = (_shown(of_task.get(metric)) for metric in ("chance", *usual[:3]))
+        n = max(n for _, n, _ in of_task.values())
+        table.add_row(escape(evaluation.task), chance, *cells, str(n), escape(", ".join(others)))
+    return table
+
+
+def many_runs(asked: Sequence[Checkpoint], found: Found) -> Table:
+    """A line a checkpoint, small models first: the accuracy of each task, or its first number where it has none."""
+    by_place = {(folder, evaluation.step, evaluation.task): evaluation for folder, evaluation in found}
+    names = dict.fromkeys(evaluation.task for _, evaluation in found)
+    table = Table("run", "params_matmul", "tokens", *map(escape, names), box=None, pad_edge=False)
+    chances = {name: next((_chance(one) for _, one in found if one.task == name), "") for name in names}
+    table.add_row("chance", "", "", *chances.values())
+    sized = [(params(one.config.model).matmul, one.step * one.config.data.batch_tokens, one) for one in asked]
+    for size, tokens, one in sorted(sized, key=lambda row: row[:2]):
+        of_run = [by_place.get((one.folder, one.step, name)) for name in names]
+        cells = [_shown(_headline(evaluation)) if evaluation else "" for evaluation in of_run]
+        table.add_row(one.folder.name, f"{size:,}", f"{tokens:,}", *cells)
+    return table
+
+
+def _headline(evaluation: Evaluation) -> Measurement:
+    accuracy = evaluation.measurements.get(f"{evaluation.task}/accuracy")
+    return accuracy or next(iter(evaluation.measurements.values()))
+
+
+def _chance(evaluation: Evaluation) -> str:
+    return _shown(evaluation.measurements.get(f"{evaluation.task}/chance"))
+
+
+def _shown(entry: Measurement | None) -> str:
+    value, stderr = (entry[0], entry[2]) if entry else (None, None)
+    return "" if value is None else f"{value:.3f} +- {stderr:.3f}" if stderr else f"{value:.3f}"
+
+
+def facts(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """What --json has of an evaluation."""
+    return {"run": folder.name, **asdict(evaluation), "measurements": plain(evaluation.measurements)}
