@@ -122,6 +122,17 @@ def simulated(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
+def soon_compiled() -> Iterator[None]:
+    """Programs are compiled in two thirds of the time, and run slower: for modules whose programs run a few times, and
+    are compared to within rounding. Not for bit for bit, which is said of the code that users run."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
 def no_rivals() -> Iterator[None]:
     """Back-tests of one candidate, for modules in which the choice of a law is not what is tested."""
     from analysis import saved

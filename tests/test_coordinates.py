@@ -15,6 +15,8 @@ from scaling.model import Decoder, RMSNorm
 from scaling.parametrization import logit, residual, simplest
 from scaling.strict import InputError
 
+pytestmark = pytest.mark.usefixtures("soon_compiled")
+
 
 def small(width: int, depth: int, parametrization: module.Parametrization) -> ModelConfig:
     return dataclasses.replace(shape(width, depth, parametrization, (32, 1), 16), vocab_size=40)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from scaling.loss import (
     cross_entropy,
     training_loss,
 )
+
+pytestmark = pytest.mark.usefixtures("soon_compiled")
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -46,9 +49,9 @@ def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight() -> None:
 
 
 def chunk_case(V: int = 50) -> tuple[jax.Array, jax.Array, jax.Array]:
-    keys = jax.random.split(jax.random.key(0), 3)
-    x_BTM = 3 * jax.random.normal(keys[0], (4, 12, 8))
-    return x_BTM, jax.random.normal(keys[1], (8, V)), jax.random.randint(keys[2], (4, 12), 0, V)
+    draw = np.random.default_rng(0)
+    x_BTM, head_MV = (jnp.asarray(draw.normal(size=size), jnp.float32) for size in ((4, 12, 8), (8, V)))
+    return 3 * x_BTM, head_MV, jnp.asarray(draw.integers(0, V, (4, 12)))
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 12])
@@ -64,20 +67,25 @@ def test_chunks_change_neither_loss_nor_gradient(chunks: int) -> None:
     def gradient(f: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., tuple]:
         return jax.value_and_grad(lambda x, w: 2.5 * f(x, w)[0], argnums=(0, 1))
 
-    for ours, theirs in ((chunked, plain), (gradient(chunked), gradient(plain))):
-        ours, theirs = ours(x_BTM, head_MV), theirs(x_BTM, head_MV)
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    nats_BT = chunked_nats(x_BTM, head_MV, targets_BT, chunks)
-    np.testing.assert_allclose(nats_BT, cross_entropy(x_BTM @ head_MV, targets_BT)[0], rtol=1e-5, atol=1e-5)
+    @jax.jit
+    def found(x_BTM: jax.Array, head_MV: jax.Array) -> list[Any]:
+        losses = [(f(x_BTM, head_MV), gradient(f)(x_BTM, head_MV)) for f in (chunked, plain)]
+        nats = (chunked_nats(x_BTM, head_MV, targets_BT, chunks), cross_entropy(x_BTM @ head_MV, targets_BT)[0])
+        return [*losses, *nats]
+
+    ours, theirs, nats_BT, expected_BT = found(x_BTM, head_MV)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(nats_BT, expected_BT, rtol=1e-5, atol=1e-5)
 
 
 def test_the_head_in_bfloat16_has_a_float32_gradient() -> None:
     """Accumulated over chunks and rows in float32; the products alone are rounded."""
     x_BTM, head_MV, targets_BT = chunk_case()
     low = x_BTM.astype(jnp.bfloat16)
-    dx, dhead = jax.grad(lambda x, w: chunked_training_loss(x, w, targets_BT, 0.0, 3)[0], argnums=(0, 1))(low, head_MV)
-    exact = jax.grad(lambda w: training_loss(x_BTM @ w, targets_BT, 0.0)[0])(head_MV)
+    gradient = jax.grad(lambda x, w: chunked_training_loss(x, w, targets_BT, 0.0, 3)[0], argnums=(0, 1))
+    dx, dhead = jax.jit(gradient)(low, head_MV)
+    exact = jax.jit(jax.grad(lambda w: training_loss(x_BTM @ w, targets_BT, 0.0)[0]))(head_MV)
     assert (dx.dtype, dhead.dtype) == (jnp.bfloat16, jnp.float32)
     assert np.abs(dhead - exact).max() < 0.03 * np.abs(exact).max()
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,24 +12,30 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from scaling import model as module
 from scaling.config import ModelConfig
 from scaling.loss import training_loss
-from scaling.model import Block, Decoder, Linear, RMSNorm, gated, logits, rope, side_by_side
+from scaling.model import Block, Decoder, Linear, RMSNorm, gated, rope, side_by_side
 
+pytestmark = pytest.mark.usefixtures("soon_compiled")
 CONFIG = ModelConfig(vocab_size=17, width=16, depth=3, heads=4, kv_heads=2)
 TOKENS_BT = np.random.default_rng(0).integers(0, 17, (2, 12)).astype(np.int32)
 
 
-def init(config: ModelConfig, tokens_BT: np.ndarray = TOKENS_BT, **options: Any) -> tuple[Decoder, Any]:
-    model = Decoder(config, **options)
-    return model, jax.jit(model.init)(jax.random.key(0), tokens_BT)["params"]
+logits = jax.jit(module.logits, static_argnums=0)
+
+
+@functools.cache
+def init(config: ModelConfig, shape: tuple[int, int] = (2, 12), dtype: str = "float32") -> tuple[Decoder, Any]:
+    model = Decoder(config, dtype=jnp.dtype(dtype))
+    return model, jax.jit(model.init)(jax.random.key(0), np.zeros(shape, np.int32))["params"]
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_causal_by_gradient(qk_norm: bool) -> None:
     """The output at position t depends on the input at t and before, and on none after it."""
     config = dataclasses.replace(CONFIG, qk_norm=qk_norm, vocab_size=12)
-    model, params = init(config, np.arange(12, dtype=np.int32)[None])
+    model, params = init(config, (1, 12))
 
     def outputs(embedding_VM: jax.Array) -> jax.Array:
         """Token t stands at position t alone, so a gradient by row of the table is one by position."""
@@ -44,12 +52,16 @@ def test_scan_equals_unrolled_equals_a_plain_loop() -> None:
     unrolled = logits(Decoder(dataclasses.replace(CONFIG, unroll=3)), params, TOKENS_BT)
     np.testing.assert_allclose(unrolled, expected, atol=1e-6)
 
-    x_BTM = params["embedding"][TOKENS_BT]
-    for layer in range(CONFIG.depth):
-        weights = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
-        x_BTM, _ = Block(CONFIG, "xla").apply({"params": weights}, x_BTM, None)
-    x_BTM = RMSNorm(CONFIG.norm_epsilon).apply({"params": params["final_norm"]}, x_BTM)
-    np.testing.assert_allclose(x_BTM @ params["head"]["kernel"], expected, atol=1e-5)
+    @jax.jit
+    def plain(params: Any) -> jax.Array:
+        x_BTM = params["embedding"][TOKENS_BT]
+        for layer in range(CONFIG.depth):
+            weights = jax.tree.map(lambda stacked, layer=layer: stacked[layer], params["blocks"])
+            x_BTM, _ = Block(CONFIG, "xla").apply({"params": weights}, x_BTM, None)
+        x_BTM = RMSNorm(CONFIG.norm_epsilon).apply({"params": params["final_norm"]}, x_BTM)
+        return x_BTM @ params["head"]["kernel"]
+
+    np.testing.assert_allclose(plain(params), expected, atol=1e-5)
 
 
 def test_layers_start_different() -> None:
@@ -72,7 +84,7 @@ def test_grouped_queries_equal_repeated_keys() -> None:
 def test_starts_near_a_uniform_guess(tied: bool) -> None:
     config = ModelConfig(width=128, depth=2, heads=4, tied=tied)
     tokens_BS = np.random.default_rng(0).integers(0, 259, (4, 65)).astype(np.int32)
-    model, params = init(config, tokens_BS[:, :-1])
+    model, params = init(config, (4, 64))
     _, nats = training_loss(logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:], 0.0)
     assert abs(float(nats) - math.log(259)) < (0.7 if tied else 0.05)
 
@@ -96,9 +108,13 @@ def test_the_gate_has_the_gradient_of_its_formula() -> None:
     def plain(gate: jax.Array, up: jax.Array) -> jax.Array:
         return gate / (1 + jnp.exp(-gate)) * up
 
-    ours, theirs = (jax.vjp(f, x, y) for f in (gated, plain))
+    def both(f: Callable[..., jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        out, pull = jax.vjp(f, x, y)
+        return out, pull(cotangent)
+
+    ours, theirs = jax.jit(lambda: (both(gated), both(plain)))()
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
-    for a, b in zip(ours[1](cotangent), theirs[1](cotangent), strict=True):
+    for a, b in zip(ours[1], theirs[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -110,7 +126,7 @@ def test_layers_side_by_side_are_the_layers_one_by_one() -> None:
             return [*side_by_side(x_NI, None, a, b), a(x_NI), b(x_NI)]
 
     x_NI = jax.random.normal(jax.random.key(0), (4, 6))
-    (one, two, first, second), params = Both().init_with_output(jax.random.key(1), x_NI)
+    (one, two, first, second), params = jax.jit(Both().init_with_output)(jax.random.key(1), x_NI)
     np.testing.assert_allclose(one, first, atol=1e-6)
     np.testing.assert_allclose(two, second, atol=1e-6)
     assert {k: v["kernel"].shape for k, v in params["params"].items()} == {"a": (6, 3), "b": (6, 5)}
@@ -158,7 +174,7 @@ def test_remat_recomputes_and_changes_no_gradient(remat: str) -> None:
 
 
 def test_bfloat16_computes_low_and_keeps_weights_and_logits_high() -> None:
-    model, params = init(CONFIG, dtype=jnp.dtype(jnp.bfloat16))
+    model, params = init(CONFIG, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     program = str(jax.make_jaxpr(lambda p: logits(model, p, TOKENS_BT))(params))
     assert "bf16" in program

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,6 +17,7 @@ from scaling.parametrization import multipliers
 from scaling.sharding import path_name
 from scaling.step import State, build
 
+pytestmark = pytest.mark.usefixtures("soon_compiled")
 OPTIMIZER = OptimizerConfig(learning_rate=2.0)
 
 
@@ -55,19 +56,24 @@ def test_no_step_is_spent_at_zero() -> None:
 
 def test_equals_adamw_of_optax_with_the_gains_left_undecayed() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=0.3)
-    params = {"q": {"kernel": jnp.full((2, 2), 3.0)}, "norm": {"scale": jnp.full(2, 3.0)}}
+    params = {"q": {"kernel": np.full((2, 2), 3.0, np.float32)}, "norm": {"scale": np.full(2, 3.0, np.float32)}}
     reference = optax.chain(
         optax.clip_by_global_norm(0.3), optax.adamw(0.1, 0.9, 0.95, 1e-8, weight_decay=0.5, mask=decayed)
     )
     ours = transformation(config, config.weight_decay, ModelConfig())
-    a = b = params
-    state_a, state_b = ours.init(a), reference.init(b)
-    for step in range(5):
-        grads = jax.tree.map(lambda x, step=step: jnp.sin(x * (step + 1)), params)
+
+    @jax.jit
+    def step(a: Any, b: Any, state_a: Any, state_b: Any, grads: Any) -> Any:
         updates, state_a = ours.update(grads, state_a, a)
         a = jax.tree.map(lambda p, u: p - 0.1 * u, a, updates)
         updates, state_b = reference.update(grads, state_b, b)
-        b = optax.apply_updates(b, updates)
+        return a, optax.apply_updates(b, updates), state_a, state_b
+
+    a = b = params
+    state_a, state_b = ours.init(a), reference.init(b)
+    for number in range(5):
+        grads = jax.tree.map(lambda x, number=number: np.sin(x * (number + 1)), params)
+        a, b, state_a, state_b = step(a, b, state_a, state_b, grads)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
     assert decayed(params) == {"q": {"kernel": True}, "norm": {"scale": False}}
 
@@ -76,13 +82,13 @@ def weights(seed: int) -> dict:
     """A tree of the decoder's paths: stacked matrices of two layers, wide and tall, and one of each other kind."""
     draw = np.random.default_rng(seed).normal
     return {
-        "embedding": jnp.asarray(draw(size=(7, 4)), jnp.float32),
+        "embedding": draw(size=(7, 4)).astype(np.float32),
         "blocks": {
-            "attention": {"q": {"kernel": jnp.asarray(draw(size=(2, 4, 6)), jnp.float32)}},
-            "ff": {"down": {"kernel": jnp.asarray(draw(size=(2, 8, 4)), jnp.float32)}},
-            "ff_norm": {"scale": jnp.asarray(draw(size=(2, 4)), jnp.float32)},
+            "attention": {"q": {"kernel": draw(size=(2, 4, 6)).astype(np.float32)}},
+            "ff": {"down": {"kernel": draw(size=(2, 8, 4)).astype(np.float32)}},
+            "ff_norm": {"scale": draw(size=(2, 4)).astype(np.float32)},
         },
-        "head": {"kernel": jnp.asarray(draw(size=(4, 7)), jnp.float32)},
+        "head": {"kernel": draw(size=(4, 7)).astype(np.float32)},
     }
 
 
@@ -91,18 +97,27 @@ def test_each_weight_has_the_rate_the_decay_and_the_epsilon_of_its_row() -> None
     model = ModelConfig(width=8, heads=2, depth=6, base_width=2, base_depth=2, parametrization="completep")
     config = OptimizerConfig(epsilon=0.3, clip_norm=1e9)
     params, ours = weights(0), transformation(config, 0.5, model)
-    state, expected_states = ours.init(params), {}
+    by_name = {path_name(path): weight for path, weight in jax.tree_util.tree_leaves_with_path(params)}
+    adams = {
+        name: optax.scale_by_adam(config.beta1, config.beta2, config.epsilon * multipliers(model, name).epsilon)
+        for name in by_name
+    }
+    update, adam_update = jax.jit(ours.update), jax.jit(lambda grads, states: each(adams, grads, states))
+    state, states = ours.init(params), {name: adam.init(by_name[name]) for name, adam in adams.items()}
     for step in (1, 2):
-        updates, state = ours.update(weights(step), state, params)
-        leaves = zip(*map(jax.tree.leaves, (updates, params, weights(step))), strict=True)
-        for (path, _), (update, weight, grad) in zip(jax.tree_util.tree_leaves_with_path(params), leaves, strict=True):
-            name = path_name(path)
+        updates, state = update(weights(step), state, params)
+        expected, states = adam_update(dict(zip(by_name, jax.tree.leaves(weights(step)), strict=True)), states)
+        for (name, weight), found in zip(by_name.items(), jax.tree.leaves(updates), strict=True):
             m = multipliers(model, name)
-            adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon * m.epsilon)
-            before = expected_states.get(name, adam.init(weight))
-            expected, expected_states[name] = adam.update(grad, before)
             decay = 0.0 if "norm" in name else 0.5 * m.weight_decay
-            np.testing.assert_allclose(update, m.learning_rate * (expected + decay * weight), rtol=2e-5, atol=1e-6)
+            wanted = m.learning_rate * (np.asarray(expected[name]) + decay * weight)
+            np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-6)
+
+
+def each(adams: dict[str, Any], grads: dict[str, Any], states: dict[str, Any]) -> tuple[dict, dict]:
+    """One update of each weight by its own Adam, and their states after it."""
+    both = {name: adam.update(grads[name], states[name]) for name, adam in adams.items()}
+    return {name: one[0] for name, one in both.items()}, {name: one[1] for name, one in both.items()}
 
 
 def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adamw() -> None:
@@ -111,11 +126,11 @@ def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adamw() -> None
     params, ours = weights(0), transformation(config, 0.5, model)
     adamw = transformation(dataclasses.replace(config, kind="adamw"), 0.5, model)
     state, other = ours.init(params), adamw.init(params)
+    both = jax.jit(lambda grads, state, other: (ours.update(grads, state, params), adamw.update(grads, other, params)))
     momentum = {"q": 0.0, "down": 0.0}
     for step in (1, 2):
         grads = weights(step)
-        updates, state = ours.update(grads, state, params)
-        same, other = adamw.update(grads, other, params)
+        (updates, state), (same, other) = both(grads, state, other)
         for name, side in (("q", "attention"), ("down", "ff")):
             grad_LIO = np.asarray(grads["blocks"][side][name]["kernel"], np.float64)
             momentum[name] = 0.8 * momentum[name] + 0.2 * grad_LIO

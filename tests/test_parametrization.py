@@ -16,6 +16,7 @@ from scaling.optimizer import Rates
 from scaling.parametrization import Multipliers, multipliers, simplest
 from scaling.step import build
 
+pytestmark = pytest.mark.usefixtures("soon_compiled")
 Name = Literal["standard", "mup", "completep"]
 BASE = ModelConfig(vocab_size=40, width=16, depth=2, heads=2, base_width=16, base_depth=2, qk_norm=True)
 BYTES = dataclasses.replace(BASE, vocab_size=259)
