@@ -130,7 +130,7 @@ def isoflop(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
         lowest = fit.predict({"params": best, "tokens": best_tokens})
         low, high = optimal_spread(fit, budgets)
         bars = {"fmt": "none", "ecolor": theme.accent, "elinewidth": 1.2, "capsize": 2.5, "zorder": 4}
-        axes.errorbar(best, lowest, xerr=[best - low, high - best], label="interval", **bars)
+        axes.errorbar((low + high) / 2, lowest, xerr=(high - low) / 2, label="interval", **bars)
         axes.plot(best, lowest, color=theme.accent, linewidth=1.5, marker="o", markersize=4, label="frontier", zorder=4)
         axes.set(xscale="log", yscale="log", xlabel=params_label(fit), ylabel="loss (nats per token)")
         plain_ticks(axes)
