@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.model import Cache, Decoder, empty_cache, following
+from scaling.model import Cache, Decoder, by_layer, empty_cache, following
 from scaling.strict import InputError, check_types, require
 
 SHORTEST, CACHE_BYTES = 16, 2**28
@@ -23,9 +23,9 @@ SHORTEST, CACHE_BYTES = 16, 2**28
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. temperature: logits are divided by it; 0 takes the likeliest. Of what is then left,
-    top_k: the so many likeliest. top_p: the fewest likeliest that together have this probability (Holtzman et al. 2020).
-    """
+    """How the next token is drawn. temperature: logits are divided by it; 0 takes the likeliest. top_k: from the so
+    many likeliest. top_p: of those, from the fewest likeliest that together have this probability (Holtzman et al.
+    2020)."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -55,7 +55,7 @@ class State(NamedTuple):
 
     tokens_BS: jax.Array
     length_B: jax.Array
-    cache: Cache
+    cache: list[Cache]
     seed_B: jax.Array
     made: jax.Array
     ended_B: jax.Array
@@ -85,12 +85,12 @@ def generate(
     S = _padded(max(map(len, prompts)) + most)
     out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    one_row = jax.eval_shape(lambda: empty_cache(model, 1, S))
+    layered, one_row = _by_layer(params), jax.tree.leaves(jax.eval_shape(lambda: empty_cache(model, 1, S)))
     rows = max(CACHE_BYTES // sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in one_row), 1)
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
-        state = _begun(model, params, [prompts[place] for place in part], part, S, sampling, key, stop_id)
-        state = _continued(model, params, state, np.int32(most), _limits(sampling), stop_id)
+        state = _begun(model, layered, [prompts[place] for place in part], part, S, sampling, key, stop_id)
+        state = _continued(model, layered, state, np.int32(most), _limits(sampling), stop_id)
         tokens_BS, length_B = jax.device_get((state.tokens_BS, state.length_B))
         for b, place in enumerate(part):
             out[place] = tokens_BS[b, len(prompts[place]) : length_B[b]]
@@ -109,9 +109,10 @@ def stream(
     """The ids that `generate` gives for one prompt, each as it is made. Raises InputError as that does."""
     _check(model, [prompt], most)
     key = jax.random.key(0) if key is None else key
-    state = _begun(model, params, [prompt], [0], _padded(len(prompt) + most), sampling, key, stop_id)
+    layered = _by_layer(params)
+    state = _begun(model, layered, [prompt], [0], _padded(len(prompt) + most), sampling, key, stop_id)
     for made in range(1, most + 1):
-        state = _continued(model, params, state, np.int32(made), _limits(sampling), stop_id)
+        state = _continued(model, layered, state, np.int32(made), _limits(sampling), stop_id)
         yield int(state.tokens_BS[0, len(prompt) + made - 1])
         if state.ended_B[0]:
             return
@@ -145,7 +146,7 @@ def _limits(sampling: Sampling) -> Limits | None:
 
 def _begun(
     model: Decoder,
-    params: Any,
+    layered: Any,
     prompts: Sequence[np.ndarray],
     places: Sequence[int],
     S: int,
@@ -160,13 +161,16 @@ def _begun(
         tokens_BS[b, : len(prompt)], length_B[b] = prompt, len(prompt)
     place_B = np.r_[np.array(places, np.uint32), np.zeros(B - len(places), np.uint32)]
     ended_B = np.arange(B) >= len(prompts)
-    return _read(model, params, tokens_BS, length_B, place_B, ended_B, T, key, _limits(sampling), stop_id)
+    return _read(model, layered, tokens_BS, length_B, place_B, ended_B, T, key, _limits(sampling), stop_id)
+
+
+_by_layer = jax.jit(by_layer)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "T", "stop_id"))
 def _read(
     model: Decoder,
-    params: Any,
+    layered: Any,
     tokens_BS: jax.Array,
     length_B: jax.Array,
     place_B: jax.Array,
@@ -178,7 +182,7 @@ def _read(
 ) -> State:
     B, S = tokens_BS.shape
     nothing_B = jnp.zeros(B, jnp.int32)
-    logits_BV, cache = following(model, params, tokens_BS[:, :T], nothing_B, length_B - 1, empty_cache(model, B, S))
+    logits_BV, cache = following(model, layered, tokens_BS[:, :T], nothing_B, length_B - 1, empty_cache(model, B, S))
     seed_B = jax.vmap(functools.partial(jax.random.fold_in, key))(place_B)
     state = State(tokens_BS, length_B, cache, seed_B, jnp.int32(0), ended_B)
     return _with(state, logits_BV, cache, limits, stop_id)
@@ -186,7 +190,7 @@ def _read(
 
 @functools.partial(jax.jit, static_argnames=("model", "stop_id"), donate_argnames="state")
 def _continued(
-    model: Decoder, params: Any, state: State, most: jax.Array, limits: Limits | None, stop_id: int | None
+    model: Decoder, layered: Any, state: State, most: jax.Array, limits: Limits | None, stop_id: int | None
 ) -> State:
     """Until `most` tokens are made of every row that has not ended."""
 
@@ -196,13 +200,13 @@ def _continued(
     def step(state: State) -> State:
         held_B = state.length_B - 1
         last_B1 = jnp.take_along_axis(state.tokens_BS, held_B[:, None], axis=1)
-        logits_BV, cache = following(model, params, last_B1, held_B, jnp.zeros_like(held_B), state.cache)
+        logits_BV, cache = following(model, layered, last_B1, held_B, jnp.zeros_like(held_B), state.cache)
         return _with(state, logits_BV, cache, limits, stop_id)
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def _with(state: State, logits_BV: jax.Array, cache: Cache, limits: Limits | None, stop_id: int | None) -> State:
+def _with(state: State, logits_BV: jax.Array, cache: list[Cache], limits: Limits | None, stop_id: int | None) -> State:
     """One token more in every row that has not ended."""
     key_B = jax.vmap(jax.random.fold_in, (0, None))(state.seed_B, state.made)
     next_B = jax.vmap(chosen, (0, 0, None))(logits_BV, key_B, limits)

@@ -6,6 +6,8 @@ every product: XLA on CPU differentiates products on [B, T, M] three to four tim
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -22,8 +24,7 @@ from scaling.sharding import ROWS
 
 
 class Cache(NamedTuple):
-    """Keys and values of up to S tokens a row, so that a token that follows them is one step of work. In the model, of
-    all layers: [L, B, K, S, D]."""
+    """A layer's keys and values of up to S tokens a row, so that a token that follows them is one step of work."""
 
     k_BKSD: jax.Array
     v_BKSD: jax.Array
@@ -217,32 +218,18 @@ class Decoder(nn.Module):
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         x_BTM = self.hidden(tokens_BT, segments_BT)
-        logits_NV = self._headed(x_BTM.reshape(-1, self.config.width))
+        x_NM = x_BTM.reshape(-1, self.config.width)
+        if self.config.tied:
+            logits_NV = jnp.matmul(x_NM, self.embedding.T.astype(self.dtype), preferred_element_type=jnp.float32)
+        else:
+            logits_NV = self.head(x_NM)
         return logits_NV.reshape(*tokens_BT.shape, self.config.vocab_size)
 
     def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         """What the head multiplies, [B, T, M] in `dtype`: the multiplier of the logits included."""
-        return self._through(tokens_BT, segments_BT, None, None)[0]
-
-    def following(
-        self, tokens_BT: jax.Array, held_B: jax.Array, last_B: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
-        """Float32 logits [B, V] of what follows place last_B of tokens_BT, which themselves follow the first held_B of
-        a cache; and the cache that holds them too."""
-        x_BTM, cache = self._through(tokens_BT, None, held_B, cache)
-        return self._headed(x_BTM[jnp.arange(len(last_B)), last_B]), cache
-
-    def _through(
-        self, tokens_BT: jax.Array, segments_BT: jax.Array | None, held_B: jax.Array | None, cache: Cache | None
-    ) -> tuple[jax.Array, Any]:
         x_BTM = by_rows(self.embedding[tokens_BT].astype(self.dtype), self.mesh)
-        x_BTM, cache = self.blocks(x_BTM, segments_BT, held_B, cache)
-        return times(self.final_norm(x_BTM), logit(self.config)), cache
-
-    def _headed(self, x_NM: jax.Array) -> jax.Array:
-        if self.config.tied:
-            return jnp.matmul(x_NM, self.embedding.T.astype(self.dtype), preferred_element_type=jnp.float32)
-        return self.head(x_NM)
+        x_BTM, _ = self.blocks(x_BTM, segments_BT)
+        return times(self.final_norm(x_BTM), logit(self.config))
 
     def _blocks(self) -> nn.Module:
         c = self.config
@@ -251,7 +238,7 @@ class Decoder(nn.Module):
         looped = unroll == 1 < c.depth
         block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)
         axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        scanned = nn.scan(block, **axes, in_axes=(nn.broadcast, nn.broadcast, 0), length=c.depth, unroll=unroll)
+        scanned = nn.scan(block, **axes, in_axes=nn.broadcast, length=c.depth, unroll=unroll)
         return scanned(c, self.kernel, self.mesh)
 
 
@@ -277,17 +264,33 @@ def head(model: Decoder, params: Any) -> jax.Array:
     return params["embedding"].T if model.config.tied else params["head"]["kernel"]
 
 
-def empty_cache(model: Decoder, rows: int, length: int) -> Cache:
-    """For `following`: room for `length` tokens in each of `rows`."""
+def by_layer(params: Any) -> Any:
+    """The same weights, each layer's an array of its own: what `following` takes."""
+    depth = len(params["blocks"]["attention_norm"]["scale"])
+    return params | {"blocks": [jax.tree.map(operator.itemgetter(l), params["blocks"]) for l in range(depth)]}
+
+
+def empty_cache(model: Decoder, rows: int, length: int) -> list[Cache]:
+    """For `following`: room for `length` tokens in each of `rows`, layer by layer."""
     c = model.config
-    shape_LBKSD = (c.depth, rows, c.num_kv_heads, length, c.head_width)
-    return Cache(jnp.zeros(shape_LBKSD, model.dtype), jnp.zeros(shape_LBKSD, model.dtype))
+    shape_BKSD = (rows, c.num_kv_heads, length, c.head_width)
+    return [Cache(jnp.zeros(shape_BKSD, model.dtype), jnp.zeros(shape_BKSD, model.dtype)) for _ in range(c.depth)]
 
 
 def following(
-    model: Decoder, params: Any, tokens_BT: jax.Array, held_B: jax.Array, last_B: jax.Array, cache: Cache
-) -> tuple[jax.Array, Cache]:
-    """Float32 logits [B, V] of the token after place last_B of tokens_BT, which follow the held_B tokens of a cache."""
+    model: Decoder, layered: Any, tokens_BT: jax.Array, held_B: jax.Array, last_B: jax.Array, cache: Sequence[Cache]
+) -> tuple[jax.Array, list[Cache]]:
+    """Float32 logits [B, V] of what comes after place last_B of tokens_BT, which follow the first held_B tokens of a
+    cache; and the cache that holds them too. layered: weights as `by_layer` gives them. A layer's keys and values are
+    an array of their own, since a stack of them would be copied at every step."""
+    c = model.config
+    block, out = Block(c, "xla"), []
     with exact_products(model):
-        out = model.apply({"params": params}, tokens_BT, held_B, last_B, cache, method="following")
-    return cast(tuple[jax.Array, Cache], out)
+        x_BTM = layered["embedding"][tokens_BT].astype(model.dtype)
+        for weights, kept in zip(layered["blocks"], cache, strict=True):
+            x_BTM, kept = cast(Any, block.apply({"params": weights}, x_BTM, None, held_B, kept))
+            out.append(kept)
+        x_BM = x_BTM[jnp.arange(len(last_B)), last_B]
+        x_BM = times(cast(Any, RMSNorm(c.norm_epsilon).apply({"params": layered["final_norm"]}, x_BM)), logit(c))
+        head_MV = head(model, layered).astype(model.dtype)
+        return jnp.matmul(x_BM, head_MV, preferred_element_type=jnp.float32), out

@@ -27,8 +27,8 @@ SPACE = "▁"
 
 
 class Vocabulary(Protocol):
-    """Ids in [0, size). `bytes_per_token`: int64 [V], UTF-8 bytes of text per id;
-    0 for pad, end of document and unknown."""
+    """Ids in [0, size). `pieces`: [V] text bytes of every id; empty for pad, end of document and unknown.
+    `bytes_per_token`: int64 [V], how many those are."""
 
     @property
     def name(self) -> str: ...
@@ -38,6 +38,8 @@ class Vocabulary(Protocol):
     def size(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
+    @property
+    def pieces(self) -> tuple[bytes, ...]: ...
     @property
     def bytes_per_token(self) -> np.ndarray: ...
     def encode(self, text: str) -> np.ndarray: ...
@@ -63,6 +65,11 @@ class ByteVocabulary:
     slug: str = "byte"
     size: int = 259
     eos_id: int = 1
+
+    @cached_property
+    def pieces(self) -> tuple[bytes, ...]:
+        """[V] the byte of every id; empty for specials."""
+        return (b"", b"", b"", *(bytes([byte]) for byte in range(256)))
 
     @cached_property
     def bytes_per_token(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 
 from scaling.config import ModelConfig
 from scaling.generate import GREEDY, Limits, Sampling, _continued, _read, chosen, generate, stream
-from scaling.model import Decoder, empty_cache, following, logits
+from scaling.model import Decoder, by_layer, empty_cache, following, logits
 from scaling.strict import InputError
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
@@ -91,13 +91,14 @@ def test_the_logits_are_those_of_the_plain_model_at_rows_of_any_length() -> None
     ids_BT = np.random.default_rng(1).integers(0, 61, (3, 30)).astype(np.int32)
     params = jax.jit(model.init)(jax.random.key(5), ids_BT)["params"]
     expected = plainly(model, params, ids_BT)
+    layered = by_layer(params)
     step, nothing_B = jax.jit(following, static_argnums=0), np.zeros(3, np.int32)
     held_B, cache = np.array([5, 9, 1], np.int32), empty_cache(model, 3, 32)
-    found, cache = step(model, params, ids_BT[:, :9], nothing_B, held_B - 1, cache)
+    found, cache = step(model, layered, ids_BT[:, :9], nothing_B, held_B - 1, cache)
     np.testing.assert_allclose(found, expected[np.arange(3), held_B - 1], atol=1e-5)
     while held_B.max() < 30:
         next_B1 = ids_BT[np.arange(3), held_B][:, None]
-        found, cache = step(model, params, next_B1, held_B, nothing_B, cache)
+        found, cache = step(model, layered, next_B1, held_B, nothing_B, cache)
         np.testing.assert_allclose(found, expected[np.arange(3), held_B], atol=1e-5)
         held_B = held_B + 1
 
