@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.api import fit, forecast, frontier, load, needed, plot
+    from analysis.checkpoints import evaluations
     from analysis.decisions import decision_accuracy
     from analysis.downstream import studies, study
     from analysis.store import metrics
 
 __all__ = [
     "decision_accuracy",
+    "evaluations",
     "fit",
     "forecast",
     "frontier",
@@ -40,6 +42,8 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "metrics":
             from analysis.store import metrics as found
+        elif name == "evaluations":
+            from analysis.checkpoints import evaluations as found
         elif name == "decision_accuracy":
             from analysis.decisions import decision_accuracy as found
         elif name in ("studies", "study"):

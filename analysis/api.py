@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from analysis import fit_plot, optimum, results, saved, sensitivity
+from analysis import clauses, fit_plot, optimum, results, saved, sensitivity
 from analysis.design_verb import Design, design_cells
 from analysis.laws import Law, chinchilla, find
 from analysis.objective import Objective, huber, lad, mse, mse_log
@@ -42,7 +42,7 @@ def load(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
     Raises:
       TableError: no such file, column or row.
     """
-    return results.where(results.read(Path(path), columns), where)
+    return clauses.where(results.read(Path(path), columns), where)
 
 
 def objective(name: Name, delta: float = 1e-3) -> Objective:

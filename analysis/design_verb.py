@@ -16,7 +16,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis import optimum, results
+from analysis import clauses, optimum, results
 from analysis.design import DRIFT, Belief, Policy, Proposal, believe, propose
 from analysis.fit import Fit, compute_weights, fit_law, huber
 from analysis.laws import Law
@@ -226,7 +226,7 @@ def design(
     if not weight_power >= 0:
         raise TableError(f"--weight-power {weight_power}: must be zero or more")
     found = design_cells(
-        results.where(results.read(table, results.parse_columns(columns)), where),
+        clauses.where(results.read(table, results.parse_columns(columns)), where),
         budget,
         api.named(law),
         target=None if target_params is None or target_tokens is None else (target_params, target_tokens),

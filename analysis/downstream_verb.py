@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from analysis import decisions, downstream, downstream_plot, plots, results, task_points
+from analysis import clauses, decisions, downstream, downstream_plot, plots, results, task_points
 from analysis.decisions import Decisions
 from analysis.downstream import Study
 from analysis.results import TableError
@@ -58,7 +58,7 @@ def downstream_verb(
     ):
         if not good:
             raise TableError(f"--{name} {locals()[name]}: must be {right}")
-    rows = results.where(results.read(table, results.parse_columns(columns)), where)
+    rows = clauses.where(results.read(table, results.parse_columns(columns)), where)
     names = task or tuple(task_points.some_tasks(rows))
     options = {"holdout": holdout, "params": params, "draws": draws, "level": level, "seed": seed}
     shown = track(names, description="tasks", transient=True, console=Console(stderr=True))

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from analysis import checks, intervals, public, results
+from analysis import checks, clauses, intervals, public, results
 from analysis.backtest import CANDIDATES, Candidate, choose
 from analysis.fit import fit_law
 from analysis.predictive import build
@@ -164,7 +164,7 @@ def backtest_verb(
       seed: Seed of the bootstrap.
       json: Also write the rows to this file.
     """
-    rows = results.where(results.read(table, results.parse_columns(columns)), where)
+    rows = clauses.where(results.read(table, results.parse_columns(columns)), where)
     points = results.fit_points(rows, params).table
     found = backtest(points, _factors(factors), draws=draws, seed=seed)
     if found.empty:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import operator as op
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import flags
+from analysis import evaluated, flags
 
 DEFAULT_PARAMS = "params_matmul"
 _LEADING = ("run_id", "sweep", "status", "flags", "reason")
@@ -57,7 +55,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
         raise TableError(f"{path}: no such file or folder")
     table = _read_folder(path) if path.is_dir() else _read_file(path)
     for canonical, source in (columns or {}).items():
-        _require_columns(table, [source], f"{path}: --columns {canonical}={source}")
+        require_columns(table, [source], f"{path}: --columns {canonical}={source}")
         table = table.drop(columns=canonical, errors="ignore") if canonical != source else table
         table[canonical] = table[source]
     for name in set(_TEXT) & set(table.columns):
@@ -88,13 +86,14 @@ def _read_folder(folder: Path) -> pd.DataFrame:
         raise TableError(f"{folder}: holds neither runs/ nor results.parquet")
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     finished = [path for path in folders if (path / "result.json").exists()]
-    table = arrange(pd.DataFrame([_read_run(path) for path in finished]))
+    table = arrange(pd.DataFrame([read_run(path) for path in finished]))
     table = arrange(flags.flagged(table, runs)) if finished else table
     table.attrs["unfinished"] = len(folders) - len(finished)
     return table
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
+    """The row of a finished run: its result, and what `scaling eval` found at its end. Raises TableError when torn."""
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text())
@@ -103,7 +102,16 @@ def _read_run(folder: Path) -> dict[str, Any]:
             row[name], row[f"{name}_stderr"] = value, stderr
     except (ValueError, KeyError, TypeError) as error:
         raise TableError(f"{path}: not a whole result ({error}): a torn write? delete it and run again") from None
-    return row
+    at_the_end = (columns for tokens, columns in evaluated_steps(folder).values() if tokens == row.get("tokens"))
+    return row | next(at_the_end, {})
+
+
+def evaluated_steps(folder: Path) -> dict[int, tuple[int, dict[str, float]]]:
+    """As `evaluated.columns`. Raises TableError on lines that are not ours."""
+    try:
+        return evaluated.columns(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{folder / evaluated.FILE}: {error}; delete it and evaluate again") from None
 
 
 def arrange(table: pd.DataFrame) -> pd.DataFrame:
@@ -168,60 +176,6 @@ def parse_columns(text: str) -> dict[str, str]:
     return {name.strip(): source.strip() for name, _, source in pairs}
 
 
-_CLAUSE = re.compile(
-    r"""(?P<column>'[^']*'|"[^"]*"|[^<>=!'"]+?)\s*(?P<sign>==|!=|<=|>=|<|>)"""
-    r"""(?P<value>(?=$|\s+and\s)|\s*(?:'[^']*'|"[^"]*"|\S.*?))(?:$|\s+and\s+)"""
-)
-_COMPARE = {"==": op.eq, "!=": op.ne, "<": op.lt, "<=": op.le, ">": op.gt, ">=": op.ge}
-
-
-def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
-    """The rows that an expression keeps, still named by their place in the table that was read.
-
-    Args:
-      expression: clauses joined by " and ", each `column==value`, or with !=, <, <=, >, >= for ==. Quotes around a
-        column or a value are optional. A column of numbers compares as numbers, any other as text, which has no order.
-        A missing entry equals only the empty value, as in `flags==`. Empty: every row.
-    Raises:
-      TableError: not such an expression, no such column, a value of the wrong kind, or one that leaves no row.
-    """
-    text, at = expression.strip(), 0
-    while at < len(text):
-        clause = _CLAUSE.match(text, at)
-        if clause is None:
-            raise TableError(f"--where {text[at:]}: write column==value (or != < <= > >=), several joined by ' and '")
-        column, value = (clause[name].strip().strip("'\"") for name in ("column", "value"))
-        _require_columns(table, [column], f"--where {clause[0]}: the table")
-        keep = _keeps(table[column], clause["sign"], value)
-        if not keep.any():
-            before = " left by the clauses before it" if at else ""
-            raise TableError(f"--where {clause[0]}: no row{before} fits; {column} is {_what_is_there(table[column])}")
-        table = table[keep]
-        at = clause.end()
-    return table
-
-
-def _keeps(column: pd.Series, sign: str, value: str) -> np.ndarray:
-    truths = pd.api.types.is_bool_dtype(column)
-    if pd.api.types.is_numeric_dtype(column) and not truths and (value or column.notna().any()):
-        try:
-            return _COMPARE[sign](column.to_numpy(np.float64, na_value=np.nan), float(value))
-        except ValueError:
-            raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds numbers") from None
-    if sign not in ("==", "!="):
-        raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds text, which only == and != compare")
-    same = column.notna() & (column.astype(str) == (value.title() if truths else value))
-    same |= column.isna() & (value == "")
-    return (same if sign == "==" else ~same).to_numpy(bool)
-
-
-def _what_is_there(column: pd.Series) -> str:
-    values = column.dropna().unique().tolist()
-    if len(values) > SHOWN and pd.api.types.is_numeric_dtype(column):
-        return f"between {min(values):g} and {max(values):g}"
-    return ", ".join(map(str, values[:SHOWN])) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
-
-
 @dataclass(frozen=True)
 class Points:
     """What a law is fitted to.
@@ -276,7 +230,7 @@ def measured(
     """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`. Raises TableError
     for missing columns, or values that are not finite and positive."""
     sources = {name: params_column if name == "params" else name for name in (*columns, response)}
-    _require_columns(table, sources.values(), "the table")
+    require_columns(table, sources.values(), "the table")
     numbered = table.assign(row=(table.index if table.index.dtype.kind == "i" else np.arange(len(table))) + 1)
     done = numbered[numbered["status"] == "done"] if "status" in table else numbered
     rows = done["row"].tolist()
@@ -315,7 +269,7 @@ def _positive(table: pd.DataFrame, column: str) -> np.ndarray:
     return numbers
 
 
-def _require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
+def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
     have = [str(name) for name in table.columns]
     missing = [name for name in needed if name not in have]
     if not missing:

@@ -13,7 +13,7 @@ from conftest import simulated
 from test_collapse import a_grid, simulated_curves
 from test_results import run
 
-from analysis import api, checks, flags, holdout, results, saved, verbs
+from analysis import api, checks, clauses, flags, holdout, results, saved, verbs
 from analysis.collapse import Curve
 from analysis.saved import Settings
 
@@ -205,4 +205,4 @@ def test_a_fit_names_the_flagged_points_that_it_uses() -> None:
     assert "28 points, 1 failed or diverged left out" in repr(built)
     again = saved.SavedFit(json.loads(built.to_json()))
     assert checks.marked(again.points) == built.document["flagged"]
-    assert checks.notes(results.fit_points(results.where(table, "flags=="))) == []
+    assert checks.notes(results.fit_points(clauses.where(table, "flags=="))) == []

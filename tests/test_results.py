@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import simulated
 
-from analysis import results
+from analysis import clauses, results
 from analysis.results import TableError
 from scaling import record
 
@@ -67,8 +67,8 @@ def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_equal_tables_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     table = simulated()
-    for name, rows in (("a", table), ("b", table.sample(frac=1, random_state=1)[list(table)[::-1]])):
-        results.write(rows, tmp_path / name)
+    for name, given in (("a", table), ("b", table.sample(frac=1, random_state=1)[list(table)[::-1]])):
+        results.write(given, tmp_path / name)
     for file in ("results.csv", "results.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["results.csv", "results.parquet"]
@@ -164,78 +164,6 @@ def test_analysis_loads_neither_flax_nor_training(tmp_path: Path) -> None:
     assert loaded == "[]"
 
 
-def table_of_kinds() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "corpus": ["c4", "pile", "c4", "the web and more"],
-            "flops": [1e18, 2.15e18, 1e19, np.nan],
-            "depth": [2, 4, 8, 16],
-            "used in fit": [True, False, True, True],
-            "cloze/accuracy": [0.1, 0.2, 0.3, 0.4],
-            "flags": ["", "rising", None, "lr_at_bound, rising"],
-            "empty": [np.nan] * 4,
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("expression", "rows"),
-    [
-        ("", [0, 1, 2, 3]),
-        ("corpus==c4", [0, 2]),
-        ("corpus!='c4'", [1, 3]),
-        ('"corpus" == "the web and more"', [3]),
-        ("flops==2.15e18", [1]),
-        ("flops!=2.15e18", [0, 2, 3]),
-        ("flops>1000000000000000000", [1, 2]),
-        ("depth >= 4 and depth<16", [1, 2]),
-        ("depth<=4 and corpus==c4 and flops<1e19", [0]),
-        ("used in fit==True", [0, 2, 3]),
-        ("used in fit!=true", [1]),
-        ("cloze/accuracy>0.25", [2, 3]),
-        ("depth==4.0", [1]),
-        ("flags==", [0, 2]),
-        ("flags!=", [1, 3]),
-        ("flags=='' and depth>2", [2]),
-        ("flags== and depth>2", [2]),
-        ("depth>2 and flags==rising", [1]),
-        ("empty==", [0, 1, 2, 3]),
-    ],
-)
-def test_where_keeps_the_rows_that_it_says(expression: str, rows: list[int]) -> None:
-    table = table_of_kinds()
-    pd.testing.assert_frame_equal(results.where(table, expression), table.iloc[rows])
-
-
-@pytest.mark.parametrize(
-    ("expression", "words"),
-    [
-        ("corpsu==c4", ["lacks the column corpsu", "did you mean corpus"]),
-        ("corpus==c5", ["--where corpus==c5: no row fits", "corpus is c4, pile, the web and more"]),
-        ("corpus==c4 and depth==4", ["--where depth==4", "left by the clauses before", "depth is 2, 8"]),
-        ("flops==many", ["flops holds numbers"]),
-        ("corpus<c5", ["corpus holds text"]),
-        ("depth=4", ["--where depth=4", "column==value"]),
-        ("depth==", ["depth holds numbers"]),
-        ("depth==4 and ", ["depth holds numbers"]),
-        ("depth==4 and corpus", ["--where corpus: ", "column==value"]),
-        ("__import__('os')", ["column==value"]),
-    ],
-)
-def test_where_says_what_is_wrong_with_it(expression: str, words: list[str]) -> None:
-    with pytest.raises(TableError) as error:
-        results.where(table_of_kinds(), expression)
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
-
-
-def test_where_of_many_numbers_says_their_range() -> None:
-    table = pd.DataFrame({"x": np.arange(100.0)})
-    with pytest.raises(TableError, match="x is between 0 and 99"):
-        results.where(table, "x==100")
-
-
 def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path) -> None:
     for i in range(3):
         run(tmp_path, f"r{i}", tokens=1e6 * (i + 1), batch_tokens=1e3 if i else 1e5)
@@ -243,17 +171,17 @@ def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path)
     assert table["flags"].tolist() == ["undertrained", "", ""]
     assert table["reason"].tolist() == ["it has 10 steps, fewer than 50", "", ""]
     assert results.fit_points(table, parameters=1).table["flags"].tolist() == ["undertrained", "", ""]
-    for path in results.write(results.where(table, "flags=="), tmp_path):
+    for path in results.write(clauses.where(table, "flags=="), tmp_path):
         again = results.read(path)
         assert again["flags"].tolist() == ["", ""]
         assert "reason" not in again, "it holds nothing"
-        assert len(results.where(again, "flags==")) == 2
+        assert len(clauses.where(again, "flags==")) == 2
 
 
 def test_rows_keep_their_names_when_others_are_left_out() -> None:
     table = simulated().drop(columns="run_id").assign(kind=["a", "b"] * 15)
     table.loc[3, "loss"] = np.nan
     with pytest.raises(TableError, match="row 4: loss = nan"):
-        results.fit_points(results.where(table, "kind==b"))
-    kept = results.fit_points(results.where(table, "kind==a")).table
+        results.fit_points(clauses.where(table, "kind==b"))
+    kept = results.fit_points(clauses.where(table, "kind==a")).table
     assert sorted(kept["run_id"]) == sorted(f"row {row}" for row in range(1, 31, 2))
