@@ -100,8 +100,8 @@ def gather(
       TableError: no fit, or scans that were named and cannot be read.
     """
     fit = saved.load(directory / "fit.json")
-    named = fit.document["table"]["path"]
-    path = directory / named
+    path = directory / fit.document["table"]["path"]
+    named = None if scans is None else _named_rates(scans, fit)
     table, unchanged = _table(fit, path)
     folder = path if path.is_dir() else path.parent
     missing: dict[str, str] = {}
@@ -125,7 +125,7 @@ def gather(
         unchanged=unchanged,
         curves=attempt("curves", "loss curves", lambda: _curves(runs, table, fit), None),
         backtest=attempt("backtest", "back-test", lambda: _backtest(both, draws, fit), pd.DataFrame()),
-        rates=attempt("rates", "learning rates", lambda: _rates(directory, table, fit, scans), None),
+        rates=named or attempt("rates", "learning rates", lambda: _rates(directory, table, fit), None),
         studies=attempt("downstream", "downstream tasks", lambda: _studies(table, fit), ()),
         environments=environments,
         configs=configs,
@@ -162,12 +162,14 @@ def _backtest(points: pd.DataFrame, draws: int, fit: SavedFit) -> pd.DataFrame:
     return found
 
 
-def _rates(directory: Path, table: pd.DataFrame, fit: SavedFit, given: Path | None) -> RateLaw:
+def _named_rates(given: Path, fit: SavedFit) -> RateLaw:
+    if given.suffix == ".json":
+        return rates.read(given)
+    return rates.rate_law(rates.scans(results.read(given), fit.document["params_column"]))
+
+
+def _rates(directory: Path, table: pd.DataFrame, fit: SavedFit) -> RateLaw:
     column = fit.document["params_column"]
-    if given is not None:
-        return (
-            rates.read(given) if given.suffix == ".json" else rates.rate_law(rates.scans(results.read(given), column))
-        )
     if "learning_rate" not in table:
         raise TableError("the table has no column learning_rate")
     try:

@@ -141,3 +141,16 @@ def no_rivals() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saved, "choose", functools.partial(choose, candidates=CANDIDATES[:1]))
         yield
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small sweep, fitted, with its report: for tests of the page and of a browser that opens it."""
+    from reported import sweep
+
+    from analysis import verbs
+
+    folder = sweep(tmp_path_factory.mktemp("reported"))
+    verbs.fit(folder / "results.parquet", holdout="largest", draws=64)
+    verbs.report(folder, json=folder / "report.json")
+    return folder

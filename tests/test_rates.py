@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.rates import facts, figure, optimum, rate_law, rates, scans
+from analysis import rates_plot
+from analysis.rates import facts, optimum, rate_law, rates, scans
 from analysis.results import TableError
 from scaling import recipe
 from scaling.dial import Known, measured_rate
@@ -118,7 +119,7 @@ def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
 
 
 def test_a_figure_names_every_size() -> None:
-    axes = figure(rate_law(scans(table()))).axes[0]
+    axes = rates_plot.tried(rate_law(scans(table()))).axes[0]
     assert [text.get_text().strip() for text in axes.texts] == ["10k", "40k", "200k"]
 
 

@@ -9,40 +9,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import reported as made
+from figure_style import follows_the_style
 
-from analysis import plots, report, results, saved, verbs
+from analysis import evidence, report, results, saved
+from analysis.evidence import Evidence
 from analysis.results import TableError
+
+FIGURES = {
+    *("loss_by_tokens", "loss_by_params", "surface", "isoflop", "frontier", "residuals", "sensitivity"),
+    *("backtest_errors", "backtest_laws", "rates_tried", "rates_used", "loss_curves", "collapse"),
+}
+SECTIONS = (
+    *("forecast", "law", "surface", "backtest", "sensitivity", "rates", "curves", "downstream"),
+    *("checklist", "runs", "provenance"),
+)
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Path]]:
-    """A fitted table of 12 runs and one that failed, whose reason needs escaping; its page, and its figures."""
-    folder = tmp_path_factory.mktemp("written")
-    n, d = (grid.ravel() for grid in np.meshgrid([1e4, 3e4, 1e5], [1e6, 2e6, 4e6, 8e6]))
-    noise = np.random.default_rng(0).normal(0, 2e-3, 12)
-    table = pd.DataFrame(
-        {
-            "run_id": [f"run{i:02}" for i in range(12)],
-            "status": "done",
-            "reason": "",
-            "params_matmul": n,
-            "tokens": d,
-            "flops": 6 * n * d,
-            "loss": (1.5 + 40 / n**0.4 + 900 / d**0.5) * np.exp(noise),
-        }
-    )
-    table.loc[12] = ["run12", "failed", "<b>out of memory & time</b>", 1e4, 1e6, 6e10, np.nan]
-    results.write(table, folder)
-    verbs.fit(folder / "results.parquet", holdout="largest", draws=64)
-    return folder, *report.write(folder)
-
-
-@pytest.fixture
-def swept(written: tuple[Path, Path, list[Path]], tmp_path: Path) -> Path:
-    """The same table and fit, to be changed."""
-    for name in ("results.parquet", "fit.json"):
-        shutil.copy(written[0] / name, tmp_path)
-    return tmp_path
+def found(reported: Path) -> Evidence:
+    return evidence.gather(reported)
 
 
 class Page(HTMLParser):
@@ -70,87 +56,156 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.words.append(data)
 
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
 
-def test_the_page_tells_law_forecast_runs_and_provenance(written: tuple[Path, Path, list[Path]]) -> None:
-    swept, path, figures = written
-    assert len(figures) == 2 * len(plots.FIGURES), "as SVG and PNG"
-    assert all(figure.stat().st_size > 5_000 for figure in figures)
-    text = path.read_text()
-    fit = saved.load(swept / "fit.json")
+
+@pytest.fixture(scope="module")
+def text(reported: Path) -> str:
+    return (reported / "report.html").read_text()
+
+
+def test_the_page_tells_law_forecast_runs_and_provenance(reported: Path, text: str) -> None:
+    fit = saved.load(reported / "fit.json")
     row = fit.forecast(fit.held_out)[0]
     page = Page(text)
-    words = " ".join(page.words)
     for expected in (
         fit.describe(),
         f"{row['predicted']:.4f}",
         f"{row['measured']:.4f}",
         f"{abs(row['relative_error']) * 100:.2g} %",
-        fit.document["table"]["sha256"],
-        *(f"run{i:02}" for i in range(13)),
+        fit.document["table"]["sha256"] + "; unchanged since the fit",
+        *(f"run{i:02}" for i in range(21)),
+        *("2 of 21 runs are flagged", "1 failed, 1 off_collapse", "c0ffee" * 6, "abacus", "jax 9.9.9"),
+        *("scaling data prepare tales", "scaling sweep run made", "--law chinchilla --holdout largest"),
     ):
-        assert expected in words
+        assert expected in page.text
     held = [i for i, (tag, attributes) in enumerate(page.tags) if tag == "tr" and attributes.get("class") == "held"]
     assert len(held) == 1
-    assert re.search(r'<tr class="held"><td>run11</td>', text)
+    assert re.search(r'<tr class="held"><td class="text" data-v="run19">', text)
 
 
-def test_the_page_needs_nothing_from_elsewhere(written: tuple[Path, Path, list[Path]]) -> None:
-    text = written[1].read_text()
+def test_every_section_is_there_and_in_the_contents(text: str) -> None:
+    page = Page(text)
+    assert tuple(a["id"] for tag, a in page.tags if tag == "section") == SECTIONS
+    assert [a["href"] for tag, a in page.tags if tag == "a"][-len(SECTIONS) :] == [f"#{key}" for key in SECTIONS]
+
+
+def test_figures_are_on_the_page_and_in_files(reported: Path, text: str) -> None:
+    wanted = {f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")}
+    assert {path.name for path in (reported / "figures").iterdir()} == wanted
+    assert all(path.stat().st_size > 5_000 for path in (reported / "figures").iterdir())
+    page = Page(text)
+    labels = [a["aria-label"] for tag, a in page.tags if tag == "svg"]
+    assert sorted(labels) == sorted(report.CAPTIONS[name] for name in FIGURES), "one drawing for both papers"
+    assert "run05: 30k, 2M" in page.text, "off the collapse, named directly"
+    assert "run04: " not in page.text
+
+
+def test_what_the_verb_writes_for_machines(reported: Path) -> None:
+    facts = json.loads((reported / "report.json").read_text())
+    assert len(facts["figures"]) == 2 * len(FIGURES)
+    answers = {item["key"]: item["answer"] for item in facts["checklist"]}
+    assert (answers["held-out"], answers["seeds"], answers["downstream"]) == ("yes", "no", "no")
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_every_figure_of_the_page_follows_the_style(found: Evidence, name: str) -> None:
+    held = {"loss_by_tokens", "loss_by_params", "surface", "frontier", "residuals", "backtest_errors"}
+    figure = report.drawers(found)[name](report.plots.LIGHT)
+    follows_the_style(figure, intervals=name not in ("rates_tried", "loss_curves"), held_out=name in held)
+
+
+def test_the_page_needs_nothing_from_elsewhere(text: str) -> None:
     page = Page(text)
     assert len(text) < 2_000_000
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe")]
-    for _, attributes in page.tags:
+    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object")]
+    for tag, attributes in page.tags:
         for name in ("src", "href", "xlink:href"):
-            assert (attributes.get(name) or "#").startswith("#"), attributes
+            value = attributes.get(name) or "#"
+            assert value.startswith("#") or (tag, value) == ("link", "data:,"), attributes
     assert not re.findall(r"url\((?!#)|@import", text)
-    assert sum(tag == "svg" for tag, _ in page.tags) == 2 * len(plots.FIGURES), "light and dark"
-    assert len({a.get("class") for tag, a in page.tags if tag == "div"} & {"light", "dark"}) == 2
 
 
-def test_ids_are_unique_across_inline_figures(written: tuple[Path, Path, list[Path]]) -> None:
-    """A clip path of one figure must not cut another: those are the ids that are referred to."""
-    text = written[1].read_text()
-    used = set(re.findall(r"url\(#([^)]+)\)", text))
-    assert used
-    ids = re.findall(r'id="([^"]+)"', text)
-    assert all(ids.count(name) == 1 for name in used)
+def test_ids_are_unique(text: str) -> None:
+    """A clip path of one figure must not cut another."""
+    assert re.findall(r"url\(#([^)]+)\)", text)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
 
 
-def test_what_a_run_says_is_escaped(written: tuple[Path, Path, list[Path]]) -> None:
-    text = written[1].read_text()
+def test_what_a_run_says_is_escaped(text: str) -> None:
     assert "&lt;b&gt;out of memory &amp; time&lt;/b&gt;" in text
     assert "<b>out of memory" not in text
 
 
-def test_the_page_stands_without_the_table(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "drawable", lambda fit: [])
-    (swept / "results.parquet").unlink()
-    words = " ".join(Page(report.write(swept)[0].read_text()).words)
-    assert "run11" in words
-    assert "run12" not in words
+@pytest.fixture
+def alone(reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The fit and its table without anything beside them, to be changed; no figure is drawn, to be quick."""
+    for name in ("results.parquet", "fit.json"):
+        shutil.copy(reported / name, tmp_path)
+    monkeypatch.setattr(report, "drawers", lambda found: {})
+    monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
+    return tmp_path
 
 
-def test_flagged_runs_are_counted_and_their_curves_shown(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One figure alone, to be quick: that of the curves, which only a folder with runs/ has."""
-    monkeypatch.setattr(plots, "drawable", lambda fit: [])
-    assert report.write(swept)[1] == [], "no curves, no figure"
-    table = results.read(swept / "results.parquet")
-    marked = {"run05": "off_collapse, rising", "run07": "off_collapse", "run12": "failed"}
-    results.write(table.assign(flags=[marked.get(run, "") for run in table["run_id"]]), swept)
-    for run, tokens, loss in table[["run_id", "tokens", "loss"]].itertuples(index=False):
-        folder = swept / "runs" / run
-        folder.mkdir(parents=True)
-        lines = [{"step": i, "tokens": tokens * i / 100, "loss": loss * (100 / i) ** 0.2} for i in range(1, 101)]
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    path, figures = report.write(swept)
-    assert [figure.name for figure in figures] == ["collapse.svg", "collapse.png"]
-    page = Page(path.read_text())
-    words = " ".join(page.words)
-    assert "3 of 13 runs are flagged : 2 off_collapse, 1 failed, 1 rising; see Runs." in words
-    assert "off_collapse, rising" in words
-    assert sum(tag == "svg" for tag, _ in page.tags) == 2, "light and dark"
-    assert path.read_text().count("<!-- run05: 100k, 2M -->") == 2, "named directly"
-    assert "<!-- run04" not in path.read_text()
+def test_sections_without_anything_to_show_say_why(alone: Path) -> None:
+    said = Page(report.write(alone)[0].read_text()).text
+    for why in (
+        "Nothing to show: too few runs: no cut in compute leaves enough below it and any above it.",
+        "Nothing to show: the folder of the table holds no runs with their logged steps.",
+        "Nothing to show: the table has no task; scaling eval measures them.",
+        "name scans with --scans FILE",
+    ):
+        assert why in said
+
+
+def test_the_page_stands_without_the_table(alone: Path) -> None:
+    (alone / "results.parquet").unlink()
+    said = Page(report.write(alone)[0].read_text()).text
+    assert "run11" in said
+    assert made.FAILED not in said
+    assert "it is not beside the fit" in said
+
+
+def test_a_table_that_changed_since_the_fit_is_told(alone: Path) -> None:
+    results.write(made.table().assign(note="later"), alone)
+    said = Page(report.write(alone)[0].read_text()).text
+    assert "CHANGED since the fit" in said
+    assert "the table has changed since the fit" in said
+
+
+def test_a_foreign_table_of_three_columns_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis import verbs
+
+    monkeypatch.setattr(report, "drawers", lambda found: {})
+    monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
+    made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss"]].to_csv(tmp_path / "runs.csv", index=False)
+    verbs.fit(tmp_path / "runs.csv", columns="params=params_matmul", draws=16, panel=False)
+    path, _, asked = report.write(tmp_path)
+    said = Page(path.read_text()).text
+    assert "No run was held out" in said
+    assert "the fit holds no panel" in said
+    assert {item.key: item.answer for item in asked}["counting"] == "unknown"
+    assert "row 1" in said
+
+
+def test_scans_that_are_named_are_read(alone: Path, tmp_path: Path) -> None:
+    from analysis import rates
+
+    law = rates.rate_law(rates.scans(made.scans()))
+    file = results.write_json(tmp_path / "rates.json", rates.facts(law, "made", "x"))
+    read = evidence.gather(alone, file).rates
+    assert read is not None
+    np.testing.assert_allclose(read(SIZES), law(SIZES), rtol=1e-3)
+    assert [scan.name for scan in read.scans] == [scan.name for scan in law.scans]
+    file.write_text("{}")
+    with pytest.raises(TableError, match=r"rates\.json: not the learning rates"):
+        evidence.gather(alone, file)
+
+
+SIZES = np.array(made.SIZES)
 
 
 def test_a_folder_without_a_fit_is_named(tmp_path: Path) -> None:

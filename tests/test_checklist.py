@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import reported as made
+from conftest import ROOT
+
+from analysis import checklist, evidence
+from analysis.evidence import Evidence
+from analysis.saved import SavedFit
+
+
+@pytest.fixture(scope="module")
+def found(reported: Path) -> Evidence:
+    return evidence.gather(reported)
+
+
+def answers(found: Evidence) -> dict[str, tuple[str, str]]:
+    return {item.key: (item.answer, item.said) for item in checklist.items(found)}
+
+
+def refitted(found: Evidence, **document: Any) -> Evidence:
+    return replace(found, fit=SavedFit({**found.fit.document, **document}))
+
+
+def test_a_whole_sweep_answers_every_item(found: Evidence) -> None:
+    said = answers(found)
+    assert {key for key, (answer, _) in said.items() if answer != "yes"} == {"seeds", "downstream"}
+    for key, part in {
+        "counting": "N is params_matmul; the table also has params_total",
+        "flops": "6.00 to 6.00 times N D",
+        "range": "240x (30x in N, 16x in D)",
+        "apart": "up to 5 horizons a size, 4 sizes a horizon",
+        "rates": "19 runs: scan: scans",
+        "inside": "4 of 4 scans",
+        "schedule": "20 wsd",
+        "repeated": "no token is seen twice",
+        "data": "tales, byte vocabulary, fingerprint f1f1; loss on 4.1k validation tokens",
+        "left-out": "1 flagged ones used",
+        "held-out": "1 held out, 1 inside the 90% interval",
+        "code": "commit c0ffeec0ffee; jax 9.9.9",
+        "hardware": "abacus; attention by beads",
+        "table": "21 rows",
+    }.items():
+        assert part in said[key][1], key
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "table"),
+    [
+        ("repeated", "yes", {"unique_tokens": 1e6}),
+        ("schedule", "no", {"schedule": "constant"}),
+        ("schedule", "no", {"flags": "undertrained"}),
+        ("inside", "no", {"flags": "lr_at_bound"}),
+        ("bytes", "no", {"bits_per_byte": float("nan")}),
+    ],
+)
+def test_what_the_table_says_changes_the_answer(found: Evidence, key: str, answer: str, table: dict[str, Any]) -> None:
+    changed = answers(replace(found, table=made.table().assign(**table)))[key]
+    assert changed[0] == answer
+    assert changed[1] != answers(found)[key][1]
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "document"),
+    [
+        ("counting", "unknown", {"params_column": "params"}),
+        ("held-out", "no", {"held_out": []}),
+        ("beyond", "no", {"held_out": []}),
+        ("form", "no", {"choice": None}),
+        ("optimum", "no", {"reached": 1}),
+        ("optimum", "no", {"bounds_hit": ["E"]}),
+        ("otherwise", "no", {"sensitivity": None}),
+        ("rates", "unknown", {"learning_rates": {}}),
+        ("rates", "no", {"learning_rates": {"override": 19}}),
+    ],
+)
+def test_what_the_fit_says_changes_the_answer(found: Evidence, key: str, answer: str, document: dict[str, Any]) -> None:
+    assert answers(refitted(found, **document))[key][0] == answer
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "missing"),
+    [
+        ("backtest", "no", {"backtest": pd.DataFrame(), "missing": {"backtest": "too few"}}),
+        ("code", "unknown", {"environments": {}}),
+        ("code", "no", {"environments": {"a": {"commit": "x"}, "b": {"commit": "y"}}}),
+        ("hardware", "unknown", {"environments": {}}),
+        ("data", "unknown", {"configs": {}}),
+        ("inside", "unknown", {"rates": None}),
+        ("table", "no", {"unchanged": False}),
+        ("table", "no", {"unchanged": None}),
+    ],
+)
+def test_what_is_not_there_is_not_claimed(found: Evidence, key: str, answer: str, missing: dict[str, Any]) -> None:
+    assert answers(replace(found, **missing))[key][0] == answer
+
+
+def test_three_seeds_are_counted(found: Evidence) -> None:
+    tables = [made.table().assign(seed=seed) for seed in range(3)]
+    assert answers(replace(found, table=pd.concat(tables, ignore_index=True)))["seeds"][0] == "yes"
+
+
+def test_the_document_gives_a_reason_for_every_item() -> None:
+    """One heading an item, in the order of the page, and a source or a word of whose bound it is."""
+    text = (ROOT / "docs" / "checklist.md").read_text()
+    headed = re.findall(r"^### (.+) \(`(.+)`\)$", text, re.M)
+    assert headed == [(what, key) for key, what, _ in checklist.ASKED]
+    parts = re.split(r"^### .+$", text, flags=re.M)[1:]
+    assert all(re.search(r"20\d\d|[Oo]urs", part) for part in parts)

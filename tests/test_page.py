@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from analysis import page, plots
+from analysis.page import PAGE, Cell, Section
+from analysis.plots import DARK, LIGHT
+
+
+def drawing(theme: plots.Theme) -> plots.Figure:
+    with plots.canvas("A drawing", theme) as (figure, (axes,)):
+        axes.plot([0.001, 0.002], [1.23456, 2.34567], color=theme.shade(0.5))
+        axes.scatter([0.0015], [1.5], color=theme.accent)
+        axes.set(xlabel="rate (per step)", ylabel="loss (nats)", xticks=[0.001, 0.0015, 0.002])
+    return figure
+
+
+def test_a_figure_is_drawn_once_and_coloured_by_the_page() -> None:
+    text = page.document("T", "", [Section("s", "S", "s", page.figure(drawing, "drawing", "what it shows"))])
+    assert text.count("<svg") == 1
+    assert not re.search(r"#f[de][0-9a-f]{4}", text), "no placeholder is left"
+    used = set(re.findall(r"var\(--(\w+)\)", text))
+    assert {"ink", "paper", "accent"} <= used
+    light, dark = text.split("@media screen and (prefers-color-scheme:dark)", 1)
+    for name in used:
+        assert f"--{name}:#" in light
+        assert f"--{name}:#" in dark
+    shade = next(name for name in used if re.fullmatch(r"c\d+", name))
+    assert f"--{shade}:{LIGHT.shade(int(shade[1:]) / 255)};" in light
+    assert f"--{shade}:{DARK.shade(int(shade[1:]) / 255)};" in dark
+
+
+def test_shades_of_the_page_are_places_of_the_scale() -> None:
+    codes = [PAGE.shade(place) for place in np.linspace(0, 1, 41)]
+    places = [int(code[3:], 16) / 255 for code in codes]
+    np.testing.assert_allclose(places, np.linspace(0, 1, 41), atol=1 / 255)
+
+
+def test_coordinates_are_shortened_and_words_are_not() -> None:
+    text = page.inline(drawing(PAGE), "drawing", "it")
+    assert ">0.0015</text>" in text
+    assert not re.search(r' d="[^"]*\.\d{3}', text)
+
+
+def test_a_table_sorts_by_raw_values() -> None:
+    rows = [[Cell("10k", 10_000.0), Cell("<b>x</b>", "x", "text")], [Cell(""), Cell("y", "y<z", "text")]]
+    text = page.table(("size", "name"), rows, "Runs & more", sorts=True, marks=["held", ""])
+    assert text.count('aria-sort="none"') == 2
+    assert '<tr class="held"><td data-v="10000.0">10k</td><td class="text" data-v="x"><b>x</b></td></tr>' in text
+    assert '<tr><td data-v=""></td><td class="text" data-v="y&lt;z">y</td></tr>' in text
+    assert 'aria-label="Runs &amp; more"' in text
+    assert "button" not in page.table(("size", "name"), rows, "Runs")
+
+
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_what_is_missing_has_no_value(value: float | None) -> None:
+    assert '<td data-v="">' in page.table(("x",), [[Cell("", value)]], "x", sorts=True)
+
+
+def test_code_stands_between_backticks() -> None:
+    assert page.paragraph("use `a < b` now", "") == '<p class="">use <code>a &lt; b</code> now</p>'
+
+
+def test_the_page_forbids_itself_the_network() -> None:
+    text = page.document("T", "", [])
+    assert "default-src 'none'" in text
+    assert '<link rel="icon" href="data:,">' in text
