@@ -78,6 +78,8 @@ VERBS = (
     Verb(("replicate",), "analysis.replicate.verb", "replicate", "Recompute published numbers from public tables."),
     Verb(("report",), "analysis.verbs", "report", "Draw the figures and write the page of a fitted sweep."),
     Verb(("eval",), "scaling.eval_verb", "evaluate", "Measure what the checkpoints of a run or a sweep can do."),
+    Verb(("generate",), "scaling.generate_verb", "generate_verb", "Write text with a trained run, as it is made."),
+    Verb(("export",), "scaling.export_verb", "export_verb", "Write a run as safetensors, config.json and a run file."),
     Verb(("cost",), "scaling.cost_verb", "cost", "Print the whole recipe of a size or a budget, and what it takes."),
     Verb(("coordinates",), "scaling.coordinates", "coordinates", "Check that activations move alike at every size."),
     Verb(("population",), "scaling.population", "population", "Train run folders of one shape in one program."),
@@ -151,7 +153,8 @@ def build_app(arguments: list[str], base: RunConfig) -> tyro.extras.SubcommandAp
     for verb in VERBS:
         *group, name = verb.words
         asked = tuple(arguments[: len(verb.words)]) == verb.words
-        if asked and verb.module.startswith(("analysis", "scaling.population", "scaling.eval_verb")):
+        compiles = ("analysis", "scaling.population", "scaling.eval_verb", "scaling.generate")
+        if asked and verb.module.startswith(compiles):
             keep_programs()
         function = getattr(importlib.import_module(verb.module), verb.function) if asked else lambda: None
         (groups[group[0]] if group else app).command(name=name, help=None if asked else verb.help)(deferred(function))

@@ -63,8 +63,10 @@ def generate_verb(
     vocabulary, trained = restored.vocabulary, restored.config.data.sequence_length
     ids = prompt_ids(vocabulary, text)
     if len(ids) + tokens > trained:
-        note = f"up to {len(ids) + tokens} tokens, and the run was trained on sequences of {trained}: past that text may fall apart"
-        Console(stderr=True, soft_wrap=True).print(f"[yellow]note:[/] {note}", highlight=False)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[yellow]note:[/] up to {len(ids) + tokens} tokens, and the run was trained on sequences of {trained}: "
+            "past that its text may fall apart"
+        )
     started, key, eos = time.perf_counter(), jax.random.key(seed), vocabulary.eos_id
     if samples == 1:
         made = [_shown(text, restored, stream(restored.model, restored.params, ids, tokens, sampling, key, eos))]
