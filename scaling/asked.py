@@ -16,6 +16,7 @@ import numpy as np
 from scaling.generate import Sampling, generate
 from scaling.model import Decoder
 from scaling.scoring import Pair, score
+from scaling.strict import InputError
 from scaling.vocabulary import Vocabulary
 
 
@@ -31,10 +32,15 @@ class Asked:
 
 
 def likelihoods(asked: Asked, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithm of the probability of each of P continuations, however long, [P], and whether it is greedy, [P]."""
+    """Logarithm of the probability of each of P continuations, however long, [P], and whether it is greedy, [P].
+
+    Raises InputError when those are not finite, as of a model that has diverged.
+    """
     parts = [list(windows(one, asked.length)) for one in pairs]
     of_N = np.repeat(np.arange(len(pairs)), [len(of_one) for of_one in parts])
     scores = score(asked.model, asked.params, [part for of_one in parts for part in of_one], asked.length)
+    if not np.isfinite(scores.nats_P).all():
+        raise InputError("the model's scores are not finite numbers: it has diverged; evaluate an earlier step")
     return -np.bincount(of_N, scores.nats_P, len(pairs)), np.bincount(of_N, ~scores.greedy_P, len(pairs)) == 0
 
 

@@ -184,7 +184,8 @@ def _run(
 
 def measurements(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Measurement]:
     """What lm-eval found, as measurements named as it names them, `exact_match:strict-match` where it filtered answers
-    by `strict-match`; for multiple choice also the statistics of the built-in tasks, in which its `acc` is `accuracy`.
+    by `strict-match`. For multiple choice also the statistics of the built-in tasks, in which its `acc` is `accuracy`;
+    where answers are open, its first `exact_match` or `acc` is also an accuracy over a chance of 0.
 
     tasks: of the name, one or, where that is a group or a tag, many: then the group's own metrics and the statistics of
     all questions together, or, where there are neither, each task's metrics as `TASK:metric`.
@@ -195,6 +196,8 @@ def measurements(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]
     questions = [question for one, task in tasks.items() for question in _questions(task, results["samples"][one])]
     if questions:
         found = {metric: value for metric, value in found.items() if metric != "acc"} | _statistics(questions)
+    elif all(task.OUTPUT_TYPE in ("generate_until", "loglikelihood") for task in tasks.values()):
+        found |= _open_ended(found)
     for one, task in {} if found else tasks.items():
         each = _metrics(results["results"][one], task, results["samples"][one])
         found |= {f"{one}:{metric}": value for metric, value in each.items()}
@@ -218,6 +221,11 @@ def _metrics(of_task: Mapping[str, Any], task: Any, samples: Sequence[Mapping[st
         full = metric if kept == "none" else f"{metric}:{kept}"
         found[full] = (float(value), int(of_task.get("sample_len") or len(samples)), float(stderr))
     return found
+
+
+def _open_ended(found: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    right = next((value for metric, value in found.items() if metric.partition(":")[0] in ("exact_match", "acc")), None)
+    return {"accuracy": right, "centred": right, "chance": (0.0, 0, 0.0), "ceiling": (1.0, 0, 0.0)} if right else {}
 
 
 def _of_ratio(metric: str, value: float, items: Sequence[Any]) -> float:

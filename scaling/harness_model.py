@@ -40,7 +40,7 @@ class HarnessModel(LM):
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """For (context, settings): text up to the first of the settings' `until`, an end of document, or the most
         tokens asked for."""
-        return texts(self.asked, [request.args for request in requests])
+        return texts(self.asked, [(context, settings) for context, settings in (one.args for one in requests)])
 
 
 def texts(asked: Asked, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

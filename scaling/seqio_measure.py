@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,13 +70,27 @@ def _run(
         logging.disable(loud)
 
 
-def _task(name: str, task_name: str, module: str, vocabulary: Vocabulary) -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+def _seqio_tasks() -> Any:
+    """The module scaling.tasks. TensorFlow takes no GPU, and what it says of itself on standard error is dropped."""
+    if "scaling.tasks" in sys.modules:
+        return sys.modules["scaling.tasks"]
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
     try:
         importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
-        tasks = importlib.import_module("scaling.tasks")
+        return importlib.import_module("scaling.tasks")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _task(name: str, task_name: str, module: str, vocabulary: Vocabulary) -> Any:
+    try:
+        tasks = _seqio_tasks()
     except ImportError:
-        raise InputError(f"task {name!r} needs the package seqio: pip install 'scaling-laws[data]'") from None
+        raise InputError(f"task {name!r}: needs the package seqio: pip install 'scaling-laws[data]'") from None
     task = tasks.registered(f"task {name!r}", module, task_name)
     if not isinstance(task, tasks.seqio.Task):
         raise InputError(f"task {name!r}: is a Mixture; name its Tasks: {', '.join(one.name for one in task.tasks)}")

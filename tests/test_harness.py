@@ -19,7 +19,6 @@ import pytest
 
 from scaling import harness
 from scaling.config import ModelConfig
-from scaling.eval_tasks import data
 from scaling.loss import chunked_nats
 from scaling.model import Decoder, head, hidden, logits
 from scaling.scoring import Pair, score
@@ -177,29 +176,30 @@ def test_generated_text_is_greedy_and_ends_at_the_first_stop(model, folder: Path
     assert ask("said")["exact_match"] == (pytest.approx(4 / 5), 5, pytest.approx(1 / 5))
 
 
-def test_the_task_of_copying_knows_a_word_that_was_copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_of_a_word_is_right_where_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from scaling import harness_model
 
-    def copied(asked: Any, prompts: list[np.ndarray], most: int, *_: Any) -> list[np.ndarray]:
-        texts = [VOCABULARY.decode(prompt) for prompt in prompts]
-        said = [text.split('"')[-3] if "otter" not in text else "otter" for text in texts]
-        return [VOCABULARY.encode(f'{word}" and more')[:most] for word in said]
+    rows = rows_of("finish_word")
+    known = {row["context"]: row["answer"] for row in rows[::3]}
 
-    monkeypatch.setattr(harness_model, "answers", copied)
-    (measure,) = harness.measures(["copy_word"], None, LENGTH)
-    right = [row["answer"] if "otter" not in row["context"] else "otter" for row in data.copies()]
-    share = float(np.mean([one == row["answer"] for one, row in zip(right, data.copies(), strict=True)]))
+    def answers(asked: Any, prompts: list[np.ndarray], *_: Any) -> list[np.ndarray]:
+        return [VOCABULARY.encode(known.get(VOCABULARY.decode(prompt), "?") + " more") for prompt in prompts]
+
+    monkeypatch.setattr(harness_model, "answers", answers)
+    (measure,) = harness.measures(["finish_word"], None, LENGTH)
     found = measure.run(None, None, VOCABULARY, jax.random.key(0), 1000)  # pyrefly: ignore
-    assert found["exact_match"][:2] == (pytest.approx(share), len(right))
+    assert found["exact_match"][:2] == (pytest.approx(len(known) / len(rows)), len(rows))
+    assert found["accuracy"] == found["centred"] == found["exact_match"]
+    assert (found["chance"], found["ceiling"]) == ((0.0, 0, 0.0), (1.0, 0, 0.0))
 
 
-def test_shipped_data_are_as_written() -> None:
-    assert rows_of("copy_word") == data.copies()
-    assert all(row["context"].count(row["answer"]) == 1 for row in rows_of("copy_word"))
+def test_shipped_questions_have_one_answer_each() -> None:
+    assert [len(rows_of(name)) for name in ("python_cloze", "python_text", "finish_word")] == [40, 30, 49]
     for row in rows_of("python_cloze"):
         assert len({*row["choices"]}) == 4
         assert 0 <= row["answer"] < 4
-    assert [len(rows_of(name)) for name in ("python_cloze", "python_text", "copy_word")] == [40, 30, 60]
+    assert len({row["context"] for row in rows_of("finish_word")}) == 49
+    assert not any(set(row["answer"]) & set(' \n():,."') for row in rows_of("finish_word"))
 
 
 def test_a_budget_draws_the_same_documents_for_every_model(model, ask: Ask) -> None:
@@ -238,7 +238,7 @@ def test_a_continuation_longer_than_the_model_reads_is_scored_whole(model) -> No
     from scaling.asked import Asked, likelihoods
 
     asked = Asked(*model, VOCABULARY, LENGTH, jax.random.key(0))
-    whole = Pair(ids("def f():\n"), VOCABULARY.encode("    return 1\n" * 12))
+    whole = Pair(ids("def f():\n"), VOCABULARY.encode("    return 1\n" * 7))
     parts = [whole.continuation[:LENGTH], whole.continuation[LENGTH : 2 * LENGTH], whole.continuation[2 * LENGTH :]]
     before = [whole.context, np.r_[whole.context, parts[0]], np.r_[whole.context, parts[0], parts[1]]]
     nats = [float(score(*model, [Pair(*one)], LENGTH).nats_P[0]) for one in zip(before, parts, strict=True)]
@@ -296,6 +296,7 @@ def refused(name: str, folder: Path | None = None, known: tuple[str, ...] = ()) 
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_a_public_task_is_known_and_its_data_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in harness.OFFLINE:
         monkeypatch.delenv(variable, raising=False)
