@@ -173,12 +173,13 @@ print(json.dumps(out))
 
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
-    """What the program above prints on 1 and on 8 simulated devices."""
+    """What the program above prints on 1 and on 8 simulated devices; see conftest.soon_compiled."""
+    soon = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     out = {}
     for devices in (1, 8):
         done = subprocess.run(
             [sys.executable, "-c", EIGHT, str(tmp_path_factory.mktemp("mesh"))],
-            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            env=os.environ | soon | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
             capture_output=True,
             text=True,
         )

@@ -15,6 +15,8 @@ from scaling.optimizer import Rates
 from scaling.step import build, decoder, gradients
 from scaling.strict import InputError
 
+pytestmark = pytest.mark.usefixtures("soon_compiled")
+
 
 @pytest.mark.parametrize(
     ("remat", "asked", "unroll"), [("none", None, 4), ("none", 2, 2), ("none", 9, 4), ("full", None, 1), ("dots", 3, 3)]
@@ -31,30 +33,28 @@ def test_a_kernel_that_cannot_run_ends_before_anything_is_built() -> None:
         build(config, sharding.make_mesh(MeshConfig()))
 
 
-@pytest.mark.parametrize("microbatch", [None, 4])
 @pytest.mark.parametrize("tied", [False, True])
-def test_gradients_are_those_of_the_plain_loss_with_the_reference_kernel(
-    tiny: RunConfig, tied: bool, microbatch: int | None
-) -> None:
-    """Chunks, blocks, products side by side and microbatches against logits, one kernel and one batch."""
-    config = dataclasses.replace(
-        tiny,
-        model=dataclasses.replace(tiny.model, tied=tied, kv_heads=1),
-        data=dataclasses.replace(tiny.data, microbatch_sequences=microbatch),
-    )
+def test_gradients_are_those_of_the_plain_loss_with_the_reference_kernel(tiny: RunConfig, tied: bool) -> None:
+    """Chunks, blocks, products side by side, in microbatches and not, against logits, one kernel and one batch."""
+    config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, tied=tied, kv_heads=1))
     mesh = sharding.make_mesh(MeshConfig())
     plain = dataclasses.replace(decoder(config, mesh), kernel="xla")
     tokens_BS = np.random.default_rng(0).integers(0, 259, (8, 33)).astype(np.int32)
     params = jax.jit(plain.init)(jax.random.key(0), tokens_BS[:, :-1])["params"]
 
-    def objective(params: dict) -> jax.Array:
-        return training_loss(logits(plain, params, tokens_BS[:, :-1]), tokens_BS[:, 1:], config.optimizer.z_loss)[0]
+    def objective(params: dict) -> tuple[jax.Array, jax.Array]:
+        logits_BTV = logits(plain, params, tokens_BS[:, :-1])
+        unweighted = training_loss(logits_BTV, tokens_BS[:, 1:], 0.0)[1]
+        return training_loss(logits_BTV, tokens_BS[:, 1:], config.optimizer.z_loss)[0], unweighted
 
-    expected = jax.jit(jax.grad(objective))(params)
-    found, nats = jax.jit(lambda p: gradients(decoder(config, mesh), config, p, tokens_BS))(params)
-    assert np.isclose(nats, training_loss(logits(plain, params, tokens_BS[:, :-1]), tokens_BS[:, 1:], 0.0)[1])
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-6 + 1e-5 * np.abs(b).max())
+    expected, expected_nats = jax.jit(jax.grad(objective, has_aux=True))(params)
+    for microbatch in (None, 4):
+        parts = dataclasses.replace(config.data, microbatch_sequences=microbatch)
+        one = dataclasses.replace(config, data=parts)
+        found, nats = jax.jit(lambda p, c=one: gradients(decoder(c, mesh), c, p, tokens_BS))(params)
+        assert np.isclose(nats, expected_nats), microbatch
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=3e-6 + 1e-5 * np.abs(b).max(), err_msg=str(microbatch))
 
 
 def test_the_state_is_given_up_to_the_step() -> None:
