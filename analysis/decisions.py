@@ -22,6 +22,7 @@ from analysis.roads import SURFACE as PARAMS_AND_TOKENS
 from analysis.task_points import task_points
 
 LOSS = "loss"
+SAME = 0.02  # in log parameters or tokens
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def agreement(small: np.ndarray, final: np.ndarray) -> float:
 
 
 def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -> pd.DataFrame:
-    """The usable runs with their recipe and their score, higher being better; params and tokens in two digits, which is
-    what makes runs of two recipes the same cell."""
+    """The usable runs with their recipe and their score, higher being better; params and tokens within 2 % of one
+    another are made the same, so that runs of two recipes are of one cell."""
     if by not in table:
         near = f"; it has {', '.join(map(str, table.columns))}"
         raise TableError(f"--by {by}: the table lacks that column{near}")
@@ -114,9 +115,17 @@ def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -
             points["score"] = points["accuracy"]
         parts.append(points.assign(recipe=recipe))
     points = pd.concat(parts, ignore_index=True)
-    cells = {column: points[column].map(lambda value: float(f"{value:.2g}")) for column in SURFACE}
+    cells = {column: _merged(points[column]) for column in SURFACE}
     flops = points["flops"].groupby([cells["params"], cells["tokens"]]).transform("median")
     return points.assign(flops=flops, **cells)
+
+
+def _merged(values: pd.Series) -> pd.Series:
+    """Each value, or the middle of those that follow one another within 2 %."""
+    distinct = np.unique(values)
+    group = np.concatenate([[0], np.cumsum(np.diff(np.log(distinct)) > SAME)])
+    middle = pd.Series(distinct).groupby(group).transform("median")
+    return values.map(dict(zip(distinct, middle, strict=True)))
 
 
 def _target(flops: np.ndarray, rule: str) -> int:

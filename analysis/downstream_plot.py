@@ -45,7 +45,8 @@ def by_compute(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
             _law(axes, study, theme)
             _runs(axes, study, study.points["flops"].to_numpy(), theme)
             _held_out(axes, study, theme)
-            axes.set(xscale="log", title=f"{study.task}: {study.verdict}", xlabel=COMPUTE, ylabel=ACCURACY)
+            axes.set_title(f"{study.task}: {study.verdict}", fontsize=plots.NORMAL)
+            axes.set(xscale="log", xlabel=COMPUTE, ylabel=ACCURACY)
         _ends(panels, len(found))
         level = f"{found[0].level:.0%}"
         said = (
@@ -79,7 +80,8 @@ def by_bits(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
                 axes.fill_between(x, low, high, color=theme.accent, alpha=BAND, linewidth=0, label="interval")
                 axes.plot(x, own[0], color=theme.accent, linewidth=1.6)
             _runs(axes, study, bits, theme)
-            axes.set(title=f"{study.task}: {study.verdict}", xlabel="right answer (bits per byte)", ylabel=ACCURACY)
+            axes.set_title(f"{study.task}: {study.verdict}", fontsize=plots.NORMAL)
+            axes.set(xlabel="right answer (bits per byte)", ylabel=ACCURACY)
             axes.invert_xaxis()
         plots.note(figure, "better to the right; bars: one standard error; colour: model size, dark is small\n"
                    f"curve: a sigmoid with its {found[0].level:.0%} interval")  # fmt: skip
@@ -98,8 +100,9 @@ def signal_to_noise(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Fig
             axes.plot([1, study.trend.ratio], [place, place], color=theme.faint, linewidth=1)
             axes.scatter([study.trend.ratio], [place], color=colour, s=30, zorder=3)
             text = f"{study.verdict}, tau {study.trend.tau:+.2f}"
-            axes.annotate(text, (study.trend.ratio, place), (7, 0), textcoords="offset points", va="center",
-                          fontsize=SMALL, color=colour)  # fmt: skip
+            end = (max(study.trend.ratio, study.trend.needed), place)
+            style = {"va": "center", "fontsize": SMALL, "color": colour}
+            axes.annotate(text, end, (7, 0), textcoords="offset points", **style)
             axes.plot([study.trend.needed] * 2, [place - 0.3, place + 0.3], color=theme.ink, linewidth=1.4)
         most = max(max(study.trend.ratio, study.trend.needed) for study in found)
         axes.set(
@@ -184,10 +187,9 @@ def _panels(title: str, theme: Theme, count: int, sharex: bool = True) -> Iterat
         grid = figure.subplots(rows, columns, sharey=True, sharex=sharex, squeeze=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         for spare in grid.ravel()[count:]:
-            spare.set_visible(False)
+            spare.remove()
         yield figure, list(grid.ravel()[:count])
         for axes in figure.axes:
-            axes.title.set_fontsize(plots.NORMAL)
             axes.set_ylim(-0.03, 1.07)
         for inner in grid[:, 1:].ravel():
             inner.set_ylabel("")
@@ -205,10 +207,11 @@ def _ends(panels: Sequence[Axes], count: int) -> None:
 
 def _levels(axes: Axes, study: Study, theme: Theme) -> None:
     """Chance and ceiling, drawn and named."""
+    below = -3 if study.model is not None else -9  # flat runs lie along it
     paper = {"boxstyle": "square,pad=0.1", "facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8}
     for value, name, up in ((study.chance, "chance", study.chance < 0.1), (study.ceiling, "ceiling", True)):
         axes.axhline(value, color=theme.ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7)
-        place: dict[str, Any] = {"xytext": (-2, 3 if up else -3), "va": "bottom" if up else "top", "ha": "right"}
+        place: dict[str, Any] = {"xytext": (-2, 3 if up else below), "va": "bottom" if up else "top", "ha": "right"}
         place |= {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "zorder": 1}
         axes.annotate(f"{name} {value:.3g}", (1, value), fontsize=SMALL, bbox=paper, **place)
 

@@ -31,7 +31,7 @@ def test_recipes_of_a_known_order_are_told_apart() -> None:
     found = decision_accuracy(rows, "recipe", "t")
     assert found.recipes == ("a", "b", "c")
     assert found.pairs == 3
-    assert found.target["params"] == 220_000
+    assert found.target["params"] == pytest.approx(220_000)
     assert len(found.levels) == len(CELLS[0]) - 1
     assert found.levels["ranking"].iloc[-6:].mean() > 0.95
     assert found.levels["laws"].iloc[-6:].mean() > 0.95
@@ -41,7 +41,7 @@ def test_recipes_of_a_known_order_are_told_apart() -> None:
 
 
 def test_noise_makes_small_runs_toss_a_coin() -> None:
-    rows = pd.concat([recipe(name, 0.001 * i, i, questions=100) for i, name in enumerate("abcdef")])
+    rows = pd.concat([recipe(name, 0.001 * i, i, questions=100) for i, name in enumerate("abcde")])
     assert decision_accuracy(rows, "recipe", "t").levels["ranking"].mean() == pytest.approx(0.5, abs=0.15)
 
 
@@ -86,7 +86,8 @@ def test_bad_input_is_one_line() -> None:
 
 
 def test_three_training_sets_of_104_public_models(shared_data: Path) -> None:
-    """Gadre et al. 2024: C4 loss cannot rank training sets, one of which is C4; HellaSwag can from small models on."""
+    """Gadre et al. 2024. Models of 79 million parameters and more order training sets by HellaSwag better than chance,
+    those of 11 million worse than these."""
     public = pd.read_csv(shared_data / "gadre_overtrain" / "gadre_104_models.csv")
     right = 1 - public["err_hellaswag"]
     rows = pd.DataFrame({"params": public["N"], "tokens": public["D"], "flops": public["flops"]}).assign(
@@ -96,8 +97,8 @@ def test_three_training_sets_of_104_public_models(shared_data: Path) -> None:
     )
     found = decision_accuracy(rows, "corpus", "hellaswag")
     assert found.recipes == ("c4_original", "rpj", "rw_original")
-    assert found.target["params"] == pytest.approx(6.9e9)
+    assert found.target["params"] == pytest.approx(6.9e9, rel=0.01)
     above = found.levels[found.levels["params"] > 7e7]
     below = found.levels[found.levels["params"] < 7e7]
-    assert above["ranking"].mean() > below["ranking"].mean()
+    assert above["ranking"].mean() > max(0.65, below["ranking"].mean())
     assert decisions.recipe_points(rows, "corpus", "loss", None)["score"].max() < 0

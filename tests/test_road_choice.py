@@ -105,11 +105,11 @@ def test_bounds_that_are_hit_are_told() -> None:
 
 @pytest.mark.slow
 def test_intervals_hold_what_they_say() -> None:
-    """20 sweeps of a known sigmoid: the true accuracy, and new measurements, at 1, 2 and 7 times the largest run."""
+    """14 sweeps of a known sigmoid: the true accuracy, and new measurements, at 1, 2 and 7 times the largest run."""
     truth = rising(NEXT["params"].to_numpy(), NEXT["tokens"].to_numpy())
     generator = np.random.default_rng(7)
     law, measured, width = [], [], []
-    for seed in range(20):
+    for seed in range(14):
         points, found = tried(rising, seed, (COMPUTE, SURFACE, BITS))
         model = road_choice.model(points, found, questions=1000.0, draws=60, seed=seed)
         low, high, least, most = model.intervals(NEXT, 0.9, seed=seed)

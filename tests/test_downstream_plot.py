@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from figure_style import follows_the_style
+from matplotlib.colors import to_hex
+from task_tables import flat, rising, table
+from test_decisions import recipe
+
+from analysis import downstream_plot as drawn
+from analysis.decisions import decision_accuracy
+from analysis.downstream import Study, studies
+from analysis.plots import DARK, LIGHT
+from analysis.roads import BITS, COMPUTE
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Study]:
+    rows = table({"addition": flat, "cloze": lambda n, d: 0.9 * rising(n, d), "copy": rising}, 1)
+    return studies(rows, holdout="largest", roads=(COMPUTE, BITS), draws=40)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_figures_follow_the_style(found: list[Study], theme) -> None:
+    for name, figure in drawn.figures(found, theme=theme).items():
+        interval = name != "downstream_signal"
+        follows_the_style(figure, intervals=interval, held_out=name == "downstream_by_compute", theme=theme)
+        assert to_hex(figure.get_facecolor()) == theme.paper
+
+
+def test_every_task_has_a_panel_that_says_its_verdict_chance_and_ceiling(found: list[Study]) -> None:
+    figure = drawn.by_compute(found)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == ["addition: no trend", "cloze: rises", "copy: rises"]
+    for axes, study in zip(panels, found, strict=True):
+        said = " ".join(text.get_text() for text in axes.texts)
+        assert "chance 0.25" in said
+        assert "ceiling 1" in said
+        assert ("no law" in said) == (study.model is None)
+        assert axes.get_ylim()[0] <= 0
+    limits = {tuple(np.round(np.log10(axes.get_xlim()), 6)) for axes in panels}
+    assert len(limits) == 1, "one compute axis for all"
+
+
+def test_points_bars_band_and_diamond_are_where_the_numbers_are(found: list[Study]) -> None:
+    study = found[-1]
+    (axes,) = drawn.by_compute(study).axes
+    runs = next(c for c in axes.collections if len(c.get_offsets()) == len(study.points))
+    np.testing.assert_allclose(runs.get_offsets(), study.points[["flops", "accuracy"]].to_numpy())
+    diamond = next(c for c in axes.collections if c.get_label() == "held out")
+    np.testing.assert_allclose(diamond.get_offsets(), study.held_out[["flops", "accuracy"]].to_numpy())
+    band = next(c for c in axes.collections if c.get_label() == "interval").get_paths()[0].vertices
+    curve = study.curve()
+    assert band[:, 1].min() == pytest.approx(curve["low"].min())
+    assert band[:, 1].max() == pytest.approx(curve["high"].max())
+
+
+def test_the_second_step_is_drawn_against_bits_per_byte(found: list[Study]) -> None:
+    assert found[-1].second is not None
+    (axes,) = drawn.by_bits(found[-1]).axes
+    low, high = sorted(axes.get_xlim())
+    assert axes.xaxis_inverted(), "better to the right"
+    bits = found[-1].points["bits_per_byte"]
+    assert low < bits.min()
+    assert high > bits.max()
+    without = [study for study in found if study.second is None]
+    assert "downstream_by_bits" not in drawn.figures(without)
+
+
+def test_decisions_are_drawn_with_a_coin_and_intervals() -> None:
+    rows = pd.concat([recipe(name, shift, seed) for seed, (name, shift) in enumerate([("a", 0.0), ("b", 0.3)])])
+    figure = drawn.decision_accuracy([decision_accuracy(rows, "recipe", "t"), decision_accuracy(rows, "recipe")])
+    follows_the_style(figure)
+    said = {text.get_text() for text in figure.axes[0].texts}
+    assert {"a coin", "ranking on tasks", "laws on tasks", "ranking by loss"} <= said
