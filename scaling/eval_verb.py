@@ -45,7 +45,7 @@ OF_STRINGS: dict[str, Callable[[int], Measure]] = {
     "addition": addition,
 }
 """Tasks that are made up: longest input in tokens -> measure."""
-BUDGETS = {"cloze": 400, "closers": 400, "brackets": 300, "copy": 200, "recall": 200, "addition": 200}
+BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 256, "recall": 512, "addition": 256}
 """Questions of each built-in task."""
 BUDGET = 1000
 """Documents or examples of any other."""

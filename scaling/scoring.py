@@ -17,7 +17,7 @@ import numpy as np
 from scaling.model import Decoder, logits
 from scaling.strict import InputError
 
-SHORTEST, LOGITS_BYTES = 32, 2**27
+SHORTEST, LOGITS_BYTES, BATCH_TOKENS = 32, 2**27, 2**14
 
 
 @dataclass(frozen=True)
@@ -39,26 +39,33 @@ class Scores:
 
 
 def score(model: Decoder, params: Any, pairs: Sequence[Pair], length: int) -> Scores:
-    """Scores of P pairs, in their order. length: the longest input, to which contexts are cut from the left.
+    """Scores of P pairs, in their order. length: the longest input, to which contexts are cut from the left. Pairs that
+    differ in their last token alone, as one-token answers to a question do, are scored in one row.
 
     Raises InputError when a continuation is empty, has no context at all, or alone is longer than `length`.
     """
     rows = [_row(pair, length, place) for place, pair in enumerate(pairs)]
+    ends_P = np.array([ids[-1] for ids, _ in rows], np.int32)
     nats_P, greedy_P = np.zeros(len(rows)), np.zeros(len(rows), bool)
-    places: dict[int, list[int]] = {}
-    for place, (ids, _) in enumerate(rows):
-        places.setdefault(_padded(len(ids) - 1, length), []).append(place)
-    for T, of_T in sorted(places.items()):
-        B = max(LOGITS_BYTES // (4 * T * model.config.vocab_size), 1)
-        B = min(B, 1 << (len(of_T) - 1).bit_length())
+    alike: dict[tuple[bytes, int], list[int]] = {}
+    for place, (ids, scored) in enumerate(rows):
+        alike.setdefault((ids[:-1].tobytes(), scored), []).append(place)
+    groups: dict[int, list[list[int]]] = {}
+    for places in alike.values():
+        groups.setdefault(_padded(len(rows[places[0]][0]) - 1, length), []).append(places)
+    for T, of_T in sorted(groups.items()):
+        most = min(LOGITS_BYTES // (4 * T * model.config.vocab_size), BATCH_TOKENS // T)
+        B = min(max(most, 1), 1 << (len(of_T) - 1).bit_length())
         for start in range(0, len(of_T), B):
             part = of_T[start : start + B]
-            tokens_BS, first_B, last_B = np.zeros((B, T + 1), np.int32), np.zeros(B, np.int32), np.zeros(B, np.int32)
-            for b, place in enumerate(part):
-                ids, scored = rows[place]
-                tokens_BS[b, : len(ids)], first_B[b], last_B[b] = ids, len(ids) - 1 - scored, len(ids) - 1
-            nats_B, greedy_B = jax.device_get(_scored(model, params, tokens_BS, first_B, last_B))
-            nats_P[part], greedy_P[part] = nats_B[: len(part)], greedy_B[: len(part)]
+            tokens_BT, first_B, last_B = np.zeros((B, T), np.int32), np.zeros(B, np.int32), np.zeros(B, np.int32)
+            for b, places in enumerate(part):
+                ids, scored = rows[places[0]]
+                tokens_BT[b, : len(ids) - 1], first_B[b], last_B[b] = ids[:-1], len(ids) - 1 - scored, len(ids) - 2
+            before_B, greedy_B, last_BV = jax.device_get(_scored(model, params, tokens_BT, first_B, last_B))
+            for b, places in enumerate(part):
+                nats_P[places] = before_B[b] + last_BV[b, ends_P[places]]
+                greedy_P[places] = greedy_B[b] & (last_BV[b].argmin() == ends_P[places])
     return Scores(nats_P, greedy_P)
 
 
@@ -79,12 +86,16 @@ def _padded(tokens: int, length: int) -> int:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _scored(
-    model: Decoder, params: Any, tokens_BS: jax.Array, first_B: jax.Array, last_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Nats of the targets in [first, last) of each row, and whether all of them are the likeliest."""
-    logits_BTV, targets_BT = logits(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
-    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
-    place_T = jnp.arange(targets_BT.shape[1])
+    model: Decoder, params: Any, tokens_BT: jax.Array, first_B: jax.Array, last_B: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Nats of the targets in [first, last) of each row, whether all of them are the likeliest, and the nats [B, V] of
+    whatever may follow the input at `last`."""
+    logits_BTV, targets_BT = logits(model, params, tokens_BT), jnp.roll(tokens_BT, -1, axis=1)
+    total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    nats_BT = total_BT - jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
+    place_T = jnp.arange(tokens_BT.shape[1])
     inside_BT = (place_T >= first_B[:, None]) & (place_T < last_B[:, None])
     hit_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
-    return jnp.where(inside_BT, nats_BT, 0).sum(axis=1), (hit_BT | ~inside_BT).all(axis=1)
+    row_B = jnp.arange(len(last_B))
+    last_BV = total_BT[row_B, last_B][:, None] - logits_BTV[row_B, last_B]
+    return jnp.where(inside_BT, nats_BT, 0).sum(axis=1), (hit_BT | ~inside_BT).all(axis=1), last_BV

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaling import scoring
 from scaling.config import ModelConfig
 from scaling.model import Decoder, logits
 from scaling.scoring import Pair, score
@@ -41,6 +42,19 @@ def test_every_pair_scores_as_it_does_alone(model) -> None:
     expected = [alone(model, one) for one in pairs]
     np.testing.assert_allclose(found.nats_P, [nats for nats, _ in expected], rtol=1e-5)
     assert found.greedy_P.tolist() == [greedy for _, greedy in expected]
+
+
+def test_pairs_that_differ_in_their_last_token_share_a_row(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, plain = [], scoring._scored
+    monkeypatch.setattr(scoring, "_scored", lambda *given: rows.append(len(given[2])) or plain(*given))
+    start, other = pair(5, 11, 3), pair(6, 11, 1)
+    ends = [Pair(start.context, [*start.continuation[:-1], end]) for end in range(CONFIG.vocab_size)]
+    shorter = Pair([*start.context, *start.continuation[:-1]], [7])
+    found = score(*model, [*ends, other, shorter], LENGTH)
+    assert rows == [4], "three rows and one that fills up"
+    assert found.greedy_P[: len(ends)].sum() <= 1
+    for place, one in ((0, ends[0]), (60, ends[60]), (61, other), (62, shorter)):
+        assert found.nats_P[place] == pytest.approx(alone(model, one)[0], rel=1e-5)
 
 
 def test_the_likeliest_continuation_is_greedy_and_another_is_not(model) -> None:

@@ -17,7 +17,7 @@ from scaling.vocabulary import Vocabulary, load_vocabulary
 
 NAME = "closers"
 SHOWN, NEAREST = 64, 4
-"""Characters of text shown, at most; and between the brackets of a pair, at least."""
+"""Characters of text shown; and between the brackets of a pair, at least."""
 FEWEST = 16
 """Places of each kind that a corpus must have."""
 
@@ -43,13 +43,16 @@ def closers(tokens: TokenSet, length: int) -> Measure:
 
 
 def places(tokens: TokenSet, shown: int) -> list[list[str]]:
-    """What stands before each place where a closer is due, by kind: the `shown` characters, the opener among them."""
+    """What stands before each place where a closer is due, by kind: the `shown` characters, the opener among them, all of them
+    ASCII: a byte each."""
     vocabulary, found = load_vocabulary(tokens.vocabulary), [[] for _ in CLOSERS]
     for ids in documents(tokens, tokens.validation):
         text = vocabulary.decode(ids)
         for opened, closed in pairs(text):
             if NEAREST < closed - opened <= shown <= closed:
-                found[CLOSERS.index(text[closed])].append(text[closed - shown : closed])
+                before = text[closed - shown : closed]
+                if len(before.encode()) == shown:
+                    found[CLOSERS.index(text[closed])].append(before)
     return found
 
 
