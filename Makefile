@@ -14,8 +14,10 @@ demo: .venv/installed
 	$(BIN)/scaling data prepare stdlib
 	$(BIN)/scaling sweep plan stdlib_cpu
 	$(BIN)/scaling sweep run stdlib_cpu
+	$(BIN)/scaling eval out/stdlib_cpu
 	$(BIN)/scaling sweep collect stdlib_cpu
 	$(BIN)/scaling fit out/stdlib_cpu/results.parquet --law chosen --holdout largest
+	$(BIN)/scaling downstream out/stdlib_cpu/results.parquet
 	$(BIN)/scaling report out/stdlib_cpu
 	$(BIN)/scaling forecast out/stdlib_cpu/fit.json
 
