@@ -132,8 +132,8 @@ if __name__ == "__main__":
     ids = [CONFIG["bos_token_id"], *encode(given.prompt)]
     made = generate(ids, given.tokens, given.temperature, given.seed, not given.no_cache)
     pieces, decoder = bytes_of(), codecs.getincrementaldecoder("utf-8")(errors="replace")
-    sys.stdout.reconfigure(encoding="utf-8")
-    print("" if given.ids else given.prompt, end="")
-    for i in made:
-        print(f"{i} " if given.ids else decoder.decode(pieces.get(i, b"")), end="", flush=True)
-    print(decoder.decode(b"", final=True))
+    with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as out:
+        print("" if given.ids else given.prompt, end="", file=out)
+        for i in made:
+            print(f"{i} " if given.ids else decoder.decode(pieces.get(i, b"")), end="", file=out, flush=True)
+        print(decoder.decode(b"", final=True), file=out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scaling.strict import InputError
 from scaling.vocabulary import SPACE, SentencePieceVocabulary, Vocabulary
 
 
@@ -19,7 +20,13 @@ def tokenizer_files(vocabulary: Vocabulary) -> dict[str, Any]:
     else:
         names, parts = ["<pad>", "</s>", "<unk>", *_printable()], _bytes()
     special = [i for i, piece in enumerate(vocabulary.pieces) if not piece]
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "ignore_merges": False}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "fuse_unk": False,
+        "ignore_merges": False,
+    }
     model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None, **parts.pop("model")}
     model["vocab"] = {name: i for i, name in enumerate(names)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -76,6 +83,12 @@ def _merging(vocabulary: SentencePieceVocabulary) -> dict[str, Any]:
     plain = {
         processor.id_to_piece(i): i for i, piece in enumerate(vocabulary.pieces) if piece and not processor.is_byte(i)
     }
+    scores = [processor.get_score(i) for piece, i in plain.items() if len(piece) > 1]
+    if any(score % 1 for score in scores) or len(set(scores)) < len(scores):
+        raise InputError(
+            f"vocabulary {vocabulary.name!r}: its pieces are not the steps of a BPE merge, in order; an export needs "
+            "such a model, as scaling data vocabulary trains it, or bytes"
+        )
     ranked = sorted(plain, key=lambda piece: (-processor.get_score(plain[piece]), plain[piece]))
     merges = [
         [piece[:cut], piece[cut:]]
