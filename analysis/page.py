@@ -57,16 +57,16 @@ font-size:.92rem}
 td small{display:block;color:var(--soft);font-size:.95em}
 .warning{border-left:3px solid var(--accent);padding:.1rem 0 .1rem .8rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:.6rem 1.6rem}
-figure{margin:.8rem 0;min-width:0;max-width:40rem}figure.broad{max-width:none;grid-column:1/-1}
-figure svg{display:block;width:100%;height:auto}
+figure{margin:.8rem 0;min-width:0;max-width:calc(var(--inches)*140px)}figure.broad{grid-column:1/-1}
+figure svg{display:block;width:100%;height:auto;min-width:calc(var(--inches)*68px)}
 figure svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif!important}
 figure svg *{stroke-linejoin:round;stroke-linecap:butt}
-.wide{overflow-x:auto}.broad .wide svg{min-width:42rem}
+.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding-bottom:.4rem}
 th,td{text-align:right;padding:.28rem .9rem .28rem 0;border-bottom:1px solid var(--rule);white-space:nowrap;
 vertical-align:top}
-th{font-weight:600}th.text,td.text{text-align:left}td.prose{white-space:normal;text-align:left;min-width:15rem}
+th{font-weight:600;white-space:normal;vertical-align:bottom}th.text,td.text{text-align:left}td.prose{white-space:normal;text-align:left;min-width:15rem}
 th button{all:unset;cursor:pointer;font-weight:600}
 th button:focus-visible,a:focus-visible,.wide:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 th button::after{content:"\\2195";color:var(--soft);margin-left:.3em;font-weight:400}
@@ -81,7 +81,7 @@ tr.held td,.mark{color:var(--accent)}tbody tr:hover{background:var(--tint)}
 body{padding:1rem .8rem 3rem}.numbers dd{font-size:1.25rem}}
 @media print{body{max-width:none;font-size:10pt}nav{display:none}
 .tall{max-height:none;overflow:visible}.wide{overflow:visible}
-figure,tr{break-inside:avoid}h2{break-after:avoid}.broad .wide svg{min-width:0}th button::after{content:""!important}}
+figure,tr{break-inside:avoid}h2{break-after:avoid}figure svg{min-width:0}th button::after{content:""!important}}
 """
 
 SCRIPT = """
@@ -210,12 +210,14 @@ def table(
 
 
 def figure(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
-    """A figure with its caption; one wider than the style's canvas takes a row for itself, and scrolls on a phone."""
+    """A figure with its caption. One wider than the style's canvas takes a row for itself; no figure shrinks so far that
+    its text is lost, but scrolls on a phone."""
     drawn = draw(PAGE)
     broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)
-    box = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(key)}">' if broad else "<div>"
-    svg = inline(drawn, key, caption)
-    return f"<figure{_class('broad' * broad)}>{box}{svg}</div><figcaption>{escape(caption)}</figcaption></figure>"
+    inches = f'style="--inches:{drawn.get_figwidth():.2f}"'
+    said = f'tabindex="0" role="region" aria-label="{escape(caption)}"'
+    box = f'<div class="wide" {said}>{inline(drawn, key, caption)}</div>'
+    return f"<figure{_class('broad' * broad)} {inches}>{box}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def inline(drawn: Figure, key: str, label: str) -> str:

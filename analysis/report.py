@@ -97,15 +97,11 @@ def drawers(found: Evidence) -> dict[str, Drawer]:
     if found.studies:
         from analysis import downstream_plot
 
-        names = downstream_plot.figures(found.studies)
-        drawn |= {name: partial(_downstream_figure, found, name) for name in names}
+        drawn["downstream_by_compute"] = partial(downstream_plot.by_compute, found.studies)
+        if any(study.second is not None for study in found.studies):
+            drawn["downstream_by_bits"] = partial(downstream_plot.by_bits, found.studies)
+        drawn["downstream_signal"] = partial(downstream_plot.signal_to_noise, found.studies)
     return drawn
-
-
-def _downstream_figure(found: Evidence, name: str, theme: Theme) -> Figure:
-    from analysis import downstream_plot
-
-    return downstream_plot.figures(found.studies, theme=theme)[name]
 
 
 def _rates_used(found: Evidence) -> pd.DataFrame | None:
