@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -123,9 +124,9 @@ def decision_accuracy(decided: Sequence[Decisions], theme: Theme = LIGHT) -> Fig
     """Share of pairs of recipes that smaller runs order as the largest do, against their compute: over all tasks, by
     ranking and by laws, and by the loss."""
     tasks = [entry for entry in decided if entry.name != "loss"]
-    groups = [("ranking on tasks", tasks, "ranking", theme.shade(0.2), "o")]
-    groups += [("laws on tasks", tasks, "laws", theme.accent, "s")]
-    groups += [("ranking by loss", [e for e in decided if e.name == "loss"], "ranking", theme.shade(0.75), "^")]
+    groups = [("ranking on tasks", tasks, "ranking", theme.shade(0.2), "o", 0.93)]
+    groups += [("laws on tasks", tasks, "laws", theme.accent, "s", 1.0)]
+    groups += [("ranking by loss", [e for e in decided if e.name == "loss"], "ranking", theme.shade(0.75), "^", 1.07)]
     with plots.canvas("Which recipe is better, told from smaller runs", theme) as (figure, (axes,)):
         axes.axhline(0.5, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 3)))
         drawn = [_share(axes, *group) for group in groups if group[1]]
@@ -141,26 +142,25 @@ def decision_accuracy(decided: Sequence[Decisions], theme: Theme = LIGHT) -> Fig
         _labels(axes, [end for end in drawn if end])
         first, count = decided[0], sum(entry.pairs for entry in tasks)
         plots.note(figure, f"{first.by}: {', '.join(first.recipes)}; target {scientific(first.target['flops'])} FLOPs\n"
-                   f"{count} pairs over {len(tasks)} tasks; bars: 90% intervals")  # fmt: skip
+                   f"{count} pairs over {len(tasks)} tasks; 90% intervals")  # fmt: skip
     return figure
 
 
 def _share(
-    axes: Axes, name: str, entries: Sequence[Decisions], column: str, colour: str, marker: str
+    axes: Axes, name: str, entries: Sequence[Decisions], column: str, colour: str, marker: str, aside: float
 ) -> tuple[float, float, str, str] | None:
-    """One series pooled over entries, with its end: (x, y, label, colour)."""
-    flops = entries[0].levels["flops"].to_numpy()
-    right = np.array([entry.levels[column].to_numpy() * entry.pairs for entry in entries])
-    pairs = np.where(np.isfinite(right), np.array([[entry.pairs] for entry in entries]), 0).sum(0)
-    good, total = np.nansum(right, axis=0)[pairs > 0], pairs[pairs > 0]
-    if not len(total):
+    """One series pooled over entries and levels within half a power of ten, with its end: (x, y, label, colour)."""
+    rows = pd.concat([entry.levels.assign(pairs=entry.pairs) for entry in entries]).dropna(subset=[column])
+    if rows.empty:
         return None
-    share, x = good / total, flops[pairs > 0]
+    rows = rows.assign(good=rows[column] * rows["pairs"], place=np.log10(rows["flops"]))
+    bins = rows.groupby(np.floor(2 * rows["place"]).astype(int)).agg({"good": "sum", "pairs": "sum", "place": "mean"})
+    good, total, x = bins["good"].to_numpy(), bins["pairs"].to_numpy(), aside * 10 ** bins["place"].to_numpy()
+    share = good / total
     low, high = (beta.ppf(side, good + 0.5, total - good + 0.5) for side in (0.05, 0.95))
     bars = np.array([np.maximum(share - low, 0), np.maximum(high - share, 0)])
-    axes.errorbar(
-        x, share, yerr=bars, color=colour, marker=marker, markersize=4, linewidth=1.4, elinewidth=0.8, label="interval"
-    )
+    style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "elinewidth": 0.8}
+    axes.errorbar(x, share, yerr=bars, label="interval", **style)
     return float(x[-1]), float(share[-1]), name, colour
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from analysis import clauses, decisions, downstream, downstream_plot, plots, results, task_points
+from analysis.checkpoints import evaluations
 from analysis.decisions import Decisions
 from analysis.downstream import Study
 from analysis.results import TableError
@@ -60,7 +62,8 @@ def downstream_verb(
             raise TableError(f"--{name} {locals()[name]}: must be {right}")
     rows = clauses.where(results.read(table, results.parse_columns(columns)), where)
     names = task or tuple(task_points.some_tasks(rows))
-    options = {"holdout": holdout, "params": params, "draws": draws, "level": level, "seed": seed}
+    options: dict[str, Any] = {"holdout": holdout, "params": params, "draws": draws, "level": level, "seed": seed}
+    options["checkpoints"] = _checkpoints(table)
     shown = track(names, description="tasks", transient=True, console=Console(stderr=True))
     found = (
         downstream.studies(rows, list(names)[:0])
@@ -78,6 +81,14 @@ def downstream_verb(
     if json:
         results.write_json(json, facts)
     return facts
+
+
+def _checkpoints(table: Path) -> pd.DataFrame | None:
+    """What a sweep folder tells of checkpoints on the way, whose scatter is noise; None where it tells nothing."""
+    try:
+        return evaluations(table) if table.is_dir() else None
+    except TableError:
+        return None
 
 
 def _print(found: list[Study]) -> None:
