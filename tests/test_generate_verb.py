@@ -1,0 +1,140 @@
+"""`scaling generate`: text as it is made, whole characters only, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import in_process
+
+from scaling import generate_verb
+from scaling.config import RunConfig
+from scaling.generate_verb import pieces_of_text, prompt_ids
+from scaling.train import train
+from scaling.vocabulary import ByteVocabulary
+
+TEXT = "aé😀\u0301\n end"
+
+
+@pytest.fixture(scope="module")
+def run(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate") / "run"
+    assert train(tiny, folder, quiet=True) == "done"
+    return folder
+
+
+def test_characters_are_shown_when_they_are_whole() -> None:
+    vocabulary = ByteVocabulary()
+    ids = [*vocabulary.encode(TEXT).tolist(), 1]
+    shown = list(pieces_of_text(vocabulary, ids))
+    assert "".join(shown) == TEXT
+    assert shown[:8] == ["a", "", "é", "", "", "", "😀", ""]
+
+
+@pytest.mark.parametrize("ids", [[98 + 3, 0xF0 + 3, 0x9F + 3], [0xC3 + 3, 98 + 3], [0x80 + 3, 300, 0, 98 + 3]])
+def test_bytes_that_are_no_text_are_shown_as_they_decode(ids: list[int]) -> None:
+    vocabulary = ByteVocabulary()
+    assert "".join(pieces_of_text(vocabulary, ids)) == vocabulary.decode(i for i in ids if i < 259)
+
+
+def test_text_comes_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each character is out before the next token is asked for."""
+    out, seen = io.StringIO(), []
+
+    def ids() -> Iterator[int]:
+        for i in ByteVocabulary().encode("abc"):
+            seen.append(out.getvalue())
+            yield int(i)
+
+    monkeypatch.setattr(sys, "stdout", out)
+    generate_verb._shown("> ", SimpleNamespace(vocabulary=ByteVocabulary()), ids())  # pyrefly: ignore
+    assert seen == ["> ", "> a", "> ab"]
+    assert out.getvalue() == "> abc\n"
+
+
+def test_a_prompt_stands_after_the_end_of_the_document_before_it() -> None:
+    assert prompt_ids(ByteVocabulary(), "ab").tolist() == [1, 100, 101]
+    assert prompt_ids(ByteVocabulary(), "").tolist() == [1]
+
+
+def test_the_verb_writes_text_and_facts(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("é b", encoding="utf-8")
+    again = ["generate", run, "--prompt-file", "prompt.txt", "--tokens", "20", "--json"]
+    done = in_process(*again, "one.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one = json.loads((tmp_path / "one.json").read_text())
+    (sample,) = one["samples"]
+    assert done.stdout == "é b" + sample["text"] + "\n"
+    assert one["prompt_ids"][0] == 1
+    assert 0 < len(sample["ids"]) <= 20
+    assert done.stderr == ""
+    for name, option in (("same", ("--seed", "0")), ("other", ("--seed", "1")), ("three", ("--samples", "3"))):
+        assert in_process(*again, f"{name}.json", *option, cwd=tmp_path).returncode == 0
+    same, other, three = (
+        json.loads((tmp_path / f"{n}.json").read_text())["samples"] for n in ("same", "other", "three")
+    )
+    assert same == one["samples"] != other
+    assert three[0] == sample
+    assert len({tuple(each["ids"]) for each in three}) == 3
+
+
+def test_text_past_the_trained_length_is_announced_once_and_made(run: Path, tmp_path: Path) -> None:
+    done = in_process("generate", run, "--prompt", "a", "--tokens", "31", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("note: up to 33 tokens, and the run was trained on sequences of 32") == 1
+
+
+def test_the_prompt_may_come_through_a_pipe(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("pipéd".encode())))
+    done = in_process("generate", run, "--prompt-file", "-", "--tokens", "20", cwd=tmp_path)
+    assert done.stdout.startswith("pipéd")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ab\xff")))
+    done = in_process("generate", run, "--prompt-file", "-", "--tokens", "20", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: prompt_file = '-': is not UTF-8 (byte 2)\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--temperature", "-1"), "Sampling.temperature = -1.0: must be 0 or more"),
+        (("--top-p", "1.01"), "Sampling.top_p = 1.01: must be above 0 and at most 1, or null"),
+        (("--top-k", "0"), "Sampling.top_k = 0: must be 1 or more, or null"),
+        (("--tokens", "0"), "tokens = 0: must be 1 or more"),
+        (("--seed", "-3"), "seed = -3: must be 0 or more"),
+        (("--samples", "0"), "samples = 0: must be 1 or more"),
+        (("--samples", "2", "--temperature", "0"), "samples = 2: must be 1 at temperature = 0"),
+        (("--prompt", "a\udcff"), "is a lone surrogate: the text is not Unicode"),
+        (("--prompt", "a", "--prompt-file", "b"), "prompt and prompt_file: give one of them"),
+        (("--prompt-file", "absent"), "prompt_file = 'absent': cannot be read (No such file or directory)"),
+        (("--step", "3"), "step = 3: checkpoints are kept of"),
+    ],
+)
+def test_what_cannot_be_made_is_said_in_one_line(
+    options: tuple[str, ...], said: str, run: Path, tmp_path: Path
+) -> None:
+    done = in_process("generate", run, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_run_without_checkpoints_is_said_in_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    done = in_process("generate", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no checkpoint in checkpoints/: train the run, or give another" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_vocabulary_larger_than_the_model_is_said_in_one_line(run: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(ByteVocabulary, "encode", lambda self, text: [i + 200 for i in text.encode()])
+    monkeypatch.setattr(ByteVocabulary, "decode", lambda self, ids: bytes(i - 200 for i in ids).decode())
+    done = in_process("generate", run, "--prompt", "abc", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "token 299 is out of the model's vocabulary, vocab_size=259" in done.stderr
