@@ -19,7 +19,7 @@ FOLDER = ROOT / "notebooks"
 SOURCES = sorted(path for path in FOLDER.glob("*.py") if path.read_text().startswith("# ---\n# jupyter:"))
 NAMES = [path.stem for path in SOURCES]
 LARGEST = 200_000
-PRIVATE = re.compile(r"(?<![\w.~/:])/(?:home|root|tmp|work|usr|mnt|var|opt|Users)/|[A-Z]:\\\\")
+PRIVATE = re.compile(r"(?<![\w.~/:])/(?:home|root|tmp|work|usr|mnt|var|opt|Users)/|\b[A-Z]:\\\w")
 
 
 def run(notebook: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -124,4 +124,5 @@ def test_the_tables_are_small_and_those_of_a_sweep_as_it_was_collected() -> None
 
 def test_paths_of_a_machine_are_known_when_seen() -> None:
     assert PRIVATE.search("File /home/me/x.py")
+    assert PRIVATE.search(r"C:\Users\me")
     assert not PRIVATE.search("https://host/home/ and 10/tmp")
