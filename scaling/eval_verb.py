@@ -45,7 +45,7 @@ OF_STRINGS: dict[str, Callable[[int], Measure]] = {
     "addition": addition,
 }
 """Tasks that are made up: longest input in tokens -> measure."""
-BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 256, "recall": 512, "addition": 256}
+BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 128, "recall": 512, "addition": 128}
 """Questions of each built-in task."""
 BUDGET = 1000
 """Documents or examples of any other."""
@@ -230,17 +230,21 @@ def one_run(found: Found) -> Table:
 
 
 def many_runs(asked: Sequence[Checkpoint], found: Found) -> Table:
-    """A line a checkpoint, small models first: the accuracy of each task, or its first number where it has none."""
+    """A line a checkpoint, small models first: the accuracy of each task, or its first number where it has none; the
+    last line has the largest standard error of each."""
     by_place = {(folder, evaluation.step, evaluation.task): evaluation for folder, evaluation in found}
     names = dict.fromkeys(evaluation.task for _, evaluation in found)
-    table = Table("run", "params_matmul", "tokens", *map(escape, names), box=None, pad_edge=False)
-    chances = {name: next((_chance(one) for _, one in found if one.task == name), "") for name in names}
-    table.add_row("chance", "", "", *chances.values())
+    table = Table("run", "params", "tokens", *map(escape, names), box=None, pad_edge=False, padding=(0, 1))
+    of_task = {name: [_headline(one) for _, one in found if one.task == name] for name in names}
+    chances = (next(one for _, one in found if one.task == name).measurements.get(f"{name}/chance") for name in names)
+    table.add_row("chance", "", "", *map(_value, chances))
     sized = [(params(one.config.model).matmul, one.step * one.config.data.batch_tokens, one) for one in asked]
     for size, tokens, one in sorted(sized, key=lambda row: row[:2]):
         of_run = [by_place.get((one.folder, one.step, name)) for name in names]
-        cells = [_shown(_headline(evaluation)) if evaluation else "" for evaluation in of_run]
-        table.add_row(one.folder.name, f"{size:,}", f"{tokens:,}", *cells)
+        cells = [_value(_headline(evaluation)) if evaluation else "" for evaluation in of_run]
+        table.add_row(one.folder.name, str(size), str(tokens), *cells)
+    errors = [max((entry[2] or 0 for entry in entries), default=0) for entries in of_task.values()]
+    table.add_row("stderr", "", "", *(f"{error:.3f}" for error in errors))
     return table
 
 
@@ -249,13 +253,12 @@ def _headline(evaluation: Evaluation) -> Measurement:
     return accuracy or next(iter(evaluation.measurements.values()))
 
 
-def _chance(evaluation: Evaluation) -> str:
-    return _shown(evaluation.measurements.get(f"{evaluation.task}/chance"))
+def _value(entry: Measurement | None) -> str:
+    return "" if entry is None or entry[0] is None else f"{entry[0]:.3f}"
 
 
 def _shown(entry: Measurement | None) -> str:
-    value, stderr = (entry[0], entry[2]) if entry else (None, None)
-    return "" if value is None else f"{value:.3f} +- {stderr:.3f}" if stderr else f"{value:.3f}"
+    return _value(entry) + (f" +- {entry[2]:.3f}" if entry and entry[2] else "")
 
 
 def facts(folder: Path, evaluation: Evaluation) -> dict[str, Any]:

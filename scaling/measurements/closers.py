@@ -43,8 +43,8 @@ def closers(tokens: TokenSet, length: int) -> Measure:
 
 
 def places(tokens: TokenSet, shown: int) -> list[list[str]]:
-    """What stands before each place where a closer is due, by kind: the `shown` characters, the opener among them, all of them
-    ASCII: a byte each."""
+    """What stands before each place where a closer is due, by kind: `shown` ASCII characters with the opener among
+    them."""
     vocabulary, found = load_vocabulary(tokens.vocabulary), [[] for _ in CLOSERS]
     for ids in documents(tokens, tokens.validation):
         text = vocabulary.decode(ids)

@@ -1,0 +1,208 @@
+"""scaling eval on a tiny trained run: what is asked, kept, skipped, shown, and refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import in_process
+
+import analysis
+from analysis import results
+from scaling import eval_verb, evaluations, record
+from scaling.config import RunConfig, to_dict
+from scaling.evaluations import Evaluation
+from scaling.restored import saved_steps
+from scaling.strict import InputError
+from scaling.train import train
+
+MADE_UP = "recall,addition"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two runs, one with four kept checkpoints, and a third run that diverged."""
+    sweep = tmp_path_factory.mktemp("eval") / "small"
+    longer = replace(tiny, data=replace(tiny.data, sequence_length=64, batch_sequences=4))
+    many = replace(longer, measure=replace(longer.measure, keep=4))
+    for config in (many, replace(longer, seed=1)):
+        assert train(config, sweep / "runs" / config.run_id, quiet=True) == "done"
+    broken = replace(longer, seed=2)
+    folder = sweep / "runs" / broken.run_id
+    record.write_json(folder / record.CONFIG, to_dict(broken))
+    record.write_result(folder, status="diverged", row={"run_id": broken.run_id, "tokens": 10}, measurements={})
+    return sweep
+
+
+@pytest.fixture
+def sweep(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "small")
+
+
+def runs(sweep: Path) -> list[Path]:
+    """The finished runs, the one with more checkpoints first."""
+    done = [run for run in (sweep / "runs").iterdir() if record.read_result(run)["status"] == "done"]
+    return sorted(done, key=lambda run: -len(saved_steps(run)))
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / evaluations.FILE).read_text().splitlines()]
+
+
+def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eval_verb.evaluate(sweep, budget=32, json=sweep / "all.json")
+    said = capsys.readouterr().out
+    assert "left out: closers: corpus 'walk' has 0 places" in said
+    assert "left out: cloze: corpus 'walk' has 1 held-out document" in said
+    assert "8 asked now, 0 before" in said
+    found = json.loads((sweep / "all.json").read_text())
+    assert {(one["run"], one["task"]) for one in found} == {
+        (run.name, task) for run in runs(sweep) for task in ("brackets", "copy", "recall", "addition")
+    }
+    table = results.read(sweep).set_index("run_id")
+    for one in found:
+        value, n, stderr = one["measurements"][f"{one['task']}/accuracy"]
+        row = table.loc[one["run"]]
+        assert row[f"{one['task']}/accuracy"] == value
+        assert row[f"{one['task']}/accuracy_stderr"] == stderr
+        assert row[f"{one['task']}/chance"] == pytest.approx(1 / 3 if one["task"] == "brackets" else 1 / 4)
+        assert row[f"{one['task']}/ceiling"] == 1
+        assert n == 32
+    assert table["copy/accuracy"].isna().sum() == 1, "the run that diverged was not asked"
+    assert "copy/chance_stderr" not in table
+
+    before = {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
+    eval_verb.evaluate(sweep, budget=32)
+    assert "0 asked now, 8 before" in capsys.readouterr().out
+    assert before == {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
+
+
+def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = runs(sweep)
+    calls, plain = [], evaluations.append
+
+    def killed(folder: Path, evaluation: Evaluation) -> None:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append((folder.name, evaluation.task))
+        plain(folder, evaluation)
+
+    monkeypatch.setattr(evaluations, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        eval_verb.evaluate(sweep, MADE_UP, budget=16)
+    assert len(calls) == 3
+    whole = (one / evaluations.FILE).read_text() if (one / evaluations.FILE).exists() else ""
+    torn = two if len(whole.splitlines()) == 2 else one
+    with (torn / evaluations.FILE).open("a") as file:
+        file.write('{"schema": 1, "st')
+    monkeypatch.setattr(evaluations, "append", lambda *given: calls.append(given) or plain(*given))
+    eval_verb.evaluate(sweep, MADE_UP, budget=16)
+    assert len(calls) == 4, "one was left"
+    for run in (one, two):
+        assert [task for task, _ in sorted(evaluations.read(run))] == ["addition", "recall"]
+    assert results.read(sweep)["recall/accuracy"].notna().sum() == 2, "a torn line harms no other"
+
+
+def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -> None:
+    run = runs(sweep)[0]
+    for budget, seed in ((16, 0), (24, 0), (24, 1), (24, 1)):
+        eval_verb.evaluate(run, "recall", budget=budget, seed=seed)
+    assert [(line["budget"], line["seed"]) for line in lines(run)] == [(16, 0), (24, 0), (24, 1)]
+    last = lines(run)[-1]["measurements"]["recall/bits_per_byte"][0]
+    assert last != lines(run)[0]["measurements"]["recall/bits_per_byte"][0]
+    assert results.read(sweep).set_index("run_id")["recall/bits_per_byte"][run.name] == last
+
+
+def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
+    run = runs(sweep)[0]
+    kept = saved_steps(run)
+    assert len(kept) == 4
+    eval_verb.evaluate(run, "recall", step="all", budget=64)
+    table = analysis.evaluations(run)
+    assert table["step"].tolist() == kept
+    assert table["tokens"].tolist() == [step * 256 for step in kept]
+    row = results.read(sweep).set_index("run_id").loc[run.name]
+    assert table["flops"].tolist() == pytest.approx([row["flops"] * step / kept[-1] for step in kept])
+    assert (table["params_matmul"] == row["params_matmul"]).all()
+    assert table["recall/bits_per_byte"].nunique() == 4
+    assert row["recall/bits_per_byte"] == table["recall/bits_per_byte"].iloc[-1], "the run's row has its last step"
+    pd_of_sweep = analysis.evaluations(sweep)
+    assert pd_of_sweep["run_id"].tolist() == [run.name] * 4
+    eval_verb.evaluate(run, "recall", step=str(kept[1]), budget=64)
+    assert len(lines(run)) == 4, "that one was asked already"
+
+
+def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs(sweep)[1]
+    eval_verb.evaluate(run, MADE_UP, budget=16)
+    shown = {row[0]: row for row in (line.split() for line in capsys.readouterr().out.splitlines()) if row}
+    measured = evaluations.read(run)["addition", saved_steps(run)[-1]].measurements
+    accuracy, n, stderr = measured["addition/accuracy"]
+    assert shown["addition"][1:5] == ["0.250", f"{accuracy:.3f}", "+-", f"{stderr:.3f}"]
+    assert shown["addition"][-1] == str(n) == "16"
+
+
+def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> None:
+    one = Evaluation(7, 700, "t", 5, 0, {"t/x": (0.5, 5, math.nan), "t/y": (np.float64(1.5), 5, 0.1)})
+    evaluations.append(tmp_path, one)
+    assert evaluations.read(tmp_path) == {
+        ("t", 7): replace(one, measurements={"t/x": (0.5, 5, None), "t/y": (1.5, 5, 0.1)})
+    }
+    (tmp_path / evaluations.FILE).write_text('{"schema": 9}\n')
+    with pytest.raises(InputError, match="schema = 9: this version reads 1"):
+        evaluations.read(tmp_path)
+    with pytest.raises(results.TableError, match=r"evaluations\.jsonl: schema = 9"):
+        analysis.evaluations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tasks", "closers"], "closers: corpus 'walk' has 0 places before a"),
+        (["--step", "3"], "--step 3: checkpoints are kept of"),
+        (["--step", "first"], "--step first: must be last, all, or a number"),
+        (["--budget", "0"], "--budget 0: must be 1 or more"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(trained: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    done = in_process("eval", runs(trained)[0], *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_task_is_met_with_the_nearest(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"unknown task 'cloz'; did you mean cloze\?; other tasks need .*\[eval\]"):
+        eval_verb.evaluate(runs(trained)[0], "recall,cloz")
+    with pytest.raises(InputError, match="'seqio:x': must be seqio:TASK@MODULE"):
+        eval_verb.evaluate(runs(trained)[0], "seqio:x")
+
+
+def test_folders_without_a_model_are_one_line(sweep: Path, tmp_path: Path, tiny: RunConfig) -> None:
+    for run in runs(sweep)[1:]:
+        shutil.rmtree(run / record.CHECKPOINTS)
+        with pytest.raises(InputError, match=f"{run.name}: no checkpoint to evaluate"):
+            eval_verb.evaluate(run)
+    for run in runs(sweep):
+        (run / record.RESULT).unlink()
+    with pytest.raises(InputError, match="none of its 3 runs is done: scaling sweep run small"):
+        eval_verb.evaluate(sweep)
+    with pytest.raises(InputError, match="no such folder"):
+        eval_verb.evaluate(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither a run nor a sweep"):
+        eval_verb.evaluate(tmp_path / "empty")
+    with pytest.raises(results.TableError, match="no checkpoint has been evaluated"):
+        analysis.evaluations(tmp_path / "empty")
+    made = replace(tiny, data=replace(tiny.data, corpus="simulated"))
+    assert train(made, tmp_path / "made", quiet=True) == "done"
+    with pytest.raises(InputError, match="corpus 'simulated' is simulated: there is no model to ask"):
+        eval_verb.evaluate(tmp_path / "made")
