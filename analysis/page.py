@@ -210,7 +210,7 @@ def table(
 
 
 def figure(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
-    """A figure with its caption. One wider than the style's canvas takes a row for itself; no figure shrinks so far that
+    """A figure with its caption. One wider than the canvas takes a row for itself; no figure shrinks so far that
     its text is lost, but scrolls on a phone."""
     drawn = draw(PAGE)
     broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)

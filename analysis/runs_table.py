@@ -157,7 +157,8 @@ def commands_of(found: Evidence) -> list[str]:
     made = []
     if (sweep := str(found.plan.get("sweep", ""))) and (corpora := found.told("data", "corpus")):
         made += [f"scaling data prepare {_quoted(corpus)}" for corpus in corpora]
-        made += [f"scaling sweep {verb} {sweep}" for verb in ("plan", "run", "collect")]
+        asked = [f"scaling eval out/{sweep}"] if found.studies else []
+        made += [f"scaling sweep plan {sweep}", f"scaling sweep run {sweep}", *asked, f"scaling sweep collect {sweep}"]
     table = d["table"]["path"] or "TABLE"
     law = "chosen" if d["chosen"] else d["law"]
     objective = "" if d["chosen"] or d["objective"]["name"] == "huber" else f" --objective {d['objective']['name']}"
