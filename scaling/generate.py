@@ -73,8 +73,8 @@ def generate(
     """int32 ids after each prompt: `most` of them, or fewer when the last is `stop_id`.
 
     Prompt i gets the same ids whatever stands beside it: its key is `fold_in(key, i)`, and of token j `fold_in` of that
-    and j. Positions past the training sequence length are rotated on (RoPE extrapolates), as in run files and
-    transformers. One program is compiled for a power of two of rows, of longest prompt, and of longest text.
+    and j. Positions past the training sequence length are rotated on, as transformers does; `windowed`
+    does not go there. One program is compiled for a power of two of rows, of longest prompt, and of longest text.
 
     Raises InputError when `most` is below 1, a prompt is empty, or holds an id that the model does not have.
     """
@@ -116,6 +116,37 @@ def stream(
         yield int(state.tokens_BS[0, len(prompt) + made - 1])
         if state.ended_B[0]:
             return
+
+
+def windowed(
+    model: Decoder,
+    params: Any,
+    prompt: np.ndarray,
+    most: int,
+    window: int,
+    sampling: Sampling = GREEDY,
+    key: jax.Array | None = None,
+    stop_id: int | None = None,
+) -> Iterator[int]:
+    """As `stream`, but the model never reads more than `window` tokens: where it would, it forgets all but the last
+    half of them, and reads that half anew. So a text may be longer than what the model was trained on.
+
+    Raises InputError as `generate` does, and when `window` is below 2.
+    """
+    if window < 2:
+        raise InputError(f"window = {window}: must be 2 or more")
+    _check(model, [prompt], most)
+    key, seen, part = jax.random.key(0) if key is None else key, [int(i) for i in prompt], 0
+    while most > 0:
+        if len(seen) > window:
+            seen = seen[-(window // 2) :]
+        room = min(window + 1 - len(seen), most)
+        for i in stream(model, params, np.array(seen), room, sampling, jax.random.fold_in(key, part), stop_id):
+            seen.append(i)
+            yield i
+            if i == stop_id:
+                return
+        most, part = most - room, part + 1
 
 
 def _check(model: Decoder, prompts: Sequence[np.ndarray], most: int) -> None:

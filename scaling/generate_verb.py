@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from scaling.generate import Sampling, generate, stream
+from scaling.generate import Sampling, windowed
 from scaling.record import write_json
 from scaling.restored import Restored, restore
 from scaling.strict import InputError
@@ -31,6 +31,7 @@ def generate_verb(
     top_p: float | None = 0.95,
     seed: int = 0,
     samples: int = 1,
+    window: int | None = None,
     step: int | None = None,
     json: Path | None = None,
 ) -> None:
@@ -41,43 +42,47 @@ def generate_verb(
         run: the run folder.
         prompt: what the text begins with; nothing where neither it nor a file is given.
         prompt_file: a UTF-8 file that the text begins with; - for the standard input.
-        tokens: how many to make at most. Past the length that the model was trained on, its text may fall apart.
+        tokens: how many to make at most.
         temperature: 0 takes the likeliest token each time; 1 draws as the model has it; above, more wildly.
         top_k: draw from the so many likeliest tokens.
         top_p: of those, from the fewest likeliest that together have this probability.
         seed: of the draw; the same seed, the same text.
-        samples: how many texts; several are made together and shown when all are whole.
+        samples: how many texts.
+        window: how many tokens the model reads at most; the length it was trained on when not given. Longer texts go on
+            from the last half of it.
         step: of the checkpoint; the last one when not given.
         json: also write the texts and their ids to this file.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    if samples < 1 or seed < 0 or tokens < 1:
-        name, value, least = next(
-            (n, v, m) for n, v, m in (("samples", samples, 1), ("seed", seed, 0), ("tokens", tokens, 1)) if v < m
-        )
-        raise InputError(f"{name} = {value}: must be {least} or more")
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("seed", seed, 0),
+        ("tokens", tokens, 1),
+        ("window", window, 2),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} = {value}: must be {least} or more")
     if samples > 1 and temperature == 0:
         raise InputError(f"samples = {samples}: must be 1 at temperature = 0, where all would be the same")
     text = _prompt(prompt, prompt_file)
     restored = restore(run, step)
     vocabulary, trained = restored.vocabulary, restored.config.data.sequence_length
     ids = prompt_ids(vocabulary, text)
-    if len(ids) + tokens > trained:
+    if window is not None and min(window, len(ids) + tokens) > trained:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[yellow]note:[/] up to {len(ids) + tokens} tokens, and the run was trained on sequences of {trained}: "
+            f"[yellow]note:[/] window = {window}, and the run was trained on sequences of {trained}: "
             "past that its text may fall apart"
         )
-    started, key, eos = time.perf_counter(), jax.random.key(seed), vocabulary.eos_id
-    if samples == 1:
-        made = [_shown(text, restored, stream(restored.model, restored.params, ids, tokens, sampling, key, eos))]
-    else:
-        made = generate(restored.model, restored.params, [ids] * samples, tokens, sampling, key, eos)
-        for number, one in enumerate(made, 1):
-            print(f"--- {number} ---")
-            _shown(text, restored, one)
+    started, made = time.perf_counter(), []
+    for number in range(samples):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        given = (ids, tokens, window or trained, sampling, key, vocabulary.eos_id)
+        if samples > 1:
+            print(f"--- {number + 1} ---")
+        made.append(_shown(text, restored, windowed(restored.model, restored.params, *given)))
     if json is not None:
         seconds = time.perf_counter() - started
-        write_json(json, _facts(restored, text, sampling, seed, ids, made, seconds))
+        write_json(json, _facts(restored, text, sampling, seed, window or trained, ids, made, seconds))
 
 
 def prompt_ids(vocabulary: Vocabulary, text: str) -> np.ndarray:
@@ -134,12 +139,12 @@ def _facts(
     text: str,
     sampling: Sampling,
     seed: int,
+    window: int,
     ids: np.ndarray,
-    made: list[Any],
+    made: list[list[int]],
     seconds: float,
 ) -> dict[str, Any]:
     eos, decode = restored.vocabulary.eos_id, restored.vocabulary.decode
-    known = [[int(i) for i in one] for one in made]
     return {
         "run": str(restored.folder),
         "run_id": restored.config.run_id,
@@ -149,14 +154,15 @@ def _facts(
         "prompt_ids": ids.tolist(),
         "sampling": {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
         "seed": seed,
+        "window": window,
         "samples": [
             {
                 "text": decode(i for i in one if i < restored.vocabulary.size),
                 "ids": one,
                 "ended": one[-1] == eos,
             }
-            for one in known
+            for one in made
         ],
         "seconds": seconds,
-        "tokens_per_second": sum(map(len, known)) / seconds,
+        "tokens_per_second": sum(map(len, made)) / seconds,
     }

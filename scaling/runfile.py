@@ -77,10 +77,13 @@ def logits(ids, cache):
     return HEAD @ norm(x[-1], "model.norm")
 
 
-def generate(ids, most, temperature=0.0, seed=0, keep=True):
-    """The ids after ids, one by one, until the document ends or there are `most`."""
+def generate(ids, most, temperature=0.0, seed=0, keep=True, window=CONFIG["max_position_embeddings"]):
+    """The ids after ids, one by one, until the document ends or there are `most`. The model reads at most `window`
+    tokens, the length it was trained on; where there are more, it goes on from the last half of the window."""
     rng, ids, cache = np.random.default_rng(seed), list(ids), {}
     for _ in range(most):
+        if len(ids) > window:
+            ids, cache = ids[-(window // 2) :], {}
         scores = logits(ids[-1:] if cache else ids, cache if keep else {})
         if temperature > 0:
             scores = scores / temperature + rng.gumbel(size=len(scores))  # a draw from their softmax

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scaling.config import ModelConfig
-from scaling.generate import GREEDY, Limits, Sampling, _continued, _read, chosen, generate, stream
+from scaling.generate import GREEDY, Limits, Sampling, _continued, _read, chosen, generate, stream, windowed
 from scaling.model import Decoder, by_layer, empty_cache, following, logits
 from scaling.strict import InputError
 
@@ -110,6 +110,24 @@ def test_a_row_is_the_same_alone_streamed_and_beside_others(plain, monkeypatch: 
     monkeypatch.setattr("scaling.generate.CACHE_BYTES", 1)
     one_by_one = generate(*plain, PROMPTS[:3], MOST, WARM, jax.random.key(2))
     assert [row.tolist() for row in one_by_one] == [row.tolist() for row in together[:3]]
+
+
+@pytest.mark.parametrize("length", [3, 17, 40])
+def test_a_window_is_what_the_model_reads_at_most(plain, length: int) -> None:
+    prompt = np.random.default_rng(length).integers(0, 61, length)
+    seen, expected = list(prompt), []
+    for _ in range(40):
+        seen = seen[-8:] if len(seen) > 16 else seen
+        assert len(seen) <= 16
+        padded = np.r_[seen, np.zeros(64 - len(seen), int)].astype(np.int32)
+        seen.append(int(plainly(*plain, padded[None])[0, len(seen) - 1].argmax()))
+        expected.append(seen[-1])
+    assert list(windowed(*plain, prompt, 40, 16)) == expected
+    assert expected != generate(*plain, [prompt], 40)[0].tolist()
+    stop = expected[20]
+    assert list(windowed(*plain, prompt, 40, 16, stop_id=stop)) == expected[: expected.index(stop) + 1]
+    with pytest.raises(InputError, match="window = 1: must be 2 or more"):
+        next(windowed(*plain, prompt, 40, 1))
 
 
 def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:

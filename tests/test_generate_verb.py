@@ -83,10 +83,14 @@ def test_the_verb_writes_text_and_facts(run: Path, tmp_path: Path) -> None:
     assert len({tuple(each["ids"]) for each in three}) == 3
 
 
-def test_text_past_the_trained_length_is_announced_once_and_made(run: Path, tmp_path: Path) -> None:
-    done = in_process("generate", run, "--prompt", "a", "--tokens", "31", cwd=tmp_path)
+def test_a_window_past_the_trained_length_is_announced(run: Path, tmp_path: Path) -> None:
+    asked = ("generate", run, "--prompt", "a", "--tokens", "40", "--json", "made.json")
+    done = in_process(*asked, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "made.json").read_text())["window"] == 32
+    done = in_process(*asked, "--window", "64", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("note: up to 33 tokens, and the run was trained on sequences of 32") == 1
+    assert done.stderr.count("note: window = 64, and the run was trained on sequences of 32") == 1
 
 
 def test_the_prompt_may_come_through_a_pipe(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +110,7 @@ def test_the_prompt_may_come_through_a_pipe(run: Path, tmp_path: Path, monkeypat
         (("--top-k", "0"), "Sampling.top_k = 0: must be 1 or more, or null"),
         (("--tokens", "0"), "tokens = 0: must be 1 or more"),
         (("--seed", "-3"), "seed = -3: must be 0 or more"),
+        (("--window", "1"), "window = 1: must be 2 or more"),
         (("--samples", "0"), "samples = 0: must be 1 or more"),
         (("--samples", "2", "--temperature", "0"), "samples = 2: must be 1 at temperature = 0"),
         (("--prompt", "a\udcff"), "is a lone surrogate: the text is not Unicode"),
