@@ -175,6 +175,7 @@ def trained(
     that cache; what the command said."""
     place = with_corpora(tmp_path_factory.mktemp("trained"), corpora)
     said = {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    said["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAX_COMPILATION_CACHE_DIR")
         said["XDG_CACHE_HOME"] = str(place / "cache")

@@ -25,7 +25,8 @@ from scaling.train import train
 
 LIMITED = "resource.setrlimit(resource.RLIMIT_AS, (1900 * 2**20,) * 2)"
 CGROUPS = Path("/sys/fs/cgroup/memory")
-ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+PLAIN = {"MALLOC_ARENA_MAX": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""One arena, and see conftest.soon_compiled: of one step it is seen whether its arrays fit."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def attempt(config: RunConfig, folder: Path, verb: str, first: str) -> subproces
     program = f"import os, resource, sys; {cores}; {first}; from scaling.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", program, verb]
     command += ["--folder", str(folder)] if verb == "train" else [str(folder)]
-    return subprocess.run(command, env=os.environ | ONE_ARENA, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=os.environ | PLAIN, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow

@@ -93,10 +93,10 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 @pytest.fixture(scope="module")
 def long(tiny: RunConfig) -> RunConfig:
-    """Long enough that a signal falls inside: 1,024 steps of the tiny run."""
+    """Long enough that a signal falls inside: 640 steps of the tiny run."""
     return dataclasses.replace(
         tiny,
-        tokens=tiny.tokens * 32,
+        tokens=tiny.tokens * 20,
         measure=dataclasses.replace(tiny.measure, checkpoint_every_tokens=100 * tiny.data.batch_tokens),
     )
 
@@ -141,7 +141,7 @@ def free_address() -> str:
 @pytest.fixture(scope="module")
 def by_two(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run by two real processes over loopback, weights, optimizer state and batch split between them, every
-    checkpoint kept."""
+    checkpoint kept. Compared to within rounding, so their programs are compiled as by conftest.soon_compiled."""
     place = tmp_path_factory.mktemp("two")
     config = dataclasses.replace(tiny, mesh=MeshConfig(fsdp=2), measure=dataclasses.replace(tiny.measure, keep=9))
     assert config.run_id == tiny.run_id
@@ -149,6 +149,7 @@ def by_two(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "scaling.cli", "train", "--file", str(place / "c.json")]
     command += ["--folder", str(place / "run")]
     fixed = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2"}
+    fixed |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     both = [
         subprocess.Popen(command, env=os.environ | fixed | {"JAX_PROCESS_ID": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
