@@ -98,7 +98,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     except Exception as error:
         data = (entry.cfg or {}).get("dataset_path") or "its data"
         offline = importlib.import_module("datasets.config").HF_HUB_OFFLINE
-        hint = f"; it was not looked for on the internet, as with {OFFLINE[0]}=0" if offline else ""
+        hint = f"; {OFFLINE[0]}=0 looks for it on the internet" if offline else ""
         raise InputError(
             f"task {name!r}: {data} cannot be had here ({_line(error)}){hint}; what was measured before is kept"
         ) from None

@@ -69,11 +69,14 @@ def ids(text: str) -> np.ndarray:
     return np.r_[VOCABULARY.eos_id, VOCABULARY.encode(text)]
 
 
-def test_multiple_choice_is_what_plain_scores_say(model, ask: Ask, capfd: pytest.CaptureFixture[str]) -> None:
+def test_multiple_choice_is_what_plain_scores_say(
+    model, ask: Ask, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     rows = rows_of("python_cloze")
     capfd.readouterr()
     found = ask("python_cloze")
     assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if not record.name.startswith("jax")]
     pairs, bytes_QK = [], []
     for row in rows:
         kept = row["context"].rstrip()
@@ -242,8 +245,10 @@ def test_a_continuation_longer_than_the_model_reads_is_scored_whole(model) -> No
     parts = [whole.continuation[:LENGTH], whole.continuation[LENGTH : 2 * LENGTH], whole.continuation[2 * LENGTH :]]
     before = [whole.context, np.r_[whole.context, parts[0]], np.r_[whole.context, parts[0], parts[1]]]
     nats = [float(score(*model, [Pair(*one)], LENGTH).nats_P[0]) for one in zip(before, parts, strict=True)]
-    short = Pair(ids("x"), VOCABULARY.encode("y"))
-    found, _ = likelihoods(asked, [short, whole, Pair(ids(""), []), short])
+    short, padded = Pair(ids("x"), VOCABULARY.encode("y")), np.r_[ids("x"), np.zeros(30, np.int32)][None]
+    best = Pair(short.context, [int(likeliest(*model, padded)[0, 1])])
+    found, is_greedy = likelihoods(asked, [short, whole, Pair(ids(""), []), short, best])
+    assert is_greedy.tolist() == [False, False, True, False, True]
     assert found[1] == pytest.approx(-sum(nats), rel=1e-5)
     assert found[2] == 0
     assert found[0] == found[3] == pytest.approx(-float(score(*model, [short], LENGTH).nats_P[0]))
@@ -302,9 +307,7 @@ def test_a_public_task_is_known_and_its_data_are_not_fetched(monkeypatch: pytest
         monkeypatch.delenv(variable, raising=False)
     said = refused("winogrande")
     assert said.startswith("task 'winogrande': allenai/winogrande cannot be had here (")
-    assert said.endswith(
-        "not looked for on the internet, as with HF_DATASETS_OFFLINE=0; what was measured before is kept"
-    )
+    assert said.endswith("; HF_DATASETS_OFFLINE=0 looks for it on the internet; what was measured before is kept")
     assert refused("hellaswagg") == "unknown task 'hellaswagg'; did you mean hellaswag?"
     assert refused("aditions", known=("addition",)) == "unknown task 'aditions'; did you mean addition?"
 
