@@ -55,6 +55,10 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
     points["bits_per_byte_weight"] = _weights(relative)
     if "loss" in points:
         points["loss_weight"] = _weights(_numbers(rows, "loss_stderr") / points["loss"].to_numpy())
+    settings = [
+        name for name in ("recipe", "learning_rate", "weight_decay", "batch_tokens", "schedule") if name in rows
+    ]
+    points["settings"] = rows[settings].astype(str).agg(" ".join, axis=1).to_numpy() if settings else ""
     points = points.sort_values(["flops", *SURFACE, "run_id"], kind="stable")
     return points.dropna(axis=1, how="all").reset_index(drop=True), counted, questions
 

@@ -56,7 +56,8 @@ def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed
     scatter of seeds. The threshold is ours: the studentised range of as many equally good models.
 
     Args:
-      points: columns flops, params, tokens, cluster, accuracy, standard_error, chance, ceiling, and seeds as rows.
+      points: columns flops, params, tokens, settings (alike for seeds of a cell), cluster, accuracy, standard_error,
+        chance, ceiling.
       checkpoints: columns run_id, tokens, accuracy of the same task at several checkpoints of some runs.
     """
     accuracy, flops = points["accuracy"].to_numpy(), points["flops"].to_numpy()
@@ -141,7 +142,7 @@ def _orders(generator: np.random.Generator, members: list[np.ndarray], count: in
 def _noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
     """The largest of what is known of the standard deviation of one run's accuracy, and what it is."""
     known = {"standard error": float(np.median(points["standard_error"])) if "standard_error" in points else 0.0}
-    cells = points.groupby(["params", "tokens"])["accuracy"]
+    cells = points.groupby([name for name in ("params", "tokens", "settings") if name in points])["accuracy"]
     known["scatter of seeds"] = _pooled([group.to_numpy() for _, group in cells])
     if checkpoints is not None and len(checkpoints):
         runs = checkpoints.sort_values("tokens", kind="stable").groupby("run_id")

@@ -178,3 +178,16 @@ def test_pass_at_k_by_hand() -> None:
 def test_an_unknown_law_is_named_and_the_nearest_offered() -> None:
     with pytest.raises(KeyError, match=r"chinchila.*did you mean chinchilla"):
         laws.find("chinchila")
+
+
+def test_laws_of_accuracy_by_hand() -> None:
+    levels = {"chance": 0.2, "ceiling": 0.9}
+    at = accuracy.log_centred({"A": 8.0, "alpha": 0.5}, {"flops": 16.0, **levels})
+    assert at == pytest.approx(0.2 + 0.7 * np.exp(-2.0))
+    values = {"A": 8.0, "alpha": 0.5, "B": 27.0, "beta": 1 / 3}
+    at = accuracy.log_centred_surface(values, {"params": 16.0, "tokens": 27.0, **levels})
+    assert at == pytest.approx(0.2 + 0.7 * np.exp(-2.0 - 9.0))
+    middle, near, far = accuracy.sigmoid_centred(
+        {"k": 4.0, "x0": 1.0}, {"bits_per_byte": np.array([1, -9, 90]), **levels}
+    )
+    assert (middle, near, far) == (pytest.approx(0.55), pytest.approx(0.9), pytest.approx(0.2))

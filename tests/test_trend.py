@@ -105,6 +105,8 @@ def test_noise_is_the_largest_that_is_known() -> None:
     found = trend.judge(seeds.assign(accuracy=seeds["accuracy"] + scatter))
     assert found.noise_of == "scatter of seeds"
     assert found.noise == pytest.approx(0.08, rel=0.3)
+    apart = seeds.assign(accuracy=seeds["accuracy"] + scatter, settings=[f"rate {i}" for i in range(len(seeds))])
+    assert trend.judge(apart).noise_of == "standard error", "runs that were set otherwise are no seeds of one cell"
     ends = np.random.default_rng(1).normal(0, 0.06, (10, 5))
     steps = [{"run_id": i, "tokens": 1e6 * (j + 1), "accuracy": 0.3 + 0.1 * np.log(j + 1) + ends[i, j]}
              for i in range(10) for j in range(5)]  # fmt: skip
