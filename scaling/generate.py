@@ -90,7 +90,7 @@ def generate(
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         state = _begun(model, layered, [prompts[place] for place in part], part, S, sampling, key, stop_id)
-        state = _continued(model, layered, state, np.int32(most), _limits(sampling), stop_id)
+        state = _continued(model, layered, state, np.int32(most), _limits(sampling), _stop(stop_id))
         tokens_BS, length_B = jax.device_get((state.tokens_BS, state.length_B))
         for b, place in enumerate(part):
             out[place] = tokens_BS[b, len(prompts[place]) : length_B[b]]
@@ -112,9 +112,10 @@ def stream(
     layered = _by_layer(params)
     state = _begun(model, layered, [prompt], [0], _padded(len(prompt) + most), sampling, key, stop_id)
     for made in range(1, most + 1):
-        state = _continued(model, layered, state, np.int32(made), _limits(sampling), stop_id)
-        yield int(state.tokens_BS[0, len(prompt) + made - 1])
-        if state.ended_B[0]:
+        state = _continued(model, layered, state, np.int32(made), _limits(sampling), _stop(stop_id))
+        i = int(np.asarray(state.tokens_BS)[0, len(prompt) + made - 1])
+        yield i
+        if i == stop_id:
             return
 
 
@@ -175,6 +176,11 @@ def _limits(sampling: Sampling) -> Limits | None:
     return Limits(np.float32(sampling.temperature), top_k, top_p)
 
 
+def _stop(stop_id: int | None) -> np.int32:
+    """An id that no token has where there is none."""
+    return np.int32(-1 if stop_id is None else stop_id)
+
+
 def _begun(
     model: Decoder,
     layered: Any,
@@ -192,13 +198,13 @@ def _begun(
         tokens_BS[b, : len(prompt)], length_B[b] = prompt, len(prompt)
     place_B = np.r_[np.array(places, np.uint32), np.zeros(B - len(places), np.uint32)]
     ended_B = np.arange(B) >= len(prompts)
-    return _read(model, layered, tokens_BS, length_B, place_B, ended_B, T, key, _limits(sampling), stop_id)
+    return _read(model, layered, tokens_BS, length_B, place_B, ended_B, T, key, _limits(sampling), _stop(stop_id))
 
 
 _by_layer = jax.jit(by_layer)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "T", "stop_id"))
+@functools.partial(jax.jit, static_argnames=("model", "T"))
 def _read(
     model: Decoder,
     layered: Any,
@@ -209,19 +215,19 @@ def _read(
     T: int,
     key: jax.Array,
     limits: Limits | None,
-    stop_id: int | None,
+    stop: jax.Array,
 ) -> State:
     B, S = tokens_BS.shape
     nothing_B = jnp.zeros(B, jnp.int32)
     logits_BV, cache = following(model, layered, tokens_BS[:, :T], nothing_B, length_B - 1, empty_cache(model, B, S))
     seed_B = jax.vmap(functools.partial(jax.random.fold_in, key))(place_B)
     state = State(tokens_BS, length_B, cache, seed_B, jnp.int32(0), ended_B)
-    return _with(state, logits_BV, cache, limits, stop_id)
+    return _with(state, logits_BV, cache, limits, stop)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "stop_id"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
 def _continued(
-    model: Decoder, layered: Any, state: State, most: jax.Array, limits: Limits | None, stop_id: int | None
+    model: Decoder, layered: Any, state: State, most: jax.Array, limits: Limits | None, stop: jax.Array
 ) -> State:
     """Until `most` tokens are made of every row that has not ended."""
 
@@ -232,12 +238,12 @@ def _continued(
         held_B = state.length_B - 1
         last_B1 = jnp.take_along_axis(state.tokens_BS, held_B[:, None], axis=1)
         logits_BV, cache = following(model, layered, last_B1, held_B, jnp.zeros_like(held_B), state.cache)
-        return _with(state, logits_BV, cache, limits, stop_id)
+        return _with(state, logits_BV, cache, limits, stop)
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def _with(state: State, logits_BV: jax.Array, cache: list[Cache], limits: Limits | None, stop_id: int | None) -> State:
+def _with(state: State, logits_BV: jax.Array, cache: list[Cache], limits: Limits | None, stop: jax.Array) -> State:
     """One token more in every row that has not ended."""
     key_B = jax.vmap(jax.random.fold_in, (0, None))(state.seed_B, state.made)
     next_B = jax.vmap(chosen, (0, 0, None))(logits_BV, key_B, limits)
@@ -248,7 +254,7 @@ def _with(state: State, logits_BV: jax.Array, cache: list[Cache], limits: Limits
         length_B=state.length_B + grows_B,
         cache=cache,
         made=state.made + 1,
-        ended_B=state.ended_B if stop_id is None else state.ended_B | (next_B == stop_id),
+        ended_B=state.ended_B | (next_B == stop),
     )
 
 
