@@ -248,7 +248,19 @@ def test_a_notebook_needs_few_names_and_no_training_code(tmp_path: Path) -> None
         "print([m for m in ('flax', 'scaling', 'sweeps', 'orbax', 'optax', 'tensorflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    names = ["fit", "forecast", "frontier", "load", "metrics", "needed", "plot"]
+    names = [
+        "decision_accuracy",
+        "evaluations",
+        "fit",
+        "forecast",
+        "frontier",
+        "load",
+        "metrics",
+        "needed",
+        "plot",
+        "studies",
+        "study",
+    ]
     assert done.stdout.splitlines() == [f"True {names}", "[]"]
 
 
