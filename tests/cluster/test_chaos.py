@@ -55,10 +55,10 @@ QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMP
 """A run is mostly its start here, and that mostly programs; all are kept."""
 
 
-def chaos_plan(folder: Path, corpora: Path) -> Plan:
+def chaos_plan(folder: Path, corpora: Path, **changes: Any) -> Plan:
     """Two widths, four seeds, three horizons: 8 trunks of 192 steps, each with branches of 48 and 24 of their own."""
     sizes = product(axis("model.width", 8, 16), axis("seed", 0, 1, 2, 3), axis("tokens", 24_576, 49_152, 98_304))
-    base = overlay(smoke.sweep().cells[0], SHORT | {"data.corpus": "walk", "data.directory": str(corpora)})
+    base = overlay(smoke.sweep().cells[0], SHORT | changes | {"data.corpus": "walk", "data.directory": str(corpora)})
     cells = tuple(dataclasses.replace(cell, name=f"c{i}") for i, cell in enumerate(apply(base, sizes)))
     return freeze(folder, build(Sweep("chaos", cells, "short runs"), PACE))
 
@@ -222,9 +222,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bool]
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory, corpora: Path) -> Path:
-    """The sweep left in peace."""
+    """The sweep left in peace, whose runs save but what branches need, and at their end."""
     out = tmp_path_factory.mktemp("quiet")
-    chaos_plan(out / "chaos", corpora)
+    chaos_plan(out / "chaos", corpora, **{"measure.checkpoint_every_tokens": 2**40})
     done = scaling("sweep", "run", "chaos", "--out", out, *TERMINALS[0], **QUICK)
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "chaos"

@@ -19,7 +19,7 @@ import pytest
 from conftest import scaling
 
 from cluster.slurm_cluster import SlurmCluster
-from cluster.watching import PLAIN, collected, frozen, kinds, parent, reached, steps, until, variable
+from cluster.watching import PLAIN, collected, frozen, kinds, parent, reached, steps, unsaved, until, variable
 from scaling.config import MeshConfig, RunConfig
 from scaling.record import read_metrics
 from sweeps import ledger
@@ -100,7 +100,8 @@ class Peace:
 def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Iterator[Peace]:
     """Eight runs on this machine, while the storm waits for SLURM."""
     folder = tmp_path_factory.mktemp("peace") / "eight"
-    runs = {folder / RUNS / cell.run_id: cell for cell in frozen(folder, tiny, LONG, LONG, *[SHORT] * 6).cells}
+    plan = frozen(folder, unsaved(tiny), LONG, LONG, *[SHORT] * 6)
+    runs = {folder / RUNS / cell.run_id: cell for cell in plan.cells}
     for run, cell in runs.items():
         run.mkdir(parents=True)
         prepare(run, cell)

@@ -23,6 +23,11 @@ CLOCKS = ["seconds", "tokens_per_second"]
 PLAIN = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 
 
+def unsaved(tiny: RunConfig) -> RunConfig:
+    """The same run, which saves at its end alone, for sweeps that nothing strikes: saving costs as much as training."""
+    return dataclasses.replace(tiny, measure=dataclasses.replace(tiny.measure, checkpoint_every_tokens=2**40))
+
+
 def frozen(folder: Path, tiny: RunConfig, *steps: int) -> Plan:
     """A plan of one tiny run for each number of steps; the seeds differ, too."""
     batch = tiny.data.batch_tokens
