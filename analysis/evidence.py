@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import checks, collapse, flags, holdout, rates, results, saved
+from analysis import checks, collapse, fit_plot, flags, holdout, rates, results, saved
 from analysis.collapse import Collapse
 from analysis.rates import RateLaw
 from analysis.results import TableError
@@ -97,9 +97,10 @@ def gather(
       draws: resamples of the back-test.
       say: is told what is being done.
     Raises:
-      TableError: no fit, or scans that were named and cannot be read.
+      TableError: no fit, one of a law that has no figures, or scans that were named and cannot be read.
     """
     fit = saved.load(directory / "fit.json")
+    fit_plot.drawable(fit)
     path = directory / fit.document["table"]["path"]
     named = None if scans is None else _named_rates(scans, fit)
     table, unchanged = _table(fit, path)

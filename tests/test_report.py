@@ -208,6 +208,14 @@ def test_scans_that_are_named_are_read(alone: Path, tmp_path: Path) -> None:
 SIZES = np.array(made.SIZES)
 
 
+def test_a_law_of_other_columns_is_refused_in_a_line(alone: Path) -> None:
+    document = json.loads((alone / "fit.json").read_text())
+    (alone / "fit.json").write_text(json.dumps({**document, "law": "m2"}))
+    with pytest.raises(TableError, match="m2: figures are of laws of loss in params and tokens; this one is not"):
+        report.write(alone)
+    assert not (alone / "report.html").exists()
+
+
 def test_a_folder_without_a_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"fit\.json: no such file"):
         report.write(tmp_path)
