@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -243,7 +245,7 @@ def many_runs(asked: Sequence[Checkpoint], found: Found) -> Table:
         of_run = [by_place.get((one.folder, one.step, name)) for name in names]
         cells = [_value(_headline(evaluation)) if evaluation else "" for evaluation in of_run]
         table.add_row(one.folder.name, str(size), str(tokens), *cells)
-    errors = [max((entry[2] or 0 for entry in entries), default=0) for entries in of_task.values()]
+    errors = [np.nanmax([0.0, *(entry[2] for entry in entries)]) for entries in of_task.values()]
     table.add_row("stderr", "", "", *(f"{error:.3f}" for error in errors))
     return table
 
@@ -254,11 +256,11 @@ def _headline(evaluation: Evaluation) -> Measurement:
 
 
 def _value(entry: Measurement | None) -> str:
-    return "" if entry is None or entry[0] is None else f"{entry[0]:.3f}"
+    return f"{entry[0]:.3f}" if entry and math.isfinite(entry[0]) else ""
 
 
 def _shown(entry: Measurement | None) -> str:
-    return _value(entry) + (f" +- {entry[2]:.3f}" if entry and entry[2] else "")
+    return _value(entry) + (f" +- {entry[2]:.3f}" if entry and entry[1] and math.isfinite(entry[2]) else "")
 
 
 def facts(folder: Path, evaluation: Evaluation) -> dict[str, Any]:

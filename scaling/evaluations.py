@@ -8,6 +8,7 @@ The last line of a (task, step) counts; torn lines are ignored. Analysis reads t
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,6 +46,10 @@ def read(folder: Path) -> dict[tuple[str, int], Evaluation]:
             continue
         if (schema := line.pop("schema", None)) != SCHEMA:
             raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")
-        measured = {name: tuple(entry) for name, entry in line.pop("measurements").items()}
+        measured = {name: (_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
         found[line["task"], line["step"]] = Evaluation(**line, measurements=measured)
     return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

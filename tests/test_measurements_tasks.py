@@ -104,13 +104,14 @@ def value_of(text: str) -> str:
 
 def total(text: str) -> str:
     *examples, last = text.split("\n")
-    for a, b, c in (re.fullmatch(r"(\d+)\+(\d+)=(\d+)", line).groups() for line in examples):
+    for line in examples:
+        a, b, c = re.split(r"[+=]", line)
         assert int(a) + int(b) == int(c)
-    a, b = re.fullmatch(r"(\d+)\+(\d+)=", last).groups()
+    a, b = last.removesuffix("=").split("+")
     return str(int(a) + int(b))
 
 
-SOLVERS = {
+SOLVERS: dict[Callable[[int], Measure], Callable[[str], str]] = {
     brackets: still_open,
     copy: begun_again,
     recall: value_of,
@@ -202,7 +203,15 @@ def test_pairs_of_brackets_and_what_breaks_them() -> None:
     assert pairs("(a] b)") == [], "a closer of the wrong kind ends what was open"
 
 
-def test_wrong_sums_differ_in_one_digit() -> None:
-    found = neighbours(120)
-    assert len(found) == 8 + 9 + 9
-    assert all(sum(a != b for a, b in zip(text, "120", strict=True)) == 1 and text[0] != "0" for text in found)
+def test_wrong_sums_are_sums_and_differ_in_one_digit() -> None:
+    found = neighbours(120, 20, 198)
+    assert len(found) == 9 + 9
+    assert all(sum(a != b for a, b in zip(text, "120", strict=True)) == 1 and text[0] == "1" for text in found)
+    assert neighbours(15, 2, 18) == ["10", "11", "12", "13", "14", "16", "17", "18"]
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_numbers_of_other_lengths_are_added_too(digits: int, asked) -> None:
+    for question in asked(addition(LENGTH, digits)):
+        assert BYTES.decode(question.choices[question.right]) == total(seen(question))
+        assert re.search(rf"\n\d{{{digits}}}\+\d{{{digits}}}=$", seen(question))
