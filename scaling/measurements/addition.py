@@ -1,4 +1,8 @@
-"""Addition of numbers with k digits, after two worked examples; the wrong sums differ from the right one in a digit."""
+"""Addition of numbers with k digits, after two worked examples; the wrong sums have another digit in one place.
+
+It is the same place in all of them: were each changed elsewhere, the right one would be in the middle of the choices,
+and liked least by whoever merely prefers some digits to others.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +23,21 @@ def addition(length: int, digits: int = 2) -> Measure:
     def ask(vocabulary: Vocabulary, generator: Generator) -> Question:
         *examples, (a, b) = generator.integers(low, high + 1, (EXAMPLES + 1, 2)).tolist()
         shown = "".join(f"{c}+{d}={c + d}\n" for c, d in examples)
-        near = neighbours(a + b, 2 * low, 2 * high)
-        wrong = [near[one] for one in generator.permutation(len(near))[: CHOICES - 1]]
+        near = [found for found in neighbours(a + b, 2 * low, 2 * high) if len(found) >= CHOICES - 1]
+        changed = near[int(generator.integers(len(near)))]
+        wrong = [changed[one] for one in generator.permutation(len(changed))[: CHOICES - 1]]
         return spelt(vocabulary, f"{shown}{a}+{b}=", str(a + b), wrong, generator)
 
     return measure(NAME, CHOICES, ask, length)
 
 
-def neighbours(number: int, least: int, most: int) -> list[str]:
-    """Numbers from `least` to `most` of as many digits that differ from this one in one digit, ascending. Others would
-    betray themselves as no sums."""
+def neighbours(number: int, least: int, most: int) -> list[list[str]]:
+    """For each place of a number, the numbers from `least` to `most`, of as many digits, with another digit there,
+    ascending. Others would betray themselves as no sums."""
     text = str(number)
-    found = {
-        text[:place] + digit + text[place + 1 :]
+    first = 0 if len(text) == 1 else 1
+    changed = (
+        [text[:place] + digit + text[place + 1 :] for digit in "0123456789"[0 if place else first :]]
         for place in range(len(text))
-        for digit in "0123456789"
-        if digit != text[place] and (place, digit) != (0, "0")
-    }
-    return sorted(one for one in found if least <= int(one) <= most)
+    )
+    return [[one for one in found if one != text and least <= int(one) <= most] for found in changed]
