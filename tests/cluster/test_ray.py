@@ -18,7 +18,19 @@ import pytest
 from conftest import scaling
 
 from cluster.ray_cluster import MARK, RayCluster, Unavailable, ray_cluster
-from cluster.watching import PLAIN, collected, frozen, kinds, parent, processes, reached, steps, until, variable
+from cluster.watching import (
+    PLAIN,
+    collected,
+    frozen,
+    kinds,
+    parent,
+    processes,
+    reached,
+    steps,
+    unsaved,
+    until,
+    variable,
+)
 from scaling.config import MeshConfig, RunConfig
 from scaling.exits import STOPPED
 from sweeps.claim import LEASE
@@ -103,7 +115,7 @@ def in_plan(folder: Path, plan: Plan) -> list[Path]:
 def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Path:
     """Eight runs on this machine."""
     folder = tmp_path_factory.mktemp("peace") / "eight"
-    frozen(folder, tiny, *[LONG] * MANY, *[SHORT] * (8 - MANY))
+    frozen(folder, unsaved(tiny), *[LONG] * MANY, *[SHORT] * (8 - MANY))
     done = scaling("sweep", "run", "eight", "--out", folder.parent, "--jobs", 2, **PLAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
