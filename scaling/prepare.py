@@ -96,12 +96,20 @@ def mix(
     parts = [f"{corpus}={rate}" for corpus, rate in parse_rates(name, parts).items()]
     folder = shards_folder(directory, Mixture(name).name, vocabulary)
     options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
-    before, started = read_meta(folder), time.monotonic()
+    if current(folder, mixture_source(parse_rates(name, parts), train_tokens, validation_tokens)) is not None:
+        return _prepared(folder)
+    started = time.monotonic()
     _by_seqio(
         f"mixture:{name}", ["mixture", name, *parts, *options, f"--directory={directory}", "--vocabulary", vocabulary]
     )
-    done = _prepared(folder, time.monotonic() - started)
-    return done if done.meta != before else _prepared(folder)
+    return _prepared(folder, time.monotonic() - started)
+
+
+def mixture_source(rates: Mapping[str, float], train_tokens: int, validation_tokens: int) -> str:
+    """What tells the shards of one mixture from another's of the same name: rates, sizes, sources of its corpora."""
+    sizes = {"train": train_tokens, "validation": validation_tokens}
+    recipe = [rates, sizes, [parse_corpus(part).source() for part in rates]]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
 def _prepared(folder: Path, seconds: float = 0.0) -> Prepared:

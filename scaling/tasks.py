@@ -7,9 +7,7 @@ Nothing is shuffled, trimmed or dropped, so that the shards are those of the pla
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,7 +20,7 @@ import tensorflow as tf
 import tyro
 
 from scaling.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, parse_corpus, parse_rates
-from scaling.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current, write_shards
+from scaling.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current, mixture_source, write_shards
 from scaling.strict import InputError, nearest
 from scaling.tokens import shards_folder
 from scaling.vocabulary import SPACE, SentencePieceVocabulary, Vocabulary, load_vocabulary
@@ -208,8 +206,7 @@ def prepare_mixture(
     when rates, sizes or sources change. Training then names the corpus `mixture:NAME`."""
     corpus = Mixture(name)
     sizes: dict[SplitName, int] = {"train": train_tokens, "validation": validation_tokens}
-    recipe = [rates, sizes, [parse_corpus(part).source() for part in rates]]
-    source = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    source = mixture_source(rates, train_tokens, validation_tokens)
     folder = shards_folder(directory, corpus.name, vocabulary)
     if current(folder, source) is None:
         mixed = mixture(f"{name}.{source}", rates, vocabulary)

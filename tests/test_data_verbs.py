@@ -18,6 +18,7 @@ from conftest import in_process, scaling
 
 from scaling.corpora import SPLITS, parse_corpus
 from scaling.data_verbs import data_list, data_prepare, data_vocabulary
+from scaling.prepare import mixture_source
 from scaling.tokens import TokenSet, open_tokens
 from scaling.vocabulary import ByteVocabulary, SentencePieceVocabulary, load_vocabulary, train_sentencepiece
 
@@ -178,6 +179,21 @@ def test_a_mixture_that_is_not_prepared_names_its_command(tmp_path: Path) -> Non
     done = scaling("data", "prepare", "mixture:m", cwd=tmp_path)
     assert done.returncode == 2
     assert "scaling data mixture m CORPUS=RATE ... --train-tokens N" in done.stderr
+
+
+def test_a_mixture_is_told_from_others_by_rates_sizes_and_sources(source: Path) -> None:
+    """Hence written again when one of them has changed, and else not even seqio is imported."""
+    rates = {name_of(source): 3.0, "walk": 1.0}
+    known = [
+        mixture_source(rates, 40_000, 2000),
+        mixture_source(rates, 40_001, 2000),
+        mixture_source(rates, 40_000, 2001),
+        mixture_source(rates | {"walk": 2.0}, 40_000, 2000),
+    ]
+    assert mixture_source(dict(rates), 40_000, 2000) == known[0]
+    source.write_text("another line\n")
+    known.append(mixture_source(rates, 40_000, 2000))
+    assert len(set(known)) == len(known)
 
 
 @needs_seqio
@@ -353,7 +369,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path, road: s
         after = sorted(path for path in disk.rglob("*") if path.is_file())
         assert after == sorted([*before, disk / "walk" / ".lock"])
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        assert scaling("data", "prepare", "walk", "--directory", disk, "--road", road).returncode == 0
+        assert scaling("data", "prepare", "walk", "--directory", disk, "--road", "plain").returncode == 0
         assert open_tokens(disk, "walk").train.tokens > 0
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
