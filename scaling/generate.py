@@ -108,9 +108,21 @@ def stream(
 ) -> Iterator[int]:
     """The ids that `generate` gives for one prompt, each as it is made. Raises InputError as that does."""
     _check(model, [prompt], most)
-    key = jax.random.key(0) if key is None else key
-    layered = _by_layer(params)
-    state = _begun(model, layered, [prompt], [0], _padded(len(prompt) + most), sampling, key, stop_id)
+    key, S = jax.random.key(0) if key is None else key, _padded(len(prompt) + most)
+    yield from _streamed(model, _by_layer(params), prompt, most, S, sampling, key, stop_id)
+
+
+def _streamed(
+    model: Decoder,
+    layered: Any,
+    prompt: np.ndarray,
+    most: int,
+    S: int,
+    sampling: Sampling,
+    key: jax.Array,
+    stop_id: int | None,
+) -> Iterator[int]:
+    state = _begun(model, layered, [prompt], [0], S, sampling, key, stop_id)
     for made in range(1, most + 1):
         state = _continued(model, layered, state, np.int32(made), _limits(sampling), _stop(stop_id))
         i = int(np.asarray(state.tokens_BS)[0, len(prompt) + made - 1])
@@ -138,11 +150,13 @@ def windowed(
         raise InputError(f"window = {window}: must be 2 or more")
     _check(model, [prompt], most)
     key, seen, part = jax.random.key(0) if key is None else key, [int(i) for i in prompt], 0
+    layered, S = _by_layer(params), _padded(min(window + 1, len(prompt) + most))
     while most > 0:
         if len(seen) > window:
             seen = seen[-(window // 2) :]
         room = min(window + 1 - len(seen), most)
-        for i in stream(model, params, np.array(seen), room, sampling, jax.random.fold_in(key, part), stop_id):
+        part_key = jax.random.fold_in(key, part)
+        for i in _streamed(model, layered, np.array(seen), room, S, sampling, part_key, stop_id):
             seen.append(i)
             yield i
             if i == stop_id:

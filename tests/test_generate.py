@@ -17,14 +17,12 @@ from scaling.strict import InputError
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
 SHAPES = {
-    "plain": {},
     "grouped, tied": {"kv_heads": 2, "tied": True},
-    "one key head, normalised, looped": {"kv_heads": 1, "qk_norm": True, "unroll": 1},
-    "mup": {"parametrization": "mup", "base_width": 8},
+    "one key head, normalised, mup": {"kv_heads": 1, "qk_norm": True, "parametrization": "mup", "base_width": 8},
     "completep, tied": {"parametrization": "completep", "base_width": 8, "base_depth": 1, "tied": True},
 }
 WARM = Sampling(temperature=0.9, top_k=20, top_p=0.9)
-PROMPTS = [np.random.default_rng(n).integers(0, 61, n) for n in (3, 17, 1, 8, 25)]
+PROMPTS = [np.random.default_rng(n).integers(0, 61, n) for n in (25, 3, 17, 1, 8)]
 MOST = 24
 
 
@@ -73,11 +71,9 @@ def drawn(scores_V: np.ndarray, sampling: Sampling, key: jax.Array, step: int) -
     return falling[int(draw(key, step, padded))]
 
 
-@pytest.mark.parametrize(
-    ("shape", "sampling"), [*((shape, GREEDY) for shape in SHAPES), ("plain", WARM), ("grouped, tied", WARM)]
-)
+@pytest.mark.parametrize(("shape", "sampling"), [*((shape, GREEDY) for shape in SHAPES), ("plain", WARM)])
 def test_the_tokens_are_those_of_the_plain_model(shape: str, sampling: Sampling) -> None:
-    model, params = initialised(dataclasses.replace(CONFIG, **SHAPES[shape]))
+    model, params = initialised(dataclasses.replace(CONFIG, **SHAPES.get(shape, {})))
     key = jax.random.key(11)
     found = generate(model, params, PROMPTS, MOST, sampling, key)
     for place, prompt in enumerate(PROMPTS[:3]):
@@ -108,31 +104,31 @@ def test_a_row_is_the_same_alone_streamed_and_beside_others(plain, monkeypatch: 
     assert len({tuple(row) for row in together}) == len(PROMPTS)
     assert list(stream(*plain, PROMPTS[0], MOST, WARM, jax.random.key(2))) == together[0].tolist()
     monkeypatch.setattr("scaling.generate.CACHE_BYTES", 1)
-    one_by_one = generate(*plain, PROMPTS[:3], MOST, WARM, jax.random.key(2))
-    assert [row.tolist() for row in one_by_one] == [row.tolist() for row in together[:3]]
+    one_by_one = generate(*plain, PROMPTS, MOST, WARM, jax.random.key(2))
+    assert [row.tolist() for row in one_by_one] == [row.tolist() for row in together]
 
 
-@pytest.mark.parametrize("length", [3, 17, 40])
-def test_a_window_is_what_the_model_reads_at_most(plain, length: int) -> None:
-    prompt = np.random.default_rng(length).integers(0, 61, length)
-    seen, expected = list(prompt), []
-    for _ in range(40):
-        seen = seen[-8:] if len(seen) > 16 else seen
-        assert len(seen) <= 16
-        padded = np.r_[seen, np.zeros(64 - len(seen), int)].astype(np.int32)
-        seen.append(int(plainly(*plain, padded[None])[0, len(seen) - 1].argmax()))
-        expected.append(seen[-1])
-    assert list(windowed(*plain, prompt, 40, 16)) == expected
-    assert expected != generate(*plain, [prompt], 40)[0].tolist()
-    stop = expected[20]
-    assert list(windowed(*plain, prompt, 40, 16, stop_id=stop)) == expected[: expected.index(stop) + 1]
+def test_a_window_is_what_the_model_reads_at_most(plain) -> None:
+    for length in (3, 17, 40):
+        prompt = np.random.default_rng(length).integers(0, 61, length)
+        seen, expected = list(prompt), []
+        for _ in range(40):
+            seen = seen[-8:] if len(seen) > 16 else seen
+            padded = np.r_[seen, np.zeros(64 - len(seen), int)].astype(np.int32)
+            seen.append(int(plainly(*plain, padded[None])[0, len(seen) - 1].argmax()))
+            expected.append(seen[-1])
+        assert list(windowed(*plain, prompt, 40, 16)) == expected
+        assert expected[:24] != recomputed(*plain, prompt, 24, GREEDY, jax.random.key(0))
+        assert (
+            list(windowed(*plain, prompt, 40, 16, stop_id=expected[20])) == expected[: expected.index(expected[20]) + 1]
+        )
     with pytest.raises(InputError, match="window = 1: must be 2 or more"):
         next(windowed(*plain, prompt, 40, 1))
 
 
 def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:
     free = generate(*plain, PROMPTS, MOST)
-    stop = int(free[0][5])
+    stop = next(int(i) for i in free[0][2:] if any(i not in row for row in free))
     found = generate(*plain, PROMPTS, MOST, stop_id=stop)
     cut = [row[: list(row).index(stop) + 1] if stop in row else row for row in free]
     assert [row.tolist() for row in found] == [row.tolist() for row in cut]
