@@ -31,7 +31,7 @@ FOLLOW = "import sys; sys.exit(hosts.main(sys.argv[1:]))"
 
 def host(folder: Path, rank: int, count: int = 3) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", QUICK + FOLLOW, str(folder), "slice", str(rank), str(count), str(count)]
-    return subprocess.Popen(command)
+    return subprocess.Popen(command, env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
 
 
 @pytest.fixture
@@ -153,7 +153,8 @@ def slice_of_two(folder: Path) -> Sequence[subprocess.Popen[bytes]]:
 @pytest.mark.slow
 def test_a_sweep_over_two_hosts_of_which_one_is_killed(tiny: RunConfig, tmp_path: Path) -> None:
     """Real runs by two processes each. After the kill, who started the hosts starts them again."""
-    config = replace(tiny, mesh=MeshConfig(fsdp=2), tokens=tiny.tokens * 8)
+    measure = replace(tiny.measure, checkpoint_every_tokens=64 * tiny.data.batch_tokens)
+    config = replace(tiny, mesh=MeshConfig(fsdp=2), tokens=tiny.tokens * 8, measure=measure)
     folder = tmp_path / "pair"
     made = freeze(folder, build(replace(smoke.sweep(), name="pair", cells=(config,)), PACE))
     run_folder = folder / RUNS / made.cells[0].run_id
