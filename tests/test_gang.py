@@ -26,6 +26,8 @@ from scaling.step import build
 from scaling.strict import InputError
 
 CADENCE = 40
+SOON = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""See conftest.soon_compiled: all that is compared bit for bit is made by these programs."""
 PROGRAM = "import sys; from scaling.cli import main; main(sys.argv[1:])"
 TORN = (
     "import os, scaling.train as train; whole = train.batch\n"
@@ -54,7 +56,7 @@ def start(config: RunConfig, folder: Path, program: str = PROGRAM) -> list[subpr
         address = f"127.0.0.1:{free.getsockname()[1]}"
     record.write_json(folder / "given.json", to_dict(config))
     command = [sys.executable, "-c", program, "train", "--file", str(folder / "given.json"), "--folder", str(folder)]
-    known = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    known = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"} | SOON
     return [
         subprocess.Popen(command, env=known | {"JAX_PROCESS_ID": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
