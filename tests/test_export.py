@@ -114,6 +114,8 @@ def test_none_of_256_tokens_of_a_random_model_differ(shape: str, tmp_path: Path)
     ids = prompt_ids(restored.vocabulary, "def").tolist()
     assert list(file.generate(ids, 256, window=512)) == expected
     assert list(file.generate(ids, 40, keep=False)) == expected[:40]
+    windows = shown(restored, "def")
+    assert list(file.generate(ids, 256)) == windows != expected
 
 
 def test_the_logits_of_the_run_file_are_those_of_the_model(tmp_path: Path) -> None:
@@ -162,7 +164,8 @@ def test_sentencepiece_text_has_the_same_ids_and_comes_back(pieces: SentencePiec
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == Path(pieces.name).read_bytes()
     assert "tokenizer.model" in files
     file = loaded(tmp_path / "out")
-    for text in [*TEXTS, "    return self.value_3 + 49  # words", "def f(self, value_1):\n" * 9]:
+    shuffled = "".join(np.random.default_rng(0).choice(list("defslvaurtnow_ :("), 2000))
+    for text in [*TEXTS, "    return self.value_3 + 49  # words", shuffled]:
         ids = pieces.encode(text).tolist()
         assert file.encode(text) == ids, text
         assert b"".join(file.bytes_of().get(i, b"") for i in ids).decode() == text
