@@ -22,7 +22,12 @@ def demo_verbs() -> list[list[str]]:
     assert recipe
     lines = [line.strip() for line in recipe[1].splitlines()]
     assert all(line.startswith("$(BIN)/scaling ") for line in lines), lines
-    return [shlex.split(line.removeprefix("$(BIN)/scaling ").replace("stdlib_cpu", "smoke")) for line in lines]
+    return [
+        shlex.split(
+            line.removeprefix("$(BIN)/scaling ").replace("stdlib_cpu", "smoke").replace("sweeps/", f"{ROOT}/sweeps/")
+        )
+        for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,11 @@ def repeated() -> dict[str, np.ndarray]:
     return {**columns, "tokens": columns["epochs"] * columns["unique_tokens"]}
 
 
+def levels(points: int) -> dict[str, np.ndarray]:
+    """Of questions with four choices."""
+    return {"chance": np.full(points, 0.25), "ceiling": np.ones(points)}
+
+
 SURFACE = grid(params=np.geomspace(1e7, 1e10, 8), tokens=np.geomspace(1e9, 1e12, 8))
 TINY = grid(params=np.geomspace(1e4, 1e9, 8), tokens=np.geomspace(1e6, 1e11, 8))
 CURVE = {"x": np.geomspace(1e2, 1e7, 60)}
@@ -95,6 +100,11 @@ DESIGNS = (
         1e-2,
     ),
     Design("log_accuracy", {"A": 300.0, "alpha": 0.14}, {"flops": np.geomspace(1e17, 1e22, 60)}, 5e-2),
+    Design("log_centred", {"A": 300.0, "alpha": 0.14}, {"flops": np.geomspace(1e17, 1e22, 60), **levels(60)}, 2e-2),
+    Design(
+        "log_centred_surface", {"A": 100.0, "alpha": 0.3, "B": 150.0, "beta": 0.25}, {**SURFACE, **levels(64)}, 1e-2
+    ),
+    Design("sigmoid_centred", {"k": 8.0, "x0": 0.8}, {"bits_per_byte": np.linspace(0.2, 1.5, 60), **levels(60)}, 1e-2),
     Design("pass_at_k", {"a": 0.4, "b": 3.0}, {"samples": np.geomspace(1, 1e4, 60)}, 2e-2),
 )
 ROBUST = Design("chinchilla", BASE, SURFACE, 2e-3, objective=huber())

@@ -178,7 +178,7 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_at_work(storm: Storm, ray
 def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tmp_path: Path, tiny: RunConfig) -> None:
     """What ends one process ends all, and all go on together from their last checkpoint."""
     folder = tmp_path / "gang"
-    (run,) = in_plan(folder, frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 96))
+    (run,) = in_plan(folder, frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 192))
     with running(ray, folder) as command:
         until(lambda: reached(run) >= 10, "step 10", PATIENCE)
         (whole,) = processes("sweeps.executors.ray_gang", str(run))
@@ -196,8 +196,8 @@ def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tm
     assert kinds(run)[0] == "preempted"
     assert kinds(run)[1] in ("lost", "preempted")
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
-    assert 96 <= len(steps(run)) <= 96 + AGAIN
-    assert set(steps(run)) == set(range(1, 97))
+    assert 192 <= len(steps(run)) <= 192 + AGAIN
+    assert set(steps(run)) == set(range(1, 193))
 
 
 def test_a_host_that_does_not_see_the_sweep_is_one_line(ray: RayCluster, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
     """Argument-less jax.distributed.initialize under srun. Stopped with the command, all processes have saved; the loss
     of one is the loss of all, which go on from the checkpoint."""
     folder = tmp_path / "gang"
-    plan = frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 160)
+    plan = frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 320)
     run = folder / RUNS / plan.cells[0].run_id
     flags = ("slurm", "--partition", "low", "--devices-per-node", "1")
     with running(slurm, folder, *flags):
@@ -217,7 +217,7 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
     assert kinds(run) == ["stopped", "preempted", "done"]
     assert steps(run)[: stopped + 1] == list(range(1, stopped + 2))
     assert steps(run).count(1) == 1
-    assert steps(run)[-1] == 160
+    assert steps(run)[-1] == 320
 
 
 @pytest.mark.parametrize(
