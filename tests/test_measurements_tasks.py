@@ -198,6 +198,20 @@ def test_what_a_model_or_a_corpus_cannot_hold_is_one_line(code: TokenSet, corpor
         cloze(short, LENGTH)
 
 
+def test_cloze_asks_of_documents_by_their_size_however_they_differ(
+    code: TokenSet, asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    long, short = generator.integers(100, 200, 10_000), generator.integers(200, 259, 132)
+    monkeypatch.setattr("scaling.measurements.cloze.documents", lambda *_: [short, long])
+    from_long = [(one.choices[one.right] < 200).all() for one in asked(cloze(code, LENGTH), budget=200)]
+    assert 0.93 < np.mean(from_long) < 1, "about 99 of 100 places"
+    repeated = [np.full(100, 7), np.full(80, 7)]
+    monkeypatch.setattr("scaling.measurements.cloze.documents", lambda *_: repeated)
+    with pytest.raises(InputError, match=r"cloze: the held-out text of corpus .* repeats itself: 1,000 times no 4 pie"):
+        asked(cloze(code, LENGTH))
+
+
 def test_pairs_of_brackets_and_what_breaks_them() -> None:
     assert pairs("f(a[1], {2})") == [(3, 5), (8, 10), (1, 11)]
     assert pairs("(a] b)") == [], "a closer of the wrong kind ends what was open"

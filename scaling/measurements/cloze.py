@@ -13,13 +13,16 @@ from scaling.vocabulary import Vocabulary
 NAME, CHOICES = "cloze", 4
 SHOWN, ASKED = 49, 16
 """Tokens of the context, at most, and of each choice."""
+TRIES = 1000
+"""To find pieces that all differ."""
 
 
 def cloze(tokens: TokenSet, length: int) -> Measure:
     """A place in the validation split, all alike; what stands there, against as many tokens from anywhere in other
     documents. Nobody knows what the best possible model would reach: the ceiling of 1 is a bound.
 
-    Raises InputError when the split has fewer than two documents of the size of a question.
+    Raises InputError when the split has fewer than two documents of the size of a question; the measure's run does so
+    when text repeats itself too much for choices that differ.
     """
     asked = min(ASKED, length // 2)
     shown = min(SHOWN, length + 1 - asked)
@@ -33,13 +36,18 @@ def cloze(tokens: TokenSet, length: int) -> Measure:
     room = np.array([len(ids) - 2 * asked for ids in found], float)
 
     def ask(vocabulary: Vocabulary, generator: np.random.Generator) -> Question:
-        while True:
-            chosen = generator.choice(len(found), CHOICES, p=room / room.sum())
+        for _ in range(TRIES):
+            home = int(generator.choice(len(found), p=room / room.sum()))
+            elsewhere = np.where(np.arange(len(found)) == home, 0, room)
+            chosen = [home, *generator.choice(len(found), CHOICES - 1, p=elsewhere / elsewhere.sum())]
             places = [int(generator.integers(asked, len(found[one]) - asked)) for one in chosen]
             choices = [found[one][place : place + asked] for one, place in zip(chosen, places, strict=True)]
-            if chosen[0] not in chosen[1:] and len({choice.tobytes() for choice in choices}) == CHOICES:
-                break
-        begun = np.r_[vocabulary.eos_id, found[chosen[0]][: places[0]]][-shown:]
-        return placed(begun, choices[0], choices[1:], generator)
+            if len({choice.tobytes() for choice in choices}) == CHOICES:
+                begun = np.r_[vocabulary.eos_id, found[home][: places[0]]][-shown:]
+                return placed(begun, choices[0], choices[1:], generator)
+        raise InputError(
+            f"{NAME}: the held-out text of corpus {tokens.corpus!r} repeats itself: {TRIES:,} times no {CHOICES} "
+            f"pieces of {asked} tokens differed"
+        )
 
     return measure(NAME, CHOICES, ask, length)
