@@ -88,10 +88,10 @@ SCRIPT = """
 for (const table of document.querySelectorAll("table.sorts")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const value = (row, at) => {
-    const raw = row.cells[at].dataset.v, number = Number(raw);
-    return raw === "" ? null : Number.isNaN(number) ? raw : number;
+    const {n, v} = row.cells[at].dataset;
+    return n !== undefined ? Number(n) : v || null;
   };
-  const order = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+  const order = (a, b) => typeof a === "string" ? a.localeCompare(b) : a < b ? -1 : Number(a > b);
   heads.forEach((head, at) => head.querySelector("button").addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") === "ascending";
     heads.forEach(other => other.setAttribute("aria-sort", "none"));
@@ -129,7 +129,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: HTML, and the raw value by which its column sorts; None sorts last either way."""
+    """One cell of a table: HTML, and the raw value by which its column sorts, numbers or text; None and NaN sort last
+    either way."""
 
     html: str
     value: float | str | None = None
@@ -271,9 +272,14 @@ def _head(text: str, sorts: bool, left: bool) -> str:
 def _cell(cell: Cell, sorts: bool) -> str:
     if not sorts:
         return f"<td{_class(cell.css)}>{cell.html}</td>"
-    value = cell.value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raw = ""
-    else:
-        raw = escape(value if isinstance(value, str) else repr(float(value)))
-    return f'<td{_class(cell.css)} data-v="{raw}">{cell.html}</td>'
+    return f"<td{_class(cell.css)}{_raw(cell.value)}>{cell.html}</td>"
+
+
+def _raw(value: float | str | None) -> str:
+    """What the script sorts by: a number as `data-n`, as JavaScript writes it, text as `data-v`, so that digits in
+    an id stay text; nothing for what is missing."""
+    if isinstance(value, str):
+        return f' data-v="{escape(value)}"'
+    if value is None or math.isnan(value):
+        return ""
+    return f' data-n="{repr(float(value)).replace("inf", "Infinity")}"'

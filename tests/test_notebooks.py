@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-pytest.importorskip("nbmake", reason="notebooks are run by nbmake: pip install 'scaling-laws[notebooks]'")
+pytest.importorskip("nbmake", reason="notebooks are run by nbmake: pip install 'scaling-laws[test]'")
 jupytext = pytest.importorskip("jupytext", reason="notebooks have jupytext sources: the extra `notebooks`")
 nbformat = pytest.importorskip("nbformat")
 

@@ -49,15 +49,23 @@ def test_a_table_sorts_by_raw_values() -> None:
     rows = [[Cell("10k", 10_000.0), Cell("<b>x</b>", "x", "text")], [Cell(""), Cell("y", "y<z", "text")]]
     text = page.table(("size", "name"), rows, "Runs & more", sorts=True, marks=["held", ""])
     assert text.count('aria-sort="none"') == 2
-    assert '<tr class="held"><td data-v="10000.0">10k</td><td class="text" data-v="x"><b>x</b></td></tr>' in text
-    assert '<tr><td data-v=""></td><td class="text" data-v="y&lt;z">y</td></tr>' in text
+    assert '<tr class="held"><td data-n="10000.0">10k</td><td class="text" data-v="x"><b>x</b></td></tr>' in text
+    assert '<tr><td></td><td class="text" data-v="y&lt;z">y</td></tr>' in text
     assert 'aria-label="Runs &amp; more"' in text
     assert "button" not in page.table(("size", "name"), rows, "Runs")
 
 
 @pytest.mark.parametrize("value", [float("nan"), None])
 def test_what_is_missing_has_no_value(value: float | None) -> None:
-    assert '<td data-v="">' in page.table(("x",), [[Cell("", value)]], "x", sorts=True)
+    assert "<td></td>" in page.table(("x",), [[Cell("", value)]], "x", sorts=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "attribute"),
+    [("12", 'data-v="12"'), ("1e5", 'data-v="1e5"'), (12, 'data-n="12.0"'), (float("-inf"), 'data-n="-Infinity"')],
+)
+def test_text_of_digits_stays_text_and_an_infinity_is_a_number(value: float | str, attribute: str) -> None:
+    assert f"<td {attribute}>x</td>" in page.table(("x",), [[Cell("x", value)]], "x", sorts=True)
 
 
 def test_code_stands_between_backticks() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from browser import Unavailable, browser, fetched, find
 
+from analysis.page import Cell, Section, document, table
+
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 
@@ -103,6 +105,24 @@ def test_sorting_by_keyboard_and_by_text(running: Any, path: Path) -> None:
         page.keyboard.press("Enter")
         parts = column(page, at + 1)
         assert parts.index("◆ held out") > parts.index("fitted"), "Tab goes to the next head"
+
+
+def test_text_of_digits_sorts_as_text_and_infinities_as_numbers(running: Any, tmp_path: Path) -> None:
+    words = ["9", "123456", "1e999", "2e3", "abc", "0x11"]
+    values = [2.0, float("inf"), 10.0, float("-inf"), float("nan"), float("inf")]
+    rows = [[Cell(word, word), Cell(str(value), value)] for word, value in zip(words, values, strict=True)]
+    text = table(("run", "x"), rows, "Runs", sorts=True)
+    file = tmp_path / "page.html"
+    file.write_text(document("T", "", [Section("runs", "Runs", "Runs", text)]), encoding="utf-8")
+    with opened(running, file) as page:
+        button, at = head(page, "run")
+        button.click()
+        assert column(page, at) == sorted(words)
+        button, at = head(page, "x")
+        button.click()
+        assert column(page, at) == ["-inf", "2.0", "10.0", "inf", "inf", "nan"]
+        button.click()
+        assert column(page, at) == ["inf", "inf", "10.0", "2.0", "-inf", "nan"]
 
 
 def test_what_is_wrong_with_a_run_is_told_in_words(running: Any, path: Path) -> None:
