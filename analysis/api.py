@@ -57,7 +57,7 @@ def fit(
     *,
     params: str | None = None,
     panel: bool = False,
-    origin: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> SavedFit:
     """A law fitted to a table, with intervals, warnings and what a forecast needs.
 
@@ -66,7 +66,7 @@ def fit(
       settings: objective, weighting, held parameters, bounds, hold-out, draws; its law is replaced by `law`.
       params: which count of parameters to fit against.
       panel: also fit otherwise, to show how exponents and forecast move.
-      origin: path and sha256 of the table; its rows are hashed unless given.
+      origin: path and sha256 of the table, columns and where of `load`; its rows are hashed unless given.
     Raises:
       TableError: a table that cannot be fitted, or settings that do not go with the law.
     """

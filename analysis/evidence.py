@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import checks, collapse, fit_plot, flags, holdout, rates, results, saved
+from analysis import api, checkpoints, checks, collapse, fit_plot, flags, holdout, rates, results, saved
 from analysis.collapse import Collapse
 from analysis.rates import RateLaw
 from analysis.results import TableError
@@ -34,9 +34,11 @@ DRAWS = 200
 class Evidence:
     """Everything that a page about a fit can show.
 
-    table: every run behind the fit, failed ones too; the fit's own points where the table is gone.
+    table: every run behind the fit, failed ones too, of the rows and under the names of columns that the fit was asked
+    for; the fit's own points where the table is gone.
     unchanged: whether the table still has the hash that the fit names; None where it is gone.
     curves, rates: None where there are none. backtest: rows of `holdout.forecasts`, perhaps none.
+    studies: of the tasks that can have one; unstudied: task -> why not, of the others.
     environments, configs: run_id -> what its folder says, of at most MOST_READ runs. plan: plan.json, empty if none;
     plan_hash: its sha256. missing: section -> why it has nothing to show, in one sentence.
     """
@@ -49,6 +51,7 @@ class Evidence:
     backtest: pd.DataFrame = field(default_factory=pd.DataFrame)
     rates: RateLaw | None = None
     studies: tuple[Study, ...] = ()
+    unstudied: Mapping[str, str] = field(default_factory=dict)
     environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +119,7 @@ def gather(
             return otherwise
 
     both = pd.concat([fit.points, fit.held_out], ignore_index=True)
+    studies, unstudied = attempt("downstream", "downstream tasks", lambda: _studies(table, fit, path), ((), {}))
     runs = folder / "runs"
     configs, environments = (_said(runs, table, f"{name}.json") for name in ("config", "environment"))
     plan = folder / "plan.json"
@@ -127,7 +131,8 @@ def gather(
         curves=attempt("curves", "loss curves", lambda: _curves(runs, table, fit), None),
         backtest=attempt("backtest", "back-test", lambda: _backtest(both, draws, fit), pd.DataFrame()),
         rates=named or attempt("rates", "learning rates", lambda: _rates(directory, table, fit), None),
-        studies=attempt("downstream", "downstream tasks", lambda: _studies(table, fit), ()),
+        studies=studies,
+        unstudied=unstudied,
         environments=environments,
         configs=configs,
         plan=_json(plan),
@@ -137,9 +142,10 @@ def gather(
 
 
 def _table(fit: SavedFit, path: Path) -> tuple[pd.DataFrame, bool | None]:
+    origin = fit.document["table"]
     try:
-        table = results.read(path)
-        return table, results.content_hash(path) == fit.document["table"]["sha256"]
+        table = api.load(path, columns=origin.get("columns"), where=origin.get("where", ""))
+        return table, results.content_hash(path) == origin["sha256"]
     except TableError:
         return pd.concat([fit.points, fit.held_out], ignore_index=True), None
 
@@ -192,14 +198,17 @@ def _scanned(fit: SavedFit) -> str:
     return ""
 
 
-def _studies(table: pd.DataFrame, fit: SavedFit) -> tuple[Study, ...]:
+def _studies(table: pd.DataFrame, fit: SavedFit, path: Path) -> tuple[tuple[Study, ...], dict[str, str]]:
+    """(studies, task -> why it has none), as `scaling downstream` finds them in the table at the path."""
     if not any(str(name).endswith("/chance") for name in table):
         raise TableError("the table has no task; `scaling eval` measures them")
-    from analysis import downstream
+    from analysis import downstream, task_points
 
-    column = fit.document["params_column"]
-    options = {"holdout": fit.document["holdout"], "params": column, "level": fit.document["level"]}
-    return tuple(downstream.studies(table, **options))
+    document = fit.document
+    options = {"holdout": document["holdout"], "params": document["params_column"], "level": document["level"]}
+    tasks = task_points.some_tasks(table)
+    found, left_out = downstream.survey(table, tasks, checkpoints=checkpoints.beside(path), **options)
+    return tuple(found), left_out
 
 
 def _said(runs: Path, table: pd.DataFrame, file: str) -> dict[str, dict[str, Any]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pandas as pd
 
-from analysis import page
+from analysis import page, results
 from analysis.evidence import Evidence
 from analysis.page import Cell, Section, escape, paragraph
 from analysis.plots import compact, scientific
@@ -109,6 +110,7 @@ def provenance(found: Evidence) -> Section:
         )
     facts = (
         ("table", f"{d['table']['path']}, sha256 {d['table']['sha256']}{state[found.unchanged]}"),
+        *([("rows", f"where {d['table']['where']}")] if d["table"].get("where") else []),
         ("plan", f"plan.json, sha256 {found.plan_hash}" if found.plan_hash else "none beside the table"),
         ("fit", f"fit.json, schema {d['schema']}; law {d['law']} ({d['source']}), seed {d['seed']}"),
         (
@@ -156,22 +158,45 @@ def commands_of(found: Evidence) -> list[str]:
     d = found.fit.document
     made = []
     if (sweep := str(found.plan.get("sweep", ""))) and (corpora := found.told("data", "corpus")):
-        made += [f"scaling data prepare {_quoted(corpus)}" for corpus in corpora]
-        asked = [f"scaling eval out/{sweep}"] if found.studies else []
-        made += [f"scaling sweep plan {sweep}", f"scaling sweep run {sweep}", *asked, f"scaling sweep collect {sweep}"]
+        made += [f"scaling data prepare {quote(corpus)}" for corpus in corpora]
+        asked = [f"scaling eval {quote(f'out/{sweep}')}"] if found.studies else []
+        verbs = ("plan", "run", "collect")
+        plan, run, collect = (f"scaling sweep {verb} {quote(sweep)}" for verb in verbs)
+        made += [plan, run, *asked, collect]
     table = d["table"]["path"] or "TABLE"
-    law = "chosen" if d["chosen"] else d["law"]
-    objective = "" if d["chosen"] or d["objective"]["name"] == "huber" else f" --objective {d['objective']['name']}"
-    power = "" if d["chosen"] or not d["weight_power"] else f" --weight-power {d['weight_power']:g}"
-    params = "" if d["params_column"] in ("params", "params_matmul") else f" --params {d['params_column']}"
-    held = "" if d["holdout"] == "none" else f" --holdout {d['holdout']}"
-    level = "" if d["level"] == 0.9 else f" --level {d['level']:g}"
-    seed = "" if d["seed"] == 0 else f" --seed {d['seed']}"
     folder = f"out/{sweep}" if sweep else "."
     where = f"{folder}/{table}" if sweep else table
-    made.append(f"scaling fit {where} --law {law}{held}{objective}{power}{params}{level}{seed}")
-    return [*made, f"scaling report {folder}"]
+    options = " ".join(f"--{name} {quote(text)}" for name, text in _options(found).items())
+    beside = "" if Path(table).parent == Path(".") else f" --out {quote(f'{folder}/fit.json')}"
+    made.append(f"scaling fit {quote(where)} {options}{beside}")
+    return [*made, f"scaling report {quote(folder)}"]
 
 
-def _quoted(text: str) -> str:
-    return text if text.replace("_", "").isalnum() else json.dumps(text)
+def _options(found: Evidence) -> dict[str, str]:
+    """The options of `scaling fit` that are not as they are unless given. A fit.json of before `settings` tells the
+    objective and the weighting that came out, and not what was held."""
+    d = found.fit.document
+    came = {"draws": len(d["draws"])}
+    if not d["chosen"]:
+        came |= {
+            "objective": d["objective"]["name"],
+            "delta": d["objective"]["delta"],
+            "weight_power": d["weight_power"],
+        }
+    asked = {"objective": "huber", "delta": 1e-3, "weight_power": 0.0} | d.get("settings", came)
+    column = "params" if "params" in found.table else results.DEFAULT_PARAMS
+    given = {
+        "columns": ",".join(f"{name}={source}" for name, source in d["table"].get("columns", {}).items()),
+        "where": d["table"].get("where", ""),
+        "holdout": "" if d["holdout"] == "none" else d["holdout"],
+        "objective": "" if asked["objective"] == "huber" else asked["objective"],
+        "delta": "" if asked["delta"] in (None, 1e-3) else f"{asked['delta']!r}",
+        "weight-power": f"{asked['weight_power']!r}" if asked["weight_power"] else "",
+        "params": "" if d["params_column"] == column else d["params_column"],
+        "fix": ",".join(f"{name}={value!r}" for name, value in asked.get("fixed", {}).items()),
+        "bound": ",".join(f"{name}={ends}" for name, ends in asked.get("bounds", {}).items()),
+        "draws": "" if asked["draws"] == 512 else f"{asked['draws']}",
+        "level": "" if d["level"] == 0.9 else f"{d['level']!r}",
+        "seed": f"{d['seed']}" if d["seed"] else "",
+    }
+    return {"law": "chosen" if d["chosen"] else d["law"]} | {name: text for name, text in given.items() if text}

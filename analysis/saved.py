@@ -176,11 +176,23 @@ class Settings:
     level: float = 0.9
     seed: int = 0
 
+    def facts(self) -> dict[str, Any]:
+        """What was asked for and cannot be told from the rest of a fit.json: a choice by back-test has an objective and
+        a weighting of its own. Bounds as --bound has them, for they may be infinite."""
+        return {
+            "objective": self.objective.name,
+            "delta": self.objective.delta,
+            "weight_power": self.power,
+            "fixed": {name: float(value) for name, value in self.fixed.items()},
+            "bounds": {name: f"{float(low)!r}:{float(high)!r}" for name, (low, high) in self.bounds.items()},
+            "draws": self.draws,
+        }
 
-def build(points: Points, settings: Settings, origin: Mapping[str, str]) -> SavedFit:
+
+def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> SavedFit:
     """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left.
 
-    origin: path and sha256 of the table.
+    origin: path and sha256 of the table, and columns and where of those that were read of it.
     """
     found, _ = hold_out(points.table, settings.holdout)
     fitted, held = hold_out(points.table.drop(columns="learning_rate_from", errors="ignore"), settings.holdout)
@@ -203,6 +215,7 @@ def build(points: Points, settings: Settings, origin: Mapping[str, str]) -> Save
         **fit.facts(),
         "chosen": settings.law is None,
         "weight_power": own.power,
+        "settings": settings.facts(),
         **_uncertainty(fit, fitted, resampled, settings.level),
         "warnings": notes,
         "uncertainty": f"{intervals.METHOD}, {settings.draws} draws",

@@ -79,8 +79,9 @@ def fit(
         level=level,
         seed=seed,
     )
-    rows = api.load(table, columns=results.parse_columns(columns), where=where)
-    origin = {"path": str(table), "sha256": results.content_hash(table)}
+    named = results.parse_columns(columns)
+    rows = api.load(table, columns=named, where=where)
+    origin = {"path": str(table), "sha256": results.content_hash(table), "columns": named, "where": where}
     built = api.fit(rows, law, settings, params=params, panel=panel, origin=origin)
     path = saved.save(built, out or (table if table.is_dir() else table.parent) / "fit.json")
     facts = built.facts() | {"fit": str(path), "points": len(built.points)}

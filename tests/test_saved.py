@@ -47,6 +47,13 @@ def test_what_is_read_back_forecasts_the_same(built: tuple[Path, saved.SavedFit]
     assert loaded.document["table"]["sha256"] == results.content_hash(folder / "results.parquet")
 
 
+def test_what_was_asked_for_is_told() -> None:
+    settings = Settings(fixed={"E": 1.7}, bounds={"alpha": (0.1, np.float64("inf"))}, draws=16, objective=lad)
+    document = json.loads(saved.build(fit_points(simulated(3e-3)), settings, {"path": "", "sha256": ""}).to_json())
+    asked = {"objective": "lad", "delta": None, "weight_power": 0.0, "draws": 16}
+    assert document["settings"] == asked | {"fixed": {"E": 1.7}, "bounds": {"alpha": "0.1:inf"}}
+
+
 def test_a_forecast_is_the_law_and_its_interval(built: tuple[Path, saved.SavedFit]) -> None:
     _, fit = built
     row = fit.forecast(fit.held_out)[0]
