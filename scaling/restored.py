@@ -5,7 +5,7 @@ Not in the design's list of modules: measurements, generation and export all beg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from scaling.vocabulary import Vocabulary, load_vocabulary
 @dataclass(frozen=True)
 class Restored:
     """A run's model as it was after `step` optimizer steps, on one device. Attention is XLA's reference, which takes
-    sequences of any length."""
+    sequences of any length on any device, whatever kernel the config names."""
 
     folder: Path
     config: RunConfig
@@ -61,7 +61,8 @@ def restore(folder: Path, step: int | None = None) -> Restored:
     if step not in steps:
         raise InputError(f"{folder}: step = {step}: checkpoints are kept of {', '.join(map(str, steps))}")
     config = load(folder / record.CONFIG)
-    program = build(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    anywhere = replace(config, model=replace(config.model, attention="xla"))
+    program = build(anywhere, make_mesh(MeshConfig(), jax.devices()[:1]))
     with Checkpoints(folder / record.CHECKPOINTS, None, read_only=True) as kept:
         state = kept.restore(step, program.abstract_state)
     model = Decoder(program.model.config, jnp.dtype(config.precision.compute), "xla")
