@@ -73,7 +73,7 @@ def generate(
     """int32 ids after each prompt: `most` of them, or fewer when the last is `stop_id`.
 
     Prompt i gets the same ids whatever stands beside it: its key is `fold_in(key, i)`, and of token j `fold_in` of that
-    and j. Positions past the training sequence length are rotated on, as transformers does; `windowed`
+    and j. Positions past the training sequence length are rotated on, as transformers does; `stream`
     does not go there. One program is compiled for a power of two of rows, of longest prompt, and of longest text.
 
     Raises InputError when `most` is below 1, a prompt is empty, or holds an id that the model does not have.
@@ -97,21 +97,6 @@ def generate(
     return out
 
 
-def stream(
-    model: Decoder,
-    params: Any,
-    prompt: np.ndarray,
-    most: int,
-    sampling: Sampling = GREEDY,
-    key: jax.Array | None = None,
-    stop_id: int | None = None,
-) -> Iterator[int]:
-    """The ids that `generate` gives for one prompt, each as it is made. Raises InputError as that does."""
-    _check(model, [prompt], most)
-    key, S = jax.random.key(0) if key is None else key, _padded(len(prompt) + most)
-    yield from _streamed(model, _by_layer(params), prompt, most, S, sampling, key, stop_id)
-
-
 def _streamed(
     model: Decoder,
     layered: Any,
@@ -131,7 +116,7 @@ def _streamed(
             return
 
 
-def windowed(
+def stream(
     model: Decoder,
     params: Any,
     prompt: np.ndarray,
@@ -141,8 +126,9 @@ def windowed(
     key: jax.Array | None = None,
     stop_id: int | None = None,
 ) -> Iterator[int]:
-    """As `stream`, but the model never reads more than `window` tokens: where it would, it forgets all but the last
-    half of them, and reads that half anew. So a text may be longer than what the model was trained on.
+    """The ids after one prompt, each as it is made. The model never reads more than `window` tokens: where it would, it
+    forgets all but the last half of them, and reads that half anew. So a text may be longer than what the model was
+    trained on. Up to there the ids are those of `generate` with the key `fold_in(key, 0)`.
 
     Raises InputError as `generate` does, and when `window` is below 2.
     """

@@ -14,11 +14,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from scaling.generate import Sampling, windowed
+from scaling.generate import Sampling, stream
 from scaling.record import write_json
 from scaling.restored import Restored, restore
 from scaling.strict import InputError
-from scaling.vocabulary import Vocabulary
+from scaling.vocabulary import Vocabulary, piece
 
 
 def generate_verb(
@@ -79,7 +79,7 @@ def generate_verb(
         given = (ids, tokens, window or trained, sampling, key, vocabulary.eos_id)
         if samples > 1:
             print(f"--- {number + 1} ---")
-        made.append(_shown(text, restored, windowed(restored.model, restored.params, *given)))
+        made.append(_shown(text, restored, stream(restored.model, restored.params, *given)))
     if json is not None:
         seconds = time.perf_counter() - started
         write_json(json, _facts(restored, text, sampling, seed, window or trained, ids, made, seconds))
@@ -96,10 +96,10 @@ def prompt_ids(vocabulary: Vocabulary, text: str) -> np.ndarray:
 
 def pieces_of_text(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
     """The text of each id, whole characters only: the bytes of one that is not whole yet wait for the next id. Bytes
-    that are not UTF-8, and ids beyond the vocabulary, are as `decode` gives them; together the texts are its text."""
+    that are not UTF-8 are as `decode` gives them; together the texts are its text."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:
-        yield decoder.decode(vocabulary.pieces[i] if i < vocabulary.size else b"")
+        yield decoder.decode(piece(vocabulary, i))
     yield decoder.decode(b"", final=True)
 
 
@@ -127,8 +127,8 @@ def _shown(text: str, restored: Restored, ids: Iterable[int]) -> list[int]:
             yield int(i)
 
     sys.stdout.write(text)
-    for piece in pieces_of_text(restored.vocabulary, noted()):
-        sys.stdout.write(piece)
+    for shown in pieces_of_text(restored.vocabulary, noted()):
+        sys.stdout.write(shown)
         sys.stdout.flush()
     print()
     return made
@@ -155,14 +155,7 @@ def _facts(
         "sampling": {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
         "seed": seed,
         "window": window,
-        "samples": [
-            {
-                "text": decode(i for i in one if i < restored.vocabulary.size),
-                "ids": one,
-                "ended": one[-1] == eos,
-            }
-            for one in made
-        ],
+        "samples": [{"text": decode(one), "ids": one, "ended": one[-1] == eos} for one in made],
         "seconds": seconds,
         "tokens_per_second": sum(map(len, made)) / seconds,
     }

@@ -46,6 +46,11 @@ class Vocabulary(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
+def piece(vocabulary: Vocabulary, i: int) -> bytes:
+    """Text bytes of an id; none of one beyond the vocabulary, of which a model may have some."""
+    return vocabulary.pieces[i] if i < len(vocabulary.pieces) else b""
+
+
 def utf8(text: str) -> bytes:
     """UTF-8 of text. Raises InputError on a lone surrogate, which no UTF-8 text can hold."""
     try:
@@ -80,8 +85,9 @@ class ByteVocabulary:
         return np.frombuffer(utf8(text), np.uint8).astype(np.uint16) + np.uint16(3)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; specials are dropped, bytes that are not UTF-8 become U+FFFD."""
-        return bytes(int(i) - 3 for i in ids if i >= 3).decode("utf-8", errors="replace")
+        """Text of the ids; specials and ids beyond the vocabulary are dropped, bytes that are not UTF-8 become
+        U+FFFD."""
+        return b"".join(piece(self, int(i)) for i in ids).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,8 @@ class SentencePieceVocabulary:
         return np.array([*first, *(i for ids in others for i in (*self.space_ids, *ids))], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; specials are dropped, bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(self.pieces[int(i)] for i in ids).decode("utf-8", errors="replace")
+        """As that of bytes."""
+        return b"".join(piece(self, int(i)) for i in ids).decode("utf-8", errors="replace")
 
 
 def _sentencepiece() -> Any:

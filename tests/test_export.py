@@ -20,7 +20,7 @@ from transformers_env import COMMAND, interpreter
 
 from scaling.config import DataConfig, ModelConfig, RunConfig
 from scaling.export import RUN_FILE, export, folded, tensors, tree
-from scaling.generate import generate, windowed
+from scaling.generate import generate, stream
 from scaling.generate_verb import prompt_ids
 from scaling.model import Decoder, logits
 from scaling.restored import Restored, restore
@@ -83,7 +83,7 @@ def greedy(restored: Restored, text: str) -> list[int]:
 def shown(restored: Restored, text: str) -> list[int]:
     """As `scaling generate --temperature 0` does."""
     ids, trained = prompt_ids(restored.vocabulary, text), restored.config.data.sequence_length
-    return list(windowed(restored.model, restored.params, ids, 256, trained, stop_id=restored.vocabulary.eos_id))
+    return list(stream(restored.model, restored.params, ids, 256, trained, stop_id=restored.vocabulary.eos_id))
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scaling.config import ModelConfig
-from scaling.generate import GREEDY, Limits, Sampling, _continued, _read, chosen, generate, stream, windowed
+from scaling.generate import GREEDY, Limits, Sampling, _continued, _read, chosen, generate, stream
 from scaling.model import Decoder, by_layer, empty_cache, following, logits
 from scaling.strict import InputError
 
@@ -102,7 +102,9 @@ def test_the_logits_are_those_of_the_plain_model_at_rows_of_any_length() -> None
 def test_a_row_is_the_same_alone_streamed_and_beside_others(plain, monkeypatch: pytest.MonkeyPatch) -> None:
     together = generate(*plain, PROMPTS, MOST, WARM, jax.random.key(2))
     assert len({tuple(row) for row in together}) == len(PROMPTS)
-    assert list(stream(*plain, PROMPTS[0], MOST, WARM, jax.random.key(2))) == together[0].tolist()
+    of_first, key = jax.random.fold_in(jax.random.key(2), 0), jax.random.key(2)
+    (alone,) = generate(*plain, PROMPTS[:1], MOST, WARM, of_first)
+    assert list(stream(*plain, PROMPTS[0], MOST, 64, WARM, key)) == alone.tolist()
     monkeypatch.setattr("scaling.generate.CACHE_BYTES", 1)
     one_by_one = generate(*plain, PROMPTS, MOST, WARM, jax.random.key(2))
     assert [row.tolist() for row in one_by_one] == [row.tolist() for row in together]
@@ -117,13 +119,13 @@ def test_a_window_is_what_the_model_reads_at_most(plain) -> None:
             padded = np.r_[seen, np.zeros(64 - len(seen), int)].astype(np.int32)
             seen.append(int(plainly(*plain, padded[None])[0, len(seen) - 1].argmax()))
             expected.append(seen[-1])
-        assert list(windowed(*plain, prompt, 40, 16)) == expected
+        assert list(stream(*plain, prompt, 40, 16)) == expected
         assert expected[:24] != recomputed(*plain, prompt, 24, GREEDY, jax.random.key(0))
         assert (
-            list(windowed(*plain, prompt, 40, 16, stop_id=expected[20])) == expected[: expected.index(expected[20]) + 1]
+            list(stream(*plain, prompt, 40, 16, stop_id=expected[20])) == expected[: expected.index(expected[20]) + 1]
         )
     with pytest.raises(InputError, match="window = 1: must be 2 or more"):
-        next(windowed(*plain, prompt, 40, 1))
+        next(stream(*plain, prompt, 40, 1))
 
 
 def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:
@@ -133,7 +135,7 @@ def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:
     cut = [row[: list(row).index(stop) + 1] if stop in row else row for row in free]
     assert [row.tolist() for row in found] == [row.tolist() for row in cut]
     assert {len(row) for row in found} > {MOST}
-    assert list(stream(*plain, PROMPTS[0], MOST, stop_id=stop)) == found[0].tolist()
+    assert list(stream(*plain, PROMPTS[0], MOST, 64, stop_id=stop)) == found[0].tolist()
 
 
 def test_another_temperature_or_seed_is_no_other_program(plain) -> None:

@@ -52,6 +52,11 @@ def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Vocabulary, t
     assert vocabulary.decode([*ids, vocabulary.eos_id]) == text
 
 
+def test_ids_beyond_the_vocabulary_are_no_text(vocabulary: Vocabulary) -> None:
+    ids = vocabulary.encode("ab").tolist()
+    assert vocabulary.decode([vocabulary.size, *ids, vocabulary.size + 99]) == "ab"
+
+
 def test_table_of_bytes_covers_the_vocabulary(vocabulary: Vocabulary) -> None:
     assert vocabulary.bytes_per_token.shape == (vocabulary.size,)
     assert (vocabulary.bytes_per_token == 0).nonzero()[0].tolist() == [0, 1, 2]
