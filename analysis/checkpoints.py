@@ -51,3 +51,13 @@ def evaluations(folder: str | Path) -> pd.DataFrame:
     if not rows:
         raise results.TableError(f"{folder}: no checkpoint has been evaluated: scaling eval {folder} --step all")
     return results.arrange(pd.DataFrame(rows))
+
+
+def beside(table: Path) -> pd.DataFrame | None:
+    """The evaluated checkpoints of the sweep that a table is of, be it the sweep's folder or a file in it; None where
+    there are none."""
+    folder = table if table.is_dir() else table.parent
+    try:
+        return evaluations(folder) if (folder / "runs").is_dir() else None
+    except results.TableError:
+        return None

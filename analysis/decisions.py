@@ -83,7 +83,7 @@ def decision_accuracy(
     extrapolated = np.stack([_extrapolated(points.loc[points["recipe"] == n], name, levels, goal) for n in names], 1)
     ranking = [agreement(row, final) for row in levels[list(names)].to_numpy()]
     laws = [agreement(row, final) if np.isfinite(row).all() else np.nan for row in extrapolated]
-    pairs = sum(final[a] != final[b] for a, b in itertools.combinations(range(len(final)), 2))
+    pairs = sum(bool(final[a] != final[b]) for a, b in itertools.combinations(range(len(final)), 2))
     return Decisions(name, by, names, goal, pairs, levels[["flops", *SURFACE]].assign(ranking=ranking, laws=laws))
 
 
@@ -104,6 +104,8 @@ def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -
         near = f"; it has {', '.join(map(str, table.columns))}"
         raise TableError(f"--by {by}: the table lacks that column{near}")
     done = table[table["status"] == "done"] if "status" in table else table
+    if done.empty:
+        raise TableError(f"--by {by}: no run is done")
     parts = []
     for recipe, rows in done.groupby(done[by].astype(str).str.split("(").str[0].str.strip()):
         if name == LOSS:
@@ -111,13 +113,20 @@ def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -
             points = results.measured(rows, counted).assign(chance=0.0, ceiling=1.0)
             points["score"] = -points["loss"]
         else:
-            points = task_points(rows, name, params)[0]
+            points = _points_of(rows, name, params, f"--by {by}: recipe {recipe}")
             points["score"] = points["accuracy"]
         parts.append(points.assign(recipe=recipe))
     points = pd.concat(parts, ignore_index=True)
     cells = {column: _merged(points[column]) for column in SURFACE}
     flops = points["flops"].groupby([cells["params"], cells["tokens"]]).transform("median")
     return points.assign(flops=flops, **cells)
+
+
+def _points_of(rows: pd.DataFrame, task: str, params: str | None, where: str) -> pd.DataFrame:
+    try:
+        return task_points(rows, task, params)[0]
+    except TableError as error:
+        raise TableError(f"{where}: {error}") from None
 
 
 def _merged(values: pd.Series) -> pd.Series:

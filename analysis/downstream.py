@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,7 @@ class Study:
 
     @property
     def verdict(self) -> str:
-        return self.trend.verdict
+        return self.trend.verdict + ("" if np.isfinite(self.trend.noise) else ", noise unknown")
 
     @property
     def chance(self) -> float:
@@ -146,9 +146,30 @@ class Study:
 
 
 def studies(table: pd.DataFrame, only: Sequence[str] = (), **options: Any) -> list[Study]:
-    """A study of each task, or of those named. Options: see study. Raises TableError: no task, or as study does."""
-    found = some_tasks(table)
-    return [study(table, task, **options) for task in (only or found)]
+    """A study of each task named; where none is, of each that can have one (`survey` says why the others cannot).
+
+    Options: see study. Raises TableError: no task, a task named that can have no study, or no task that can.
+    """
+    if only:
+        return [study(table, task, **options) for task in only]
+    return survey(table, some_tasks(table), **options)[0]
+
+
+def survey(table: pd.DataFrame, tasks: Iterable[str], **options: Any) -> tuple[list[Study], dict[str, str]]:
+    """(a study of each of the tasks that can have one, task -> why the others cannot).
+
+    Options: see study. Raises TableError where none can.
+    """
+    found: list[Study] = []
+    left_out: dict[str, str] = {}
+    for task in tasks:
+        try:
+            found.append(study(table, task, **options))
+        except TableError as error:
+            left_out[task] = str(error)
+    if not found:
+        raise TableError("; ".join(dict.fromkeys(left_out.values())))
+    return found, {task: why.removeprefix(f"task {task}: ") for task, why in left_out.items()}
 
 
 def study(
@@ -168,7 +189,7 @@ def study(
     Args:
       holdout: largest, none, or a number of FLOPs at or above which runs are held out of everything.
       params: which count of parameters to use.
-      checkpoints: a table of several checkpoints a run, whose scatter counts as noise.
+      checkpoints: a table of several checkpoints a run, whose scatter counts as noise; only of runs not held out.
       roads: the laws to choose from.
       draws: resamples of trunks.
       level: nominal probability of intervals.
@@ -186,7 +207,7 @@ def study(
         raise TableError(
             f"task {task}: {len(fitted)} runs have it, at least {LEAST} at {LEAST - 2} budgets are needed{out}"
         )
-    trend = judge(fitted, checkpoint_points(checkpoints, task), seed=seed)
+    trend = judge(fitted, checkpoint_points(checkpoints, task, fitted["run_id"]), seed=seed)
     common = (counted, level, seed)
     able = feasible(roads, fitted)
     if trend.verdict not in ("rises", "saturated") or trend.p >= 0.05 or not able:

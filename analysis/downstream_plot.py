@@ -28,7 +28,9 @@ FINE = 100
 
 def figures(found: Sequence[Study], decided: Sequence[Decisions] = (), theme: Theme = LIGHT) -> Mapping[str, Figure]:
     """Every figure that the studies have the numbers for, by the name of its file."""
-    drawn = {"downstream_by_compute": by_compute(found, theme), "downstream_signal": signal_to_noise(found, theme)}
+    drawn = {"downstream_by_compute": by_compute(found, theme)}
+    if measured(found):
+        drawn["downstream_signal"] = signal_to_noise(found, theme)
     if any(study.second is not None for study in found):
         drawn["downstream_by_bits"] = by_bits(found, theme)
     if decided:
@@ -89,9 +91,16 @@ def by_bits(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+def measured(found: Sequence[Study]) -> list[Study]:
+    """Those whose noise is known, by signal over noise: what there is to draw of it."""
+    return sorted((s for s in found if np.isfinite(s.trend.ratio)), key=lambda study: study.trend.ratio)
+
+
 def signal_to_noise(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
-    """How far the models of each task spread, over the noise of one: dots, and the spread that noise alone has."""
-    found = sorted(_several(found), key=lambda study: study.trend.ratio)
+    """How far the models of each task spread, over the noise of one: dots, and the spread that noise alone has. Tasks
+    whose noise is unknown are named in the note; one at least must be `measured`."""
+    unknown = [study.task for study in _several(found) if not np.isfinite(study.trend.ratio)]
+    found = measured(_several(found))
     height = 1.5 + 0.3 * len(found)
     with plots.canvas("Signal over noise of each task", theme, height=height) as (figure, (axes,)):
         places = np.arange(len(found))
@@ -116,7 +125,8 @@ def signal_to_noise(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Fig
         axes.grid(axis="y", visible=False)
         plots.log_ticks(axes.xaxis, plots.plain)
         plots.note(figure, "upright mark: what equally good models exceed once in 20 such tables\n"
-                   f"noise: {'; '.join(dict.fromkeys(study.trend.noise_of for study in found))}")  # fmt: skip
+                   f"noise: {'; '.join(dict.fromkeys(study.trend.noise_of for study in found))}"
+                   + (f"; unknown, so not drawn: {', '.join(unknown)}" if unknown else ""))  # fmt: skip
     return figure
 
 
@@ -230,7 +240,9 @@ def _runs(axes: Axes, study: Study, x: np.ndarray, theme: Theme) -> None:
 def _law(axes: Axes, study: Study, theme: Theme) -> None:
     """The law and its band; beyond the largest run, dashed. Without a law, why there is none."""
     if study.model is None or study.trial is None:
-        reason = f"p = {study.trend.p:.2g}, signal {study.trend.ratio:.1f} noises"
+        known = np.isfinite(study.trend.ratio)
+        noise = f"signal {study.trend.ratio:.1f} noises" if known else "noise unknown"
+        reason = f"p = {study.trend.p:.2g}, {noise}"
         axes.text(0.03, 0.87, f"no law: {reason}", transform=axes.transAxes, va="top", fontsize=SMALL)
         return
     curve = study.curve()

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from analysis import clauses, decisions, downstream, downstream_plot, plots, results, task_points
-from analysis.checkpoints import evaluations
+from analysis import checkpoints, clauses, decisions, downstream, downstream_plot, plots, results, task_points
 from analysis.decisions import Decisions
 from analysis.downstream import Study
 from analysis.results import TableError
@@ -42,7 +42,7 @@ def downstream_verb(
 
     Args:
       table: A sweep folder, or a CSV, Parquet or JSONL file, with columns <task>/accuracy and <task>/chance.
-      task: Tasks to study; all of them unless given.
+      task: Tasks to study; all that the table has enough runs of unless given.
       columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       where: Rows to use, as in "corpus==c4".
       params: Which count of parameters to use: params_matmul (default for own tables), params_total, ...
@@ -63,19 +63,20 @@ def downstream_verb(
     rows = clauses.where(results.read(table, results.parse_columns(columns)), where)
     names = task or tuple(task_points.some_tasks(rows))
     options: dict[str, Any] = {"holdout": holdout, "params": params, "draws": draws, "level": level, "seed": seed}
-    options["checkpoints"] = _checkpoints(table)
+    options["checkpoints"] = checkpoints.beside(table)
     shown = track(names, description="tasks", transient=True, console=Console(stderr=True))
-    found = (
-        downstream.studies(rows, list(names)[:0])
-        if not names
-        else [downstream.study(rows, t, **options) for t in shown]
-    )
-    decided = [decisions.decision_accuracy(rows, by, name, params=params) for name in (*names, "loss")] if by else []
+    if task:
+        found, left_out = [downstream.study(rows, name, **options) for name in shown], {}
+    else:
+        found, left_out = downstream.survey(rows, shown, **options)
+    decided, undecided = _decided(rows, by, names, params, strict=bool(task)) if by else ([], {})
     _print(found)
+    _print_left_out("not studied", left_out)
     _print_decisions(decided)
-    facts: dict[str, Any] = {"tasks": [study.facts() for study in found]}
+    _print_left_out("not decided", undecided)
+    facts: dict[str, Any] = {"tasks": [study.facts() for study in found], "not_studied": left_out}
     if by:
-        facts["decisions"] = [entry.facts() for entry in decided]
+        facts |= {"decisions": [entry.facts() for entry in decided], "not_decided": undecided}
     if out:
         facts["figures"] = [str(path) for path in _draw(found, decided, out)]
     if json:
@@ -83,12 +84,22 @@ def downstream_verb(
     return facts
 
 
-def _checkpoints(table: Path) -> pd.DataFrame | None:
-    """What a sweep folder tells of checkpoints on the way, whose scatter is noise; None where it tells nothing."""
-    try:
-        return evaluations(table) if table.is_dir() else None
-    except TableError:
-        return None
+def _decided(
+    rows: pd.DataFrame, by: str, names: tuple[str, ...], params: str | None, *, strict: bool
+) -> tuple[list[Decisions], dict[str, str]]:
+    """(decisions of the loss and of each task that allows them, task -> why not); a task that does not is an error
+    where strict."""
+    of_loss = decisions.decision_accuracy(rows, by, params=params)
+    found: list[Decisions] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            found.append(decisions.decision_accuracy(rows, by, name, params=params))
+        except TableError as error:
+            if strict:
+                raise
+            left_out[name] = str(error)
+    return [*found, of_loss], left_out
 
 
 def _print(found: list[Study]) -> None:
@@ -99,12 +110,19 @@ def _print(found: list[Study]) -> None:
     for study in found:
         t = study.trend
         counts = (str(len(study.points)), f"{study.chance:.3g}", f"{study.points['accuracy'].max():.3f}")
-        tests = (f"{t.ratio:.1f}", f"{t.needed:.1f}", f"{t.tau:+.2f}", f"{t.p:.2g}")
+        ratio = f"{t.ratio:.1f}" if np.isfinite(t.ratio) else "unknown"
+        tests = (ratio, f"{t.needed:.1f}", f"{t.tau:+.2f}", f"{t.p:.2g}")
         table.add_row(study.task, study.verdict, *counts, *tests, *_law_cells(study))
     console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
     for study in found:
         _print_task(study, console)
+
+
+def _print_left_out(what: str, why: dict[str, str]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for task, reason in why.items():
+        console.print(f"[bold]{escape(task)}[/]: {what}; {escape(reason)}")
 
 
 def _law_cells(study: Study) -> tuple[str, ...]:

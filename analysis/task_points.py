@@ -37,6 +37,8 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
     """(Study.points with the weights that roads read, the count of parameters, answers that an accuracy is of)."""
     table = table[table["status"] == "done"] if "status" in table else table
     rows = table[pd.to_numeric(table[f"{task}/accuracy"], errors="coerce").notna()]
+    if rows.empty:
+        raise TableError(f"task {task}: no run that is done has it")
     counted = params or ("params" if "params" in table else results.DEFAULT_PARAMS)
     points = results.measured(rows, counted, SURFACE, "loss" if "loss" in rows else "tokens")
     for name, column in (("accuracy", "accuracy"), ("chance", "chance"), ("ceiling", "ceiling")):
@@ -105,9 +107,9 @@ def _weights(errors: np.ndarray) -> np.ndarray:
     return weights / weights.mean()
 
 
-def checkpoint_points(table: pd.DataFrame | None, task: str) -> pd.DataFrame | None:
-    """Columns run_id, tokens, accuracy of a table of checkpoints; None where it lacks the task."""
+def checkpoint_points(table: pd.DataFrame | None, task: str, runs: pd.Series) -> pd.DataFrame | None:
+    """Columns run_id, tokens, accuracy of those runs in a table of checkpoints; None where it lacks the task."""
     if table is None or f"{task}/accuracy" not in table:
         return None
-    rows = table[["run_id", "tokens", f"{task}/accuracy"]].dropna()
+    rows = table.loc[table["run_id"].astype(str).isin(runs), ["run_id", "tokens", f"{task}/accuracy"]].dropna()
     return rows.rename(columns={f"{task}/accuracy": "accuracy"})

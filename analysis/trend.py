@@ -22,6 +22,7 @@ AT_CEILING = 0.95  # mean share of that way over the top of compute, at which a 
 TOP = 3.0  # the top of compute: above Cmax / 3
 LAST = 5  # checkpoints of a run whose scatter is its noise
 FREEDOM = 3  # degrees of freedom that a scatter needs to be believed
+UNTOLD = "the table has no standard errors, and too few seeds of one cell"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Trend:
     """What the runs say of one task, laws apart. Accuracies are shares of right answers.
 
     signal: highest less lowest accuracy. noise: the largest of what the table tells of a run's noise, named by
-      noise_of. needed: the ratio of the two that equally good models exceed once in 20 tables of so many runs.
+      noise_of; NaN where it tells nothing. needed: the ratio of the two that equally good models exceed once in 20
+      tables of so many runs.
     tau: Kendall's tau-b of accuracy with training FLOPs. p: how often runs in random order give as much.
     """
 
@@ -44,7 +46,8 @@ class Trend:
 
     @property
     def ratio(self) -> float:
-        return self.signal / self.noise if self.noise > 0 else np.inf if self.signal > 0 else 0.0
+        """Signal over noise; NaN where the noise is unknown."""
+        return self.signal / self.noise
 
 
 def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed: int = 0) -> Trend:
@@ -53,7 +56,8 @@ def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed
     Signal and noise are those of Heineman et al. 2025 ("Signal and Noise"): the largest difference between models, over
     the standard deviation of one. Theirs divides both by the mean accuracy, which cancels. Their noise is the scatter
     of a run's last checkpoints; here it is the largest of the measurement's standard error, that scatter, and the
-    scatter of seeds. The threshold is ours: the studentised range of as many equally good models.
+    scatter of seeds. The threshold is ours: the studentised range of as many equally good models. Where the table tells
+    of no noise, the order of the runs alone decides.
 
     Args:
       points: columns flops, params, tokens, settings (alike for seeds of a cell), cluster, accuracy, standard_error,
@@ -68,6 +72,7 @@ def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed
     trend = Trend("rises", "", signal, noise, noise_of, needed, tau, p)
     room = float((points["ceiling"] - points["chance"]).iloc[0])
     verdict, reason = _verdict(trend, points, room, p_falls)
+    reason += "" if np.isfinite(noise) else f"; noise unknown: {UNTOLD}"
     return Trend(verdict, reason, signal, noise, noise_of, needed, tau, p)
 
 
@@ -98,7 +103,8 @@ def visible(points: pd.DataFrame) -> bool:
     accuracy = points["accuracy"].to_numpy()
     noise, _ = _noise(points, None)
     found = kendalltau(points["flops"].to_numpy(), accuracy, alternative="greater")
-    return bool(np.ptp(accuracy) > _needed(len(points)) * noise and found.pvalue < CHANCE_OF_NOISE)
+    weak = np.ptp(accuracy) <= _needed(len(points)) * noise  # not where the noise is unknown
+    return bool(not weak and found.pvalue < CHANCE_OF_NOISE)
 
 
 def _needed(models: int) -> float:
@@ -140,7 +146,8 @@ def _orders(generator: np.random.Generator, members: list[np.ndarray], count: in
 
 
 def _noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
-    """The largest of what is known of the standard deviation of one run's accuracy, and what it is."""
+    """The largest of what is known of the standard deviation of one run's accuracy, and what it is; NaN where nothing
+    is."""
     known = {"standard error": float(np.median(points["standard_error"])) if "standard_error" in points else 0.0}
     cells = points.groupby([name for name in ("params", "tokens", "settings") if name in points])["accuracy"]
     known["scatter of seeds"] = _pooled([group.to_numpy() for _, group in cells])
@@ -148,7 +155,7 @@ def _noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[floa
         runs = checkpoints.sort_values("tokens", kind="stable").groupby("run_id")
         known["scatter of checkpoints"] = _pooled([_detrended(run.tail(LAST)) for _, run in runs], 2)
     name = max(known, key=lambda key: known[key])
-    return known[name], name
+    return (known[name], name) if known[name] > 0 else (np.nan, "unknown")
 
 
 def _detrended(run: pd.DataFrame) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import evaluated
-from analysis.checkpoints import evaluations
+from analysis.checkpoints import beside, evaluations
 from analysis.results import TableError
 from scaling import record
 
@@ -56,3 +56,14 @@ def test_what_is_no_evaluation_is_one_line(tmp_path: Path) -> None:
     (tmp_path / evaluated.FILE).write_text(line(1, "a", 0.5, schema=2))
     with pytest.raises(TableError, match=r"evaluations\.jsonl: schema = 2: this version reads 1"):
         evaluations(tmp_path)
+
+
+def test_the_checkpoints_of_a_table_are_those_of_its_folder(tmp_path: Path) -> None:
+    assert beside(tmp_path) is None
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert beside(tmp_path) is None
+    (tmp_path / "runs" / "a" / evaluated.FILE).write_text(f"{line(1, 'a', 0.4)}\n{line(2, 'a', 0.5)}\n")
+    for table in (tmp_path, tmp_path / "results.parquet"):
+        found = beside(table)
+        assert found is not None
+        assert found["a/accuracy"].tolist() == [0.4, 0.5]

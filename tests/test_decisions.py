@@ -81,6 +81,11 @@ def test_bad_input_is_one_line() -> None:
     apart = pd.concat([recipe("a", 0.0), recipe("b", 0.0).assign(tokens=lambda t: t["tokens"] * 3.3)])
     with pytest.raises(TableError, match="0 cells"):
         decision_accuracy(apart, "recipe", "t")
+    with pytest.raises(TableError, match="--by recipe: no run is done"):
+        decision_accuracy(rows.assign(status="failed"), "recipe", "t")
+    lacking = rows.assign(**{"t/accuracy": rows["t/accuracy"].where(rows["recipe"] == "a(size=1)")})
+    with pytest.raises(TableError, match="--by recipe: recipe b: task t: no run that is done has it"):
+        decision_accuracy(lacking, "recipe", "t")
     with pytest.raises(TableError, match="target soon: must be largest"):
         decision_accuracy(rows, "recipe", "t", target="soon")
 

@@ -114,3 +114,39 @@ def test_bad_input_is_one_line(rows: pd.DataFrame) -> None:
 def test_targets_need_params_and_tokens(copy: Study) -> None:
     with pytest.raises(TableError, match="lacks tokens"):
         copy.forecast(pd.DataFrame({"params": [1e6]}))
+
+
+def test_a_task_that_few_runs_have_takes_no_other_down(rows: pd.DataFrame) -> None:
+    few = rows.assign(**{"few/accuracy": rows["copy/accuracy"].where(rows.index < 2), "few/chance": CHANCE})
+    few["apart/accuracy"], few["apart/chance"] = few["copy/accuracy"], np.where(few.index < 9, 0.25, 0.2)
+    few["never/accuracy"], few["never/chance"] = np.nan, 0.25
+    found, left_out = downstream.survey(few, ["addition", "few", "apart", "never"])
+    assert [study.task for study in found] == ["addition"]
+    assert left_out["few"].startswith("2 runs have it, at least 6")
+    assert "one pair for all runs" in left_out["apart"]
+    assert left_out["never"] == "no run that is done has it"
+    assert [study.task for study in analysis.studies(few.drop(columns="copy/chance"))] == ["addition"]
+    with pytest.raises(TableError, match="task few: 2 runs have it"):
+        analysis.studies(few, ["addition", "few"])
+    with pytest.raises(TableError, match=r"task few: 2 runs .*; task never: no run"):
+        downstream.survey(few, ["few", "never"])
+
+
+def test_unknown_noise_is_in_the_verdict(rows: pd.DataFrame) -> None:
+    found = downstream.study(rows.drop(columns="addition/accuracy_stderr"), "addition")
+    assert found.verdict == "no trend, noise unknown"
+    facts = json.loads(found.to_json())
+    assert (facts["verdict"], facts["noise"], facts["ratio"], facts["noise_of"]) == ("no trend", None, None, "unknown")
+
+
+def test_checkpoints_of_runs_that_are_not_fitted_are_no_noise(rows: pd.DataFrame) -> None:
+    scatter = [{"tokens": 1e6 * i, "addition/accuracy": 0.5 + 0.3 * (-1) ** i} for i in range(1, 6)]
+    last, first = rows.loc[rows["flops"].idxmax(), "run_id"], rows["run_id"].iloc[0]
+
+    def judged(run: str) -> str:
+        checkpoints = pd.DataFrame(scatter).assign(run_id=run)
+        return downstream.study(rows, "addition", holdout="largest", checkpoints=checkpoints).trend.noise_of
+
+    assert judged(first) == "scatter of checkpoints"
+    assert judged(last) == "standard error", "held out"
+    assert judged("of another table") == "standard error"

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from figure_style import follows_the_style
 from matplotlib.colors import to_hex
-from task_tables import flat, rising, table
+from matplotlib.figure import Figure
+from task_tables import flat, grid, rising, table
 from test_decisions import recipe
 
 from analysis import downstream_plot as drawn
@@ -74,3 +75,21 @@ def test_decisions_are_drawn_with_a_coin_and_intervals() -> None:
     follows_the_style(figure)
     said = {text.get_text() for text in figure.axes[0].texts}
     assert {"a coin", "ranking on tasks", "laws on tasks", "ranking by loss"} <= said
+
+
+def test_a_task_whose_noise_is_unknown_has_no_place_among_signals() -> None:
+    rows = table({"addition": flat, "cloze": flat}, 0, cells=grid(3, 3))
+    known = studies(rows)
+    unknown = studies(rows.drop(columns="cloze/accuracy_stderr"))
+    (axes,) = drawn.signal_to_noise(unknown).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["addition"]
+    assert np.isfinite(axes.get_xlim()).all()
+    assert "unknown, so not drawn: cloze" in said(drawn.signal_to_noise(unknown))
+    assert "unknown" not in said(drawn.signal_to_noise(known))
+    assert "noise unknown" in said(drawn.by_compute(unknown[1]))
+    assert "downstream_signal" not in drawn.figures(unknown[1:])
+
+
+def said(figure: Figure) -> str:
+    texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    return " ".join(text.get_text() for text in texts)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import in_process
-from task_tables import flat, rising, table
+from task_tables import flat, grid, rising, table
 from test_decisions import recipe
 
 from analysis.downstream_verb import downstream_verb
+from analysis.results import TableError
 
 
 def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +59,21 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said:
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = [line for line in done.stderr.strip().splitlines() if line.strip()]
     assert said in line
+
+
+def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [table({"addition": flat, "few": flat}, seed, cells=grid(3, 3)) for seed in range(2)]
+    rows = pd.concat([each.assign(recipe=f"r{seed}") for seed, each in enumerate(made)])
+    rows["few/accuracy"] = rows["few/accuracy"].where(rows["params_matmul"] * rows["tokens"] < 5e9)
+    rows.loc[rows["recipe"] == "r1", "few/accuracy"] = float("nan")
+    rows.assign(run_id=range(len(rows))).drop(columns="addition/accuracy_stderr").to_csv(tmp_path / "t.csv")
+    facts = downstream_verb(tmp_path / "t.csv", by="recipe", draws=20, out=tmp_path, json=tmp_path / "facts.json")
+    said = capsys.readouterr().out
+    assert [entry["task"] for entry in facts["tasks"]] == ["addition"]
+    assert "few: not studied; 1 runs have it" in said
+    assert "few: not decided; --by recipe: recipe r1: task few: no run that is done has it" in said
+    assert list(facts["not_studied"]) == list(facts["not_decided"]) == ["few"]
+    assert "unknown" in next(line for line in said.splitlines() if line.startswith("addition"))
+    assert not (tmp_path / "downstream_signal.png").exists()
+    with pytest.raises(TableError, match="task few: 1 runs have it"):
+        downstream_verb(tmp_path / "t.csv", ("addition", "few"), draws=20)

@@ -65,3 +65,10 @@ def test_values_that_cannot_be(column: str, value: float, said: str) -> None:
 def test_chance_lies_below_the_ceiling() -> None:
     with pytest.raises(TableError, match="chance the lower"):
         task_points(table({"t": rising}, 0, chance=1.0), "t", None)
+
+
+@pytest.mark.parametrize(("column", "value"), [("t/accuracy", np.nan), ("status", "diverged")])
+@pytest.mark.filterwarnings("error")
+def test_a_task_that_no_run_has(column: str, value: object) -> None:
+    with pytest.raises(TableError, match=r"^task t: no run that is done has it$"):
+        task_points(table({"t": rising}, 0).assign(**{column: value}), "t", None)

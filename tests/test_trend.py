@@ -113,3 +113,14 @@ def test_noise_is_the_largest_that_is_known() -> None:
     found = trend.judge(points, pd.DataFrame(steps))
     assert found.noise_of == "scatter of checkpoints"
     assert found.noise == pytest.approx(0.06, rel=0.4), "the rise along a run is not noise"
+
+
+def test_noise_that_a_table_does_not_tell_is_unknown_and_not_none() -> None:
+    rows = table({"t": rising}, 0).drop(columns="t/accuracy_stderr")
+    points = task_points(rows, "t", None)[0]
+    found = trend.judge(points)
+    assert (found.verdict, found.noise_of) == ("rises", "unknown")
+    assert np.isnan(found.ratio)
+    assert found.reason.endswith("noise unknown: the table has no standard errors, and too few seeds of one cell")
+    assert trend.visible(points), "the order of the runs decides"
+    assert "noise" not in judged(rising).reason
