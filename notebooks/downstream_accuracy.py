@@ -59,7 +59,8 @@ signal_to_noise(found)
 #
 # One step (accuracy from compute, or from parameters and tokens) or two (first the loss, or the bits per byte of the
 # right answer, then accuracy from that). Each task takes the one that forecasts the top of its own compute best;
-# `error` is the mean distance of those forecasts, in accuracy, and `naive` that of the last accuracy seen.
+# `error` is the mean distance of those forecasts, in accuracy, and `naive` that of saying that nothing changes: of the
+# mean accuracy of the largest runs seen, those within 3x of the largest.
 
 # %%
 rising = [study for study in found if study.model is not None]
