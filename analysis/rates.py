@@ -27,12 +27,13 @@ from analysis.results import TableError
 
 SCHEMA = 1
 FEWEST = 3
+ALL_DIVERGED = "all diverged"
 
 
 @dataclass(frozen=True)
 class Scan:
     """One size's runs. rates ascending and losses (NaN where a run diverged); best: vertex of the parabola, NaN at a
-    bound; at_bound: "lowest", "highest", or ""."""
+    bound; at_bound: "lowest", "highest", ALL_DIVERGED, or ""."""
 
     params: float
     tokens: float
@@ -110,7 +111,7 @@ def optimum(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]:
     """(best rate, loss there, bound) of one scan: the vertex of the parabola in log rate through its best run and both
     neighbours. A diverged neighbour counts as tried: the optimum is then the best run itself."""
     if not np.isfinite(losses).any():
-        return np.nan, np.nan, "lowest"
+        return np.nan, np.nan, ALL_DIVERGED
     at = int(np.nanargmin(losses))
     if at in (0, len(rates) - 1):
         return np.nan, float(losses[at]), "lowest" if at == 0 else "highest"
@@ -129,8 +130,8 @@ def rate_law(found: Sequence[Scan]) -> RateLaw:
     """
     used = [scan for scan in found if not scan.at_bound]
     if len({scan.params for scan in used}) < 2:
-        bounds = ", ".join(f"{scan.name}: the {scan.at_bound}" for scan in found if scan.at_bound)
-        raise TableError(f"a law needs the optima of two sizes, {len(used)} found; best at a bound: {bounds or 'none'}")
+        bounds = ", ".join(f"{scan.name}: {_without(scan)}" for scan in found if scan.at_bound)
+        raise TableError(f"a law needs the optima of two sizes, {len(used)} found; without one: {bounds or 'none'}")
     x, y = np.log([scan.params for scan in used]), np.log([scan.best for scan in used])
     middle = float(x.mean())
     exponent, level = np.polyfit(x - middle, y, 1)
@@ -141,6 +142,11 @@ def rate_law(found: Sequence[Scan]) -> RateLaw:
     return RateLaw(
         float(np.exp(middle)), float(np.exp(level)), float(exponent), stderr, spread / float(np.log(2)), tuple(found)
     )
+
+
+def _without(scan: Scan) -> str:
+    """Why a scan has no optimum."""
+    return scan.at_bound if scan.at_bound == ALL_DIVERGED else f"best at the {scan.at_bound} tried"
 
 
 def facts(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
@@ -214,9 +220,8 @@ def rates(
     console = Console()
     console.print(shown)
     console.print(str(law), soft_wrap=True, highlight=False)
-    if left_out := [scan.name for scan in law.scans if scan.at_bound]:
-        said = f"left out, the best is at the edge of what was tried: {', '.join(left_out)}"
-        console.print(said, soft_wrap=True, highlight=False)
+    if left_out := [f"{scan.name} ({_without(scan)})" for scan in law.scans if scan.at_bound]:
+        console.print(f"left out: {', '.join(left_out)}", soft_wrap=True, highlight=False)
     if out is not None:
         sweep = str(read["sweep"].iloc[0]) if "sweep" in read and len(read) else table.stem
         results.write_json(out, facts(law, sweep, results.table_hash(_settled(read))))

@@ -18,10 +18,12 @@ LEVEL = 0.9
 
 
 def tried(law: RateLaw, theme: Theme = LIGHT) -> Figure:
-    """Loss above the scan's best against learning rate, a curve a size; the optima, and the law's rates."""
+    """Loss above the scan's best against learning rate, a curve a size; the optima, and the law's rates. A size whose
+    rates all diverged has no curve."""
+    scans = [scan for scan in law.scans if np.isfinite(scan.losses).any()]
     with canvas("Learning rates tried at each size", theme) as (figure, (axes,)):
-        sizes = np.array([scan.params for scan in law.scans])
-        for scan, colour in zip(law.scans, shaded(theme, sizes, sizes), strict=True):
+        sizes = np.array([scan.params for scan in scans])
+        for scan, colour in zip(scans, shaded(theme, sizes, sizes), strict=True):
             above = np.array(scan.losses) - np.nanmin([scan.loss, *scan.losses])
             axes.plot(scan.rates, above, "o-", color=colour, markersize=3.5, linewidth=1.2)
             last = int(np.flatnonzero(np.isfinite(above))[-1])

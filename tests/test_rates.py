@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis import rates_plot
-from analysis.rates import facts, optimum, rate_law, rates, scans
+from analysis.rates import facts, optimum, rate_law, rates, read, scans
 from analysis.results import TableError
 from scaling import recipe
 from scaling.dial import Known, measured_rate
@@ -59,14 +59,16 @@ def test_the_law_through_the_optima_comes_back() -> None:
 def test_an_optimum_at_the_edge_of_what_was_tried_is_none(off: float, bound: str) -> None:
     found = scans(table(off=off))
     assert {scan.at_bound for scan in found} == {bound}
-    with pytest.raises(TableError, match=rf"optima of two sizes, 0 found; best at a bound: w16-d2 .*: the {bound}"):
+    with pytest.raises(
+        TableError, match=rf"optima of two sizes, 0 found; without one: w16-d2 .*: best at the {bound} tried"
+    ):
         rate_law(found)
 
 
 def test_a_rate_that_diverged_was_tried() -> None:
     one, two, three = np.array([0.1, 0.2, 0.4]), np.array([2.0, 1.9, np.nan]), np.array([np.nan] * 3)
     assert optimum(one, two) == (0.2, 1.9, "")
-    assert optimum(one, three)[2] == "lowest"
+    assert optimum(one, three)[2] == "all diverged"
     assert optimum(one, np.array([np.nan, 1.9, 2.0]))[2] == ""
 
 
@@ -101,7 +103,7 @@ def test_the_verb_writes_what_a_recipe_reads(tmp_path: Path, capsys: pytest.Capt
     made.loc[made["width"] == 64, "loss"] = [2.0, 2.1, 2.2, 2.4, 2.7]
     made.to_csv(tmp_path / "scans.csv", index=False)
     rates(tmp_path / "scans.csv", tmp_path / "rates.json", tmp_path / "rates.png")
-    assert "left out, the best is at the edge of what was tried: w64-d2" in capsys.readouterr().out
+    assert "left out: w64-d2 at 1,000,000 tokens (best at the lowest tried)" in capsys.readouterr().out
     assert (tmp_path / "rates.png").stat().st_size > 10_000
     held = json.loads((tmp_path / "rates.json").read_text())
     assert held["source"] == "made: 2 sizes x 5 rates at 1,000,000 tokens"
@@ -121,6 +123,21 @@ def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
 def test_a_figure_names_every_size() -> None:
     axes = rates_plot.tried(rate_law(scans(table()))).axes[0]
     assert [text.get_text().strip() for text in axes.texts] == ["10k", "40k", "200k"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_size_that_always_diverged_is_left_out_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = table()
+    made.loc[made["width"] == 64, ["status", "loss"]] = ["diverged", np.nan]
+    law = rate_law(scans(made))
+    assert law.exponent == pytest.approx(-0.4)
+    assert [text.get_text().strip() for text in rates_plot.tried(law).axes[0].texts] == ["10k", "40k"]
+    made.to_csv(tmp_path / "scans.csv", index=False)
+    rates(tmp_path / "scans.csv", tmp_path / "rates.json", tmp_path / "rates.png")
+    assert "left out: w64-d2 at 1,000,000 tokens (all diverged)" in capsys.readouterr().out
+    assert [scan.at_bound for scan in read(tmp_path / "rates.json").scans] == ["", "", "all diverged"]
+    with pytest.raises(TableError, match="w64-d2 at 1,000,000 tokens: all diverged"):
+        rate_law(scans(made[made["width"] != 32]))
 
 
 def test_facts_are_json() -> None:
