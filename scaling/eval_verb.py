@@ -6,8 +6,6 @@ Not in the design's list of modules: it keeps the command line thin, as the othe
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,33 +22,13 @@ from rich.table import Table
 
 from scaling import evaluations, simulated
 from scaling.accounting import params
-from scaling.config import DataConfig, RunConfig, load
+from scaling.config import RunConfig, load
 from scaling.evaluations import Evaluation
 from scaling.measurements import Measure
-from scaling.measurements.addition import addition
-from scaling.measurements.brackets import brackets
-from scaling.measurements.closers import closers
-from scaling.measurements.cloze import cloze
-from scaling.measurements.copying import copy
-from scaling.measurements.recall import recall
+from scaling.named_tasks import OF_TEXT, measures, questions_of
 from scaling.record import CONFIG, Measurement, plain, read_result, write_json
 from scaling.restored import restore, saved_steps
-from scaling.strict import InputError, canonical, nearest
-from scaling.tokens import TokenSet, open_tokens
-
-OF_TEXT: dict[str, Callable[[TokenSet, int], Measure]] = {"cloze": cloze, "closers": closers}
-"""Tasks on the held-out text of the run's corpus: (corpus, longest input in tokens) -> measure."""
-OF_STRINGS: dict[str, Callable[[int], Measure]] = {
-    "brackets": brackets,
-    "copy": copy,
-    "recall": recall,
-    "addition": addition,
-}
-"""Tasks that are made up: longest input in tokens -> measure."""
-BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 128, "recall": 512, "addition": 128}
-"""Questions of each built-in task."""
-BUDGET = 1000
-"""Documents or examples of any other."""
+from scaling.strict import InputError, canonical
 
 
 @dataclass(frozen=True)
@@ -70,12 +48,14 @@ def evaluate(
     budget: int | None = None,
     seed: int = 0,
     include: Path | None = None,
+    again: bool = False,
     json: Path | None = None,
 ) -> None:
     """Measure what the checkpoints of a run, or of every finished run of a sweep, can do.
 
     Each finding is a line of evaluations.jsonl in the run folder; `scaling sweep collect` takes those of the last step
-    into the results table. What is there already, with the same budget and seed, is not asked again.
+    into the results table. What is there already, with the same budget and seed, is not asked again, even if the task
+    has changed since: --again asks it.
 
     Args:
         path: a run folder or a sweep folder.
@@ -85,6 +65,7 @@ def evaluate(
         budget: questions of each task; each has its own default.
         seed: of the questions.
         include: a folder of YAML tasks for lm-evaluation-harness.
+        again: ask anew what is there already, as after a task was edited.
         json: also write the findings to this file.
     """
     for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
@@ -92,16 +73,22 @@ def evaluate(
             raise InputError(f"--{name} {value}: must be {least} or more")
     console = Console(soft_wrap=True, highlight=False)
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    chosen = [(folder, config, *measures(names, config.data, include)) for folder, config in runs(path)]
-    asked = [Checkpoint(folder, config, at, these) for folder, config, these, _ in chosen for at in steps(folder, step)]
-    for note in dict.fromkeys(note for *_, notes in chosen for note in notes):
+    kept, without = with_steps(runs(path), step)
+    chosen = [(folder, config, at, *measures(names, config.data, include, budget, seed)) for folder, config, at in kept]
+    asked = [Checkpoint(folder, config, one, these) for folder, config, at, these, _ in chosen for one in at]
+    for note in dict.fromkeys((*without, *(note for *_, notes in chosen for note in notes))):
         console.print(f"[yellow]left out:[/] {escape(note)}")
-    fresh = ask(asked, budget, seed)
+    for note in differing(asked):
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    fresh = ask(asked, budget, seed, again)
     found = [
         (one.folder, evaluations.read(one.folder)[measure.name, one.step]) for one in asked for measure in one.measures
     ]
     console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
-    console.print(f"{fresh} asked now, {len(found) - fresh} before; kept in {evaluations.FILE} of each run folder")
+    hint = " (--again asks those anew)" if len(found) > fresh else ""
+    console.print(
+        f"{fresh} asked now, {len(found) - fresh} before{hint}; kept in {evaluations.FILE} of each run folder"
+    )
     if json:
         write_json(json, [facts(folder, evaluation) for folder, evaluation in found])
 
@@ -125,6 +112,35 @@ def runs(path: Path) -> list[tuple[Path, RunConfig]]:
     return sorted(found, key=lambda one: (canonical(asdict(one[1].model)), one[1].data.sequence_length))
 
 
+def with_steps(
+    found: Sequence[tuple[Path, RunConfig]], asked: str
+) -> tuple[list[tuple[Path, RunConfig, list[int]]], list[str]]:
+    """The runs that have the steps asked for, with those; and why the others are left out. Raises InputError when none
+    has."""
+    kept, reasons = [], []
+    for folder, config in found:
+        try:
+            kept.append((folder, config, steps(folder, asked)))
+        except InputError as error:
+            reasons.append(str(error))
+    if not kept:
+        raise InputError(reasons[0])
+    return kept, reasons
+
+
+def differing(asked: Sequence[Checkpoint]) -> list[str]:
+    """What to say where runs are asked of held-out text that is not the same, or is cut otherwise."""
+    names = [name for name in OF_TEXT if any(measure.name == name for one in asked for measure in one.measures)]
+    data = [one.config.data for one in asked if any(measure.name in names for measure in one.measures)]
+    kinds = {(one.corpus, one.vocabulary, one.fingerprint, one.sequence_length) for one in data}
+    if len(kinds) < 2:
+        return []
+    return [
+        f"{' and '.join(names)}: the runs are of {len(kinds)} kinds of corpus, vocabulary and sequence_length, whose "
+        "questions may differ: compare runs of one kind only"
+    ]
+
+
 def steps(folder: Path, asked: str) -> list[int]:
     """The kept steps that are asked for. Raises InputError when there are none."""
     kept = saved_steps(folder)
@@ -137,55 +153,16 @@ def steps(folder: Path, asked: str) -> list[int]:
     return kept if asked == "all" else [kept[-1] if asked == "last" else int(asked)]
 
 
-def measures(
-    names: tuple[str, ...], data: DataConfig, include: Path | None
-) -> tuple[tuple[Measure, ...], tuple[str, ...]]:
-    """The tasks of these names, or the built-in ones, for runs on this corpus; and why it cannot ask some of those.
-
-    Raises InputError on an unknown name, with the nearest, or one that was named and cannot be asked.
-    """
-    where = (data.directory, data.corpus, data.vocabulary, data.fingerprint)
-    built = [_measure(name, where, data.sequence_length, include) for name in names or (*OF_TEXT, *OF_STRINGS)]
-    reasons = tuple(one for one in built if isinstance(one, str))
-    if names and reasons:
-        raise InputError(reasons[0])
-    return tuple(one for one in built if isinstance(one, Measure)), reasons
-
-
-@functools.cache
-def _measure(name: str, where: tuple[str, str, str, str], length: int, include: Path | None) -> Measure | str:
-    """A task, or why a corpus cannot ask it: once for all runs that are alike, so that its questions are made once."""
-    if name in OF_TEXT:
-        tokens = open_tokens(*where)
-        try:
-            return OF_TEXT[name](tokens, length)
-        except InputError as error:
-            return str(error)
-    if name in OF_STRINGS:
-        return OF_STRINGS[name](length)
-    if name.startswith("seqio:"):
-        from scaling import seqio_measure
-
-        return seqio_measure.measure(name, length)
-    known = (*OF_TEXT, *OF_STRINGS)
-    if importlib.util.find_spec("lm_eval") is None:
-        others = "other tasks need the package lm_eval: pip install 'scaling-laws[eval]'"
-        raise InputError(f"unknown task {name!r}{nearest(name, known)}; {others}")
-    from scaling import harness
-
-    return harness.measures([name], include, length, known)[0]
-
-
-def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int) -> int:
-    """Asks what is not known yet, and keeps each answer at once. Returns how many there were."""
+def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int, again: bool) -> int:
+    """Asks what is not known yet, or everything again, and keeps each answer at once. Returns how many there were."""
     fresh = 0
     with _progress(sum(len(one.measures) for one in asked)) as step:
         for one in asked:
             known, model = evaluations.read(one.folder), None
             for measure in one.measures:
                 step(f"{one.config.name or one.folder.name} {measure.name}")
-                before, most = known.get((measure.name, one.step)), budget or BUDGETS.get(measure.name, BUDGET)
-                if before is not None and (before.budget, before.seed) == (most, seed):
+                before, most = known.get((measure.name, one.step)), questions_of(measure.name, budget)
+                if not again and before is not None and (before.budget, before.seed) == (most, seed):
                     continue
                 model = model or restore(one.folder, one.step)
                 found = measure.run(model.model, model.params, model.vocabulary, jax.random.key(seed), most)

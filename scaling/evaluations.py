@@ -37,17 +37,21 @@ def append(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read(folder: Path) -> dict[tuple[str, int], Evaluation]:
-    """The evaluations of a run folder by task and step. Raises InputError on a line of another schema."""
+    """The evaluations of a run folder by task and step. Raises InputError on a line of another schema, or
+    of something else."""
     path, found = folder / FILE, {}
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if (schema := line.pop("schema", None)) != SCHEMA:
+        if isinstance(line, dict) and (schema := line.pop("schema", None)) != SCHEMA:
             raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")
-        measured = {name: (_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
-        found[line["task"], line["step"]] = Evaluation(**line, measurements=measured)
+        try:
+            measured = {name: (_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
+            found[line["task"], line["step"]] = Evaluation(**line, measurements=measured)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise InputError(f"{path}: line {number} is no evaluation; delete it and evaluate again") from None
     return found
 
 

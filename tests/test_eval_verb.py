@@ -15,9 +15,10 @@ from conftest import in_process
 
 import analysis
 from analysis import results
-from scaling import eval_verb, evaluations, record
-from scaling.config import RunConfig, to_dict
+from scaling import eval_verb, evaluations, named_tasks, record
+from scaling.config import RunConfig, load, to_dict
 from scaling.evaluations import Evaluation
+from scaling.measurements.recall import recall
 from scaling.restored import saved_steps
 from scaling.strict import InputError
 from scaling.train import train
@@ -51,6 +52,11 @@ def runs(sweep: Path) -> list[Path]:
     return sorted(done, key=lambda run: -len(saved_steps(run)))
 
 
+def with_length(run: Path, length: int) -> None:
+    config = load(run / record.CONFIG)
+    record.write_json(run / record.CONFIG, to_dict(replace(config, data=replace(config.data, sequence_length=length))))
+
+
 def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / evaluations.FILE).read_text().splitlines()]
 
@@ -79,7 +85,7 @@ def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys
 
     before = {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
     eval_verb.evaluate(sweep, budget=32)
-    assert "0 asked now, 8 before" in capsys.readouterr().out
+    assert "0 asked now, 8 before (--again asks those anew)" in capsys.readouterr().out
     assert before == {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
 
 
@@ -114,6 +120,10 @@ def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -
     for budget, seed in ((16, 0), (24, 0), (24, 1), (24, 1)):
         eval_verb.evaluate(run, "recall", budget=budget, seed=seed)
     assert [(line["budget"], line["seed"]) for line in lines(run)] == [(16, 0), (24, 0), (24, 1)]
+    eval_verb.evaluate(run, "recall", budget=24, seed=1, again=True)
+    assert [(line["budget"], line["seed"]) for line in lines(run)][2:] == [(24, 1), (24, 1)], (
+        "--again asks all the same"
+    )
     last = lines(run)[-1]["measurements"]["recall/bits_per_byte"][0]
     assert last != lines(run)[0]["measurements"]["recall/bits_per_byte"][0]
     assert results.read(sweep).set_index("run_id")["recall/bits_per_byte"][run.name] == last
@@ -136,6 +146,48 @@ def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
     assert pd_of_sweep["run_id"].tolist() == [run.name] * 4
     eval_verb.evaluate(run, "recall", step=str(kept[1]), budget=64)
     assert len(lines(run)) == 4, "that one was asked already"
+
+
+def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many, other = runs(sweep)
+    early, *_, last = saved_steps(many)
+    eval_verb.evaluate(sweep, "recall", step=str(early), budget=16)
+    said = capsys.readouterr().out
+    assert f"left out: {other}: --step {early}: checkpoints are kept of {last}" in said
+    assert "1 asked now" in said
+    with pytest.raises(InputError, match="--step 3: checkpoints are kept of"):
+        eval_verb.evaluate(sweep, "recall", step="3")
+    shutil.rmtree(other / record.CHECKPOINTS)
+    eval_verb.evaluate(sweep, "recall", budget=16)
+    assert f"left out: {other}: no checkpoint to evaluate" in capsys.readouterr().out
+
+
+def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs(sweep)[1]
+    with_length(run, 26)
+    eval_verb.evaluate(run, budget=16)
+    said = capsys.readouterr().out
+    assert "left out: recall: its questions are up to 29 tokens long, sequence_length = 26" in said
+    assert "2 asked now" in said
+    assert {line["task"] for line in lines(run)} == {"brackets", "copy"}
+    with pytest.raises(InputError, match="recall: its questions are up to 29 tokens long, sequence_length = 26"):
+        eval_verb.evaluate(run, "brackets,recall", budget=16, again=True)
+    assert len(lines(run)) == 2, "nothing was asked before"
+
+
+def test_other_questions_on_the_way_through_a_sweep_are_announced(
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(named_tasks.OF_TEXT, "cloze", lambda tokens, length: replace(recall(length), name="cloze"))
+    eval_verb.evaluate(sweep, "cloze", budget=17)
+    assert "note" not in capsys.readouterr().out
+    with_length(runs(sweep)[1], 60)
+    eval_verb.evaluate(sweep, "recall", budget=16)
+    assert "note" not in capsys.readouterr().out
+    eval_verb.evaluate(sweep, "cloze", budget=17)
+    assert "note: cloze: the runs are of 2 kinds of corpus, vocabulary and sequence_length" in capsys.readouterr().out
 
 
 def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +213,13 @@ def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> N
         evaluations.read(tmp_path)
     with pytest.raises(results.TableError, match=r"evaluations\.jsonl: schema = 9"):
         analysis.evaluations(tmp_path)
+    for line in ("[1]", '{"schema": 1}', '{"schema": 1, "measurements": {"t/x": 0.5}}', '{"schema": 1, "odd": 2}'):
+        (tmp_path / evaluations.FILE).unlink()
+        evaluations.append(tmp_path, one)
+        with (tmp_path / evaluations.FILE).open("a") as file:
+            file.write(f"{line}\n")
+        with pytest.raises(InputError, match=r"evaluations\.jsonl: line 2 is no evaluation; delete it and evaluate ag"):
+            evaluations.read(tmp_path)
 
 
 @pytest.mark.parametrize(

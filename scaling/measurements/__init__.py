@@ -17,15 +17,18 @@ from scaling.record import Measurement
 from scaling.vocabulary import Vocabulary
 
 Run = Callable[[Decoder, Any, Vocabulary, jax.Array, int], dict[str, Measurement]]
+Check = Callable[[Vocabulary, jax.Array, int], object]
+"""Raises InputError when what `run` would ask with the same arguments cannot be asked of any model."""
 
 
 @dataclass(frozen=True)
 class Measure:
     """name: prefix of its columns. chance: value of a model that knows nothing. ceiling: the best possible value,
-    None where nobody knows it. budget: the unit of `run`'s last argument."""
+    None where nobody knows it. budget: the unit of `run`'s last argument. check: for whoever has no model yet."""
 
     name: str
     chance: float
     ceiling: float | None
     budget: str
     run: Run
+    check: Check = lambda *_: None

@@ -55,11 +55,11 @@ def spelt(
 def measure(name: str, choices: int, ask: Ask, length: int) -> Measure:
     """Multiple choice among `choices`; chance is one in so many, exactly. length: the model's longest input, tokens.
 
-    The measure's run raises InputError when a question does not fit that.
+    The measure's run and check raise InputError when a question does not fit that.
     """
 
     @functools.lru_cache(maxsize=2)
-    def questions(vocabulary: Vocabulary, seed: tuple[int, ...], budget: int) -> list[Question]:
+    def made(vocabulary: Vocabulary, seed: tuple[int, ...], budget: int) -> list[Question]:
         generator = np.random.default_rng(seed)
         asked = [ask(vocabulary, generator) for _ in range(budget)]
         longest = max(len(one.context) + max(map(len, one.choices)) for one in asked) - 1
@@ -67,11 +67,14 @@ def measure(name: str, choices: int, ask: Ask, length: int) -> Measure:
             raise InputError(f"{name}: its questions are up to {longest} tokens long, sequence_length = {length}")
         return asked
 
+    def questions(vocabulary: Vocabulary, key: jax.Array, budget: int) -> list[Question]:
+        return made(vocabulary, tuple(np.ravel(jax.random.key_data(key)).tolist()), budget)
+
     def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Measurement]:
-        asked = questions(vocabulary, tuple(np.ravel(jax.random.key_data(key)).tolist()), budget)
+        asked = questions(vocabulary, key, budget)
         return answered(asked, nats(model, params, asked, length), vocabulary.bytes_per_token)
 
-    return Measure(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run)
+    return Measure(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=questions)
 
 
 def nats(model: Decoder, params: Any, questions: Sequence[Question], length: int) -> np.ndarray:
