@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from analysis import checks
+from analysis.attempts import Attempts
 from analysis.evidence import Evidence
 from analysis.holdout import CHOSEN
 from analysis.plots import compact, scientific
@@ -41,9 +43,17 @@ class Item:
     said: str
 
 
-def items(found: Evidence) -> list[Item]:
-    """Every item with its answer, in the order of docs/checklist.md."""
-    return [Item(key, what, *judge(found)) for key, what, judge in ASKED]
+def items(found: Evidence, attempt: Attempts | None = None) -> list[Item]:
+    """Every item with its answer, in the order of docs/checklist.md.
+
+    attempt: is told of an item that cannot be judged, which is unknown then.
+    """
+    attempt, asked = attempt or Attempts(), []
+    for key, what, judge in ASKED:
+        unjudged: tuple[Answer, str] = ("unknown", "")
+        answer, said = attempt(f"checklist {key}", partial(judge, found), unjudged)
+        asked.append(Item(key, what, answer, said or attempt.missing.get(f"checklist {key}", "")))
+    return asked
 
 
 def _counting(found: Evidence) -> tuple[Answer, str]:
@@ -180,10 +190,17 @@ def _schedule(found: Evidence) -> tuple[Answer, str]:
     return ("yes" if set(kinds.index) <= set(MATCHED) else "no"), f"{said}, each ending with its run"
 
 
+def _missing(found: Evidence, *columns: str) -> str:
+    """Why these columns tell nothing; "" where they do."""
+    if absent := [name for name in columns if name not in found.done]:
+        return f"the table has no column {absent[0]}"
+    return "" if found.done[list(columns)].notna().all(axis=1).any() else "no run that is done has them"
+
+
 def _seeds(found: Evidence) -> tuple[Answer, str]:
-    if "seed" not in found.done:
-        return "unknown", "the table has no column seed"
     size = "params_matmul" if "params_matmul" in found.done else "params"
+    if missing := _missing(found, "seed", size, "tokens"):
+        return "unknown", missing
     most = int(found.done.groupby([size, "tokens"])["seed"].nunique().max())
     spread = 100 * float(np.std(found.fit.residuals))
     return (
@@ -205,8 +222,8 @@ def _bytes(found: Evidence) -> tuple[Answer, str]:
 
 
 def _repeated(found: Evidence) -> tuple[Answer, str]:
-    if "unique_tokens" not in found.done:
-        return "unknown", "the table has no column unique_tokens"
+    if missing := _missing(found, "unique_tokens", "tokens"):
+        return "unknown", missing
     epochs = (found.done["tokens"] / found.done["unique_tokens"]).max()
     return "yes", "no token is seen twice" if epochs <= 1.001 else f"up to {epochs:.3g} epochs"
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import api, checkpoints, checks, collapse, fit_plot, flags, holdout, rates, results, saved
+from analysis.attempts import Attempts
 from analysis.collapse import Collapse
 from analysis.rates import RateLaw
 from analysis.results import TableError
@@ -40,7 +41,8 @@ class Evidence:
     curves, rates: None where there are none. backtest: rows of `holdout.forecasts`, perhaps none.
     studies: of the tasks that can have one; unstudied: task -> why not, of the others.
     environments, configs: run_id -> what its folder says, of at most MOST_READ runs. plan: plan.json, empty if none;
-    plan_hash: its sha256. missing: section -> why it has nothing to show, in one sentence.
+    plan_hash: its sha256. missing: section -> why it has nothing to show, in one sentence; failed: those of
+    them that no TableError foresaw.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Evidence:
     plan: Mapping[str, Any] = field(default_factory=dict)
     plan_hash: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def done(self) -> pd.DataFrame:
@@ -78,7 +81,7 @@ class Evidence:
     @cached_property
     def points(self) -> pd.DataFrame:
         """Fitted and held-out points together, by training FLOPs."""
-        return pd.concat([self.fit.points, self.fit.held_out], ignore_index=True)
+        return _points(self.fit)
 
     def told(self, *path: str) -> list[str]:
         """The distinct values of one entry of the runs' configs, as text, in order of their first run."""
@@ -106,19 +109,15 @@ def gather(
     fit_plot.drawable(fit)
     path = directory / fit.document["table"]["path"]
     named = None if scans is None else _named_rates(scans, fit)
-    table, unchanged = _table(fit, path)
+    attempts = Attempts()
+    table, unchanged = attempts("table", lambda: _table(fit, path), (_points(fit), None))
     folder = path if path.is_dir() else path.parent
-    missing: dict[str, str] = {}
 
     def attempt(section: str, what: str, make: Callable[[], Any], otherwise: Any) -> Any:
         say(what)
-        try:
-            return make()
-        except TableError as error:
-            missing[section] = f"{error}"
-            return otherwise
+        return attempts(section, make, otherwise)
 
-    both = pd.concat([fit.points, fit.held_out], ignore_index=True)
+    both = _points(fit)
     studies, unstudied = attempt("downstream", "downstream tasks", lambda: _studies(table, fit, path), ((), {}))
     runs = folder / "runs"
     configs, environments = (_said(runs, table, f"{name}.json") for name in ("config", "environment"))
@@ -137,7 +136,8 @@ def gather(
         configs=configs,
         plan=_json(plan),
         plan_hash=hashlib.sha256(plan.read_bytes()).hexdigest() if plan.is_file() else "",
-        missing=missing,
+        missing=attempts.missing,
+        failed=attempts.failed,
     )
 
 
@@ -147,7 +147,11 @@ def _table(fit: SavedFit, path: Path) -> tuple[pd.DataFrame, bool | None]:
         table = api.load(path, columns=origin.get("columns"), where=origin.get("where", ""))
         return table, results.content_hash(path) == origin["sha256"]
     except TableError:
-        return pd.concat([fit.points, fit.held_out], ignore_index=True), None
+        return _points(fit), None
+
+
+def _points(fit: SavedFit) -> pd.DataFrame:
+    return pd.concat([fit.points, fit.held_out], ignore_index=True)
 
 
 def _curves(runs: Path, table: pd.DataFrame, fit: SavedFit) -> Collapse:

@@ -6,7 +6,6 @@ Not in the design's list of modules: with the style, which every figure shares, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,7 +27,6 @@ from analysis.plots import (
     log_ticks,
     note,
     plain_ticks,
-    save,
     scientific,
     shaded,
 )
@@ -139,12 +137,6 @@ def drawable(fit: SavedFit) -> list[str]:
     if fit.law.columns != results.SURFACE or fit.law.response != "loss":
         raise results.TableError(f"{fit.law.name}: figures are of laws of loss in params and tokens; this one is not")
     return [name for name in FIGURES if name != "sensitivity" or fit.document.get("sensitivity")]
-
-
-def save_all(fit: SavedFit, folder: Path) -> list[Path]:
-    """Every figure as SVG and PNG."""
-    drawn = {name: FIGURES[name](fit, LIGHT) for name in drawable(fit)}
-    return [save(figure, folder / f"{name}.{kind}") for name, figure in drawn.items() for kind in ("svg", "png")]
 
 
 def _curves(fit: SavedFit, theme: Theme, *, along: str, by: str, title: str) -> Figure:

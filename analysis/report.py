@@ -1,15 +1,17 @@
 """One self-contained page about a fitted sweep. analysis/page.py makes the HTML, analysis/evidence.py reads the folder,
 analysis/runs_table.py shows single runs and where they come from.
 
-A section is a function of the evidence; one that has nothing to show returns a line that says why.
+A section is a function of the evidence; one that has nothing to show returns a line that says why. A section or a
+figure that cannot be made is a line in its place, and costs no other.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,6 +28,7 @@ from analysis import (
     results,
     runs_table,
 )
+from analysis.attempts import Attempts
 from analysis.checklist import Item
 from analysis.evidence import Evidence
 from analysis.holdout import CHOSEN
@@ -54,29 +57,46 @@ CAPTIONS = {
 Drawer = Callable[[Theme], Figure]
 
 
-def write(
-    directory: Path, scans: Path | None = None, *, say: Callable[[str], None] = lambda _: None
-) -> tuple[Path, list[Path], list[Item]]:
+class Written(NamedTuple):
+    """The page, the files of its figures, the checklist as it was filled in, and the parts that failed unforeseen, with
+    what they raised."""
+
+    path: Path
+    figures: list[Path]
+    asked: list[Item]
+    failed: dict[str, str]
+
+
+def write(directory: Path, scans: Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> Written:
     """Draws the figures of <directory>/fit.json and writes <directory>/report.html.
 
     Args:
       scans: a table or JSON of learning-rate scans, where it is not the table's own or the sweep that its runs name.
       say: is told what is being done.
 
-    Returns the page, the figures, and the checklist as it was filled in. Raises TableError when the folder holds no
-    fit, or one that has no figures.
+    Raises TableError when the folder holds no fit, or one that has no figures, or the page cannot be written.
     """
     found = evidence.gather(directory, scans, say=say)
-    drawn = drawers(found)
-    files = []
-    for name, draw in drawn.items():
+    attempt = Attempts()
+    drawn, files = {}, []
+    for name, draw in attempt("figures", partial(drawers, found), {}).items():
         say(f"figure {name}")
-        figure = draw(plots.LIGHT)
-        files += [plots.save(figure, directory / "figures" / f"{name}.{kind}") for kind in ("svg", "png")]
+        part, nothing = f"figure {name}", ("", list[Path]())
+        drawn[name], saved = attempt(part, partial(_drawn, name, draw, directory / "figures"), nothing)
+        drawn[name] = drawn[name] or _unmade(part, attempt)
+        files += saved
     say("page")
-    text = document(found, drawn)
-    path = results.replace(directory / "report.html", lambda to: to.write_text(text))
-    return path, files, checklist.items(found)
+    asked = checklist.items(found, attempt)
+    text = document(found, drawn, asked, attempt)
+    path = results.replace(directory / "report.html", lambda to: to.write_text(text, encoding="utf-8"))
+    return Written(path, files, asked, {**found.failed, **attempt.failed})
+
+
+def _drawn(name: str, draw: Drawer, folder: Path) -> tuple[str, list[Path]]:
+    """A figure as HTML, and its files."""
+    figure = draw(plots.LIGHT)
+    files = [plots.save(figure, folder / f"{name}.{kind}") for kind in ("svg", "png")]
+    return page.figure(draw, name, CAPTIONS.get(name, "")), files
 
 
 def drawers(found: Evidence) -> dict[str, Drawer]:
@@ -100,7 +120,8 @@ def drawers(found: Evidence) -> dict[str, Drawer]:
         drawn["downstream_by_compute"] = partial(downstream_plot.by_compute, found.studies)
         if any(study.second is not None for study in found.studies):
             drawn["downstream_by_bits"] = partial(downstream_plot.by_bits, found.studies)
-        drawn["downstream_signal"] = partial(downstream_plot.signal_to_noise, found.studies)
+        if downstream_plot.measured(found.studies):
+            drawn["downstream_signal"] = partial(downstream_plot.signal_to_noise, found.studies)
     return drawn
 
 
@@ -110,31 +131,45 @@ def _rates_used(found: Evidence) -> pd.DataFrame | None:
     if not {column, "learning_rate"} <= set(found.done):
         return None
     used = found.done[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
+    used = used.apply(pd.to_numeric, errors="coerce").replace(float("inf"), float("nan")).dropna()
     used = used[(used["learning_rate"] > 0) & (used["params"] > 0)]
     return None if used.empty else used
 
 
-def document(found: Evidence, drawn: dict[str, Drawer]) -> str:
-    """The whole page as HTML."""
+def document(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], attempt: Attempts) -> str:
+    """The whole page as HTML. drawn: figures as HTML, by name; attempt: is told of the sections that cannot be made."""
     sections = [
-        _forecast(found),
-        _fit(found, drawn),
-        _surface(drawn),
-        _backtest(found, drawn),
-        _sensitivity(drawn),
-        _rates(found, drawn),
-        _curves(found, drawn),
-        _downstream(found, drawn),
-        _checklist(found),
-        runs_table.runs(found),
-        runs_table.provenance(found),
+        _section(attempt, "forecast", "Forecast", partial(_forecast, found)),
+        _section(attempt, "law", "The law", partial(_fit, found, drawn)),
+        _section(attempt, "surface", "Surface and frontier", partial(_surface, drawn)),
+        _section(attempt, "backtest", "Back-test", partial(_backtest, found, drawn)),
+        _section(attempt, "sensitivity", "Sensitivity", partial(_sensitivity, drawn)),
+        _section(attempt, "rates", "Learning rates", partial(_rates, found, drawn)),
+        _section(attempt, "curves", "Curves", partial(_curves, found, drawn)),
+        _section(attempt, "downstream", "Downstream", partial(_downstream, found, drawn)),
+        _section(attempt, "checklist", "Checklist", partial(_checklist, asked)),
+        _section(attempt, "runs", "Runs", partial(runs_table.runs, found)),
+        _section(attempt, "provenance", "Provenance", partial(runs_table.provenance, found)),
     ]
-    return page.document(f"{found.name}: a scaling law", _headline(found), sections)
+    head = attempt("headline", partial(_headline, found), "") or _unmade("headline", attempt)
+    failed = "; ".join(f"{part}: {why}" for part, why in {**found.failed, **attempt.failed}.items())
+    lacking = f'<p class="warning"><strong>Parts could not be made</strong>: {escape(failed)}</p>' if failed else ""
+    return page.document(f"{found.name}: a scaling law", head + lacking, sections)
 
 
-def _figures(drawn: dict[str, Drawer], *names: str, beside: str = "") -> str:
+def _section(attempt: Attempts, key: str, short: str, make: Callable[[], Section]) -> Section:
+    """A section, or one of the reason why it cannot be made."""
+    part = f"section {key}"
+    return attempt(part, make, None) or Section(key, short, short, _unmade(part, attempt))
+
+
+def _unmade(part: str, attempt: Attempts) -> str:
+    return paragraph(f"The {part} could not be made: {attempt.missing[part]}", "warning")
+
+
+def _figures(drawn: Mapping[str, str], *names: str, beside: str = "") -> str:
     """Those of the figures that there are, in a grid. beside: HTML that takes a place in it after them."""
-    made = "".join(page.figure(drawn[name], name, CAPTIONS.get(name, "")) for name in names if name in drawn)
+    made = "".join(drawn[name] for name in names if name in drawn)
     return f'<div class="figures">{made}{beside}</div>' if made else ""
 
 
@@ -182,7 +217,7 @@ def _forecast(found: Evidence) -> Section:
     return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", paragraph(text, "") + shown)
 
 
-def _fit(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+def _fit(found: Evidence, drawn: Mapping[str, str]) -> Section:
     d = found.fit.document
     rows = [
         [
@@ -199,12 +234,12 @@ def _fit(found: Evidence, drawn: dict[str, Drawer]) -> Section:
     return Section("law", "The law and the runs", "The law", body)
 
 
-def _surface(drawn: dict[str, Drawer]) -> Section:
+def _surface(drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "surface", "frontier", "isoflop")
     return Section("surface", "Loss surface and compute-optimal frontier", "Surface and frontier", body or _none(""))
 
 
-def _backtest(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+def _backtest(found: Evidence, drawn: Mapping[str, str]) -> Section:
     title = "Back-test: smaller runs forecast larger ones"
     if found.backtest.empty:
         return Section("backtest", title, "Back-test", _none(found.missing.get("backtest", "")))
@@ -221,12 +256,12 @@ def _backtest(found: Evidence, drawn: dict[str, Drawer]) -> Section:
     return Section("backtest", title, "Back-test", _figures(drawn, "backtest_errors", "backtest_laws") + table)
 
 
-def _sensitivity(drawn: dict[str, Drawer]) -> Section:
+def _sensitivity(drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "sensitivity") or _none("the fit holds no panel; `scaling fit` makes one unless --no-panel")
     return Section("sensitivity", "How the law moves when it is fitted otherwise", "Sensitivity", body)
 
 
-def _rates(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+def _rates(found: Evidence, drawn: Mapping[str, str]) -> Section:
     how = found.fit.document.get("learning_rates", {})
     listed = "".join(f"<li>{count} runs: {escape(name)}</li>" for name, count in how.items())
     said = f"<p>How the learning rates of the fitted runs were found:</p><ul>{listed}</ul>" if how else ""
@@ -235,7 +270,7 @@ def _rates(found: Evidence, drawn: dict[str, Drawer]) -> Section:
     return Section("rates", "Learning rates", "Learning rates", body)
 
 
-def _curves(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+def _curves(found: Evidence, drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "loss_curves", "collapse") or _none(found.missing.get("curves", ""))
     if found.curves is not None and found.curves.left_out:
         why = ", ".join(f"{count} {reason}" for reason, count in found.curves.left_out.items())
@@ -243,7 +278,7 @@ def _curves(found: Evidence, drawn: dict[str, Drawer]) -> Section:
     return Section("curves", "Loss curves and their collapse", "Curves", body)
 
 
-def _downstream(found: Evidence, drawn: dict[str, Drawer]) -> Section:
+def _downstream(found: Evidence, drawn: Mapping[str, str]) -> Section:
     title = "Downstream tasks"
     if not found.studies:
         return Section("downstream", title, "Downstream", _none(found.missing.get("downstream", "")))
@@ -260,24 +295,16 @@ def _downstream(found: Evidence, drawn: dict[str, Drawer]) -> Section:
         cells = [Cell(escape(text), text, "text") for text in (study.task, study.verdict)]
         cells += [Cell(f"{value:.3f}", value) for value in (study.chance, best, study.ceiling)]
         rows.append([*cells, Cell(escape(law), law, "text"), Cell(escape(ahead), ahead or None, "text")])
-    level = found.studies[0].level
-    heads = (
-        "task",
-        "verdict",
-        "chance",
-        "best run",
-        "ceiling",
-        "law",
-        f"at {downstream.BEYOND:g}x compute ({level:.0%})",
-    )
+    ahead = f"at {downstream.BEYOND:g}x compute ({found.studies[0].level:.0%})"
+    heads = ("task", "verdict", "chance", "best run", "ceiling", "law", ahead)
     table = page.table(heads, rows, title, sorts=True)
+    table += "".join(paragraph(f"{task} has no study: {why}.") for task, why in found.unstudied.items())
     return Section(
         "downstream", title, "Downstream", table + _figures(drawn, *(n for n in drawn if n.startswith("downstream")))
     )
 
 
-def _checklist(found: Evidence) -> Section:
-    asked = checklist.items(found)
+def _checklist(asked: Sequence[Item]) -> Section:
     counts = Counter(item.answer for item in asked)
     rows = [
         [

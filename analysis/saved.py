@@ -54,7 +54,8 @@ class SavedFit:
     @cached_property
     def held_out(self) -> pd.DataFrame:
         """The points that were not: same columns, perhaps no rows."""
-        return pd.DataFrame(self.document["held_out"], columns=self.points.columns)
+        held = self.document["held_out"]
+        return pd.DataFrame(held, columns=self.points.columns) if held else self.points.iloc[:0]
 
     @cached_property
     def draws(self) -> np.ndarray:

@@ -206,7 +206,11 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
     from analysis import report as page
 
     with Console(stderr=True).status("reading") as status:
-        path, figures, asked = page.write(directory, scans, say=status.update)
+        path, figures, asked, failed = page.write(directory, scans, say=status.update)
+    for part, why in failed.items():
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[yellow]could not be made:[/] {part}: {escape(why)}"
+        )
     console = Console(soft_wrap=True, highlight=False)
     counts = Counter(item.answer for item in asked)
     console.print(f"wrote {path} and {len(figures)} figures in {directory / 'figures'}")
@@ -216,5 +220,6 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
             console.print(f"  {item.answer}: {escape(item.what)}: {escape(item.said)}")
     if json:
         said = [asdict(item) for item in asked]
-        results.write_json(json, {"report": str(path), "figures": [str(f) for f in figures], "checklist": said})
+        made = {"report": str(path), "figures": [str(f) for f in figures], "checklist": said, "failed": failed}
+        results.write_json(json, made)
     return path

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +16,8 @@ import pytest
 import reported as made
 from figure_style import follows_the_style
 
-from analysis import evidence, report, results, saved
+from analysis import backtest, checklist, evidence, holdout, report, results, runs_table, saved
+from analysis.downstream import studies
 from analysis.evidence import Evidence
 from analysis.results import TableError
 
@@ -183,12 +188,111 @@ def test_a_foreign_table_of_three_columns_has_a_page(tmp_path: Path, monkeypatch
     monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
     made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss"]].to_csv(tmp_path / "runs.csv", index=False)
     verbs.fit(tmp_path / "runs.csv", columns="params=params_matmul", draws=16, panel=False)
-    path, _, asked = report.write(tmp_path)
+    path, _, asked, failed = report.write(tmp_path)
+    assert failed == {}
     said = Page(path.read_text()).text
     assert "No run was held out" in said
     assert "the fit holds no panel" in said
     assert {item.key: item.answer for item in asked}["counting"] == "unknown"
     assert "row 1" in said
+
+
+def test_a_fit_of_some_rows_of_a_foreign_table_is_made_again_by_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaling import cli
+
+    rows = made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss", "seed"]]
+    rows = rows.rename(columns={"params_matmul": "its size"})
+    other = rows.assign(corpus="b", loss=rows["loss"] + 1, seed=5)
+    pd.concat([other, rows.assign(corpus="it's a")]).to_csv(tmp_path / "runs.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(saved, "choose", partial(backtest.choose, candidates=backtest.CANDIDATES[:1]))
+    flags = ["--columns", "params=its size", "--where", 'corpus=="it\'s a"', "--fix", "E=1.5", "--seed", "3"]
+    flags += ["--bound", "alpha=0.1:inf,beta=0.2:0.8", "--delta", "0.002", "--draws", "8", "--no-panel"]
+
+    def fitted(*arguments: str) -> Evidence:
+        with pytest.raises(SystemExit) as done:
+            cli.main(["fit", *arguments])
+        assert done.value.code == 0
+        return evidence.gather(tmp_path)
+
+    first = fitted("runs.csv", *flags)
+    assert set(first.table["corpus"]) == {"it's a"}
+    assert {item.key: item.said for item in checklist.items(first)}["table"].startswith("20 rows")
+    command, _ = runs_table.commands_of(first)
+    (tmp_path / "fit.json").unlink()
+    again = fitted(*shlex.split(command)[2:], "--no-panel")
+    assert again.fit.document == first.fit.document
+    assert runs_table.commands_of(again)[0] == command
+
+
+def test_a_fit_from_before_its_settings_were_told_has_a_page(alone: Path) -> None:
+    document = json.loads((alone / "fit.json").read_text())
+    assert {"columns", "where"} <= set(document["table"])
+    document["table"] = {name: document["table"][name] for name in ("path", "sha256")}
+    del document["settings"]
+    (alone / "fit.json").write_text(json.dumps(document))
+    said = Page(report.write(alone)[0].read_text(encoding="utf-8")).text
+    assert "scaling fit results.parquet --law chinchilla --holdout largest --draws 64 scaling report ." in said
+
+
+def test_what_cannot_be_made_is_told_in_its_place_and_on_stderr(
+    alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from analysis import verbs
+
+    def broken(*_: object) -> Any:
+        raise IndexError("index 3 <out>")
+
+    def refused(*_: object) -> Any:
+        raise TableError("no such column")
+
+    monkeypatch.setattr(report, "drawers", lambda found: {"surface": broken, "frontier": refused})
+    monkeypatch.setattr(report, "_backtest", broken)
+    monkeypatch.setattr(report, "_headline", broken)
+    monkeypatch.setattr(evidence.rates, "scans", broken)
+    judges = [(key, what, broken if key == "seeds" else judge) for key, what, judge in checklist.ASKED]
+    monkeypatch.setattr(checklist, "ASKED", judges)
+    said = Page(verbs.report(alone, json=alone / "report.json").read_text(encoding="utf-8")).text
+    why = "IndexError: index 3 <out>"
+    for part in ("figure surface", "section backtest", "headline"):
+        assert f"The {part} could not be made: {why}" in said
+    assert f"Nothing to show: {why}" in said, "the learning rates"
+    assert "The figure frontier could not be made: no such column" in said
+    assert "run19" in said
+    facts = json.loads((alone / "report.json").read_text())
+    failed = ("rates", "figure surface", "checklist seeds", "section backtest", "headline")
+    assert facts["failed"] == dict.fromkeys(failed, why)
+    assert next(item for item in facts["checklist"] if item["key"] == "seeds")["said"] == why
+    told = capsys.readouterr().err
+    assert [f"could not be made: {part}: {why}" in told for part in failed] == [True] * 5
+    assert "frontier" not in told, "a TableError is a note on the page alone"
+
+
+def _odd(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers that no run has, where the fit does not look; text where numbers are meant; a run that gave none."""
+    odd = table.assign(learning_rate=table["learning_rate"].astype(object), bits_per_byte=np.inf, loss_stderr=-np.inf)
+    odd.loc[0, "learning_rate"] = "0.1 (tuned)"
+    return odd.assign(unique_tokens=0, seed=np.nan, schedule=None, flags=np.nan)
+
+
+@pytest.mark.slow
+def test_an_odd_table_has_a_whole_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from analysis import verbs
+
+    monkeypatch.setattr(saved, "choose", partial(backtest.choose, candidates=backtest.CANDIDATES[:1]))
+    few = {"factors": holdout.FACTORS[:1], "plain": holdout.PLAIN[:1], "candidates": backtest.CANDIDATES[:1]}
+    monkeypatch.setattr(evidence.holdout, "forecasts", partial(holdout.forecasts, **few))
+    _odd(made.table()).to_csv(tmp_path / "runs.csv", index=False)
+    verbs.fit(tmp_path / "runs.csv", draws=8, panel=False)
+    written = report.write(tmp_path)
+    assert written.failed == {}
+    assert "could not be made" not in written.path.read_text(encoding="utf-8")
+    text = written.path.read_text(encoding="utf-8")
+    assert tuple(a["id"] for tag, a in Page(text).tags if tag == "section") == SECTIONS
+    assert "No run was held out" in text
 
 
 def test_scans_that_are_named_are_read(alone: Path, tmp_path: Path) -> None:
@@ -220,3 +324,29 @@ def test_a_folder_without_a_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"fit\.json: no such file"):
         report.write(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_are_judged_as_by_the_verb_and_those_that_cannot_be_are_named(
+    found: Evidence, reported: Path, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    table = made.table().assign(**{"t/chance": 0.25, "t/accuracy_stderr": 0.01, "few/chance": 0.25})
+    table["t/accuracy"] = 0.3 + 0.01 * generator.standard_normal(len(table))
+    table["few/accuracy"] = table["t/accuracy"].where(table["run_id"] < "run03")
+    place = tmp_path / "runs" / "run00"
+    place.mkdir(parents=True)
+    line = {"schema": 1, "task": "t"}
+    scatter = [line | {"step": i, "tokens": i, "measurements": {"t/accuracy": [0.4 + 0.2 * (-1) ** i, 9, 0.1]}}
+               for i in range(1, 6)]  # fmt: skip
+    (place / "evaluations.jsonl").write_text("\n".join(map(json.dumps, scatter)))
+    results.write(table, tmp_path)
+    document = found.fit.document | {"table": {**found.fit.document["table"], "path": "results.parquet"}}
+    (tmp_path / "fit.json").write_text(json.dumps(document))
+    evident = evidence.gather(tmp_path, draws=20)
+    assert [(study.task, study.trend.noise_of) for study in evident.studies] == [("t", "scatter of checkpoints")]
+    section = report._downstream(evident, {}).body
+    assert "few has no study: 2 runs have it" in section
+    unknown = replace(evident, studies=tuple(studies(table.drop(columns="t/accuracy_stderr"), ["t"])))
+    assert {"downstream_by_compute", "downstream_signal"} <= set(report.drawers(evident))
+    assert "downstream_signal" not in report.drawers(unknown)
+    assert "noise unknown" in report._downstream(unknown, {}).body

@@ -54,6 +54,14 @@ def test_what_was_asked_for_is_told() -> None:
     assert document["settings"] == asked | {"fixed": {"E": 1.7}, "bounds": {"alpha": "0.1:inf"}}
 
 
+def test_points_stay_numbers_where_none_is_held_out(built: tuple[Path, saved.SavedFit]) -> None:
+    document = built[1].document
+    for held in ([], document["held_out"]):
+        fit = saved.SavedFit({**document, "held_out": held})
+        assert len(fit.held_out) == len(held)
+        assert pd.concat([fit.points, fit.held_out]).dtypes.equals(fit.points.dtypes)
+
+
 def test_a_forecast_is_the_law_and_its_interval(built: tuple[Path, saved.SavedFit]) -> None:
     _, fit = built
     row = fit.forecast(fit.held_out)[0]
