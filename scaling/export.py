@@ -57,8 +57,10 @@ def export(restored: Restored, out: Path, *, stablehlo: bool = False) -> list[Pa
     """Writes the files above into `out`, whole or not at all, and returns them. A folder that an export wrote before is
     replaced.
 
-    Raises InputError when `out` holds anything else, a package is absent, or the vocabulary cannot be written.
+    Raises InputError when `out` holds anything else or is the current folder, a package is absent, or the vocabulary
+    cannot be written.
     """
+    out = out.resolve()
     save_file = _package("safetensors.numpy", "safetensors").save_file
     _check_free(out)
     vocabulary, config, params = restored.vocabulary, restored.model.config, jax.device_get(restored.params)
@@ -196,7 +198,9 @@ def _package(module: str, package: str) -> Any:
 
 
 def _check_free(out: Path) -> None:
-    """Raises InputError unless `out` is absent, empty, or an export and nothing else."""
+    """Raises InputError unless `out` is absent, empty, or an export and nothing else, and may be replaced."""
+    if out == Path.cwd():
+        raise InputError(f"out = {str(out)!r}: is the current folder, which cannot be replaced; give one inside it")
     if out.exists() and not out.is_dir():
         raise InputError(f"out = {str(out)!r}: is a file; it must be a folder that is not there yet, or an export")
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []

@@ -247,6 +247,15 @@ def test_the_verb_writes_and_refuses(trained: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["step"] == 32
     assert facts["files"]["model.safetensors"] == (tmp_path / "here" / "model.safetensors").stat().st_size
+    (tmp_path / "empty").mkdir()
+    here = in_process("export", trained, "--out", ".", cwd=tmp_path / "empty")
+    assert here.returncode == 2
+    assert here.stderr == f"error: out = '{tmp_path}/empty': is the current folder, which cannot be replaced; give " + (
+        "one inside it\n"
+    )
+    within = in_process("export", trained, "--out", "../empty", cwd=tmp_path / "here")
+    assert within.returncode == 0, within.stderr
+    assert (tmp_path / "empty" / "run.py").exists()
     refused = in_process("export", trained, "--step", "7", cwd=tmp_path)
     assert refused.returncode == 2
     assert "step = 7: checkpoints are kept of" in refused.stderr
