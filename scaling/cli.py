@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from scaling.config import RunConfig, load
-from scaling.exits import BAD_INPUT, DIVERGED
+from scaling.exits import BAD_INPUT, DIVERGED, UNHEARD
 from scaling.record import CONFIG
 from scaling.strict import InputError
 
@@ -206,13 +206,17 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed, 2 bad input (one line on stderr), 4 diverged, 12 out of memory,
-    74 another process of the run is gone, 75 stopped and saved (scaling/exits.py)."""
+    74 another process of the run is gone, 75 stopped and saved, 141 nobody reads the output (scaling/exits.py)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         base = base_config(arguments) if arguments[:1] in OF_A_RUN else RunConfig()
         code = parse(build_app(arguments, base), arguments)()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = UNHEARD
     except Exception as error:
         if not isinstance(error, user_errors()):
             raise

@@ -37,6 +37,10 @@ INTERRUPTED = 130
 """ctrl-C a second time, nothing saved."""
 
 
+UNHEARD = 141
+"""Nobody reads its standard output any more, as of `scaling ... | head`: what a shell says of SIGPIPE."""
+
+
 def of_gang(codes: Sequence[int]) -> int:
     """The exit code of several processes that trained one run, from theirs, negative for a signal as subprocess has it.
 

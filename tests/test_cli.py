@@ -28,6 +28,19 @@ def error_of(*arguments: object, cwd: Path, run: Run = in_process) -> str:
     return lines[0]
 
 
+@pytest.mark.parametrize("flush", [True, False])
+def test_nobody_reading_the_output_is_no_traceback(flush: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaling.generate_verb.generate_verb", lambda: print("text", flush=flush))
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["generate"])
+        assert end.value.code == 141
+        out.write("what is left in the buffer harms nobody")
+
+
 @pytest.fixture
 def place(tmp_path: Path, corpora: Path) -> Path:
     """A folder where a user stands, with `walk` prepared."""
