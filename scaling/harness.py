@@ -1,7 +1,7 @@
 """Public and local tasks through lm-evaluation-harness, as measurements.
 
 Not in the design's list of modules: the road to tasks that are not built in. lm_eval costs seconds to import, hence is
-imported when first asked for; it is offline unless the environment says otherwise, silent, and seeded as by itself.
+imported when first asked for; it is silent, seeded as by itself, and offline for tasks whose files are here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from scaling.vocabulary import Vocabulary
 
 SHIPPED = Path(eval_tasks.__file__).parent
 OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""What Hugging Face's packages read. Where none of them is set, nothing is fetched."""
+"""What Hugging Face's packages read. Data of public tasks are fetched, and kept by them, unless one of these is set;
+for tasks of files that are here nothing is fetched unless one of these says so."""
 RESAMPLES = 1000
 """Of lm-eval's bootstrap, for the few metrics that are not means."""
 
@@ -58,14 +59,24 @@ def measures(names: Sequence[str], include: Path | None, length: int, known: Seq
     """
     if include is not None and not include.is_dir():
         raise InputError(f"include = {str(include)!r}: no such folder of YAML tasks")
-    with _guest():
-        manager = _manager(names, [SHIPPED, *([include] if include else [])], known)
+    folders = [SHIPPED, *([include] if include else [])]
+    with _guest(offline=True):
+        manager = _manager(names, folders, known)
     return [
         Measure(
-            name, math.nan, None, "documents", functools.partial(_run, functools.cache(_load), manager, name, length)
+            name,
+            math.nan,
+            None,
+            "documents",
+            functools.partial(_run, functools.cache(_load), manager, name, _is_here(manager, name, folders), length),
         )
         for name in names
     ]
+
+
+def _is_here(manager: Any, name: str, folders: Sequence[Path]) -> bool:
+    path = manager.task_index[name].yaml_path
+    return path is not None and any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in folders)
 
 
 def _manager(names: Sequence[str], folders: list[Path], known: Sequence[str]) -> Any:
@@ -74,6 +85,8 @@ def _manager(names: Sequence[str], folders: list[Path], known: Sequence[str]) ->
     local = TaskManager(include_path=folders, include_defaults=False)
     if not (others := [name for name in names if name not in local.task_index]):
         return local
+    for name in others:
+        _check_files(name, folders)
     everything = _everything(tuple(folders))
     near = [*known, *local.all_tasks]
     for name in others:
@@ -83,12 +96,23 @@ def _manager(names: Sequence[str], folders: list[Path], known: Sequence[str]) ->
     return everything
 
 
+def _check_files(name: str, folders: list[Path]) -> None:
+    """Raises InputError on a YAML file that names a task and cannot be read: lm-eval passes over it in silence."""
+    load_yaml = importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
+        if name == path.stem or name in path.read_text(errors="replace"):
+            try:
+                load_yaml(path, resolve_func=False)
+            except Exception as error:
+                raise InputError(f"task {name!r}: {path} cannot be read ({_line(error)})") from None
+
+
 @functools.cache
 def _everything(folders: tuple[Path, ...]) -> Any:
     return importlib.import_module("lm_eval.tasks").TaskManager(include_path=list(folders), include_defaults=True)
 
 
-def _load(manager: Any, name: str) -> dict[str, Any]:
+def _load(manager: Any, name: str, here: bool) -> dict[str, Any]:
     """The tasks of a name with their data. Relative data files are those beside the task's YAML file."""
     entry = manager.task_index[name]
     beside = contextlib.chdir(entry.yaml_path.parent) if entry.yaml_path else contextlib.nullcontext()
@@ -98,7 +122,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     except Exception as error:
         data = (entry.cfg or {}).get("dataset_path") or "its data"
         offline = importlib.import_module("datasets.config").HF_HUB_OFFLINE
-        hint = f"; {OFFLINE[0]}=0 looks for it on the internet" if offline else ""
+        hint = f"; {OFFLINE[0]} or the like keeps it off the internet" if offline and not here else ""
         raise InputError(
             f"task {name!r}: {data} cannot be had here ({_line(error)}){hint}; what was measured before is kept"
         ) from None
@@ -118,9 +142,9 @@ def _line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _guest() -> Iterator[None]:
-    """lm-eval and what it imports: without a word, offline by default, in one process, seeded as lm-eval seeds itself.
-    Afterwards all is as it was. Raises InputError when lm_eval is absent."""
+def _guest(offline: bool) -> Iterator[None]:
+    """lm-eval and what it imports: without a word, offline if so asked and the environment says nothing, in one
+    process, seeded as lm-eval seeds itself. Afterwards all is as it was. Raises InputError when lm_eval is absent."""
     with contextlib.ExitStack() as after:
         after.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.ERROR)
@@ -133,7 +157,9 @@ def _guest() -> Iterator[None]:
             raise InputError(
                 "tasks of lm-evaluation-harness need the package lm_eval: pip install 'scaling-laws[eval]'"
             ) from None
-        for module in ("datasets.config", "huggingface_hub.constants") if not set(OFFLINE) & set(os.environ) else ():
+        for module in ("datasets.config", "huggingface_hub.constants"):
+            if not offline or set(OFFLINE) & set(os.environ):
+                break
             settings: Any = importlib.import_module(module)
             after.callback(setattr, settings, "HF_HUB_OFFLINE", settings.HF_HUB_OFFLINE)
             settings.HF_HUB_OFFLINE = True
@@ -151,9 +177,10 @@ def _guest() -> Iterator[None]:
 
 
 def _run(
-    load: Callable[[Any, str], dict[str, Any]],
+    load: Callable[[Any, str, bool], dict[str, Any]],
     manager: Any,
     name: str,
+    here: bool,
     length: int,
     model: Decoder,
     params: Any,
@@ -161,12 +188,12 @@ def _run(
     key: jax.Array,
     budget: int,
 ) -> dict[str, Measurement]:
-    with _guest():
+    with _guest(offline=here):
         from lm_eval.evaluator import evaluate
 
         from scaling.harness_model import Asked, HarnessModel
 
-        loaded = load(manager, name)
+        loaded = load(manager, name, here)
         chosen = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         sizes = {one: len(task.eval_docs) for one, task in loaded["tasks"].items()}
         samples = {

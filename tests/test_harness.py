@@ -302,12 +302,17 @@ def refused(name: str, folder: Path | None = None, known: tuple[str, ...] = ()) 
 
 
 @pytest.mark.slow
-def test_a_public_task_is_known_and_its_data_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in harness.OFFLINE:
-        monkeypatch.delenv(variable, raising=False)
+def test_a_public_task_is_known_and_what_keeps_its_data_away_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+    import huggingface_hub.constants
+
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
     said = refused("winogrande")
     assert said.startswith("task 'winogrande': allenai/winogrande cannot be had here (")
-    assert said.endswith("; HF_DATASETS_OFFLINE=0 looks for it on the internet; what was measured before is kept")
+    assert said.endswith(
+        "; HF_DATASETS_OFFLINE or the like keeps it off the internet; what was measured before is kept"
+    )
     assert refused("hellaswagg") == "unknown task 'hellaswagg'; did you mean hellaswag?"
     assert refused("aditions", known=("addition",)) == "unknown task 'aditions'; did you mean addition?"
 
@@ -317,6 +322,10 @@ def test_what_is_wrong_is_said_in_one_line(folder: Path, monkeypatch: pytest.Mon
     write_task(folder, "absent", [], output_type="generate_until", doc_to_text="{{a}}", doc_to_target="{{b}}")
     (folder / "absent.jsonl").unlink()
     assert refused("absent", folder).startswith("task 'absent': json cannot be had here (")
+    (folder / "mine.yaml").write_text("task: [mine\noutput_type: multiple_choice\n")
+    assert refused("mine", folder).startswith(f"task 'mine': {folder}/mine.yaml cannot be read (ParserError, while")
+    (folder / "mine.yaml").rename(folder / "another.yaml")
+    assert refused("mine", folder).startswith(f"task 'mine': {folder}/another.yaml cannot be read (ParserError, while")
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
     assert refused("python_cloze") == (
         "tasks of lm-evaluation-harness need the package lm_eval: pip install 'scaling-laws[eval]'"
