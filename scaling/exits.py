@@ -36,7 +36,6 @@ STOPPED = 75
 INTERRUPTED = 130
 """ctrl-C a second time, nothing saved."""
 
-
 UNHEARD = 141
 """Nobody reads its standard output any more, as of `scaling ... | head`: what a shell says of SIGPIPE."""
 
