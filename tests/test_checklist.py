@@ -106,6 +106,15 @@ def test_three_seeds_are_counted(found: Evidence) -> None:
     assert answers(replace(found, table=pd.concat(tables, ignore_index=True)))["seeds"][0] == "yes"
 
 
+@pytest.mark.parametrize(("key", "lacking"), [("seeds", "params"), ("repeated", "tokens")])
+def test_a_table_made_elsewhere_need_not_tell(found: Evidence, key: str, lacking: str) -> None:
+    elsewhere = made.table().rename(columns={"params_matmul": "N", "tokens": "D"})
+    answer, said = answers(replace(found, table=elsewhere))[key]
+    assert (answer, said) == ("unknown", f"the table has no column {lacking}")
+    nothing = answers(replace(found, table=made.table().assign(status="failed")))[key]
+    assert nothing == ("unknown", "no run that is done has them")
+
+
 def test_the_document_gives_a_reason_for_every_item() -> None:
     """One heading an item, in the order of the page, and a source or a word of whose bound it is."""
     text = (ROOT / "docs" / "checklist.md").read_text()
