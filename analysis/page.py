@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.collections import PathCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from analysis.plots import DARK, LIGHT, WIDTH, Theme
 
 SHADES = 256
+MOST_MARKS, MOST_LINES = 500, 200
+"""Points of one set, and curves of one axes, that a page draws: each takes a hundred bytes and more."""
 PAGE = Theme(
     ink="#fd0001",
     faint="#fd0002",
@@ -210,10 +214,45 @@ def table(
     )
 
 
+def some(parts: Iterable[np.ndarray], most: int) -> np.ndarray:
+    """At most so many places, sorted: of each part in turn as many as there is room left for, in equal steps."""
+    kept = np.array([], int)
+    for part in parts:
+        room = min(len(part), most - len(kept))
+        kept = np.concatenate([kept, part[np.linspace(0, len(part) - 1, room).astype(int)]])
+    return np.sort(kept)
+
+
+def thin(drawn: Figure) -> str:
+    """Leaves of each set of points at most MOST_MARKS, of each axes' curves MOST_LINES, in equal steps, the thicker
+    ones first. Returns what to say of it, "" where nothing was left out."""
+    said = []
+    for axes in drawn.axes:
+        for marks in axes.collections:
+            count = len(np.asarray(marks.get_offsets()))
+            if isinstance(marks, PathCollection) and count > MOST_MARKS:
+                kept, colours = some([np.arange(count)], MOST_MARKS), np.asarray(marks.get_facecolor())
+                marks.set_offsets(np.asarray(marks.get_offsets())[kept])
+                if len(colours) == count:
+                    marks.set_facecolor([(r, g, b, a) for r, g, b, a in colours[kept].tolist()])
+                said.append(f"{MOST_MARKS} of {count:,} points are drawn")
+        lines = list(axes.lines)
+        if len(lines) > MOST_LINES:
+            widths = np.array([line.get_linewidth() for line in lines])
+            thick = widths > widths.min()
+            kept = some([np.flatnonzero(thick), np.flatnonzero(~thick)], MOST_LINES)
+            for at in np.setdiff1d(np.arange(len(lines)), kept):
+                lines[at].remove()
+            said.append(f"{MOST_LINES} of {len(lines):,} curves are drawn")
+    return "; ".join(dict.fromkeys(said))
+
+
 def figure(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
     """A figure with its caption. One wider than the canvas takes a row for itself; no figure shrinks so far that
     its text is lost, but scrolls on a phone."""
     drawn = draw(PAGE)
+    if thinned := thin(drawn):
+        caption = f"{caption} Of many, here: {thinned}; the files in figures/ have all.".strip()
     broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)
     inches = f'style="--inches:{drawn.get_figwidth():.2f}"'
     said = f'tabindex="0" role="region" aria-label="{escape(caption)}"'

@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import page, results
@@ -25,11 +26,14 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "learning_rate": lambda x: f"{x:.3g}",
     "seed": lambda x: f"{x:.0f}",
 }
+MOST = 800
+"""Rows that a page lists: more make it too large to send."""
 ROLES = {"held": "◆ held out", "fitted": "fitted", "out": "not used"}
 
 
 def runs(found: Evidence) -> Section:
-    """Every run of the table, also those that failed: its part in the fit, its counts, losses, flags."""
+    """The runs of the table, also those that failed: their part in the fit, their counts, losses, flags. Of more than
+    MOST, those held out, those flagged or not done, and of the others as many as there is room for, in equal steps."""
     fit, table = found.fit, found.table
     column = fit.document["params_column"]
     held, fitted = set(fit.held_out["run_id"]), set(fit.points["run_id"])
@@ -40,8 +44,9 @@ def runs(found: Evidence) -> Section:
     numeric = [name for name in formats if name in table]
     text = [name for name in ("flags", "reason") if name in table]
     heads = ["run", "part", *(["status"] if "status" in table else []), *numeric, "off the law (%)", *text]
-    rows = []
-    for (_, row), run, role in zip(table.iterrows(), names, roles, strict=True):
+    rows, kept = [], _kept(table, np.array(roles) == "held")
+    for at in kept:
+        row, run, role = table.iloc[at], names[at], roles[at]
         cells = [Cell(f"<code>{escape(run)}</code>", run, "text"), Cell(_role(role), role, "text")]
         if "status" in table:
             cells.append(_status(str(row["status"])))
@@ -51,11 +56,25 @@ def runs(found: Evidence) -> Section:
     said = (
         "Click a heading to sort. ◆ held out: not seen by the fit. Off the law: measured over predicted loss, less one."
     )
+    if len(kept) < len(table):
+        said += (
+            f" {len(kept):,} of {len(table):,} are listed: those held out, flagged or not done come first, the others "
+            "in equal steps of the table."
+        )
     body = page.table(
         [head.replace("_", " ") for head in heads], rows, "Runs", sorts=True, css="runs tall",
-        marks=["held" if role == "held" else "" for role in roles],
+        marks=["held" if roles[at] == "held" else "" for at in kept],
     )  # fmt: skip
     return Section("runs", f"Runs ({len(table)})", "Runs", paragraph(said) + body)
+
+
+def _kept(table: pd.DataFrame, held: np.ndarray) -> np.ndarray:
+    """Which rows are listed, in the order of the table."""
+    odd = np.zeros(len(table), bool)
+    for name, usual in (("flags", ""), ("status", "done")):
+        if name in table:
+            odd |= (table[name].fillna(usual).astype(str) != usual).to_numpy()
+    return page.some((np.flatnonzero(part) for part in (held, odd & ~held, ~odd & ~held)), MOST)
 
 
 def _share(value: float) -> str:

@@ -33,6 +33,29 @@ def test_a_figure_is_drawn_once_and_coloured_by_the_page() -> None:
     assert f"--{shade}:{DARK.shade(int(shade[1:]) / 255)};" in dark
 
 
+def test_a_crowd_is_thinned_on_the_page_and_told() -> None:
+    def crowd(theme: plots.Theme) -> plots.Figure:
+        with plots.canvas("A crowd", theme) as (figure, (axes,)):
+            axes.scatter(np.arange(3000), np.arange(3000), c=plots.shaded(theme, np.arange(1, 3001), [1, 3000]))
+            for at in range(1000):
+                axes.plot([0, 1], [at, at], color=theme.accent if at == 777 else theme.ink, linewidth=1 + (at == 777))
+        return figure
+
+    figure = crowd(PAGE)
+    said = page.thin(figure)
+    axes = figure.axes[0]
+    marks = axes.collections[0]
+    x = np.asarray(marks.get_offsets())[:, 0].astype(int)
+    assert (x[0], x[-1], len(x)) == (0, 2999, page.MOST_MARKS)
+    whole = np.asarray(crowd(PAGE).axes[0].collections[0].get_facecolor())
+    np.testing.assert_array_equal(marks.get_facecolor(), whole[x])
+    assert len(axes.lines) == page.MOST_LINES
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() > 1] == [777], "what is marked stays"
+    assert said == "500 of 3,000 points are drawn; 200 of 1,000 curves are drawn"
+    assert "500 of 3,000 points are drawn" in page.figure(crowd, "crowd", "what it shows")
+    assert page.thin(drawing(PAGE)) == ""
+
+
 def test_shades_of_the_page_are_places_of_the_scale() -> None:
     codes = [PAGE.shade(place) for place in np.linspace(0, 1, 41)]
     places = [int(code[3:], 16) / 255 for code in codes]

@@ -228,6 +228,21 @@ def test_a_fit_of_some_rows_of_a_foreign_table_is_made_again_by_its_command(
     assert runs_table.commands_of(again)[0] == command
 
 
+def test_of_many_runs_those_of_note_are_listed_and_it_is_said(found: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "are listed" not in runs_table.runs(found).body
+    monkeypatch.setattr(runs_table, "MOST", 8)
+    body = runs_table.runs(found).body
+    listed = re.findall(r'data-v="(run\d+)"', body)
+    assert {"run19", made.FAILED, made.OFF} < set(listed), "held out, failed, flagged"
+    others = [run for run in found.table["run_id"] if run not in ("run19", made.FAILED, made.OFF)]
+    assert {others[0], others[-1]} < set(listed), "the others from end to end"
+    assert len(listed) == 8
+    assert body.count('<tr class="held">') == 1
+    assert "8 of 21 are listed" in body
+    monkeypatch.setattr(runs_table, "MOST", 2)
+    assert "run19" in re.findall(r'data-v="(run\d+)"', runs_table.runs(found).body)
+
+
 def test_a_fit_from_before_its_settings_were_told_has_a_page(alone: Path) -> None:
     document = json.loads((alone / "fit.json").read_text())
     assert {"columns", "where"} <= set(document["table"])
