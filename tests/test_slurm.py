@@ -348,3 +348,28 @@ def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
     assert said >= {"--jobid=7", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=3", "--overlap"}
     assert "SLURM_CONF=/etc/slurm/slurm.conf" in said
     assert not any(line.startswith(("SLURM_NTASKS", "JAX_NUM_CPU_DEVICES")) for line in said)
+
+
+DEAF = """
+import signal, sys, threading, time
+from pathlib import Path
+from sweeps.executors import Work, slurm_job
+
+class Runner:
+    stops = 0
+    def __call__(self):
+        time.sleep(.5)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        late = time.monotonic() + 5
+        while not self.stops and time.monotonic() < late:
+            time.sleep(.01)
+        return 7 if self.stops else 1
+
+slurm_job.fleet.hire = lambda work, launch: Runner()
+sys.exit(slurm_job.Pilot(Work(Path(sys.argv[1])))())
+"""
+
+
+def test_a_signal_that_the_kernel_gives_to_another_thread_stops_the_worker_too(tmp_path):
+    """As it does where SLURM's SIGCONT still waits for the first thread: its SIGTERM was lost for ever there."""
+    assert subprocess.run([sys.executable, "-c", DEAF, tmp_path], timeout=60, check=False).returncode == 7

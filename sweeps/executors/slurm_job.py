@@ -27,6 +27,9 @@ from sweeps.runner import Runner
 
 ASK_SECONDS, KILL_SECONDS, STRAGGLER_SECONDS = 20.0, 8.0, 600
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
+LISTEN_SECONDS = 0.02
+"""How long the first thread is deaf at most. While one signal waits for it, the kernel gives the next to any thread
+(SLURM sends SIGCONT before SIGTERM), and Python runs the handler when the first thread next wakes."""
 FIRST = ".first_exit"
 SRUN_OUT_OF_MEMORY = 253
 Seen = Literal["told", "gone", "unknown"]
@@ -78,6 +81,8 @@ class Pilot:
         self.runner = fleet.hire(self.work, launch)
         with ThreadPoolExecutor(1) as thread:
             self.ending = thread.submit(self.runner)
+            while not self.ending.done():
+                time.sleep(LISTEN_SECONDS)
             code = self.ending.result()
         if code == STOPPED and preempted():
             subprocess.run(["scontrol", "requeue", own_job()], timeout=ASK_SECONDS, check=False)
