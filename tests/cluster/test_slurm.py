@@ -214,7 +214,7 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
     idle(slurm)
     assert code == 0, (folder / "command.txt").read_text()
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
-    assert kinds(run) == ["stopped", "preempted", "done"]
+    assert kinds(run) in (["stopped", "preempted", "done"], ["stopped", "lost", "done"])
     assert steps(run)[: stopped + 1] == list(range(1, stopped + 2))
     assert steps(run).count(1) == 1
     assert steps(run)[-1] == 320
