@@ -1,4 +1,5 @@
-"""The whole suite, in two processes at once: the tests that mostly wait for other processes, and all others.
+"""The whole suite, in two processes at once: the tests that mostly wait for other processes, and all others. Files are
+dealt out so that both take about as long.
 
     python tests/all.py
 
@@ -21,6 +22,9 @@ WAITING = (
     "test_data_verbs.py",
     "test_tasks.py",
     "test_seqio_measure.py",
+    "test_demo.py",
+    "test_docs.py",
+    "test_notebooks.py",
 )
 PYTEST = (sys.executable, "-m", "pytest")
 
