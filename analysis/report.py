@@ -1,5 +1,5 @@
 """One self-contained page about a fitted sweep. analysis/page.py makes the HTML, analysis/evidence.py reads the folder,
-analysis/runs_table.py shows single runs and where they come from.
+analysis/runs_table.py shows single runs and where they come from, analysis/page_figures.py says what is drawn.
 
 A section is a function of the evidence; one that has nothing to show returns a line that says why. A section or a
 figure that cannot be made is a line in its place, and costs no other.
@@ -13,18 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-from matplotlib.figure import Figure
-
 from analysis import (
-    backtest_plot,
     checklist,
-    collapse_plot,
     evidence,
-    fit_plot,
     page,
     plots,
-    rates_plot,
     results,
     runs_table,
 )
@@ -33,28 +26,8 @@ from analysis.checklist import Item
 from analysis.evidence import Evidence
 from analysis.holdout import CHOSEN
 from analysis.page import Cell, Section, escape, numbers, paragraph
-from analysis.plots import Theme, compact, scientific
-
-CAPTIONS = {
-    "loss_by_tokens": "Each curve is the fitted law at one model size; points are runs.",
-    "loss_by_params": "Each curve is the fitted law at one horizon of training tokens; points are runs.",
-    "surface": "Lines join sizes and horizons of equal loss. The best split of each budget lies on the orange line.",
-    "isoflop": "At a fixed budget the best size lies at the minimum of its curve.",
-    "frontier": "The size that reaches the lowest loss for its compute. Where it leaves the dots, it extrapolates.",
-    "residuals": "A trend here means that the law's form is wrong for these runs, or that it weighs some more.",
-    "sensitivity": "A dot outside the shaded interval: that convention matters more than the noise.",
-    "backtest_errors": "A good law scatters about zero at any distance; a drift to one side is its form failing.",
-    "backtest_laws": "The chosen law knows nothing of the runs above the cut; the others are taken for granted.",
-    "rates_tried": "A minimum inside its curve was found; one at an end was not.",
-    "rates_used": "Learning rates copied from one size to all others are why small laws fail.",
-    "loss_curves": "Training loss as it was logged, smoothed over a tenth of each run.",
-    "collapse": "Reduced loss over what the others' trend expects at the end. Cells trained alike lie on one another.",
-    "downstream_by_compute": "Runs with their standard error; where a task rises, its law with interval.",
-    "downstream_by_bits": "The second of two steps: from the bits per byte of the right answer to accuracy.",
-    "downstream_signal": "A task whose models differ by less than their noise says nothing about scale.",
-}
-
-Drawer = Callable[[Theme], Figure]
+from analysis.page_figures import CAPTIONS, Drawer, drawers
+from analysis.plots import compact, scientific
 
 
 class Written(NamedTuple):
@@ -97,43 +70,6 @@ def _drawn(name: str, draw: Drawer, folder: Path) -> tuple[str, list[Path]]:
     figure = draw(plots.LIGHT)
     files = [plots.save(figure, folder / f"{name}.{kind}") for kind in ("svg", "png")]
     return page.figure(draw, name, CAPTIONS.get(name, "")), files
-
-
-def drawers(found: Evidence) -> dict[str, Drawer]:
-    """The figures that the evidence has the numbers for, by name."""
-    drawn: dict[str, Drawer] = {
-        name: partial(fit_plot.FIGURES[name], found.fit) for name in fit_plot.drawable(found.fit)
-    }
-    if not found.backtest.empty:
-        drawn["backtest_errors"] = partial(backtest_plot.errors, found.backtest)
-        drawn["backtest_laws"] = partial(backtest_plot.laws, found.backtest)
-    if found.rates is not None:
-        drawn["rates_tried"] = partial(rates_plot.tried, found.rates)
-    if (used := _rates_used(found)) is not None:
-        drawn["rates_used"] = partial(rates_plot.used, used, found.rates)
-    if found.curves is not None:
-        drawn["loss_curves"] = partial(collapse_plot.curves, found.curves, off=found.off)
-        drawn["collapse"] = partial(collapse_plot.collapse, found.curves, off=found.off)
-    if found.studies:
-        from analysis import downstream_plot
-
-        drawn["downstream_by_compute"] = partial(downstream_plot.by_compute, found.studies)
-        if any(study.second is not None for study in found.studies):
-            drawn["downstream_by_bits"] = partial(downstream_plot.by_bits, found.studies)
-        if downstream_plot.measured(found.studies):
-            drawn["downstream_signal"] = partial(downstream_plot.signal_to_noise, found.studies)
-    return drawn
-
-
-def _rates_used(found: Evidence) -> pd.DataFrame | None:
-    """params and learning_rate of the runs that are done, where the table has both."""
-    column = found.fit.document["params_column"]
-    if not {column, "learning_rate"} <= set(found.done):
-        return None
-    used = found.done[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
-    used = used.apply(pd.to_numeric, errors="coerce").replace(float("inf"), float("nan")).dropna()
-    used = used[(used["learning_rate"] > 0) & (used["params"] > 0)]
-    return None if used.empty else used
 
 
 def document(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], attempt: Attempts) -> str:

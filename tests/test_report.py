@@ -16,7 +16,7 @@ import pytest
 import reported as made
 from figure_style import follows_the_style
 
-from analysis import backtest, checklist, evidence, holdout, report, results, runs_table, saved
+from analysis import backtest, checklist, evidence, holdout, page_figures, report, results, runs_table, saved
 from analysis.downstream import studies
 from analysis.evidence import Evidence
 from analysis.results import TableError
@@ -103,7 +103,7 @@ def test_figures_are_on_the_page_and_in_files(reported: Path, text: str) -> None
     assert all(path.stat().st_size > 5_000 for path in (reported / "figures").iterdir())
     page = Page(text)
     labels = [a["aria-label"] for tag, a in page.tags if tag == "svg"]
-    assert sorted(labels) == sorted(report.CAPTIONS[name] for name in FIGURES), "one drawing for both papers"
+    assert sorted(labels) == sorted(page_figures.CAPTIONS[name] for name in FIGURES), "one drawing for both papers"
     assert "run05: 30k, 2M" in page.text, "off the collapse, named directly"
     assert "run04: " not in page.text
 
@@ -118,7 +118,7 @@ def test_what_the_verb_writes_for_machines(reported: Path) -> None:
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_every_figure_of_the_page_follows_the_style(found: Evidence, name: str) -> None:
     held = {"loss_by_tokens", "loss_by_params", "surface", "frontier", "residuals", "backtest_errors"}
-    figure = report.drawers(found)[name](report.plots.LIGHT)
+    figure = page_figures.drawers(found)[name](report.plots.LIGHT)
     follows_the_style(figure, intervals=name not in ("rates_tried", "loss_curves"), held_out=name in held)
 
 
@@ -362,6 +362,6 @@ def test_tasks_are_judged_as_by_the_verb_and_those_that_cannot_be_are_named(
     section = report._downstream(evident, {}).body
     assert "few has no study: 2 runs have it" in section
     unknown = replace(evident, studies=tuple(studies(table.drop(columns="t/accuracy_stderr"), ["t"])))
-    assert {"downstream_by_compute", "downstream_signal"} <= set(report.drawers(evident))
-    assert "downstream_signal" not in report.drawers(unknown)
+    assert {"downstream_by_compute", "downstream_signal"} <= set(page_figures.drawers(evident))
+    assert "downstream_signal" not in page_figures.drawers(unknown)
     assert "noise unknown" in report._downstream(unknown, {}).body
