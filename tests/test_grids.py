@@ -61,9 +61,9 @@ def test_texts_become_an_overlay_by_the_types_of_their_fields():
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        (["model.width"], "'model.width': must be FIELD=VALUE"),
-        (["=3"], "'=3': must be FIELD=VALUE"),
-        (["seed=1", "seed=2"], "seed: given twice, 1 and 2"),
+        (["model.width"], r"--set.*'model\.width'"),
+        (["=3"], "--set.*'=3'"),
+        (["seed=1", "seed=2"], r"--set.*\bseed\b.*\b1\b.*\b2\b"),
     ],
 )
 def test_texts_that_are_no_overlay(texts, says):
@@ -79,11 +79,11 @@ def test_overlay_takes_a_whole_part():
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("model.widht", r"unknown field model\.widht; did you mean width"),
-        ("modle.width", r"unknown field modle; did you mean model"),
-        ("sede", r"unknown field sede; did you mean seed"),
-        ("tokens.count", r"overlay tokens\.count: tokens has no fields"),
-        ("model.width.deep", r"overlay model\.width\.deep: model\.width has no fields"),
+        ("model.widht", r"\bmodel\.widht\b.*\bwidth\b"),
+        ("modle.width", r"\bmodle\b.*\bmodel\b"),
+        ("sede", r"\bsede\b.*\bseed\b"),
+        ("tokens.count", r"\btokens\.count\b.*\btokens\b"),
+        ("model.width.deep", r"\bmodel\.width\.deep\b.*\bmodel\.width\b"),
     ],
 )
 def test_unknown_field_names_the_nearest(path, says):
@@ -92,7 +92,7 @@ def test_unknown_field_names_the_nearest(path, says):
 
 
 def test_overlay_checks_values():
-    with pytest.raises(InputError, match=r"heads = 5: must be a divisor"):
+    with pytest.raises(InputError, match=r"\bheads\b.*\b5\b"):
         overlay(BASE, {"model.heads": 5})
 
 
@@ -121,7 +121,7 @@ def test_product_zip_and_chain():
 @pytest.mark.parametrize("other", [axis("model.width", 3, 4), ({"model": ModelConfig()},) * 2])
 def test_one_field_from_two_axes_is_refused(other):
     for combine in (product, zipped):
-        with pytest.raises(InputError, match="set by another axis"):
+        with pytest.raises(InputError, match=r"\bmodel\b.*\bmodel\.width\b"):
             combine(axis("model.width", 32, 64), other)
 
 
@@ -130,7 +130,7 @@ def test_a_longer_name_is_not_a_clash():
 
 
 def test_zip_refuses_unequal_lengths():
-    with pytest.raises(InputError, match="lengths 2, 3"):
+    with pytest.raises(InputError, match=r"\b2\b.*\b3\b"):
         zipped(axis("seed", 0, 1), axis("tokens", 1, 2, 3))
 
 
@@ -170,9 +170,7 @@ def test_isoflop_spends_each_budget_at_every_size_about_the_optimum():
 
 
 def test_isoflop_refuses_sizes_that_are_one_shape():
-    with pytest.raises(
-        InputError, match=r"isoflop 1e\+17 FLOPs: two of 7 sizes are both w\d+xd\d+, .* wider span than 2"
-    ):
+    with pytest.raises(InputError, match=r"\b1e\+17\b.*\b7\b.*\bw\d+xd\d+\b.*\b2\b"):
         isoflop(recipe.chinchilla, flops=(1e17,), sizes=7, span=2)
 
 

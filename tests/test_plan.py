@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from scaling import accounting, ahead
 from scaling.chips import topology
 from scaling.config import from_dict
 from scaling.strict import InputError
+from sweeps import cost
 from sweeps import plan as planning
 from sweeps.cost import Price, Rate, price, rate
 from sweeps.executors.local import Slot
@@ -21,10 +23,10 @@ from sweeps.plan import PLAN, as_dict, build, find, freeze, load, makespan, summ
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("stdlib_cp", "did you mean stdlib_cpu"),
-        ("plan", "unknown sweep plan; known: .*smoke, stdlib_cpu"),
-        ("executors", "unknown sweep executors"),
-        ("no/such", "unknown sweep no/such"),
+        ("stdlib_cp", r"\bstdlib_cp\b.*\bstdlib_cpu\b"),
+        ("plan", r"\bplan\b.*\bsmoke\b.*\bstdlib_cpu\b"),
+        ("executors", r"\bexecutors\b.*\bsmoke\b"),
+        ("no/such", r"no/such\b.*\bsmoke\b"),
     ],
 )
 def test_unknown_sweep_names_the_nearest(name, says):
@@ -74,11 +76,11 @@ def test_what_changes_no_result_may_change(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "says"),
     [
-        (lambda cells: cells[:1], r"1 cell\(s\) gone \(c1\), 0 new \(none\)"),
-        (lambda cells: cells[::-1], "the same cells in another order"),
+        (lambda cells: cells[:1], r"\b1\b.*\bc1\b.*\b0\b"),
+        (lambda cells: cells[::-1], PLAN),
         (
             lambda cells: (cells[0], dataclasses.replace(cells[1], tokens=4_096)),
-            r"1 cell\(s\) changed, c1: tokens 2048 -> 4096",
+            r"\b1\b.*\bc1\b.*\btokens\b.*\b2048\b.*\b4096\b",
         ),
     ],
 )
@@ -90,26 +92,26 @@ def test_another_plan_in_the_folder_is_refused(tmp_path, cells, says):
     with pytest.raises(InputError, match=says) as caught:
         freeze(tmp_path, other)
     assert "--out" in str(caught.value)
-    assert "delete" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
     assert (tmp_path / PLAN).read_bytes() == before
 
 
 def test_another_corpus_is_another_plan(tmp_path):
     stand_in_plan(tmp_path, "")
-    with pytest.raises(InputError, match=r"data\.fingerprint 'f00d' -> 'beef'"):
+    with pytest.raises(InputError, match=r"\bdata\.fingerprint\b.*\bf00d\b.*\bbeef\b"):
         freeze(tmp_path, build(stand_in_sweep(""), PACE, lambda config: StandInCorpus("beef")))
 
 
 def test_equal_cells_are_refused():
     sweep = stand_in_sweep("")
     twin = dataclasses.replace(sweep.cells[0], name="twin")
-    with pytest.raises(InputError, match="cells c0, twin are the same run"):
+    with pytest.raises(InputError, match=r"\bc0\b.*\btwin\b"):
         build(dataclasses.replace(sweep, cells=(*sweep.cells, twin)), PACE, lambda config: StandInCorpus())
 
 
 def test_corpus_that_is_not_prepared_is_bad_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="not prepared"):
+    with pytest.raises(InputError, match=f"scaling data prepare.*{find('smoke').cells[0].data.corpus}"):
         planning.plan("smoke")
     assert not (tmp_path / "out/smoke").exists()
 
@@ -122,7 +124,7 @@ def test_the_verb_prints_every_cell_and_writes_json(tmp_path, monkeypatch, capsy
         assert cell.run_id in printed
         assert cell.name in printed
         assert f"{cell.row['flops']:.2e}" in printed
-    assert "estimate" in printed
+    assert made.created_with["time"] in printed
     assert json.loads((tmp_path / "facts.json").read_text()) == json.loads((tmp_path / "smoke" / PLAN).read_text())
 
 
@@ -136,22 +138,22 @@ def test_table_and_summary_fit_80_columns(capsys, name, runs):
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert f"{max(cell.config.tokens for cell in made.cells):,}" in printed
-    assert summary(made, 2).startswith(f"{runs} runs, ")
+    assert re.match(rf"{runs}\b", summary(made, 2))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "no plan; run"),
-        ('{"schema": 1, "cells"', "not whole JSON"),
-        ('{"schema": 7}', "schema = 7"),
-        ("{}", "not a plan"),
+        (None, "scaling sweep plan"),
+        ('{"schema": 1, "cells"', ""),
+        ('{"schema": 7}', r"\bschema\b.*\b7\b"),
+        ("{}", "schema"),
     ],
 )
 def test_absent_or_torn_plan_is_bad_input(tmp_path, text, says):
     if text is not None:
         (tmp_path / PLAN).write_text(text)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / PLAN))}.*{says}"):
         load(tmp_path)
 
 
@@ -181,7 +183,8 @@ def test_a_price_compiles_each_shape_once_and_sums_the_runs():
     assert len(asked) == len(set(asked)) == 2
     hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
     assert priced == Price("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
-    assert "chip-hours, by the roofline of 2 compiled train steps; not measured" in str(priced)
+    printed = re.escape(f"{priced.overlapped:,.2f}"), re.escape(f"{priced.in_turn:,.2f}")
+    assert re.search(rf"v5e:2x2\b.*\b{printed[0]}\b.*\b{printed[1]}\b.*\b2\b", str(priced))
 
 
 def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
@@ -208,17 +211,20 @@ def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(planning, "rate", lambda slot: PACE)
     monkeypatch.setattr(ahead, "estimate", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0))
     planning.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
-    assert "on v5e:4x4: " in capsys.readouterr().out
+    assert "v5e:4x4" in capsys.readouterr().out
     facts = json.loads((tmp_path / "facts.json").read_text())
     steps = sum(cell.config.steps for cell in made.cells)
     assert facts["price"]["overlapped"] == pytest.approx(steps * 16 / 3600)
     assert "price" not in json.loads((tmp_path / "stand_in" / PLAN).read_text())
-    with pytest.raises(InputError, match="no such slice"):
+    with pytest.raises(InputError, match=r"\bv5e:3x3\b"):
         planning.plan("stand_in", out=tmp_path, topology="v5e:3x3")
 
 
-def test_cpu_rate_is_measured_and_gpu_rate_says_it_is_not():
+def test_cpu_rate_is_measured_and_gpu_rate_is_not(monkeypatch):
     measured = rate(Slot(cores=(0,)))
     assert 1e8 < measured.flops_per_second < 1e13
-    assert "estimate" in measured.source
-    assert "not measured" in rate(Slot(gpu="0")).source
+    monkeypatch.setattr(cost, "core_flops_per_second", lambda: 7e9)
+    assert rate(Slot(cores=(0,))).flops_per_second == pytest.approx(cost.SUSTAINED * 7e9)
+    assert re.search(r"\b7\b", rate(Slot(cores=(0,))).source)
+    monkeypatch.setattr(cost, "core_flops_per_second", lambda: pytest.fail("it was measured"))
+    assert rate(Slot(gpu="0")).source

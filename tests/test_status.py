@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from typing import Any
@@ -17,9 +18,15 @@ from scaling.record import METRICS, RESULT, append_metrics, write_result
 from scaling.strict import InputError
 from sweeps import ledger
 from sweeps.claim import LEASE, claim
+from sweeps.plan import PLAN
 from sweeps.progress import Ended, Progress, State, progress, seconds_left, snapshot
 from sweeps.run import execute
-from sweeps.status import flagged, flags_of, foremost, line, status, table, watch
+from sweeps.status import flagged, flags_of, foremost, line, status, table, tried, watch
+
+
+def counted(text: str) -> dict[str, int]:
+    """Cells by state, of a line that counts them."""
+    return {state: int(n) for n, state in re.findall(r"(\d+) (done|diverged|failed|running|waiting|torn)\b", text)}
 
 
 def test_every_state(tmp_path, capsys):
@@ -45,17 +52,16 @@ def test_every_state(tmp_path, capsys):
     assert (found[0].loss, found[0].tokens_per_second) == (2.5, 9e3)
     assert (found[3].loss, found[3].tokens, found[3].eta_seconds) == (4.5, 1024, 2.0)
     assert (found[4].loss, found[4].eta_seconds) == (4.5, None)
-    assert "not whole JSON" in found[5].reason
+    assert str(torn / RESULT) in found[5].reason
     assert not waiting.exists()
 
     status("stand_in", tmp_path, tmp_path / "status.json")
     printed = capsys.readouterr().out.splitlines()
     assert [text.split()[0] for text in printed[:-1]] == states
     assert "ValueError: [bold] moon" in printed[2]
-    assert printed[3].endswith(f"loss 4.5000, 512 tokens/s, 2 s to go, on {platform.node()}")
-    assert printed[-1].startswith(
-        "1 done, 1 diverged, 1 failed, 1 running, 2 waiting, 1 torn of 7; 512 tokens/s, about "
-    )
+    assert re.search(rf"\b4\.5000\b.*\b512\b.*\b2 s\b.*\b{re.escape(platform.node())}\b", printed[3])
+    assert counted(printed[-1]) == dict.fromkeys(states, 1) | {"waiting": 2}
+    assert re.search(r"\b7\b.*\b512\b", printed[-1])
     held.release()
     facts = json.loads((tmp_path / "status.json").read_text())
     assert [cell["state"] for cell in facts["cells"]] == states
@@ -82,7 +88,9 @@ def test_status_of_a_finished_sweep(tmp_path, capsys):
     assert execute(tmp_path / "stand_in", command=command()) == 0
     capsys.readouterr()
     status("stand_in", tmp_path)
-    assert capsys.readouterr().out.splitlines()[-1] == "2 done of 2"
+    printed = capsys.readouterr().out.splitlines()
+    assert counted(printed[-1]) == {"done": 2}
+    assert re.findall(r"\d+", printed[-1]) == ["2", "2"], "nothing flagged, no time left, no speed"
     assert [one.tokens for one in snapshot(tmp_path / "stand_in", plan)] == [600, 600]
 
 
@@ -95,13 +103,16 @@ def test_cells_that_ended_are_flagged(tmp_path, capsys):
     write_result(runs[2], status="diverged", row=row, measurements={}, reason="loss is nan")
     status("stand_in", tmp_path, tmp_path / "status.json")
     few, fine, diverged, waiting, counts = capsys.readouterr().out.splitlines()
-    assert few.endswith("loss 2.0000, flagged undertrained: it has 49 steps, fewer than 50")
-    assert "flagged" not in fine + diverged + waiting
-    assert diverged.endswith(", loss is nan")
-    assert counts == "2 done, 1 diverged, 1 waiting of 4; 1 done but flagged"
+    assert re.search(r"\b2\.0000\b.*\bundertrained\b.*\b49\b.*\b50\b", few)
+    assert "undertrained" not in fine + diverged + waiting
+    assert diverged.count("diverged") == 1, "its state, not flagged as well"
+    assert "loss is nan" in diverged
+    assert re.findall(r"\d+", counts) == ["2", "1", "1", "4", "1"], "the last: done but flagged"
     cells = json.loads((tmp_path / "status.json").read_text())["cells"]
     assert [cell["flags"] for cell in cells] == ["undertrained", "", "diverged", ""]
-    assert [cell["reason"] for cell in cells] == ["it has 49 steps, fewer than 50", "", "loss is nan", ""]
+    few_steps, *reasons = [cell["reason"] for cell in cells]
+    assert re.search(r"\b49\b.*\b50\b", few_steps)
+    assert reasons == ["", "loss is nan", ""]
 
     known: dict[str, Ended] = {}
     now = snapshot(tmp_path / "stand_in", plan, known)
@@ -111,7 +122,7 @@ def test_cells_that_ended_are_flagged(tmp_path, capsys):
     Console(width=160).print(table(plan, flagged(now, found)))
     shown = capsys.readouterr().out
     assert "undertrained" in shown
-    assert "it has 49 steps, fewer than 50" in shown
+    assert few_steps in shown
     assert flags_of(tmp_path / "stand_in", {}) == {}
 
 
@@ -122,18 +133,24 @@ def test_the_runner_starts_without_analysis():
 
 
 def test_no_plan_and_another_sweeps_folder_are_bad_input(tmp_path):
-    with pytest.raises(InputError, match="no plan"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "s" / PLAN))):
         status("s", tmp_path)
     stand_in_plan(tmp_path / "s", "")
-    with pytest.raises(InputError, match="holds the plan of sweep stand_in, not of s"):
+    with pytest.raises(InputError, match=r"\bstand_in\b.*\bs\b"):
         status("s", tmp_path)
 
 
 def test_run_folders_of_another_plan_are_counted(tmp_path, capsys):
-    stand_in_plan(tmp_path / "stand_in", "")
-    (tmp_path / "stand_in" / "runs" / "abc").mkdir(parents=True)
+    plan = stand_in_plan(tmp_path / "stand_in", "")
+    (tmp_path / "stand_in" / "runs" / plan.cells[0].run_id).mkdir(parents=True)
     status("stand_in", tmp_path)
-    assert capsys.readouterr().out.splitlines()[-1] == "1 run folder(s) there are of no cell of this plan"
+    before = capsys.readouterr().out.splitlines()
+    for name in ("abc", "def", "ghi"):
+        (tmp_path / "stand_in" / "runs" / name).mkdir()
+    status("stand_in", tmp_path)
+    *same, strays = capsys.readouterr().out.splitlines()
+    assert same == before
+    assert re.findall(r"\d+", strays) == ["3"]
 
 
 def test_attempts_are_those_since_the_run_was_asked_for_again(tmp_path, capsys):
@@ -158,11 +175,13 @@ def test_attempts_are_those_since_the_run_was_asked_for_again(tmp_path, capsys):
     one, two, three = snapshot(tmp_path, plan)
     held.release()
     assert (one.state, one.attempts, one.troubles) == ("running", 4, {"preempted": 2, "failed": 1})
-    assert line(one).endswith(f"on {platform.node()}, 4 attempts: 2 preempted, 1 failed")
-    assert line(two).endswith("1 attempt: 1 memory")
-    assert "attempt" not in line(three)
+    assert re.search(r"\b4\b.*\b2 preempted\b.*\b1 failed\b", tried(one))
+    assert re.search(r"\b1\b.*\b1 memory\b", tried(two))
+    assert tried(three) == ""
+    assert platform.node() in line(one)
+    assert all(tried(each) in line(each) for each in (one, two))
     Console(width=160).print(table(plan, (one, two, three)))
-    assert "4 attempts: 2 preempted, 1 failed" in capsys.readouterr().out
+    assert tried(one) in capsys.readouterr().out
 
 
 def test_the_last_step_is_read_from_the_end_of_a_long_log(tmp_path):
@@ -240,11 +259,14 @@ def test_the_table_fits_the_terminal(tmp_path, width, height):
     shown = out.getvalue().splitlines()
     assert len(shown) < height
     assert max(map(len, shown)) <= width
-    assert "stand_in: 400 done, 30 running, 9 failed, 61 waiting of 500" in " ".join(" ".join(shown[:2]).split())
+    heading = " ".join(" ".join(shown[:2]).split())
+    assert "stand_in" in heading
+    assert counted(heading) == {"done": 400, "running": 30, "failed": 9, "waiting": 61}
+    assert re.search(r"\b500\b", heading)
     if width >= 80:
         assert sum(" running " in text for text in shown) >= 2
         assert sum(" failed " in text and "Error: [red] moon" in text for text in shown) >= 1
-        assert " more: 400 done" in shown[-1] or width == 200
+        assert "400 done" in shown[-1] or width == 200
     plain = io.StringIO()
     Console(file=plain, width=200).print(table(plan, many))
     assert len(plain.getvalue().splitlines()) == len(many) + 2, "no terminal, nothing left out"

@@ -70,9 +70,7 @@ def test_a_plan_of_it_is_whole_and_says_what_it_varies(sweeps: dict[str, Sweep],
 
 @pytest.mark.parametrize("name", ["data_constrained", "isoflop_1gpu", "ladder_1gpu", "vocabulary"])
 def test_its_docstring_states_its_price(sweeps: dict[str, Sweep], name: str) -> None:
-    stated = re.search(
-        r"about ([\d.]+) H200-hours at 40 % MFU", importlib.import_module(f"sweeps.{name}").__doc__ or "", re.I
-    )
+    stated = re.search(r"\b([\d.]+) H200-hours\b", importlib.import_module(f"sweeps.{name}").__doc__ or "", re.I)
     assert stated
     assert h200_hours(sweeps[name].cells) == pytest.approx(float(stated[1]), rel=0.02)
 
@@ -119,7 +117,8 @@ def test_transfer_varies_shape_rate_and_parametrisation_alone(sweeps: dict[str, 
     assert len(cells) == sum(map(len, kinds.values())) * len(rates)
     assert rates[-1] / rates[0] == 64
     assert len({(cell.data, cell.schedule, cell.measure, cell.tokens, cell.seed) for cell in cells}) == 1
-    assert {cell.learning_rate_from for cell in cells} == {"scan: the rates of lr_transfer"}
+    (told,) = {cell.learning_rate_from for cell in cells}
+    assert re.match(r"scan: .*\blr_transfer\b", told)
 
 
 @pytest.mark.parametrize("name", ["data_constrained", "data_constrained_cpu"])
@@ -156,8 +155,9 @@ def test_a_web_corpus_that_is_not_prepared_is_one_line_with_the_command(tmp_path
     done = in_process("sweep", "plan", "ladder_1gpu", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert f"{vocabulary(32_000)!r}: no such SentencePiece model" in done.stderr
-    assert "scaling data vocabulary CORPUS makes one" in done.stderr
+    assert vocabulary(32_000) in done.stderr
+    assert "scaling data vocabulary" in done.stderr
+    assert list(tmp_path.iterdir()) == []
     assert CORPUS in (importlib.import_module("sweeps.web").__doc__ or "")
     assert vocabulary(32_000) in (importlib.import_module("sweeps.web").__doc__ or "")
 
