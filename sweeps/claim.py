@@ -95,7 +95,7 @@ class Pulse:
 def claim(folder: Path) -> Claim | None:
     """Claims a run folder; None when another holds it. What is in the folder must be read AFTER this returns."""
     folder.mkdir(parents=True, exist_ok=True)
-    held, descriptor = _flock(folder / LOCK)
+    held, descriptor = lock_file(folder / LOCK)
     if not held:
         return None
     mine = Claim(folder, descriptor)
@@ -166,7 +166,7 @@ def machine() -> str:
         return platform.node()
 
 
-def _flock(path: Path) -> tuple[bool, int | None]:
+def lock_file(path: Path) -> tuple[bool, int | None]:
     """Whether the lock is ours, and its descriptor; ours without a descriptor where the file system has no flock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

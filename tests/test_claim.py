@@ -36,7 +36,7 @@ def test_one_of_many_wins(tmp_path):
 @pytest.mark.parametrize("flock", [True, False])
 def test_one_of_many_steals_a_stale_lease(tmp_path, monkeypatch, flock):
     if not flock:
-        monkeypatch.setattr(claims, "_flock", lambda path: (True, None))
+        monkeypatch.setattr(claims, "lock_file", lambda path: (True, None))
     for _ in range(20):
         foreign(tmp_path, seconds_ago=STALE_SECONDS + 5)
         with ThreadPoolExecutor(8) as pool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import time
 
@@ -14,8 +15,8 @@ from scaling.monitor import DIVERGED_STEPS, STOPS, Clock, Watch, patience, signa
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
-    assert Watch(5.0).reason(7, math.nan) == "loss is nan at step 7"
-    assert "inf" in Watch(5.0).reason(7, math.inf)
+    assert re.search(r"\bnan\b.*\b7\b", Watch(5.0).reason(7, math.nan))
+    assert re.search(r"\binf\b.*\b7\b", Watch(5.0).reason(7, math.inf))
 
 
 def test_a_loss_above_ln_v_is_divergence_only_when_it_lasts() -> None:
@@ -25,7 +26,7 @@ def test_a_loss_above_ln_v_is_divergence_only_when_it_lasts() -> None:
     assert watch.reason(0, 4.9) == "", "one good step starts the count again"
     for step in range(DIVERGED_STEPS - 1):
         assert watch.reason(step, 5.1) == ""
-    assert "above ln V" in watch.reason(99, 5.1)
+    assert re.search(rf"\b5\.1.*\b5\.0.*\b{DIVERGED_STEPS}\b.*\b99\b", watch.reason(99, 5.1))
 
 
 def test_rates_leave_out_the_first_step_and_pauses() -> None:
@@ -59,11 +60,12 @@ def test_a_second_ctrl_c_interrupts() -> None:
 
 
 def test_patience_says_what_it_waits_for_and_nothing_when_it_is_short(capfd: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
     with patience("the other half", seconds=60, code=74, every=0.05):
         time.sleep(0.13)
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 2, said
-    assert all(line.startswith("waiting for the other half: ") for line in said)
+    assert 1 <= len(said) <= (time.monotonic() - began) / 0.05, said
+    assert all("the other half" in line for line in said)
     with patience("the other half", seconds=60, code=74):
         pass
     assert capfd.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_runs_go_on_alone_and_together_in_any_turn(
         with pytest.raises(Stopped):
             train(configs[0], a, quiet=True)
         patch.setattr("scaling.population.signals", stop_after(3))
-        with pytest.raises(Stopped, match="with 2 runs to go"):
+        with pytest.raises(Stopped, match=r"\b2\b"):
             train_population([a, b], quiet=True)
     held = [[int(path.name) for path in (folder / record.CHECKPOINTS).iterdir()] for folder in (a, b)]
     assert held == [[9], [4]]
@@ -136,7 +137,7 @@ def test_a_branch_and_its_trunk_may_each_be_a_member(tiny: RunConfig, tmp_path: 
     others = [dataclasses.replace(wsd, seed=seed, tokens=tiny.data.batch_tokens) for seed in (5, 6)]
     folders = place([trunk, branch, *others], tmp_path / "together")
     early = train_population([folders[1], folders[0], folders[2]], quiet=True)
-    assert "keeps no state at step 4" in str(early.pop(folders[1]))
+    assert re.search(r"\b4\b.*measure\.branch_at_steps", str(early.pop(folders[1])))
     assert list(early.values()) == ["done", "done"]
     assert list(train_population([folders[1], folders[3]], quiet=True).values()) == ["done", "done"]
     (solo,) = place([short], tmp_path / "alone")
@@ -156,22 +157,20 @@ def test_a_member_that_cannot_be_trained_is_said_and_is_the_only_one(
         assert population((alone[0], tmp_path / "absent", torn, held), quiet=True) == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"{alone[0]}: done"]
-    absent, torn_line, held_line = err.splitlines()
-    assert "no such config file" in absent
-    assert "not whole JSON" in torn_line
-    assert "another process trains in it" in held_line
-    assert not (held / record.METRICS).exists()
-    with pytest.raises(InputError, match="no run folder given"):
+    for folder, line in zip((tmp_path / "absent", torn, held), err.splitlines(), strict=True):
+        assert line.startswith(f"error: {folder}: ")
+        assert not (folder / record.METRICS).exists()
+    with pytest.raises(InputError):
         population(())
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": ModelConfig(width=32, depth=3, heads=2)}, "model.depth = 2 in run .*, 3 in run .*: must be equal"),
-        ({"precision": PrecisionConfig("bfloat16")}, "precision.compute = 'float32' in run"),
-        ({"optimizer": OptimizerConfig(beta2=0.99)}, "optimizer.beta2 = 0.95 in run"),
-        ({"model": ModelConfig(width=32, depth=2, heads=2, attention="cudnn")}, "a population cannot run it"),
+        ({"model": ModelConfig(width=32, depth=3, heads=2)}, r"model\.depth.*\b2\b.*\b3\b"),
+        ({"precision": PrecisionConfig("bfloat16")}, r"precision\.compute.*'float32'.*'bfloat16'"),
+        ({"optimizer": OptimizerConfig(beta2=0.99)}, r"optimizer\.beta2.*\b0\.95\b.*\b0\.99\b"),
+        ({"model": ModelConfig(width=32, depth=2, heads=2, attention="cudnn")}, r"model\.attention.*'cudnn'"),
     ],
 )
 def test_runs_of_different_programs_are_refused_before_anything_is_spent(

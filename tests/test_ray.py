@@ -1,6 +1,7 @@
 """The Ray executor without a cluster: what it asks for, what it refuses. With one: tests/cluster/test_ray.py."""
 
 import dataclasses
+import re
 import socket
 from collections.abc import Mapping, Sequence
 
@@ -57,13 +58,9 @@ def test_what_a_run_takes_and_how_many_there_is_room_for(on, nodes, options, dev
 @pytest.mark.parametrize(
     ("nodes", "devices", "says"),
     [
-        (GPU_HOSTS, 16, "devices = 16: more than there are; the Ray cluster has 4 hosts with 12 GPUs, 38 CPUs"),
-        (
-            GPU_HOSTS,
-            6,
-            "devices = 6: a run over several hosts takes all 4 devices of each: must be at most 4, or a mult",
-        ),
-        (CPU_HOSTS, 3, "devices = 3: more than there are; the Ray cluster has 2 hosts with 0 GPUs, 6 CPUs"),
+        (GPU_HOSTS, 16, r"devices.*\b16\b.*\b4\b.*\b12\b.*\b38\b"),
+        (GPU_HOSTS, 6, r"devices.*\b6\b.*\b4\b"),
+        (CPU_HOSTS, 3, r"devices.*\b3\b.*\b2\b.*\b0\b.*\b6\b"),
     ],
 )
 def test_more_than_there_is(on, nodes, devices, says):
@@ -74,7 +71,7 @@ def test_more_than_there_is(on, nodes, devices, says):
 
 @pytest.mark.parametrize("field", ["cpus", "devices_per_host"])
 def test_options_are_checked(field):
-    with pytest.raises(InputError, match=f"{field} = 0: must be 1 or more"):
+    with pytest.raises(InputError, match=rf"{field}.*\b0\b"):
         Ray(**{field: 0})
 
 
@@ -84,14 +81,14 @@ def test_options_are_flags():
 
 def test_without_ray(monkeypatch):
     monkeypatch.setattr(executor, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"ray: is not installed; pip install 'scaling-laws\[ray\]'"):
+    with pytest.raises(InputError, match=r"scaling-laws\[ray\]"):
         connect("auto")
 
 
 @pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:x", ":6379"])
 def test_an_address_that_is_none(address):
     pytest.importorskip("ray")
-    with pytest.raises(InputError, match=f"address = {address}: must be auto, or HOST:PORT"):
+    with pytest.raises(InputError, match=f"address.*{re.escape(address)}"):
         connect(address)
 
 
@@ -103,7 +100,7 @@ def test_nobody_listens(tmp_path):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = in_process("sweep", "run", "stand_in", "--out", tmp_path, "ray", "--address", address, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: address = {address}: no Ray cluster answers there (")
+    assert re.match(f"error: .*address.*{re.escape(address)}", done.stderr)
     assert done.stderr.count("\n") == 1
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -52,9 +53,12 @@ def test_the_partition_is_the_one_asked_for_or_the_default():
     found = read_partitions(SINFO)
     assert pick(found, "").name == "low"
     assert pick(found, "cpu").name == "cpu"
-    with pytest.raises(InputError, match=r"partition = lowe: no such .* has low, cpu, long; did you mean low"):
+    with pytest.raises(InputError, match=r"partition.*lowe") as error:
         pick(found, "lowe")
-    with pytest.raises(InputError, match="has no default one; it has cpu"):
+    names = re.findall(r"\w+", str(error.value))
+    assert {"low", "cpu", "long"} <= set(names)
+    assert names.count("low") == 2, "among all that there are, and as the nearest"
+    with pytest.raises(InputError, match=r"partition.*\bcpu\b"):
         pick({"cpu": CPUS}, "")
 
 
@@ -80,12 +84,21 @@ def test_room_counts_the_nodes_that_hold_a_share():
     assert mixed.room(1, 1) == 5, "a node without GPUs is no room for runs that take them"
 
 
-def test_what_sbatch_is_asked_for(tmp_path):
-    pytest.importorskip("submitit")
-    from submitit.slurm.slurm import _make_sbatch_string
+def program(path: Path, does: str) -> None:
+    """In the place of one of SLURM's."""
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
 
+
+def test_what_sbatch_is_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, does in (("sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 7'), ("srun", "exit 1")):
+        program(tmp_path / name, does)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     asked = jobs(tmp_path, memory=10, account="me", options=("constraint=a100", "exclusive", "gres=gpu:h100:4"))
-    text = _make_sbatch_string("work", "folder", **asked.parameters(Work(tmp_path, devices=16), GPUS))
+    (worker,) = asked.start(Work(tmp_path, devices=16), 1)
+    assert worker.number == "7"
+    text = (tmp_path / "script").read_text()
     lines = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
     assert lines >= {"nodes=2", "ntasks-per-node=8", "cpus-per-task=4", "mem=80G", "time=60", "account=me", "requeue"}
     assert lines >= {"constraint=a100", "exclusive", "gres=gpu:h100:4", "signal=USR2@150", "partition=low"}
@@ -104,38 +117,37 @@ def test_a_run_on_one_node_is_one_task(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"minutes": 0}, "minutes = 0: must be 1 or more"),
-        ({"devices_per_node": -1}, "devices_per_node = -1: must be 1 or more"),
-        ({"options": ("--exclusive",)}, "options: '--exclusive': must be KEY=VALUE or KEY"),
-        ({"options": ("mem=",)}, "options: 'mem=': must be KEY=VALUE"),
+        ({"minutes": 0}, r"minutes.*\b0\b"),
+        ({"devices_per_node": -1}, "devices_per_node.*-1"),
+        ({"options": ("--exclusive",)}, "options.*'--exclusive'"),
+        ({"options": ("mem=",)}, "options.*'mem='"),
     ],
 )
 def test_bad_options_are_one_line(options, said):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=said) as error:
         Slurm(**options)
-    assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("options", "devices", "said"),
     [
-        ({}, 48, "devices = 48: takes 6 nodes of 8; partition low has 2 nodes of 2 GPUs and 3 nodes of 8 GPUs"),
-        ({"minutes": 61}, 1, "minutes = 61: partition low ends jobs after 60"),
-        ({"minutes": 2}, 1, "signal = 150: must be below the 120 s of a worker"),
+        ({}, 48, r"devices.*48.*\b6\b.*\b8\b.*\blow\b.*\b2\b.*\b2\b.*\b3\b.*\b8\b"),
+        ({"minutes": 61}, 1, r"minutes.*61.*\blow\b.*60"),
+        ({"minutes": 2}, 1, "signal.*150.*120"),
     ],
 )
 def test_what_has_no_room_is_one_line(tmp_path, monkeypatch, options, devices, said):
     pytest.importorskip("submitit")
     monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=said) as error:
         jobs(tmp_path, **options).check([1, devices])
-    assert str(error.value) == said
+    assert "\n" not in str(error.value)
 
 
 def test_no_submitit_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs submitit; pip install 'scaling-laws\[slurm\]'"):
+    with pytest.raises(InputError, match=r"submitit.*scaling-laws\[slurm\]"):
         jobs(tmp_path).check([1])
 
 
@@ -149,7 +161,10 @@ def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monk
         queue.read_at = float("-inf")
         assert [worker.state() for worker in workers] == states
     assert len(asked) == 3
-    assert workers[1].describe() == f"SLURM job 7_1 (running), its output in {tmp_path}/7_1_0_log.err"
+    told = workers[1].describe()
+    assert "7_1" in told.split()
+    assert "running" in told
+    assert f"{tmp_path}/7_1_0_log.err" in told
 
 
 def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monkeypatch, capsys):
@@ -169,7 +184,8 @@ def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monke
     assert [worker.number for worker in mine.workers(work)] == ["0"]
     assert [worker.number for worker in mine.workers(larger)] == ["2"]
     assert [one for one in said if one[0] == "scancel"] == [("scancel", "--signal=USR1", "3", "5"), ("scancel", "4")]
-    assert capsys.readouterr().out == "ending 3 workers of an earlier command, which asked for something else\n"
+    (told,) = capsys.readouterr().out.splitlines()
+    assert re.findall(r"\d+", told) == ["3"], "how many"
 
 
 def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
@@ -260,9 +276,7 @@ def controller(tmp_path, monkeypatch) -> Path:
     """A folder whose squeue and scancel do what the controller's would for a step that ignores all but a kill: while
     the file `away` is there they hang and fail, `steps` is what squeue lists, `told` what scancel was asked."""
     for name, does in (("squeue", "cat steps"), ("scancel", 'echo "$@" >>told; [ $# = 2 ] || echo "7.1|other" >steps')):
-        script = tmp_path / name
-        script.write_text(f"#!/bin/sh\ncd {tmp_path}\nif [ -e away ]; then sleep 1; exit 1; fi\n{does}\n")
-        script.chmod(0o755)
+        program(tmp_path / name, f"cd {tmp_path}\nif [ -e away ]; then sleep 1; exit 1; fi\n{does}")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "steps").write_text("7.1|other\n")
     return tmp_path
@@ -334,9 +348,7 @@ def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path)
 
 def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
     """srun itself is a script here that says how it was called; the real one is in tests/cluster."""
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"; env\n')
-    srun.chmod(0o755)
+    program(tmp_path / "srun", 'printf "%s\\n" "$@"; env')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "1"), ("SLURM_CONF", "/etc/slurm/slurm.conf")):
         monkeypatch.setenv(name, value)

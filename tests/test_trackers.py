@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -99,6 +102,11 @@ def test_a_log_that_was_begun_anew_is_read_anew(tmp_path: Path) -> None:
     assert [step for step, _ in fresh(tmp_path, again)[0]] == [5, 6]
 
 
+def counts(said: str) -> list[int]:
+    """New steps, runs, and those of them that have ended, in a line that says so."""
+    return [int(number) for number in re.findall(r"\d+", said)[:3]]
+
+
 @pytest.fixture
 def tensorboard(monkeypatch: pytest.MonkeyPatch) -> Any:
     """TensorBoard's reader, told to do without TensorFlow, which it would import for ten seconds."""
@@ -113,17 +121,14 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path, tensorboard: Any, caps
     a_run(tmp_path / "runs" / "def")
     (tmp_path / "runs" / "not a run").mkdir()
     track(tmp_path)
-    assert capsys.readouterr().out.startswith("12 new steps of 2 runs, 0 of them ended: tensorboard --logdir ")
+    said = capsys.readouterr().out
+    assert counts(said) == [12, 2, 0]
+    assert f"tensorboard --logdir {tmp_path / 'runs'}" in said
     track(tmp_path)
     go_on(run)
     track(tmp_path)
     track(run)
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in said] == [
-        "0 new steps of 2 runs",
-        "4 new steps of 2 runs",
-        "0 new steps of 1 runs",
-    ]
+    assert [counts(line) for line in capsys.readouterr().out.splitlines()] == [[0, 2, 0], [4, 2, 1], [0, 1, 1]]
     (folder,) = (run / "tensorboard").iterdir()
     assert folder.name == "w8_d1_64k"
     shown = tensorboard.EventAccumulator(str(folder)).Reload()
@@ -164,7 +169,7 @@ def test_following_ends_when_every_cell_of_the_plan_has(
     monkeypatch.setattr("scaling.track_verb.time.sleep", tick)
     track(tmp_path, follow=True, every=0.5)
     assert looks == [0.5, 0.5]
-    assert capsys.readouterr().out.startswith("20 new steps of 2 runs, 2 of them ended")
+    assert counts(capsys.readouterr().out) == [20, 2, 2]
     (files,) = ([*folder.iterdir()] for folder in (run / "tensorboard").iterdir())
     assert len(files) == 1, "the event file stays open while its run goes on"
 
@@ -214,7 +219,7 @@ def test_wandb_holds_each_step_once_without_a_network(
     go_on(run)
     track(run, "wandb")
     track(run, "wandb")
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"wandb sync {run}/wandb/offline-run-* sends it")
+    assert f"wandb sync {run}/wandb/offline-run-*" in capsys.readouterr().out.splitlines()[-1]
     wandb.teardown()  # as at the end of a process: waits for the one that writes the files
     values, summary, runs = wandb_holds(run)
     assert {key: found for key, found in values.items() if key[1] == "loss"} == {
@@ -236,8 +241,8 @@ def test_wandb_without_a_login_is_one_line(tmp_path: Path) -> None:
     done = scaling("track", run, "wandb", HOME=str(tmp_path), WANDB_API_KEY="", WANDB_MODE="online")
     assert done.returncode == 2
     (said,) = done.stderr.strip().splitlines()
-    assert said.startswith("error: wandb: ")
-    assert said.endswith("log in, or set WANDB_MODE=offline and sync later")
+    assert said.startswith("error: wandb")
+    assert "WANDB_MODE=offline" in said
     assert not list(run.glob("tracked.*")), "nothing counts as sent"
 
 
@@ -245,20 +250,22 @@ def test_wandb_without_a_login_is_one_line(tmp_path: Path) -> None:
 def test_an_extra_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
     for module in (name, "tensorboard.summary.writer.record_writer"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"{name}: .*; pip install 'scaling-laws\[{name}\]' brings it"):
+    with pytest.raises(InputError, match=rf"scaling-laws\[{name}\]"):
         track(a_run(tmp_path), name)
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="nowhere"):
         track(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="neither a run folder nor a sweep"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         track(tmp_path)
-    with pytest.raises(InputError, match="every = 0"):
-        track(tmp_path, every=0)
+    assert not [*tmp_path.iterdir()]
     a_run(tmp_path)
-    (tmp_path / "tracked.tensorboard.json").mkdir()
-    with pytest.raises(InputError, match=r"Is a directory.*; mend it, and the same command goes on"):
+    with pytest.raises(InputError, match=r"every.*\b0\b"):
+        track(tmp_path, every=0)
+    with only_one(tmp_path, "tensorboard"), pytest.raises(InputError, match="tensorboard"):
         track(tmp_path)
-    with only_one(tmp_path, "tensorboard"), pytest.raises(InputError, match="another process mirrors it"):
+    assert not [*tmp_path.glob("tracked.*")], "neither sent anything"
+    (tmp_path / "tracked.tensorboard.json").mkdir()
+    with pytest.raises(InputError, match=os.strerror(errno.EISDIR)):
         track(tmp_path)

@@ -1,4 +1,4 @@
-"""Schedulers brought up for real, once for all tests of a kind; a clear skip where they cannot be."""
+"""Schedulers brought up for real, once for all tests of a kind; a skip where they cannot be, not where they fail."""
 
 from __future__ import annotations
 

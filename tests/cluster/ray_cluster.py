@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 TRIES = 4
 MARK = "RAY_CLUSTER_OF_TESTS"
@@ -27,7 +29,7 @@ killed is missed within seconds, one that is slow is not."""
 
 
 class Unavailable(Exception):
-    """Why there is no cluster here."""
+    """Why there can be no cluster here. One that could be and fails to start is another error."""
 
 
 @dataclass
@@ -78,13 +80,13 @@ def ports() -> dict[str, int]:
 
 
 def tried(start: Any) -> Any:
-    """What `start` returns, at the latest the fourth time."""
+    """What `start` returns, at the latest the fourth time; the fourth error is raised."""
     for left in reversed(range(TRIES)):
         try:
             return start()
-        except Exception as error:
+        except Exception:
             if not left:
-                raise Unavailable(f"Ray does not start here: {' '.join(str(error).split())[:300]}") from None
+                raise
             time.sleep(2.0)
     return None
 
@@ -92,16 +94,18 @@ def tried(start: Any) -> Any:
 @contextlib.contextmanager
 def ray_cluster(hosts: int = 2, **resources: float) -> Iterator[RayCluster]:
     """A cluster of a head that takes no work and `hosts` hosts of one core each, unless resources say otherwise, as
-    num_cpus=2, num_gpus=1. Raises Unavailable where there is no Ray or it does not start."""
-    try:
-        os.environ.update(QUIET)
-        from ray.cluster_utils import Cluster
-    except ImportError:
-        raise Unavailable("Ray is not installed: pip install 'scaling-laws[ray]'") from None
+    num_cpus=2, num_gpus=1. Raises Unavailable where there is no Ray, and Ray's own error where it does not start."""
+    if find_spec("ray") is None:
+        raise Unavailable("Ray is not installed: pip install 'scaling-laws[ray]'")
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        os.environ[MARK] = folder
-        cluster = tried(lambda: Cluster(initialize_head=True, head_node_args=head | ports() | {"temp_dir": folder}))
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        mock.patch.dict(os.environ, {MARK: folder, "RAY_TMPDIR": folder}),
+    ):
+        cluster = tried(lambda: Cluster(initialize_head=True, head_node_args=head | ports()))
         try:
             made = RayCluster(cluster, {"num_cpus": 1} | resources, folder)
             for _ in range(hosts):
@@ -109,4 +113,3 @@ def ray_cluster(hosts: int = 2, **resources: float) -> Iterator[RayCluster]:
             yield made
         finally:
             cluster.shutdown()
-            del os.environ[MARK]

@@ -27,7 +27,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = CHECKOUT / ".pytest_cache" / "apt"
-HOST, READY, START_SECONDS = "slurm", "ready", 300
+HOST, READY, ABSENT, START_SECONDS = "slurm", "ready", "absent", 300
 NEW_UTS, NEW_NET = 0x04000000, 0x40000000
 UP, GET_FLAGS, SET_FLAGS, SET_ADDRESS = 1, 0x8913, 0x8914, 0x8916
 
@@ -76,7 +76,8 @@ HOSTS = f"127.0.0.1 localhost {HOST} n1 n2\n"  # without n1 and n2 here, jax.dis
 
 
 class Unavailable(Exception):
-    """Why no cluster can be had here, in one line."""
+    """Why there can be no cluster here, in one line: no rights, no packages. One that could be and fails to start is
+    another error."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,17 @@ class SlurmCluster:
 
 @contextlib.contextmanager
 def slurm_cluster(work: Path) -> Iterator[SlurmCluster]:
-    """A cluster until the block ends. Raises Unavailable, with the reason, where there can be none."""
+    """A cluster until the block ends. Raises Unavailable, with the reason, where there can be none, and
+    RuntimeError where there could be one and it does not start."""
     if sys.platform != "linux" or os.geteuid() != 0:
         raise Unavailable("a SLURM cluster of one machine needs root on Linux")
     for tool in ("unshare", "nsenter", "mount", "apt-get"):
         if not shutil.which(tool):
             raise Unavailable(f"no {tool} here, with which a SLURM cluster is made")
+    with tempfile.TemporaryDirectory() as probe:
+        may = ["unshare", "--mount", "--pid", "--net", "--uts", "--fork", "mount", "-t", "tmpfs", "tmpfs", probe]
+        if subprocess.run(may, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode:
+            raise Unavailable("root may make no namespaces or mount nothing here, as in a container without privileges")
     began = time.monotonic()
     PACKAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
@@ -129,7 +135,8 @@ def slurm_cluster(work: Path) -> Iterator[SlurmCluster]:
                     break
             overdue.cancel()
             if not said or not said[-1].startswith(READY):
-                raise Unavailable(said[-1] if said else f"no SLURM cluster within {START_SECONDS} s")
+                last = said[-1] if said else f"not a word within {time.monotonic() - began:.0f} s"
+                raise Unavailable(last) if last.startswith(ABSENT) else RuntimeError(f"SLURM does not start: {last}")
             yield SlurmCluster(int(said[-1].split()[1]), work.resolve(), time.monotonic() - began)
         finally:
             process.stdin.close()
@@ -145,9 +152,10 @@ def first(root: Path, work: Path) -> None:
         install()
         own_network()
         daemons()
-    except (OSError, subprocess.SubprocessError, Unavailable) as error:
+    except Exception as error:
         output = getattr(error, "stderr", None) or getattr(error, "stdout", None) or ""
-        print(f"no SLURM cluster: {error}: {' '.join(output.split())[-300:]}", flush=True)
+        kind = ABSENT if isinstance(error, Unavailable) else type(error).__name__
+        print(f"{kind}: {' '.join(f'{error} {output}'.split())[-600:]}", flush=True)
         return
     print(READY, pid, flush=True)
     threading.Thread(target=leave_with_parent, daemon=True).start()
@@ -186,7 +194,8 @@ def new_root(root: Path, work: Path) -> None:
 
 
 def install() -> None:
-    """SLURM and munge from Debian's archive, or as they are; nothing that they bring is started."""
+    """SLURM and munge from Debian's archive, or as they are; nothing that they bring is started. Raises Unavailable
+    where the archive does not give them."""
     if shutil.which("slurmctld") and shutil.which("slurmd") and shutil.which("munged"):
         return
     policy = Path("/usr/sbin/policy-rc.d")
@@ -196,10 +205,15 @@ def install() -> None:
     apt = ["apt-get", "-q", "-y", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2"]
     packages = ["install", "--no-install-recommends", "slurm-wlm", "munge"]
     try:
-        quiet(*apt, *packages)
+        quiet(*apt, "--download-only", *packages)
     except subprocess.CalledProcessError:
-        quiet(*apt, "update")
-        quiet(*apt, *packages)
+        try:
+            quiet(*apt, "update")
+            quiet(*apt, "--download-only", *packages)
+        except subprocess.SubprocessError as error:
+            said = getattr(error, "stderr", None) or ""
+            raise Unavailable(f"apt brings no SLURM: {error} {said}") from None
+    quiet(*apt, *packages)
 
 
 def own_network() -> None:
@@ -242,7 +256,7 @@ def daemons() -> None:
     late = time.monotonic() + 60
     while quiet("sinfo", "--noheader", "--partition=low", "--format=%D %T", timeout=30).split() != ["2", "idle"]:
         if time.monotonic() > late:
-            raise Unavailable(f"the nodes are not idle after a minute: {quiet('sinfo')}")
+            raise RuntimeError(f"the nodes are not idle after a minute: {quiet('sinfo')}")
         time.sleep(0.2)
 
 

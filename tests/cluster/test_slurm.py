@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,19 @@ import pytest
 from conftest import scaling
 
 from cluster.slurm_cluster import SlurmCluster
-from cluster.watching import PLAIN, collected, frozen, kinds, parent, reached, steps, unsaved, until, variable
+from cluster.watching import (
+    PLAIN,
+    collected,
+    frozen,
+    kinds,
+    parent,
+    reached,
+    steps,
+    unsaved,
+    until,
+    variable,
+    workers_found,
+)
 from scaling.config import MeshConfig, RunConfig
 from scaling.record import read_metrics
 from sweeps import ledger
@@ -125,7 +138,7 @@ def storm(peace: Peace, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFa
     with running(slurm, folder, *flags):
         until(lambda: slurm.run("squeue", "--noheader", "--states=RUNNING").stdout.count("\n") == 2, "two workers")
     with running(slurm, folder, *flags) as command:
-        until(lambda: "2 workers of an earlier command" in (folder / "command.txt").read_text(), "the command again")
+        until(lambda: workers_found(folder, 8) == [2], "the command again")
         held: dict[Path, int] = {}
         until(lambda: all(hold(run, 40, held) for run in runs), "both long runs held at step 40")
         taken = slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
@@ -223,22 +236,23 @@ def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--partition", "lo"], "partition = lo: no such partition; the cluster has low, high; did you mean low?"),
-        (["--devices-per-node", "1"], "devices = 4: takes 4 nodes of 1; partition low has 2 nodes of 2 GPUs"),
-        (["--minutes", "100"], "minutes = 100: partition low ends jobs after 60"),
+        (["--partition", "lo"], r"partition.*\blo\b.*\blow\b.*\bhigh\b"),
+        (["--devices-per-node", "1"], r"devices.*\b4\b.*\b4\b.*\b1\b.*\blow\b.*\b2\b.*\b2\b"),
+        (["--minutes", "100"], r"minutes.*\b100\b.*\blow\b.*\b60\b"),
     ],
 )
 def test_bad_input_is_one_line(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig, flags, said) -> None:
     frozen(tmp_path / "bad", dataclasses.replace(tiny, mesh=MeshConfig(data=4)), 8)
     done = subprocess.run(verb(slurm, tmp_path / "bad", "slurm", *flags), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"error: .*{said}.*\n", done.stderr)
 
 
 def test_no_cluster_is_one_line(tmp_path: Path, tiny: RunConfig) -> None:
     frozen(tmp_path / "bad", tiny, 8)
     done = scaling("sweep", "run", "bad", "--out", tmp_path, "slurm", PATH="/nowhere")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: executor slurm: no sbatch on this machine")
+    assert re.match(r"error: .*\bslurm\b.*\bsbatch\b", done.stderr)
     assert done.stderr.count("\n") == 1
 
 
@@ -252,5 +266,6 @@ def test_a_cluster_that_does_not_answer_is_one_line(slurm: SlurmCluster, tmp_pat
     argv.insert(argv.index("JAX_PLATFORMS=cpu"), f"SLURM_CONF={conf}")
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: executor slurm: no cluster reachable (")
+    assert re.match(r"error: .*\bslurm\b", done.stderr)
+    assert "sbatch" not in done.stderr, "that there is"
     assert done.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,12 @@ def reached(run: Path) -> int:
 def kinds(run: Path) -> list[str]:
     """How the attempts at a run ended, first to last."""
     return [line["kind"] for line in ledger.read(run) if line["event"] == "ended"]
+
+
+def workers_found(folder: Path, runs: int) -> list[int]:
+    """How many workers of an earlier command each command that found some says that it did, ahead of its first run."""
+    heads = [[int(n) for n in re.findall(r"\d+", line)] for line in (folder / "command.txt").read_text().splitlines()]
+    return [head[1] for head in heads if len(head) == 2 and head[0] == runs]
 
 
 def until(true: Callable[[], object], what: str, patience: float = 300.0) -> None:
