@@ -187,7 +187,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What the second table says, line by line."""
     count, spent, memory = found["params"], found["flops"], found["memory_bytes"]
     at = f"at {found['mfu']:.0%} of peak on {found['chips']} chip{'s' if found['chips'] > 1 else ''}"
-    hours = ", ".join(f"{name} {_hours(value)}" for name, value in found["hours"].items())
+    hours = ", ".join(f"{name} {duration(value)}" for name, value in found["hours"].items())
     return [
         (
             "parameters",
@@ -214,7 +214,8 @@ def _short(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _hours(hours: float) -> str:
+def duration(hours: float) -> str:
+    """Hours as one reads them: seconds, minutes, hours or days."""
     if hours < 1:
         return f"{hours * 60:.2g} min" if hours > 1 / 60 else f"{hours * 3600:.2g} s"
     return f"{hours:.3g} h" if hours < 72 else f"{hours / 24:,.0f} days"

@@ -41,6 +41,8 @@ BY_NAME: tuple[tuple[Kind, str], ...] = (
 )
 """For operations that the program does not name, such as kernels inside a CUDA graph."""
 BUSY = 0.9
+COMPUTE, HOST, WITHIN = "compute-bound", "waiting for the host", "idle within the step"
+"""What a verdict begins with."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ class Activity:
     def verdict(self) -> str:
         idle = self.wall * (1 - self.busy)
         if self.busy >= BUSY:
-            return f"compute-bound: the devices are busy {self.busy:.0%} of the time"
+            return f"{COMPUTE}: the devices are busy {self.busy:.0%} of the time"
         if self.gap is not None and self.gap >= idle / 2:
-            return f"waiting for the host: {self.gap:.3f} of {idle:.3f} idle ms a step lie between steps"
-        return f"idle within the step: {idle:.3f} ms a step, in many short stretches"
+            return f"{HOST}: {self.gap:.3f} of {idle:.3f} idle ms a step lie between steps"
+        return f"{WITHIN}: {idle:.3f} ms a step, in many short stretches"
 
 
 def read(folder: Path, window: str, left_out: Iterable[str] = ()) -> Trace:

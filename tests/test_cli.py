@@ -14,7 +14,7 @@ import pytest
 from conftest import in_process, scaling
 
 from scaling import cli
-from scaling.config import RunConfig, to_dict
+from scaling.config import RunConfig, load, to_dict
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -59,7 +59,7 @@ def with_corpora(folder: Path, corpora: Path) -> Path:
         (("train", "--model.widht", 64), ["--model.widht", "--model.width"]),
         (("train", "--model.width", "abc"), ["--model.width", "INT"]),
         (("trian",), ["trian", "train"]),
-        (("sweep", "plan"), ["sweep plan", "required"]),
+        (("sweep", "plan"), ["sweep plan", "STR"]),
     ],
 )
 @pytest.mark.parametrize("run", [in_process, scaling])
@@ -78,38 +78,35 @@ def test_what_a_user_wrote_is_shown_as_written(tmp_path: Path) -> None:
 
 def test_a_misspelt_field_in_json(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"model": {"widht": 64}}))
-    assert "c.json: unknown field model.widht; did you mean width?" in error_of(
-        "train", "--file", "c.json", cwd=tmp_path
-    )
+    assert re.search(r"c\.json.*model\.widht\b.*\bwidth\b", error_of("train", "--file", "c.json", cwd=tmp_path))
 
 
 def test_flags_override_a_file(tmp_path: Path) -> None:
     config = RunConfig(tokens=4096)
     (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
     text = error_of("train", "--file", "c.json", "--data.batch-sequences", 999, cwd=tmp_path)
-    assert "RunConfig.tokens = 4096: must be at least 127872" in text
+    assert re.search(r"\btokens\b.*\b4096\b.*\b127872\b", text)
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "named"),
     [
-        (("--data.corpus", "wlak"), ["unknown corpus 'wlak'", "walk"]),
-        (("--data.corpus", "stdlib"), ["'stdlib' is not prepared", "scaling data prepare"]),
-        (("--data.corpus", "text:nowhere"), ["nowhere"]),
-        (("--data.corpus", "walk", "--model.heads", 3), ["ModelConfig.heads = 3", "divisor of width=128"]),
-        (("--data.corpus", "walk", "--model.vocab-size", 20), ["vocab"]),
+        (("--data.corpus", "wlak"), r"corpus.*'wlak'.*\bwalk\b"),
+        (("--data.corpus", "stdlib"), r"corpus.*'stdlib'.*scaling data prepare 'stdlib'"),
+        (("--data.corpus", "text:nowhere"), "text:nowhere"),
+        (("--data.corpus", "walk", "--model.heads", 3), r"ModelConfig\.heads.*\b3\b.*width=128"),
+        (("--data.corpus", "walk", "--model.vocab-size", 20), r"vocab_size.*\b20\b"),
         (
             ("--data.corpus", "walk", "--data.sequence-length", 2_000_000, "--tokens", 100_000_000),
-            ["2000000", "1048577"],
+            "2000000.*1048577",
         ),
-        (("--data.corpus", "walk", "--mesh.fsdp", 3), ["fsdp=3", "number of devices"]),
-        (("--data.corpus", "walk", "--schedule.warmup-tokens", 1 << 40), ["warmup_tokens = 1099511627776"]),
+        (("--data.corpus", "walk", "--mesh.fsdp", 3), r"fsdp=3\b.*\b1\b"),
+        (("--data.corpus", "walk", "--schedule.warmup-tokens", 1 << 40), r"warmup_tokens.*\b1099511627776\b"),
     ],
 )
-def test_a_wrong_run_is_refused_before_it_starts(place: Path, flags: tuple[object, ...], words: list[str]) -> None:
+def test_a_wrong_run_is_refused_before_it_starts(place: Path, flags: tuple[object, ...], named: str) -> None:
     text = error_of("train", "--tokens", 4096, "--folder", "run", *flags, cwd=place)
-    for word in words:
-        assert word in text
+    assert re.search(named, text), text
     assert not (place / "run").exists()
 
 
@@ -120,19 +117,21 @@ def test_batch_not_divisible_by_devices(place: Path) -> None:
         XLA_FLAGS="--xla_force_host_platform_device_count=4",
     )
     assert done.returncode == 2
-    assert "data.batch_sequences = 6: must be a multiple of the 4 devices" in done.stderr
+    assert re.search(r"data\.batch_sequences.*\b6\b.*\b4\b", done.stderr)
     assert not (place / "run").exists()
 
 
 def test_an_empty_corpus(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("")
-    assert "empty" in error_of("data", "prepare", "text:empty.txt", "--road", "plain", cwd=tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    assert "text:a.txt" in error_of("data", "prepare", "text:a.txt", "--road", "plain", cwd=tmp_path)
+    (folder,) = (tmp_path / "out" / "corpora").iterdir()
+    assert [path.name for path in folder.iterdir()] == [".lock"], "no shard, no manifest"
 
 
 def test_a_torn_config_is_named_and_kept(place: Path) -> None:
     (place / "run").mkdir()
     (place / "run" / "config.json").write_text('{"schema": 1, "mod')
-    assert "run/config.json: not whole JSON" in error_of("train", "--folder", "run", cwd=place, run=scaling)
+    assert "run/config.json" in error_of("train", "--folder", "run", cwd=place)
     assert (place / "run" / "config.json").read_text() == '{"schema": 1, "mod'
 
 
@@ -140,7 +139,7 @@ def test_a_torn_result_is_named_by_the_verbs_that_read_it(tmp_path: Path) -> Non
     run = tmp_path / "sweep" / "runs" / "abc"
     run.mkdir(parents=True)
     (run / "result.json").write_text('{"status": "done", "ro')
-    assert "abc/result.json" in error_of("fit", "sweep", cwd=tmp_path, run=scaling)
+    assert "abc/result.json" in error_of("fit", "sweep", cwd=tmp_path)
     assert (run / "result.json").read_text() == '{"status": "done", "ro'
 
 
@@ -151,24 +150,24 @@ def test_unknown_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "named"),
     [
-        ("a,b\n1,2\n", ["params", "--columns"]),
-        ("params,tokens,loss\n" + "1e5,1e6,3\n" * 9 + "1e5,-1e6,2\n", ["tokens", "row"]),
-        ("params,tokens,loss\n" + "1e5,1e6,3\n" * 9 + "1e5,1e6,nan\n", ["loss", "row"]),
-        ("params,tokens,loss\n1e5,1e6,3\n2e5,1e6,2.9\n", ["2", "5"]),
+        ("a,b\n1,2\n", r"params_matmul.*tokens.*loss.*--columns"),
+        ("params,tokens,loss\n" + "1e5,1e6,3\n" * 9 + "1e5,-1e6,2\n", r"\b10\b.*tokens.*-1000000"),
+        ("params,tokens,loss\n" + "1e5,1e6,3\n" * 9 + "1e5,1e6,nan\n", r"\b10\b.*loss.*nan"),
+        ("params,tokens,loss\n1e5,1e6,3\n2e5,1e6,2.9\n", r"\b2\b.*\b5\b.*\b6\b"),
     ],
 )
-def test_a_table_that_cannot_be_fitted(tmp_path: Path, rows: str, words: list[str]) -> None:
+def test_a_table_that_cannot_be_fitted(tmp_path: Path, rows: str, named: str) -> None:
     (tmp_path / "t.csv").write_text(rows)
     text = error_of("fit", "t.csv", cwd=tmp_path)
-    for word in words:
-        assert word in text
+    assert re.search(named, text), text
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_help_names_every_verb_and_loads_no_jax(tmp_path: Path) -> None:
-    done = scaling("--help", cwd=tmp_path)
+    done = in_process("--help", cwd=tmp_path)
+    assert done.returncode == 0
     for verb in ("train", "data", "sweep", "fit", "forecast", "report"):
         assert verb in done.stdout
     program = "import sys, scaling.cli as c; c.build_app([], c.RunConfig()); print('jax' in sys.modules)"
@@ -201,11 +200,13 @@ def test_a_finished_folder_answers_for_its_own_run_alone(
     trained: tuple[Path, dict[str, str], subprocess.CompletedProcess[str]],
 ) -> None:
     place, _, done = trained
-    assert "run: done, loss" in done.stdout
-    assert json.loads((place / "r.json").read_text())["status"] == "done"
-    assert json.loads((place / "run" / "config.json").read_text())["data"]["fingerprint"]
-    assert scaling("train", "--folder", "run", cwd=place).returncode == 0
-    assert "holds run" in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)
+    result = json.loads((place / "r.json").read_text())
+    assert result["status"] == "done"
+    assert f"{result['row']['loss']:.4f}" in done.stdout
+    held = load(place / "run" / "config.json")
+    assert held.data.fingerprint
+    assert in_process("train", "--folder", "run", cwd=place).returncode == 0
+    assert held.run_id in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)
 
 
 def test_a_second_run_of_a_shape_compiles_from_the_cache(

@@ -1,6 +1,7 @@
 """`scaling cost` as a user meets it: numbers that are arithmetic, a config that is the run, one line for bad input."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,14 @@ def test_a_size_is_explained_and_written_as_a_run(tmp_path: Path) -> None:
         assert facts["flops"][name] == train_flops(run.model, 2048, run.tokens, name)  # pyrefly: ignore
     assert facts["steps"] * facts["batch_tokens"] == run.tokens
     assert facts["tokens_per_param"] == pytest.approx(20, rel=0.01)
-    for text in ("model.width", "Hoffmann et al. 2022", "Power Lines", f"{run.tokens:,}", "arithmetic, not a"):
+    for text in (
+        "model.width",
+        "Hoffmann et al. 2022",
+        "Power Lines",
+        f"{run.tokens:,}",
+        f"{params(run.model).total:,}",
+        "H200",
+    ):
         assert text in facts["said"]
 
 
@@ -53,7 +61,7 @@ def test_what_is_set_is_recorded_and_shown_as_an_override(tmp_path: Path) -> Non
     assert (run.optimizer.learning_rate, run.learning_rate_from, run.measure.keep) == (2e-3, "override", 3)
     lines = {line["what"]: line for line in facts["lines"]}
     assert lines["optimizer.learning_rate"]["value"] == 2e-3
-    assert lines["optimizer.learning_rate"]["rule"] == "set; by the recipe 0.0005924"
+    assert "0.0005924" in lines["optimizer.learning_rate"]["rule"], "what the recipe gave"
     assert lines["optimizer.beta2"]["source"] == "override"
     assert lines["tokens"]["source"] != "override"
     assert "override" in facts["said"]
@@ -69,36 +77,37 @@ def test_tokens_and_vocabulary_are_the_users(tmp_path: Path) -> None:
     facts = cost(tmp_path, "w64xd4", "--tokens", "4M", "--recipe", "step-law", "--vocabulary", "byte")
     assert facts["config"]["model"]["vocab_size"] == 259
     assert facts["tokens"] == pytest.approx(4e6, rel=0.05)
-    assert "bytes have 259" not in facts["said"]
-    assert "the model has 32,000 ids, bytes have 259" in cost(tmp_path, "124M")["said"]
+    assert "--vocabulary" not in facts["said"]
+    assert re.search(r"32,000\b.*\b259\b.*--vocabulary", cost(tmp_path, "124M")["said"]), "byte ids are too few"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "named"),
     [
-        (["124X"], "size '124X': must be parameters as 124M"),
-        ([], "chinchilla: needs a size or a budget"),
-        (["1e8", "--recipe", "chinchila"], "unknown recipe chinchila; did you mean chinchilla?"),
-        (["1e8", "--set", "model.widht=3"], "unknown field model.widht; did you mean width?"),
-        (["1e8", "--set", "model.width"], "--set 'model.width': must be FIELD=VALUE"),
-        (["1e8", "--set", "model.heads=7"], "ModelConfig.heads = 7: must be a divisor"),
-        (["1e8", "--mfu", 40], "mfu = 40: must be above 0 and at most 1"),
-        (["1e8", "--chips", 0], "chips = 0: must be 1 or more"),
-        (["1e8", "--tokens", "many"], "tokens = 'many': must be a number above 0"),
-        (["1e8", "--tokens", "1B", "--flops", 1e19], "not both"),
-        (["1e8", "--vocabulary", "absent.model"], "no such SentencePiece model"),
-        (["--flops", -1], "flops = -1: must be more than 0"),
+        (["124X"], r"size.*'124X'.*124M"),
+        ([], r"chinchilla.*\bsize\b.*124M"),
+        (["1e8", "--recipe", "chinchila"], r"recipe.*\bchinchila\b.*\bchinchilla\b"),
+        (["1e8", "--set", "model.widht=3"], r"model\.widht\b.*\bwidth\b"),
+        (["1e8", "--set", "model.width"], r"--set.*'model\.width'.*FIELD=VALUE"),
+        (["1e8", "--set", "model.heads=7"], r"ModelConfig\.heads.*\b7\b.*width=\d+"),
+        (["1e8", "--mfu", 40], r"\bmfu\b.*\b40\b.*\b0\b.*\b1\b"),
+        (["1e8", "--chips", 0], r"\bchips\b.*\b0\b"),
+        (["1e8", "--tokens", "many"], r"\btokens\b.*'many'"),
+        (["1e8", "--tokens", "1B", "--flops", 1e19], r"\btokens\b.*\b1000000000\b.*\bflops\b.*1e\+19"),
+        (["1e8", "--vocabulary", "absent.model"], r"absent\.model"),
+        (["--flops", -1], r"\bflops\b.*-1\b"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, arguments: list, says: str) -> None:
-    done = in_process("cost", *arguments, cwd=tmp_path)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list, named: str) -> None:
+    done = in_process("cost", *arguments, "--json", "facts.json", cwd=tmp_path)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert re.search(named, done.stderr)
     assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hours_read_well() -> None:
-    assert [cost_verb._hours(hours) for hours in (1e-3, 0.5, 1.14, 30, 100)] == [
+    assert [cost_verb.duration(hours) for hours in (1e-3, 0.5, 1.14, 30, 100)] == [
         "3.6 s",
         "30 min",
         "1.14 h",

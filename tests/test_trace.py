@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ def test_a_gpu_is_busy_where_any_stream_is() -> None:
     assert found.op_time == pytest.approx(0.035)
     assert found.kinds == pytest.approx({"product": 50 / 70, "collective": 10 / 70, "elementwise": 10 / 70})
     assert found.ops[0] == trace.OpShare("fusion.1", "product", pytest.approx(50 / 70), pytest.approx(0.025), 1)
-    assert found.verdict.startswith("waiting for the host: 0.020 of 0.020 idle ms")
+    assert re.match(rf"{trace.HOST}\b.*\b0\.020\b.*\b0\.020\b", found.verdict)
 
 
 def test_tpus_name_whole_instructions_and_loops_hold_what_they_run() -> None:
@@ -157,7 +158,7 @@ def test_tpus_name_whole_instructions_and_loops_hold_what_they_run() -> None:
     assert found.kinds == pytest.approx({"attention": 1.0})
     assert [(one.name, one.calls) for one in found.ops] == [("scores", 1)]
     assert found.gap is None, "one step has no next"
-    assert found.verdict.startswith("idle within the step")
+    assert found.verdict.startswith(trace.WITHIN)
 
 
 def test_a_cpus_product_ends_where_other_threads_say() -> None:
@@ -182,13 +183,14 @@ def test_operations_are_cut_to_the_window() -> None:
 def test_a_busy_device_is_compute_bound() -> None:
     streams = {"Stream #7(Compute)": [op("fusion.1", 0, 48), op("fusion.1", 50, 100)]}
     found = trace.activity(trace.trace_of(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2)
-    assert found.verdict == "compute-bound: the devices are busy 98% of the time"
+    assert re.match(rf"{trace.COMPUTE}\b.*\b98%", found.verdict)
 
 
 def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no trace"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         trace.read(tmp_path, "window")
-    with pytest.raises(InputError, match="no annotation 'other'"):
+    with pytest.raises(InputError, match="'other'"):
         trace.trace_of(profile(host(0, 100)), "other")
-    with pytest.raises(InputError, match="no operation of a device"):
+    with pytest.raises(InputError) as error:
         trace.trace_of(profile(host(0, 100)), "window")
+    assert "'window'" not in str(error.value), "the annotation is there, operations are not"
