@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from scaling import accounting, ahead, compile_verb, sharding
@@ -61,7 +62,7 @@ def test_sizes_of_our_shapes_are_as_their_names_say() -> None:
 
 
 def test_an_unknown_shape_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"unknown model llama-3-9b; did you mean llama-3-8b\?"):
+    with pytest.raises(InputError, match=r"llama-3-9b.*llama-3-8b"):
         shape("llama-3-9b")
 
 
@@ -83,13 +84,13 @@ def test_slices_are_those_of_the_data_sheets() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("v5e:3x5", "no such slice; v5e has 1x1, 2x2, .*, 16x16; nearest is v5e:4x4"),
-        ("v5e:32x32", "nearest is v5e:16x16"),
-        ("v5p:4x4", "nearest is v5p:2x2x4"),
-        ("v9:2x2", "unknown chip v9; known: v4, v5e, v5p, v6e"),
-        ("v5:2x2", r"unknown chip v5; did you mean v5\w\?"),
-        ("16", "must be a chip and its slice, as v5e:4x4"),
-        ("v5e:0x0", "no such slice"),
+        ("v5e:3x5", r"v5e:3x5.*1x1.*2x2.*16x16.*v5e:4x4"),
+        ("v5e:32x32", "v5e:32x32.*v5e:16x16"),
+        ("v5p:4x4", r"v5p:4x4\b.*v5p:2x2x4"),
+        ("v9:2x2", r"\bv9\b.*v4.*v5e.*v5p.*v6e"),
+        ("v5:2x2", r"v5:2x2.*\bv5[ep]\b"),
+        ("16", r"topology.*\b16\b.*v5e:4x4"),
+        ("v5e:0x0", "topology.*v5e:0x0"),
     ],
 )
 def test_slices_that_do_not_exist_name_what_does(text: str, says: str) -> None:
@@ -98,7 +99,7 @@ def test_slices_that_do_not_exist_name_what_does(text: str, says: str) -> None:
 
 
 def test_no_slices_is_an_error() -> None:
-    with pytest.raises(InputError, match="slices = 0: must be 1 or more"):
+    with pytest.raises(InputError, match=r"slices.*\b0\b"):
         topology("v5e:4x4", slices=0)
 
 
@@ -119,7 +120,7 @@ def test_a_mesh_is_read_from_words(text: str, mesh: MeshConfig) -> None:
     ["", "fsdp", "fsdp=", "fsdp=x", "fsdp=2,fsdp=4", "model=2", "fsdp=2,,data=1", "data=1,fsdp=2,tensor=1,data=3"],
 )
 def test_other_words_are_not_a_mesh(text: str) -> None:
-    with pytest.raises(InputError, match="must be as data=4,fsdp=4,tensor=1"):
+    with pytest.raises(InputError, match=f"mesh.*{re.escape(text)}"):
         compile_verb.parse_mesh(text)
 
 
@@ -170,7 +171,7 @@ def test_kernels_are_counted_by_their_blocks() -> None:
 @pytest.mark.parametrize("axes", [{"data"}, {"data", "tensor"}])
 def test_work_that_is_written_for_one_device_is_counted_on_all(axes: set[str]) -> None:
     """Rows and columns over two and four devices: whichever axes are written out, the product is the same."""
-    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "tensor"))
+    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     columns = P(None, "tensor" if "tensor" in axes else None)
     split = {"in_specs": (P("data"), columns), "out_specs": P("data", *columns[1:])}
     product = jax.shard_map(jnp.matmul, mesh=mesh, axis_names=axes, check_vma=False, **split)
@@ -203,7 +204,7 @@ def test_only_the_data_axis_crosses_slices() -> None:
 
 
 def test_slices_that_data_does_not_divide_over_are_refused() -> None:
-    with pytest.raises(InputError, match=r"mesh data=1: must be a multiple of the 2 slices.*data=2,fsdp=16,tensor=1"):
+    with pytest.raises(InputError, match=r"data=1\b.*\b2\b.*data=2,fsdp=16,tensor=1"):
         sharding.make_mesh(MeshConfig(fsdp=32), chips(4, 4, slices=2))
 
 
@@ -239,7 +240,7 @@ def test_state_is_counted_as_it_is_sharded() -> None:
     needed = state_bytes(program.abstract_state)
     assert needed == pytest.approx(12 * accounting.params(config.model).total, abs=64)
     check_memory(program.abstract_state, needed)
-    with pytest.raises(InputError, match=r"weights and optimizer state: .* GiB on each device.* 2 times larger"):
+    with pytest.raises(InputError, match=r"mesh\.fsdp.*mesh\.tensor.*\b2\b"):
         check_memory(program.abstract_state, needed - 1)
 
 
@@ -308,14 +309,12 @@ def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.
     short = ahead.DoesNotFit(estimated_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
     still = ahead.DoesNotFit(16 * 2**30, 15.75 * 2**30, "the step")
     asked = scripted(monkeypatch, [short, still, SimpleNamespace(peak=9 * 2**30)])
-    says = (
-        r"v5e:4x4 has 15\.75 GiB a chip, and \d+\.\d+ are needed for the step; --microbatch \d+ would fit \(compiled: 9"
-    )
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=r"v5e:4x4.*15\.75.*--microbatch \d+.*\b9\.") as error:
         ahead.estimate(config, topology("v5e:4x4"))
     first, second, third = (one.data.microbatch_sequences or one.data.batch_sequences for one in asked)
     assert first == 256
     assert first > second > third, "what does not fit either makes the next guess smaller"
+    assert f"--microbatch {third} " in str(error.value), "the one that was compiled and fits"
 
 
 def test_more_chips_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,15 +323,15 @@ def test_more_chips_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None
     data = DataConfig(sequence_length=2048, batch_sequences=16)
     config = dataclasses.replace(big(), model=model, mesh=MeshConfig(data=1, fsdp=16), data=data)
     scripted(monkeypatch, [state] * 4)
-    with pytest.raises(InputError, match=r"nothing smaller fits: --topology v5e:\d+x\d+ --mesh fsdp=\d+ would, by an"):
+    with pytest.raises(InputError, match=r"--topology v5e:\d+x\d+ --mesh fsdp=\d+"):
         ahead.estimate(config, topology("v5e:4x4"))
 
 
 def test_the_verb_needs_a_topology_and_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="topology: must be given"):
+    with pytest.raises(InputError, match="--topology"):
         compile_verb.compile("llama-3.2-1b")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'scaling-laws\[tpu-aot\]'"):
+    with pytest.raises(InputError, match=r"scaling-laws\[tpu-aot\]"):
         compile_verb.compile("llama-3.2-1b", topology="v5e:4x4")
 
 
@@ -396,12 +395,10 @@ def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(ahead, "require_libtpu", lambda: None)
     monkeypatch.setattr(ahead.subprocess, "run", lambda *command, **options: died)
     monkeypatch.setattr(ahead, "version", lambda package: "0.0.1")
-    with pytest.raises(
-        InputError, match=r"v5e:4x4: the compiler failed, not the run: Check failed: loop makes no prog"
-    ) as e:
+    with pytest.raises(InputError, match=r"v5e:4x4.*Check failed: loop makes no progress") as e:
         ahead.apart(big(), topology("v5e:4x4"))
     assert "\n" not in str(e.value)
-    assert "libtpu 0.0.1 is not that of this jax: pip install 'libtpu==0.0." in str(e.value)
+    assert re.search(r"0\.0\.1\b.*'libtpu==\d[\d.]*\*'", str(e.value)), "what is installed, and what to install"
 
 
 SLICES = """
@@ -425,5 +422,7 @@ def test_every_slice_is_one_that_the_compiler_knows() -> None:
 @needs_libtpu
 def test_a_run_that_no_chip_holds_is_refused_before_it_is_compiled() -> None:
     target = topology("v5e:4x4")
-    with pytest.raises(ahead.DoesNotFit, match=r"48\.19 are needed for weights and optimizer state"):
+    with pytest.raises(ahead.DoesNotFit) as error:
         ahead.apart(compile_verb.named_run("llama-2-70b", target), target)
+    assert error.value.what == ahead.STATE
+    assert error.value.needed / 2**30 == pytest.approx(48.19, abs=0.01)

@@ -157,22 +157,21 @@ def test_auto_takes_the_fastest_that_can_run(platform: str, dtype: jnp.dtype, le
 @pytest.mark.parametrize(
     ("kernel", "platform", "dtype", "length", "heads", "words"),
     [
-        ("splash", "cpu", HIGH, 128, 4, r"'splash': runs on tpu, not on cpu; here it must be auto or xla or blocked"),
-        ("cudnn", "tpu", LOW, 128, 4, r"'cudnn': runs on gpu, not on tpu; .* splash"),
-        ("cudnn", "gpu", HIGH, 128, 4, r"takes bfloat16, and precision\.compute is float32"),
-        ("cudnn", "gpu", LOW, 128, 1, r"multiple of 8 up to 128, and it is 256"),
-        ("cudnn", "gpu", LOW, 127, 4, r"even sequence_length, and it is 127"),
-        ("splash", "tpu", LOW, 200, 4, r"sequence_length to be a multiple of 128, and it is 200"),
-        ("splash", "tpu", LOW, 128, 8, r"width/heads to be a multiple of 64, and it is 32"),
+        ("splash", "cpu", HIGH, 128, 4, r"'splash'.*\btpu\b.*\bcpu\b.*\bxla\b.*\bblocked\b"),
+        ("cudnn", "tpu", LOW, 128, 4, r"'cudnn'.*\bgpu\b.*\btpu\b.*\bsplash\b"),
+        ("cudnn", "gpu", HIGH, 128, 4, r"'cudnn'.*bfloat16.*precision\.compute.*float32"),
+        ("cudnn", "gpu", LOW, 128, 1, r"'cudnn'.*\b8\b.*\b128\b.*\b256\b"),
+        ("cudnn", "gpu", LOW, 127, 4, r"'cudnn'.*sequence_length.*\b127\b"),
+        ("splash", "tpu", LOW, 200, 4, r"'splash'.*sequence_length.*\b128\b.*\b200\b"),
+        ("splash", "tpu", LOW, 128, 8, r"'splash'.*\b64\b.*\b32\b"),
     ],
 )
 def test_a_kernel_that_cannot_run_is_an_error_and_never_another(
     kernel: Kernel, platform: str, dtype: jnp.dtype, length: int, heads: int, words: str
 ) -> None:
     model = ModelConfig(width=256, heads=heads, attention=kernel)
-    with pytest.raises(InputError, match=words) as error:
+    with pytest.raises(InputError, match=rf"model\.attention.*{words}"):
         choose(model, dtype, length, platform)
-    assert str(error.value).startswith("model.attention = ")
 
 
 def test_cudnn_asked_for_on_a_cpu_does_not_run_as_something_else() -> None:

@@ -142,7 +142,7 @@ def test_groups_name_their_axes(groups: str, axes: tuple[str, ...]) -> None:
 
 
 def test_groups_that_are_not_understood_raise() -> None:
-    with pytest.raises(ValueError, match="not understood"):
+    with pytest.raises(ValueError, match="@maximal"):
         replica_groups("replica_groups=@maximal", MESH)
 
 
@@ -246,13 +246,13 @@ def test_what_tpus_write_is_read() -> None:
 
 
 def test_a_loop_of_unknown_length_raises() -> None:
-    endless = TPU.replace("%limit = s32[] constant(9)", "%limit = s32[] rng()")
-    with pytest.raises(ValueError, match="loop loop: its trip count was not found"):
+    endless = TPU.replace("%limit = s32[] constant(9)", "%limit = s32[] rng()").replace("%loop", "%while.7")
+    with pytest.raises(ValueError, match=r"while\.7\b"):
         list(runs(parse(endless)))
 
 
 def test_a_mesh_of_other_size_raises() -> None:
-    with pytest.raises(ValueError, match="for 16 devices"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b4\b.*\b16\b"):
         traffic(parse(TPU), {"data": 2, "fsdp": 4})
 
 
@@ -287,5 +287,5 @@ ENTRY %main (a: f32[8,32]) -> f32[] {{
 
 
 def test_what_is_not_hlo_raises() -> None:
-    with pytest.raises(ValueError, match="not the text of an HLO module"):
+    with pytest.raises(ValueError, match="ENTRY"):
         parse("module @jit_f {\n}\n")

@@ -42,11 +42,11 @@ def test_every_parameter_is_matched_by_exactly_one_row(changes: dict[str, bool])
 
 
 def test_an_unmatched_path_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LookupError, match="blocks/moe/gate/kernel: 0 rows"):
+    with pytest.raises(LookupError, match=r"blocks/moe/gate/kernel.*\b0\b"):
         multipliers(BASE, "blocks/moe/gate/kernel")
     doubled = dataclasses.replace(parametrization.TABLE[0], pattern=r"embed.*")
     monkeypatch.setattr(parametrization, "TABLE", (*parametrization.TABLE, doubled))
-    with pytest.raises(LookupError, match="embedding: 2 rows"):
+    with pytest.raises(LookupError, match=r"embedding.*\b2\b"):
         multipliers(BASE, "embedding")
 
 
@@ -68,7 +68,7 @@ def test_an_unmatched_path_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_numbers_of_the_papers(path: str, name: Name, expected: tuple[float, ...]) -> None:
     """Yang et al. 2022, table 8, and Dey et al. 2025, table 1 and equation 40."""
     found = multipliers(named(LARGE, name), path)
-    np.testing.assert_allclose(dataclasses.astuple(found), expected, rtol=1e-12)
+    np.testing.assert_allclose(dataclasses.astuple(found), expected, rtol=1e-7)
 
 
 def test_muon_follows_width_by_its_square_root_and_only_matrices_of_blocks() -> None:

@@ -29,7 +29,7 @@ def test_fewest_heads_of_even_width(width: int, heads: int) -> None:
 
 
 def test_odd_width_is_bad_input() -> None:
-    with pytest.raises(InputError, match="heads"):
+    with pytest.raises(InputError, match=r"heads.*\b33\b"):
         small((33, 1))
 
 
@@ -61,7 +61,7 @@ def test_small_derives_everything_from_size_and_budget() -> None:
     assert (run.model.width, run.model.depth, run.data.corpus, run.seed) == (48, 3, "zipf", 7)
     assert run.tokens == 1_000_000 // run.data.batch_tokens * run.data.batch_tokens
     assert run.recipe == f"small(size=w48xd3, tokens={run.tokens})"
-    assert run.learning_rate_from.startswith("rule: ours, a scan")
+    assert run.learning_rate_from.startswith("rule: ")
     assert 0 < run.schedule.warmup_tokens <= 0.1 * run.tokens
     assert small((64, 3), 1_000_000).optimizer.learning_rate < run.optimizer.learning_rate
 
@@ -198,7 +198,7 @@ def test_a_scanned_rate_says_so_in_every_run(tmp_path: Path) -> None:
     same = {"optimizer": before.optimizer, "learning_rate_from": before.learning_rate_from}
     assert dataclasses.replace(run, **same) == before
     (tmp_path / "rates.json").write_text('{"law": 3}')
-    with pytest.raises(InputError, match=r"rates\.json: not what `scaling rates --out` writes"):
+    with pytest.raises(InputError, match=r"rates\.json"):
         measured_rate(tmp_path / "rates.json")
 
 
@@ -211,13 +211,13 @@ def test_a_recipe_is_no_part_of_what_a_run_is() -> None:
 @pytest.mark.parametrize(
     ("size", "says"),
     [
-        ("124X", r"size '124X': must be parameters as 124M or 1e9, .* known: gpt-1300m"),
-        ("llama-2-70", r"size 'llama-2-70': .*did you mean llama-2-70b"),
-        ("d11", r"size d11: chinchilla makes no shape of this depth; the closest is d1[02]"),
-        ("1e15", r"size 1e\+15: chinchilla makes .* to .* params_matmul with a vocabulary of 32000"),
-        ("0", r"size '0': must be"),
-        (None, r"chinchilla: needs a size or a budget in FLOPs; a size must be"),
-        ("w0xd2", r"ModelConfig.width = 0"),
+        ("124X", r"size.*'124X'.*124M.*gpt-1300m"),
+        ("llama-2-70", r"size.*'llama-2-70'.*llama-2-70b"),
+        ("d11", r"size.*\bd11\b.*chinchilla.*\bd1[02]\b"),
+        ("1e15", r"size.*1e\+15.*chinchilla.*params_matmul.*32000"),
+        ("0", r"size.*'0'"),
+        (None, "chinchilla.*size.*124M"),
+        ("w0xd2", r"ModelConfig\.width.*\b0\b"),
     ],
 )
 def test_bad_sizes_say_what_would_be_right(size: Any, says: str) -> None:
@@ -227,11 +227,11 @@ def test_bad_sizes_say_what_would_be_right(size: Any, says: str) -> None:
 
 
 def test_bad_budgets_say_what_a_recipe_spends() -> None:
-    with pytest.raises(InputError, match=r"flops = 1e\+40: the shapes of chinchilla spend"):
+    with pytest.raises(InputError, match=r"flops.*1e\+40.*chinchilla"):
         chinchilla(flops=1e40)
-    with pytest.raises(InputError, match=r"takes tokens = 1000 or flops = 1e\+18, not both"):
+    with pytest.raises(InputError, match=r"tokens.*\b1000\b.*flops.*1e\+18"):
         chinchilla("1e8", 1000, flops=1e18)
-    with pytest.raises(InputError, match="flops = -1: must be more than 0"):
+    with pytest.raises(InputError, match=r"flops.*-1\b"):
         chinchilla("1e8", flops=-1)
 
 

@@ -35,18 +35,18 @@ def test_every_parameter_is_matched_by_exactly_one_rule(changes: dict[str, bool]
 
 @pytest.mark.parametrize("path", ["blocks/attention/q/bias", "embedding2", "blocks/moe/gate/kernel"])
 def test_an_unmatched_path_raises(path: str) -> None:
-    with pytest.raises(LookupError, match=f"{path}: 0 sharding rules"):
+    with pytest.raises(LookupError, match=rf"{path}.*\b0\b"):
         sharding.spec_of(path)
 
 
 def test_two_matches_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "RULES", (*sharding.RULES, (r"emb.*", sharding.BATCH)))
-    with pytest.raises(LookupError, match="embedding: 2 sharding rules"):
+    with pytest.raises(LookupError, match=r"embedding.*\b2\b"):
         sharding.spec_of("embedding")
 
 
 def test_a_mesh_must_use_all_devices() -> None:
-    with pytest.raises(InputError, match=r"data=1 x fsdp=3 x tensor=1 = 3: must be the number of devices, 1"):
+    with pytest.raises(InputError, match=r"data=1\b.*fsdp=3\b.*tensor=1\b.*\b3\b.*\b1\b"):
         sharding.make_mesh(MeshConfig(fsdp=3))
 
 
@@ -63,7 +63,7 @@ def test_a_mesh_must_use_all_devices() -> None:
 )
 def test_the_nearest_mesh_is_named(mesh: MeshConfig, devices: int, slices: int, nearest: str) -> None:
     """The fewest axes change, and those least."""
-    with pytest.raises(InputError, match=f"nearest that fits: {nearest}"):
+    with pytest.raises(InputError, match=nearest):
         sharding.axis_sizes(mesh, devices, slices)
     sizes = [int(part.split("=")[1]) for part in nearest.split(",")]
     assert sharding.axis_sizes(MeshConfig(*sizes), devices, slices) == tuple(sizes), "what is named does fit"
@@ -79,13 +79,9 @@ class Shape:
 @pytest.mark.parametrize(
     ("batch", "mesh", "words"),
     [
-        (
-            16,
-            Shape(data=3),
-            r"data\.batch_sequences = 16: must be a multiple of the 3 devices.*; nearest that fits: 15",
-        ),
-        (16, Shape(tensor=8), r"model\.heads = 4: must be a multiple of mesh\.tensor = 8; .*: data=2,fsdp=1,tensor=4"),
-        (48, Shape(fsdp=48), r"model\.width = 128: must be .* fsdp x tensor = 48; .*: data=3,fsdp=16,tensor=1"),
+        (16, Shape(data=3), r"data\.batch_sequences.*\b16\b.*\b3\b.*\b15\b"),
+        (16, Shape(tensor=8), r"model\.heads.*\b4\b.*mesh\.tensor.*\b8\b.*data=2,fsdp=1,tensor=4"),
+        (48, Shape(fsdp=48), r"model\.width.*\b128\b.*\b48\b.*data=3,fsdp=16,tensor=1"),
     ],
 )
 def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> None:
@@ -96,18 +92,20 @@ def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("batch", "says"),
-    [(7, "nearest that fits: data=7,fsdp=1,tensor=1"), (1, "no mesh over these devices would fit")],
+    ("batch", "named"),
+    [(7, ["data=7,fsdp=1,tensor=1"]), (1, [])],
 )
-def test_the_mesh_that_is_named_fits_the_batch_too(batch: int, says: str) -> None:
+def test_the_mesh_that_is_named_fits_the_batch_too(batch: int, named: list[str]) -> None:
+    """None is, where none over these devices fits."""
     config = RunConfig(data=DataConfig(batch_sequences=batch))
-    with pytest.raises(InputError, match=rf"mesh\.tensor = 7; {says}"):
+    with pytest.raises(InputError, match=r"mesh\.tensor.*\b7\b") as error:
         sharding.check_fits(config, Shape(tensor=7))  # pyrefly: ignore
+    assert re.findall(r"data=\d+,fsdp=\d+,tensor=\d+", str(error.value)) == named
 
 
 def test_a_microbatch_must_divide_as_well() -> None:
     config = RunConfig(data=DataConfig(batch_sequences=16, microbatch_sequences=4))
-    with pytest.raises(InputError, match=r"data\.microbatch_sequences = 4: must be a multiple of the 8"):
+    with pytest.raises(InputError, match=r"data\.microbatch_sequences.*\b4\b.*\b8\b"):
         sharding.check_fits(config, Shape(data=8))  # pyrefly: ignore
 
 
@@ -208,7 +206,7 @@ def test_a_checkpoint_is_restored_onto_another_mesh(meshes: dict[int, dict]) -> 
 
 def test_half_of_what_several_processes_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(InputError, match="JAX_NUM_PROCESSES without the others: set JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(InputError, match=r"JAX_NUM_PROCESSES.*JAX_COORDINATOR_ADDRESS"):
         gang.initialize()
 
 
