@@ -169,7 +169,7 @@ def backtest_verb(
     found = backtest(points, _factors(factors), draws=draws, seed=seed)
     if found.empty:
         raise TableError(f"{table}: no factor of {factors} leaves enough runs below the cut and any above it")
-    _print(found, "factor")
+    print_scores(found, "factor")
     for note in checks.flagged(points):
         Console(soft_wrap=True, highlight=False).print(f"[yellow]warning:[/] {escape(note)}")
     if json:
@@ -201,8 +201,8 @@ def coverage(
         parts.append(backtest(points, _factors(factors), draws=draws, seed=seed).assign(table=name))
     found = pd.concat(parts, ignore_index=True)
     total = summary(found)
-    _print(found[found["law"] == CHOSEN], "table", "factor")
-    _print(total, "factor")
+    print_scores(found[found["law"] == CHOSEN], "table", "factor")
+    print_scores(total, "factor")
     if out:
         results.replace(out, lambda path: path.write_text(markdown(found, total)))
     if json:
@@ -263,7 +263,7 @@ def _rows(table: pd.DataFrame) -> list[str]:
     return [*head, *(f"| {line} |" for line in body)]
 
 
-def _print(found: pd.DataFrame, *first: str) -> None:
+def print_scores(found: pd.DataFrame, *first: str) -> None:
     """On one line a row, however narrow the terminal: a name or a number cut short says nothing."""
     names = [*first, *[name for name in found.columns if name not in first]]
     table = Table(*[name.replace("_", "\n") for name in names], box=None, pad_edge=False)

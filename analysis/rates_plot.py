@@ -31,7 +31,7 @@ def tried(law: RateLaw, theme: Theme = LIGHT) -> Figure:
             place = {"textcoords": "offset points", "annotation_clip": False}
             axes.annotate(name, end, (1, 4), color=colour, va="bottom", ha="center", fontsize=SMALL, **place)
             if not scan.at_bound:
-                low, high = _interval(law, scan.params)
+                low, high = interval(law, scan.params)
                 axes.plot([low, high], [0, 0], color=colour, alpha=0.5, linewidth=4, solid_capstyle="butt", zorder=1)
                 axes.plot(scan.best, 0.0, "v", color=colour, markersize=7, clip_on=False, zorder=3)
                 axes.plot(law(scan.params), 0.0, "|", color=theme.accent, markersize=13, clip_on=False, zorder=4)
@@ -62,7 +62,7 @@ def used(runs: pd.DataFrame, law: RateLaw | None, theme: Theme = LIGHT) -> Figur
             axes.plot(x, law(x), color=theme.accent, linewidth=1.4, label="law")
             said += f"; triangles: the best of scans; line: the law through them, N^{law.exponent:.2f}"
             if not np.isnan(law.stderr):
-                low, high = _interval(law, x)
+                low, high = interval(law, x)
                 axes.fill_between(x, low, high, color=theme.accent, alpha=BAND, linewidth=0, label="interval")
                 said += f"\nshaded: its {LEVEL:.0%} interval"
             inside = [scan for scan in law.scans if not scan.at_bound]
@@ -77,7 +77,7 @@ def used(runs: pd.DataFrame, law: RateLaw | None, theme: Theme = LIGHT) -> Figur
     return figure
 
 
-def _interval(law: RateLaw, params: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def interval(law: RateLaw, params: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the law's rate at a size: that of a straight line in logs, by Student's t."""
     logs = np.log([scan.params for scan in law.scans if not scan.at_bound])
     free = len(logs) - 2

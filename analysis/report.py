@@ -75,19 +75,19 @@ def _drawn(name: str, draw: Drawer, folder: Path) -> tuple[str, list[Path]]:
 def document(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], attempt: Attempts) -> str:
     """The whole page as HTML. drawn: figures as HTML, by name; attempt: is told of the sections that cannot be made."""
     sections = [
-        _section(attempt, "forecast", "Forecast", partial(_forecast, found)),
-        _section(attempt, "law", "The law", partial(_fit, found, drawn)),
-        _section(attempt, "surface", "Surface and frontier", partial(_surface, drawn)),
-        _section(attempt, "backtest", "Back-test", partial(_backtest, found, drawn)),
-        _section(attempt, "sensitivity", "Sensitivity", partial(_sensitivity, drawn)),
-        _section(attempt, "rates", "Learning rates", partial(_rates, found, drawn)),
-        _section(attempt, "curves", "Curves", partial(_curves, found, drawn)),
-        _section(attempt, "downstream", "Downstream", partial(_downstream, found, drawn)),
-        _section(attempt, "checklist", "Checklist", partial(_checklist, asked)),
+        _section(attempt, "forecast", "Forecast", partial(forecast_section, found)),
+        _section(attempt, "law", "The law", partial(law_section, found, drawn)),
+        _section(attempt, "surface", "Surface and frontier", partial(surface_section, drawn)),
+        _section(attempt, "backtest", "Back-test", partial(backtest_section, found, drawn)),
+        _section(attempt, "sensitivity", "Sensitivity", partial(sensitivity_section, drawn)),
+        _section(attempt, "rates", "Learning rates", partial(rates_section, found, drawn)),
+        _section(attempt, "curves", "Curves", partial(curves_section, found, drawn)),
+        _section(attempt, "downstream", "Downstream", partial(downstream_section, found, drawn)),
+        _section(attempt, "checklist", "Checklist", partial(checklist_section, asked)),
         _section(attempt, "runs", "Runs", partial(runs_table.runs, found)),
         _section(attempt, "provenance", "Provenance", partial(runs_table.provenance, found)),
     ]
-    head = attempt("headline", partial(_headline, found), "") or _unmade("headline", attempt)
+    head = attempt("headline", partial(headline, found), "") or _unmade("headline", attempt)
     failed = "; ".join(f"{part}: {why}" for part, why in {**found.failed, **attempt.failed}.items())
     lacking = f'<p class="warning"><strong>Parts could not be made</strong>: {escape(failed)}</p>' if failed else ""
     return page.document(f"{found.name}: a scaling law", head + lacking, sections)
@@ -109,7 +109,7 @@ def _figures(drawn: Mapping[str, str], *names: str, beside: str = "") -> str:
     return f'<div class="figures">{made}{beside}</div>' if made else ""
 
 
-def _headline(found: Evidence) -> str:
+def headline(found: Evidence) -> str:
     d, fit = found.fit.document, found.fit
     low, high = d["intervals"]["exponent_a"]
     marked = ""
@@ -131,7 +131,7 @@ def _headline(found: Evidence) -> str:
     )
 
 
-def _forecast(found: Evidence) -> Section:
+def forecast_section(found: Evidence) -> Section:
     fit = found.fit
     if fit.held_out.empty:
         said = paragraph("No run was held out, so no forecast is checked here; `scaling fit --holdout largest` does.")
@@ -153,7 +153,7 @@ def _forecast(found: Evidence) -> Section:
     return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", paragraph(text, "") + shown)
 
 
-def _fit(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def law_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     d = found.fit.document
     rows = [
         [
@@ -170,12 +170,12 @@ def _fit(found: Evidence, drawn: Mapping[str, str]) -> Section:
     return Section("law", "The law and the runs", "The law", body)
 
 
-def _surface(drawn: Mapping[str, str]) -> Section:
+def surface_section(drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "surface", "frontier", "isoflop")
     return Section("surface", "Loss surface and compute-optimal frontier", "Surface and frontier", body or _none(""))
 
 
-def _backtest(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def backtest_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     title = "Back-test: smaller runs forecast larger ones"
     if found.backtest.empty:
         return Section("backtest", title, "Back-test", _none(found.missing.get("backtest", "")))
@@ -192,12 +192,12 @@ def _backtest(found: Evidence, drawn: Mapping[str, str]) -> Section:
     return Section("backtest", title, "Back-test", _figures(drawn, "backtest_errors", "backtest_laws") + table)
 
 
-def _sensitivity(drawn: Mapping[str, str]) -> Section:
+def sensitivity_section(drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "sensitivity") or _none("the fit holds no panel; `scaling fit` makes one unless --no-panel")
     return Section("sensitivity", "How the law moves when it is fitted otherwise", "Sensitivity", body)
 
 
-def _rates(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def rates_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     how = found.fit.document.get("learning_rates", {})
     listed = "".join(f"<li>{count} runs: {escape(name)}</li>" for name, count in how.items())
     said = f"<p>How the learning rates of the fitted runs were found:</p><ul>{listed}</ul>" if how else ""
@@ -206,7 +206,7 @@ def _rates(found: Evidence, drawn: Mapping[str, str]) -> Section:
     return Section("rates", "Learning rates", "Learning rates", body)
 
 
-def _curves(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def curves_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "loss_curves", "collapse") or _none(found.missing.get("curves", ""))
     if found.curves is not None and found.curves.left_out:
         why = ", ".join(f"{count} {reason}" for reason, count in found.curves.left_out.items())
@@ -214,7 +214,7 @@ def _curves(found: Evidence, drawn: Mapping[str, str]) -> Section:
     return Section("curves", "Loss curves and their collapse", "Curves", body)
 
 
-def _downstream(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def downstream_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     title = "Downstream tasks"
     if not found.studies:
         return Section("downstream", title, "Downstream", _none(found.missing.get("downstream", "")))
@@ -240,7 +240,7 @@ def _downstream(found: Evidence, drawn: Mapping[str, str]) -> Section:
     )
 
 
-def _checklist(asked: Sequence[Item]) -> Section:
+def checklist_section(asked: Sequence[Item]) -> Section:
     counts = Counter(item.answer for item in asked)
     rows = [
         [

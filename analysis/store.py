@@ -158,7 +158,7 @@ def _read(runs: Sequence[Path]) -> Iterator[pa.Table]:
     batch: dict[str, bytes] = {}
     size = 0
     for run in runs:
-        batch[run.name] = _whole_lines(run / METRICS)
+        batch[run.name] = whole_lines(run / METRICS)
         size += len(batch[run.name])
         if size > _BATCH:
             yield from _parsed(batch)
@@ -166,7 +166,7 @@ def _read(runs: Sequence[Path]) -> Iterator[pa.Table]:
     yield from _parsed(batch)
 
 
-def _whole_lines(path: Path) -> bytes:
+def whole_lines(path: Path) -> bytes:
     """The text of a file, less a last line that is torn. Nothing when the file has vanished meanwhile."""
     try:
         text = path.read_bytes()

@@ -49,12 +49,12 @@ def test_a_sweep_is_one_table_with_what_each_run_spent_by_then(tmp_path: Path) -
 
 
 def test_what_is_no_evaluation_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="nowhere: no such folder"):
+    with pytest.raises(TableError, match="nowhere"):
         evaluations(tmp_path / "nowhere")
-    with pytest.raises(TableError, match=r"no checkpoint has been evaluated: scaling eval .* --step all"):
+    with pytest.raises(TableError, match=r"scaling eval .* --step all"):
         evaluations(tmp_path)
     (tmp_path / evaluated.FILE).write_text(line(1, "a", 0.5, schema=2))
-    with pytest.raises(TableError, match=r"evaluations\.jsonl: schema = 2: this version reads 1"):
+    with pytest.raises(TableError, match=r"evaluations\.jsonl.*schema = 2.*\b1\b"):
         evaluations(tmp_path)
 
 

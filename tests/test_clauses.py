@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,27 +56,27 @@ def test_where_keeps_the_rows_that_it_says(expression: str, rows: list[int]) -> 
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        ("corpsu==c4", ["lacks the column corpsu", "did you mean corpus"]),
-        ("corpus==c5", ["--where corpus==c5: no row fits", "corpus is c4, pile, the web and more"]),
-        ("corpus==c4 and depth==4", ["--where depth==4", "left by the clauses before", "depth is 2, 8"]),
-        ("flops==many", ["flops holds numbers"]),
-        ("corpus<c5", ["corpus holds text"]),
-        ("depth=4", ["--where depth=4", "column==value"]),
-        ("depth==", ["depth holds numbers"]),
-        ("depth==4 and ", ["depth holds numbers"]),
-        ("depth==4 and corpus", ["--where corpus: ", "column==value"]),
-        ("__import__('os')", ["column==value"]),
+        ("corpsu==c4", [r"\bcorpsu\b", r"\bcorpus\b.*\bcorpus\b"]),
+        ("corpus==c5", ["--where corpus==c5", "c4, pile, the web and more"]),
+        ("corpus==c4 and depth==4", ["--where depth==4", "depth.* 2, 8"]),
+        ("flops==many", ["--where flops==many"]),
+        ("corpus<c5", ["--where corpus<c5", "==.*!="]),
+        ("depth=4", ["--where depth=4", "=="]),
+        ("depth==", ["--where depth=="]),
+        ("depth==4 and ", ["--where depth=="]),
+        ("depth==4 and corpus", [r"--where corpus\b", "=="]),
+        ("__import__('os')", [r"--where __import__\('os'\)", "=="]),
     ],
 )
-def test_where_says_what_is_wrong_with_it(expression: str, words: list[str]) -> None:
+def test_where_names_the_clause_that_is_wrong(expression: str, words: list[str]) -> None:
     with pytest.raises(TableError) as error:
         where(table_of_kinds(), expression)
     assert "\n" not in str(error.value)
     for word in words:
-        assert word in str(error.value)
+        assert re.search(word, str(error.value))
 
 
 def test_where_of_many_numbers_says_their_range() -> None:
     table = pd.DataFrame({"x": np.arange(100.0)})
-    with pytest.raises(TableError, match="x is between 0 and 99"):
+    with pytest.raises(TableError, match=r"\bx\b.*\b0\b.*\b99\b"):
         where(table, "x==100")

@@ -51,18 +51,18 @@ def test_runs_that_did_not_end_have_that_flag_alone(status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "reason"),
+    ("rate", "share"),
     [
-        (np.minimum(X / 0.05, 1), "its learning rate ends at 100% of its peak, not decayed"),
-        (np.minimum(X / 0.05, 1) * np.clip((1.3 - X) / 0.3, 0, 1), "100% of its peak"),
-        (np.minimum(X / 0.05, 1) * (0.25 + 0.75 * (1 - X)), "its learning rate ends at 26% of its peak, not decayed"),
-        (np.minimum(X / 0.3, 1) * np.clip((1 - X) / 0.3, 0, 1), "its warm-up takes 30% of the run"),
+        (np.minimum(X / 0.05, 1), "100%"),
+        (np.minimum(X / 0.05, 1) * np.clip((1.3 - X) / 0.3, 0, 1), "100%"),
+        (np.minimum(X / 0.05, 1) * (0.25 + 0.75 * (1 - X)), "26%"),
+        (np.minimum(X / 0.3, 1) * np.clip((1 - X) / 0.3, 0, 1), "30%"),
     ],
 )
-def test_undertrained_by_its_learning_rate(rate: np.ndarray, reason: str) -> None:
-    ((word, said),) = found(row(), curve(rate))
+def test_undertrained_by_its_learning_rate(rate: np.ndarray, share: str) -> None:
+    ((word, reason),) = found(row(), curve(rate))
     assert word == "undertrained"
-    assert reason in said
+    assert share in reason
 
 
 def test_rates_that_are_as_they_should_be() -> None:
@@ -75,7 +75,9 @@ def test_rates_that_are_as_they_should_be() -> None:
 
 
 def test_undertrained_by_its_steps() -> None:
-    assert found(row(batch_tokens=1e6 / 49)) == [("undertrained", "it has 49 steps, fewer than 50")]
+    ((word, reason),) = found(row(batch_tokens=1e6 / 49))
+    assert word == "undertrained"
+    assert re.findall(r"\d+", reason) == ["49", "50"]
     assert found(row(batch_tokens=1e6 / 50)) == []
 
 
@@ -88,7 +90,9 @@ def test_a_loss_that_rises_beyond_its_noise() -> None:
     risen = base + np.where(X > 0.8, 0.15 * (X - 0.8) / 0.2, 0)
     ((word, reason),) = found(row(), curve(loss=risen + rng.normal(0, 0.02, LINES)))
     assert word == "rising"
-    assert re.fullmatch(r"its training loss ends 0\.\d+ nats above its minimum, near (7\.5|8|8\.5)e\+05 tokens", reason)
+    rise, tokens = map(float, re.findall(r"\d[\d.e+]*", reason))
+    assert 0 < rise < 0.15
+    assert 7.5e5 <= tokens <= 8.5e5
     spike = base + np.where(np.abs(X - 0.5) < 0.02, 2.0, 0)
     assert found(row(), curve(loss=spike)) == [], "a spike that heals"
 
@@ -130,9 +134,8 @@ def test_a_scan_is_of_rows_alike_in_all_else() -> None:
     assert flags.flags(table).tolist() == [""] * 5 + ["lr_at_bound"]
     apart = scan([2.2, 2.1, 2.0]).assign(weight_decay=[0.1, 0.2, 0.3])
     assert flags.flags(apart).tolist() == [""] * 3
-    assert flags.find(scan([2.2, 2.1, 2.0]))[2][0].reason == (
-        "its learning rate, 0.004, is the best of 3 and the highest tried"
-    )
+    (flag,) = flags.find(scan([2.2, 2.1, 2.0]))[2]
+    assert re.findall(r"[\d.]*\d", flag.reason) == ["0.004", "3"], "the best rate, and how many were tried"
 
 
 def a_sweep(folder: Path, off: dict[int, float]) -> Path:
@@ -157,8 +160,9 @@ def test_flags_of_a_sweep_go_into_its_table_and_its_warnings(
     run(sweep, "bad", status="diverged", loss=np.nan)
     verbs.collect("s", out=tmp_path)
     said = capsys.readouterr().out
-    assert "flagged: run r07 (off_collapse): " in said
-    assert "flagged: run bad (diverged): why" in said
+    (off,) = [line for line in said.splitlines() if "r07" in line]
+    assert "off_collapse" in off
+    assert re.search(r"\bbad\b.*\bdiverged\b.*\bwhy$", said, re.M), "with the reason that the run itself gives"
     first = [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")]
     verbs.collect("s", out=tmp_path)
     assert [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")] == first
@@ -166,7 +170,7 @@ def test_flags_of_a_sweep_go_into_its_table_and_its_warnings(
     for path in (sweep, sweep / "results.csv"):
         table = api.load(path)
         assert checks.marked(table) == {"r07": "off_collapse", "bad": "diverged"}
-        assert "reduced loss" in table.set_index("run_id")["reason"]["r07"]
+        assert table.set_index("run_id")["reason"]["r07"] in off
         assert len(api.load(path, where="flags==")) == 19
 
 
@@ -179,11 +183,11 @@ def test_isoflop_and_backtest_name_them_too(
     table.loc[4, "status"] = "diverged"
     table.to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.setattr(holdout, "backtest", lambda *_, **__: pd.DataFrame({"factor": [3.0]}))
-    monkeypatch.setattr(holdout, "_print", lambda *_: None)
+    monkeypatch.setattr(holdout, "print_scores", lambda *_: None)
     verbs.isoflop(tmp_path / "t.csv")
     holdout.backtest_verb(tmp_path / "t.csv")
     said = capsys.readouterr().out
-    assert said.count(f"warning: run {table['run_id'][3]} (rising): 1 of 29 points are flagged") == 2
+    assert len(re.findall(rf"{table['run_id'][3]}\b.*\brising\b.*\b1\b.*\b29\b", said)) == 2
 
 
 @pytest.mark.usefixtures("no_rivals")
@@ -195,14 +199,14 @@ def test_a_fit_names_the_flagged_points_that_it_uses() -> None:
     table.loc[5, ["status", "flags"]] = "diverged"
     built = api.fit(table, settings=Settings(draws=8, holdout="largest"))
     first, last = table["run_id"][0], table["run_id"][29]
-    assert [note for note in built.document["warnings"] if "flagged" in note] == [
-        f"run {first} (undertrained), run {table['run_id'][9]} (rising): 2 of 28 points are flagged; "
-        '--where "flags==" leaves them out',
-        f'run {last} (lr_at_bound, rising): 1 of 1 points held out are flagged; --where "flags==" leaves them out',
-    ]
+    fitted, held = [note for note in built.document["warnings"] if '--where "flags=="' in note]
+    assert re.search(rf"{first}\b.*\bundertrained\b.*{table['run_id'][9]}\b.*\brising\b.*\b2\b.*\b28\b", fitted)
+    assert last not in fitted
+    assert re.search(rf"{last}\b.*\blr_at_bound, rising\b.*\b1\b.*\b1\b", held)
     assert built.document["flagged"] == {first: "undertrained", table["run_id"][9]: "rising"}
     assert built.facts()["flagged"] == built.document["flagged"]
-    assert "28 points, 1 failed or diverged left out" in repr(built)
+    assert (len(built.points), built.document["dropped"]) == (28, 1)
+    assert re.search(r"^28\b.*, 1\b", repr(built), re.M)
     again = saved.SavedFit(json.loads(built.to_json()))
     assert checks.marked(again.points) == built.document["flagged"]
     assert checks.notes(results.fit_points(clauses.where(table, "flags=="))) == []

@@ -70,13 +70,13 @@ def test_the_style_is_checked() -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("interval", "no interval"),
-        ("unit", "no unit"),
+        ("interval", "interval"),
+        ("unit", "unit.*tokens"),
         ("legend", "legend"),
         ("powers", "powers"),
-        ("cut off", "is cut off"),
+        ("cut off", "too far to the right"),
         ("held out", "held-out"),
-        ("small", "5"),
+        ("small", "small.*5"),
     ],
 )
 def test_a_figure_that_breaks_a_rule_is_refused(kind: str, said: str) -> None:

@@ -16,7 +16,7 @@ def test_the_interval_is_that_of_a_line_in_logs() -> None:
     at = np.log(1e6)
     residual = np.sqrt(np.sum((y - line.intercept - line.slope * x) ** 2) / (len(x) - 2))
     error = residual * np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / np.sum((x - x.mean()) ** 2)) * stats.t.ppf(0.95, 2)
-    low, high = rates_plot._interval(law, 1e6)
+    low, high = rates_plot.interval(law, 1e6)
     middle = line.intercept + line.slope * at
     np.testing.assert_allclose([low, high], np.exp([middle - error, middle + error]))
 

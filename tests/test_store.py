@@ -117,8 +117,8 @@ def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.Mon
         a_run(tmp_path, name)
     compact(tmp_path)
     read: list[str] = []
-    whole = store._whole_lines
-    monkeypatch.setattr(store, "_whole_lines", lambda path: read.append(path.parent.name) or whole(path))
+    whole = store.whole_lines
+    monkeypatch.setattr(store, "whole_lines", lambda path: read.append(path.parent.name) or whole(path))
     inode = (tmp_path / "metrics.parquet").stat().st_ino
     assert compact(tmp_path).read == 0
     assert len(metrics(tmp_path)) == 80

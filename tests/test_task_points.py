@@ -13,7 +13,7 @@ def test_tasks_are_found_by_their_columns() -> None:
     assert tasks(found) == ["addition", "copy"]
     assert tasks(found.drop(columns="copy/chance")) == ["addition"]
     assert tasks(found.assign(**{"loss/bits_per_byte": 1.0})) == ["addition", "copy"]
-    with pytest.raises(TableError, match="run scaling eval first"):
+    with pytest.raises(TableError, match=r"/accuracy.*/chance.*scaling eval"):
         some_tasks(found[["run_id", "loss"]])
 
 
@@ -49,10 +49,10 @@ def test_without_standard_errors_all_count_alike() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("t/accuracy", 1.5, r"t/accuracy = 1.5 \(run r004\): must be a share between 0 and 1"),
-        ("t/accuracy", -0.1, "between 0 and 1"),
-        ("t/chance", 0.5, "one pair for all runs"),
-        ("tokens", -1.0, "must be a finite number above zero"),
+        ("t/accuracy", 1.5, r"t/accuracy = 1.5 .*\br004\b"),
+        ("t/accuracy", -0.1, r"t/accuracy = -0.1 .*\br004\b"),
+        ("t/chance", 0.5, "t/chance"),
+        ("tokens", -1.0, r"\br004\b.*tokens = -1.0"),
     ],
 )
 def test_values_that_cannot_be(column: str, value: float, said: str) -> None:
@@ -63,12 +63,12 @@ def test_values_that_cannot_be(column: str, value: float, said: str) -> None:
 
 
 def test_chance_lies_below_the_ceiling() -> None:
-    with pytest.raises(TableError, match="chance the lower"):
+    with pytest.raises(TableError, match="t/chance.*t/ceiling"):
         task_points(table({"t": rising}, 0, chance=1.0), "t", None)
 
 
 @pytest.mark.parametrize(("column", "value"), [("t/accuracy", np.nan), ("status", "diverged")])
 @pytest.mark.filterwarnings("error")
 def test_a_task_that_no_run_has(column: str, value: object) -> None:
-    with pytest.raises(TableError, match=r"^task t: no run that is done has it$"):
+    with pytest.raises(TableError, match=r"^task t\b"):
         task_points(table({"t": rising}, 0).assign(**{column: value}), "t", None)
