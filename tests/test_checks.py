@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,13 +77,12 @@ def test_public_tables_give_no_warning(shared_data: Path, path: str, columns: st
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.assign(params_matmul=1e8), ["params has one distinct value, 1e+08", "at least 3"]),
-        (lambda t: t.assign(tokens=2e9), ["tokens has one distinct value, 2e+09"]),
-        (lambda t: t.assign(tokens=np.geomspace(2e9, 2.019e9, 30)),
-            ["tokens has values within 1 %, 2e+09 to 2.019e+09"]),
-        (scale("tokens", 1e-9), ["tokens = 1 with params = 1e+07", "tokens in ", "billions", "and 25 more"]),
-        (scale("tokens", 1e-9, slice(4, 5)), ["run 000000000004: tokens = ", "cannot be"]),
-        (scale("params_matmul", 1e-9), ["params = 0.01 with tokens = 1e+09", "params in ", "billions"]),
+        (lambda t: t.assign(params_matmul=1e8), ["params", "1e+08", "3"]),
+        (lambda t: t.assign(tokens=2e9), ["tokens", "2e+09"]),
+        (lambda t: t.assign(tokens=np.geomspace(2e9, 2.019e9, 30)), ["tokens", "2e+09", "2.019e+09"]),
+        (scale("tokens", 1e-9), ["tokens = 1 ", "params = 1e+07", "billions", "25"]),
+        (scale("tokens", 1e-9, slice(4, 5)), ["000000000004", "tokens = "]),
+        (scale("params_matmul", 1e-9), ["params = 0.01", "tokens = 1e+09", "billions"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_an_error(change: Change, words: list[str]) -> None:
@@ -96,41 +96,40 @@ def test_what_cannot_be_is_an_error(change: Change, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.assign(params_matmul=[1e7, 1e8] * 15), ["params has two distinct values, 1e+07 and 1e+08"]),
-        (lambda t: t.assign(tokens=[1e9, 1e9 * 1.009, 1e10] * 10), ["tokens has two distinct values"]),
-        (scale("tokens", 1.1e-6), ["tokens has a median of 6024", "params has 1.1", "tokens in millions?"]),
+        (lambda t: t.assign(params_matmul=[1e7, 1e8] * 15), ["params", "1e+07", "1e+08", "3"]),
+        (lambda t: t.assign(tokens=[1e9, 1e9 * 1.009, 1e10] * 10), ["tokens", "1e+09", "1e+10", "3"]),
+        (scale("tokens", 1.1e-6), ["tokens", "6024", "1.1", "millions"]),
         (
             lambda t: t.assign(params_matmul=t["params_matmul"] * 1e-6, tokens=t["tokens"] * 3e-2),
-            ["params has a median of 110.793", "params in thousands or millions?"],
+            ["params", "110.793", "thousands", "millions"],
         ),
         (
             lambda t: t.assign(params_matmul=t["params_matmul"] * 100, tokens=t["tokens"] * 1e-4),
-            ["tokens has a median of 547723", "less than 1e-4 tokens a parameter"],
+            ["tokens", "547723", "1e-4"],
         ),
         (
             lambda t: t.assign(params_matmul=t["params_matmul"] * 1e-9, tokens=t["tokens"] * 1e-9),
-            ["params and tokens have medians below 1,000"],
+            ["params", "tokens", "1,000"],
         ),
-        (scale("tokens", 1e6, slice(4, 6)), ["run 000000000004, run 000000000005: tokens is ", "two units"]),
-        (scale("params_matmul", 1.1e-4, slice(0, 3)), ["params is 2e-05 times", "run 000000000000"]),
-        (scale("flops", 1e-9), ["flops is 1.0e-09 times 6 params tokens", "gigaFLOPs"]),
+        (scale("tokens", 1e6, slice(4, 6)), ["000000000004", "000000000005", "tokens"]),
+        (scale("params_matmul", 1.1e-4, slice(0, 3)), ["params", "2e-05", "000000000000"]),
+        (scale("flops", 1e-9), ["flops", "1.0e-09", "gigaFLOPs"]),
         (scale("flops", 1e-12), ["teraFLOPs"]),
         (scale("flops", 1e-15), ["petaFLOPs"]),
         (scale("flops", 1e-18), ["exaFLOPs"]),
         (scale("flops", 1 / 8.64e19), ["PFLOP/s-days"]),
-        (scale("flops", 1e3), ["flops is 1.0e+03 times", "params or tokens in thousands"]),
-        (scale("flops", 1e6), ["params or tokens in millions"]),
-        (scale("flops", 1e9), ["params or tokens in billions"]),
-        (scale("flops", 1e-3, slice(7, 9)), ["run 000000000007", "run 000000000008", "tokens / flops is 1e+03 times"]),
-        (lambda t: t.assign(loss=np.exp(t["loss"])), ["loss has a median of", "perplexity?"]),
-        (scale("loss", 5.0, slice(2, 3)), ["run 000000000002: loss up to", "a perplexity or another unit"]),
-        (lambda t: t.assign(loss=1 / t["loss"]), ["loss rises with params x tokens"]),
+        (scale("flops", 1e3), ["flops", "1.0e+03", "params", "tokens", "thousands"]),
+        (scale("flops", 1e6), ["params", "tokens", "millions"]),
+        (scale("flops", 1e9), ["params", "tokens", "billions"]),
+        (scale("flops", 1e-3, slice(7, 9)), ["000000000007", "000000000008", "flops", "1e+03"]),
+        (lambda t: t.assign(loss=np.exp(t["loss"])), ["loss", "12.5", "perplexity"]),
+        (scale("loss", 5.0, slice(2, 3)), ["000000000002", "loss", "12.5", "perplexity"]),
+        (lambda t: t.assign(loss=1 / t["loss"]), ["loss", "params", "tokens"]),
     ],
 )  # fmt: skip
 def test_what_is_odd_is_one_warning_that_names_it(change: Change, words: list[str]) -> None:
     found = notes(simulated(1e-3), change)
-    for word in words:
-        assert any(word in note for note in found), found
+    assert any(all(word in note for word in words) for note in found), found
     assert all("\n" not in note for note in found)
 
 
@@ -143,11 +142,10 @@ def test_copies_are_named_and_replicates_are_not() -> None:
     table = simulated(1e-3)
     copied = pd.concat([table, table.iloc[[3, 3, 8]]], ignore_index=True)
     (note,) = notes(copied)
-    assert "run 000000000003 repeats run 000000000003" in note
-    assert "run 000000000008 repeats run 000000000008" in note
-    assert "3 of 33 rows" in note
+    assert re.findall(r"\brun (\d+)", note) == [f"{run:012}" for run in (3, 3, 3, 3, 8, 8)]
+    assert re.search(r"\b3\b.*\b33\b", note)
     (note,) = notes(copied.drop(columns="run_id"))
-    assert "row 31 repeats row 4, row 32 repeats row 4, row 33 repeats row 9" in note
+    assert re.findall(r"\brow (\d+)", note) == ["31", "4", "32", "4", "33", "9"], "each, and the row before it"
     assert notes(copied.assign(run_id=[f"r{i}" for i in range(33)])) == [], "other runs that came out the same"
     again = copied.assign(loss=copied["loss"] * np.where(np.arange(33) < 30, 1, 1 + 1e-4 * np.arange(33)))
     assert notes(again.drop(columns="run_id")) == [], "replicates"
@@ -156,13 +154,13 @@ def test_copies_are_named_and_replicates_are_not() -> None:
 def test_a_frame_of_any_index_names_its_rows() -> None:
     table = simulated(1e-3).rename(columns={"params_matmul": "params"})[["params", "tokens", "loss"]]
     copied = pd.concat([table, table.iloc[[3]]])
-    for index, words in (
-        (None, "row 4 repeats row 4"),
-        (range(100, 131), "row 131 repeats row 104"),
-        ([f"name {i}" for i in range(31)], "row 31 repeats row 4"),
+    for index, rows in (
+        (None, ["4", "4"]),
+        (range(100, 131), ["131", "104"]),
+        ([f"name {i}" for i in range(31)], ["31", "4"]),
     ):
         (note,) = checks.notes(copied if index is None else copied.set_axis(index, axis=0))
-        assert words in note
+        assert re.findall(r"\brow (\d+)", note) == rows
 
 
 def test_a_law_of_one_column_asks_nothing_of_the_other() -> None:
@@ -176,10 +174,11 @@ def test_outliers_are_named_the_worst_first() -> None:
     assert checks.outliers(residuals, names) == []
     residuals[[10, 40]] = 0.05, -0.2
     (note,) = checks.outliers(residuals, names)
-    assert note.startswith("row 41 (-18.1%), row 11 (+5.1%): 2 of 60 points")
+    assert re.search(r"^row 41 \(-18.1%\), row 11 \(\+5.1%\).*\b2\b.*\b60\b", note)
     residuals[20:31] = 1.0
     (note,) = checks.outliers(residuals, names)
-    assert "and 8 more" in note
+    assert re.findall(r"row (\d+)", note) == [str(i) for i in range(21, 26)], "the first five of thirteen"
+    assert re.search(r"\b8\b.*\b13\b.*\b60\b", note)
 
 
 def test_a_fit_without_noise_has_no_outliers_but_real_ones() -> None:
@@ -188,7 +187,7 @@ def test_a_fit_without_noise_has_no_outliers_but_real_ones() -> None:
     assert checks.outliers(residuals, [str(i) for i in range(30)]) == []
     residuals[6] = 0.02
     (note,) = checks.outliers(residuals, [str(i) for i in range(30)])
-    assert note.startswith("6 (+2.0%): 1 of 30")
+    assert re.search(r"^6 \(\+2.0%\).*\b1\b.*\b30\b", note)
 
 
 def test_losses_below_the_floor_are_named() -> None:
@@ -197,7 +196,7 @@ def test_losses_below_the_floor_are_named() -> None:
     assert checks.below_floor(PLANTED["E"], loss, names) == []
     loss[[2, 9]] = 1.7, 1.2
     (note,) = checks.below_floor(PLANTED["E"], loss, names)
-    assert note.startswith("run 000000000002 (1.7), run 000000000009 (1.2): loss at or below the fitted E = 1.7")
+    assert re.search(r"^run 000000000002 \(1.7\), run 000000000009 \(1.2\).*\bE = 1.7", note)
 
 
 def test_how_learning_rates_were_found_is_counted() -> None:

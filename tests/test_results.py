@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_run_folders_become_rows_and_failures_stay(tmp_path: Path) -> None:
 def test_a_torn_result_is_named_and_kept(tmp_path: Path) -> None:
     path = run(tmp_path, "abc") / "result.json"
     path.write_text(path.read_text()[:40])
-    with pytest.raises(TableError, match=r"abc/result\.json: not a whole result"):
+    with pytest.raises(TableError, match=r"abc/result\.json"):
         results.read(tmp_path)
     assert len(path.read_text()) == 40
 
@@ -61,8 +62,9 @@ def test_files_of_every_kind_read_the_same(tmp_path: Path, suffix: str) -> None:
 
 def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    with pytest.raises(TableError, match=r"results\.parquet: cannot be written \((Not a directory|File exists)\)"):
+    with pytest.raises(TableError, match=r"results\.parquet.*(Not a directory|File exists)"):
         results.write(simulated(), tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_equal_tables_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_equal_tables_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     path = results.write_json(tmp_path / "f.json", {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(ValueError, match="nan"):
         results.write_json(path, {"a": math.nan})
     assert path.read_text() == '{\n "a": 1\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["f.json"]
@@ -115,23 +117,23 @@ def test_branches_of_one_trunk_are_one_cluster() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.drop(columns="loss"), ["lacks the column loss", "--columns"]),
-        (lambda t: t.rename(columns={"tokens": "Tokens"}), ["lacks the column tokens", "did you mean Tokens"]),
-        (lambda t: t.assign(tokens=t["tokens"].where(t.index != 4, -1.0)), ["row 5", "tokens = -1.0", "above zero"]),
-        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, np.nan)), ["row 3", "loss = nan"]),
-        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, np.inf)), ["row 3", "loss = inf"]),
-        (lambda t: t.assign(loss="x"), ["row 1", "loss = x", "30 such rows"]),
-        (lambda t: t.head(5), ["fewer points than parameters: 5", "at least 6"]),
-        (lambda t: pd.concat([t.head(5)] * 4), ["fewer points than parameters: 5"]),
-        (lambda t: t.assign(status="failed"), ["fewer points", "30 rows were not done"]),
+        (lambda t: t.drop(columns="loss"), [r"\bloss\b.*--columns"]),
+        (lambda t: t.rename(columns={"tokens": "Tokens"}), [r"\btokens\b", r"\bTokens\b.*\bTokens\b"]),
+        (lambda t: t.assign(tokens=t["tokens"].where(t.index != 4, -1.0)), [r"row 5\b.*tokens = -1\.0"]),
+        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, np.nan)), [r"row 3\b.*loss = nan"]),
+        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, np.inf)), [r"row 3\b.*loss = inf"]),
+        (lambda t: t.assign(loss="x"), [r"row 1\b.*loss = x", r"\b30\b"]),
+        (lambda t: t.head(5), [r"\b5\b.*params, tokens.*\b5\b.*\b6\b"]),
+        (lambda t: pd.concat([t.head(5)] * 4), [r"\b5\b.*params, tokens.*\b5\b.*\b6\b"]),
+        (lambda t: t.assign(status="failed"), [r"\b0\b.*\b6\b.*\b30\b"]),
     ],
 )
-def test_a_table_that_cannot_be_fitted_says_why(change: Any, words: list[str]) -> None:
+def test_a_table_that_cannot_be_fitted_names_what_it_lacks(change: Any, words: list[str]) -> None:
     with pytest.raises(TableError) as error:
         results.fit_points(change(simulated()))
     assert "\n" not in str(error.value)
     for word in words:
-        assert word in str(error.value)
+        assert re.search(word, str(error.value))
 
 
 def test_paths_that_are_no_tables(tmp_path: Path) -> None:
@@ -139,15 +141,15 @@ def test_paths_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_text("no parquet")
     (tmp_path / "empty").mkdir()
     for name, words in (
-        ("absent.csv", "no such file"),
-        ("t.xlsx", "ending in .csv"),
-        ("t.parquet", "not a readable parquet"),
-        ("empty", "neither runs/ nor"),
+        ("absent.csv", r"absent\.csv"),
+        ("t.xlsx", r"t\.xlsx.*\.csv"),
+        ("t.parquet", r"t\.parquet"),
+        ("empty", "empty.*runs/.*results.parquet"),
     ):
         with pytest.raises(TableError, match=words):
             results.read(tmp_path / name)
     for text in ("params", "params=", "=N"):
-        with pytest.raises(TableError, match="canonical=source"):
+        with pytest.raises(TableError, match=f"--columns {text}"):
             results.parse_columns(text)
 
 
@@ -169,7 +171,8 @@ def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path)
         run(tmp_path, f"r{i}", tokens=1e6 * (i + 1), batch_tokens=1e3 if i else 1e5)
     table = results.read(tmp_path)
     assert table["flags"].tolist() == ["undertrained", "", ""]
-    assert table["reason"].tolist() == ["it has 10 steps, fewer than 50", "", ""]
+    assert re.search(r"\b10\b.*\b50\b", table["reason"][0]), "steps, and the fewest"
+    assert table["reason"].tolist()[1:] == ["", ""]
     assert results.fit_points(table, parameters=1).table["flags"].tolist() == ["undertrained", "", ""]
     for path in results.write(clauses.where(table, "flags=="), tmp_path):
         again = results.read(path)
@@ -181,7 +184,7 @@ def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path)
 def test_rows_keep_their_names_when_others_are_left_out() -> None:
     table = simulated().drop(columns="run_id").assign(kind=["a", "b"] * 15)
     table.loc[3, "loss"] = np.nan
-    with pytest.raises(TableError, match="row 4: loss = nan"):
+    with pytest.raises(TableError, match=r"row 4\b.*loss = nan"):
         results.fit_points(clauses.where(table, "kind==b"))
     kept = results.fit_points(clauses.where(table, "kind==a")).table
     assert sorted(kept["run_id"]) == sorted(f"row {row}" for row in range(1, 31, 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -196,10 +197,10 @@ def test_a_folder_without_runs_is_read_from_its_table(tmp_path: Path) -> None:
     run.rmdir()
     (tmp_path / "runs").rmdir()
     assert len(metrics(tmp_path)) == 20
-    for folder, reason in ((tmp_path / "none", "no such folder"), (tmp_path.parent, "holds no runs/")):
-        with pytest.raises(TableError, match=reason):
+    for folder in (tmp_path / "none", tmp_path.parent):
+        with pytest.raises(TableError, match=re.escape(str(folder))):
             metrics(folder)
-    with pytest.raises(TableError, match="holds no runs/"):
+    with pytest.raises(TableError, match="runs/"):
         compact(tmp_path)
 
 

@@ -63,7 +63,7 @@ def test_values_that_cannot_be(column: str, value: float, said: str) -> None:
 
 
 def test_chance_lies_below_the_ceiling() -> None:
-    with pytest.raises(TableError, match="t/chance.*t/ceiling"):
+    with pytest.raises(TableError, match=r"t/chance.*t/ceiling"):
         task_points(table({"t": rising}, 0, chance=1.0), "t", None)
 
 
