@@ -67,11 +67,6 @@ def resampled(
     return (resamples(generator, member, cell.ravel(), len(law.parameters), count) for count in counts)
 
 
-def _resample(generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int) -> np.ndarray:
-    """One row of resamples()."""
-    return resamples(generator, member, cell, parameters, 1)[0]
-
-
 def resamples(
     generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int, draws: int
 ) -> np.ndarray:

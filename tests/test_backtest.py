@@ -95,8 +95,8 @@ def test_a_surface_with_an_interaction_is_given_one() -> None:
 def test_without_noise_every_candidate_is_right() -> None:
     table = fit_points(simulated()).table
     found = choose(table)
-    assert (found.scores < 1e-9).all()
-    assert found.drift < 1e-9
+    assert (found.scores < 1e-7).all()
+    assert found.drift < 1e-7
     assert found.candidates == CANDIDATES
     assert found.wins.sum() == pytest.approx(1.0)
 

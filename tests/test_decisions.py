@@ -74,19 +74,19 @@ def test_only_cells_that_all_recipes_have_are_compared() -> None:
 
 def test_bad_input_is_one_line() -> None:
     rows = pd.concat([recipe("a", 0.0), recipe("b", 0.2)])
-    with pytest.raises(TableError, match=r"--by corpus: the table lacks that column"):
+    with pytest.raises(TableError, match="--by corpus"):
         decision_accuracy(rows, "corpus", "t")
-    with pytest.raises(TableError, match="one recipe"):
+    with pytest.raises(TableError, match=r"--by recipe.*\(a\)"):
         decision_accuracy(recipe("a", 0.0), "recipe", "t")
     apart = pd.concat([recipe("a", 0.0), recipe("b", 0.0).assign(tokens=lambda t: t["tokens"] * 3.3)])
-    with pytest.raises(TableError, match="0 cells"):
+    with pytest.raises(TableError, match=r"--by recipe.*\b0\b.*\ba, b\b"):
         decision_accuracy(apart, "recipe", "t")
-    with pytest.raises(TableError, match="--by recipe: no run is done"):
+    with pytest.raises(TableError, match=r"--by recipe.*\bdone\b"):
         decision_accuracy(rows.assign(status="failed"), "recipe", "t")
     lacking = rows.assign(**{"t/accuracy": rows["t/accuracy"].where(rows["recipe"] == "a(size=1)")})
-    with pytest.raises(TableError, match="--by recipe: recipe b: task t: no run that is done has it"):
+    with pytest.raises(TableError, match=r"--by recipe.*\bb\b.*\bt\b.*\bdone\b"):
         decision_accuracy(lacking, "recipe", "t")
-    with pytest.raises(TableError, match="target soon: must be largest"):
+    with pytest.raises(TableError, match="target soon"):
         decision_accuracy(rows, "recipe", "t", target="soon")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_the_first_cell_is_the_best_of_all(belief: Belief, offered: pd.DataFrame
     errors = [replace(belief, precision=belief.after(offered.iloc[[i]])).standard_error for i in range(len(offered))]
     found = propose(belief, offered, 1e30, policy="v", most=1)
     assert found.cells.tolist() == [int(np.argmin(errors))]
-    assert found.standard_errors == pytest.approx([belief.standard_error, min(errors)], rel=1e-9)
+    assert found.standard_errors == pytest.approx([belief.standard_error, min(errors)], rel=1e-6)
     assert min(errors) < 0.9 * belief.standard_error
 
 
@@ -153,13 +154,13 @@ def test_the_same_seed_gives_the_same_design(cheap: pd.DataFrame, belief: Belief
 
 
 def test_what_cannot_be_designed_is_said(cheap: pd.DataFrame, belief: Belief, offered: pd.DataFrame) -> None:
-    with pytest.raises(TableError, match="law kaplan_like: a design needs a law of loss in params and tokens"):
+    with pytest.raises(TableError, match=r"kaplan_like.*params.*tokens"):
         believe(replace(find("m2"), name="kaplan_like"), VALUES, cheap, TARGET)
-    with pytest.raises(TableError, match=r"drift -0\.1: log loss per e-fold of compute, zero or more"):
+    with pytest.raises(TableError, match=r"drift -0\.1"):
         believe(chinchilla, VALUES, cheap, TARGET, drift=-0.1)
-    with pytest.raises(TableError, match=r"budget 1e\+10 FLOPs buys no candidate: the cheapest of 20 candidates costs"):
+    with pytest.raises(TableError, match=r"budget 1e\+10\b.*\b20\b"):
         propose(belief, offered, 1e10)
-    with pytest.raises(TableError, match="buys no candidate: there are none"):
+    with pytest.raises(TableError, match=r"budget 1e\+30"):
         propose(belief, offered.iloc[:0], 1e30)
 
 
@@ -192,8 +193,9 @@ def test_the_verb_states_cells_errors_and_assumptions(
             if f"{cell['params']:,.0f}  " in line and f"{cell['tokens']:,.0f}" in line
         ]
         assert f"{cell['standard_error']:.2%}" in line
-    for words in ("assumed: 6.2 FLOPs a parameter and token", "noise of a run 0.", "the law off by 1.00%", "C^1"):
-        assert words in said
+    assumed = ("6.2", f"{facts['noise']:.2%}", f"{facts['drift']:.2%}", f"C^{facts['weight_power']:g}")
+    assert (facts["drift"], facts["weight_power"]) == (0.01, 1.0)
+    assert any(all(number in line for number in assumed) for line in said.splitlines())
 
 
 def test_a_notebook_names_its_own_target_and_cells(runs: pd.DataFrame) -> None:
@@ -202,7 +204,7 @@ def test_a_notebook_names_its_own_target_and_cells(runs: pd.DataFrame) -> None:
     assert found.target.iloc[0].tolist() == pytest.approx([2e9, 4e10, 6.2 * 8e19])
     assert set(found.cells["params"]) <= {1e8, 3e8, 1e9}
     assert found.cells["flops"].sum() <= 1e20
-    assert repr(found).startswith(f"Design({len(found.cells)} cells for")
+    assert repr(found).startswith(f"Design({len(found.cells)} ")
     assert json.loads(found.to_json()) == json.loads(json.dumps(found.facts()))
     dear = api.design(runs, 1e20, target=(2e9, 4e10), candidates=offered.assign(flops=[9e19, 1e30, 1e30]))
     assert dear.cells["params"].tolist() == [1e8], "a cost that is given is believed"
@@ -211,17 +213,17 @@ def test_a_notebook_names_its_own_target_and_cells(runs: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--budget is needed: training FLOPs for all proposed runs together"),
-        (["--budget", "-1"], "budget -1.0: must be FLOPs above zero"),
-        (["--budget", "1e19", "--target-params", "1e9"], "--target-params and --target-tokens go together"),
-        (["--budget", "1e19", "--cells", "0"], "cells 0: must be at least 1"),
-        (["--budget", "1e19", "--sizes", "1"], "sizes 1: must be at least 2"),
-        (["--budget", "1e19", "--weight-power", "-1"], "--weight-power -1.0: must be zero or more"),
-        (["--budget", "1e19", "--law", "chinchila"], "did you mean chinchilla"),
-        (["--budget", "1e19", "--candidates", "cells.csv"], "candidates lack the column tokens"),
+        ([], "--budget"),
+        (["--budget", "-1"], r"budget -1\.0"),
+        (["--budget", "1e19", "--target-params", "1e9"], "--target-params.*--target-tokens"),
+        (["--budget", "1e19", "--cells", "0"], r"cells 0\b"),
+        (["--budget", "1e19", "--sizes", "1"], r"sizes 1\b"),
+        (["--budget", "1e19", "--weight-power", "-1"], r"--weight-power -1\.0"),
+        (["--budget", "1e19", "--law", "chinchila"], r"chinchila\b.*chinchilla"),
+        (["--budget", "1e19", "--candidates", "cells.csv"], "candidates.*tokens"),
         (
             ["--budget", "1e19", "--candidates", "odd.csv"],
-            "candidates, row 2: tokens must be a finite number above zero",
+            r"candidates.*\b2\b.*tokens",
         ),
     ],
 )
@@ -231,4 +233,4 @@ def test_the_verb_names_what_is_wrong(runs: pd.DataFrame, tmp_path: Path, flags:
     (tmp_path / "odd.csv").write_text("params,tokens\n1e8,1e9\n1e8,-3\n")
     done = in_process("design", "runs.csv", *flags, cwd=tmp_path)
     assert done.returncode == 2
-    assert words in " ".join(done.stderr.split())
+    assert re.search(words, " ".join(done.stderr.split()))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from test_roads import PLANTED
 
 import analysis
 from analysis import downstream
-from analysis.downstream import Study
+from analysis.downstream import LEAST, Study
 from analysis.results import TableError
 from analysis.roads import BITS, COMPUTE, SURFACE
 
@@ -67,7 +68,7 @@ def test_no_trend_is_an_answer_and_has_no_law(rows: pd.DataFrame) -> None:
     assert found.verdict == "no trend"
     assert found.model is None
     assert found.facts()["law"] is None
-    with pytest.raises(TableError, match=r"addition: no trend .*nothing to forecast"):
+    with pytest.raises(TableError, match=r"addition.*no trend"):
         found.forecast(pd.DataFrame({"params": [1e6], "tokens": [1e7]}))
 
 
@@ -101,18 +102,18 @@ def test_a_study_is_the_same_twice(rows: pd.DataFrame, copy: Study) -> None:
 
 
 def test_bad_input_is_one_line(rows: pd.DataFrame) -> None:
-    with pytest.raises(TableError, match="task copi: the table has addition, copy; did you mean copy"):
+    with pytest.raises(TableError, match=r"copi\b.*copy"):
         analysis.study(rows, "copi")
-    with pytest.raises(TableError, match=r"no task: .*run scaling eval first"):
+    with pytest.raises(TableError, match=r"/accuracy.*/chance"):
         analysis.studies(rows[["run_id", "loss"]])
-    with pytest.raises(TableError, match="copy: 4 runs have it, at least 6"):
+    with pytest.raises(TableError, match=rf"copy.*\b4\b.*\b{LEAST}\b"):
         analysis.studies(rows.iloc[:4], ["copy"])
-    with pytest.raises(TableError, match=r"at least 6 .*--holdout 5e10 holds out 3\d"):
+    with pytest.raises(TableError, match=r"--holdout 5e10.*\b3\d\b"):
         downstream.study(rows, "copy", holdout="5e10")
 
 
 def test_targets_need_params_and_tokens(copy: Study) -> None:
-    with pytest.raises(TableError, match="lacks tokens"):
+    with pytest.raises(TableError, match="tokens"):
         copy.forecast(pd.DataFrame({"params": [1e6]}))
 
 
@@ -122,13 +123,15 @@ def test_a_task_that_few_runs_have_takes_no_other_down(rows: pd.DataFrame) -> No
     few["never/accuracy"], few["never/chance"] = np.nan, 0.25
     found, left_out = downstream.survey(few, ["addition", "few", "apart", "never"])
     assert [study.task for study in found] == ["addition"]
-    assert left_out["few"].startswith("2 runs have it, at least 6")
-    assert "one pair for all runs" in left_out["apart"]
-    assert left_out["never"] == "no run that is done has it"
+    assert set(left_out) == {"few", "apart", "never"}
+    assert re.search(rf"\b2\b.*\b{LEAST}\b", left_out["few"])
+    assert "apart/chance" in left_out["apart"]
+    assert left_out["never"]
+    assert not any(why.startswith("task ") for why in left_out.values()), "the task is the key already"
     assert [study.task for study in analysis.studies(few.drop(columns="copy/chance"))] == ["addition"]
-    with pytest.raises(TableError, match="task few: 2 runs have it"):
+    with pytest.raises(TableError, match=r"few.*\b2\b"):
         analysis.studies(few, ["addition", "few"])
-    with pytest.raises(TableError, match=r"task few: 2 runs .*; task never: no run"):
+    with pytest.raises(TableError, match=r"few.*\b2\b.*never"):
         downstream.survey(few, ["few", "never"])
 
 

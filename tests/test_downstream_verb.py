@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,18 +16,26 @@ from analysis.downstream_verb import downstream_verb
 from analysis.results import TableError
 
 
+def line(said: str, start: str) -> str:
+    """The first printed line that begins so."""
+    return next(text for text in said.splitlines() if text.startswith(start))
+
+
 def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.parquet"
     table({"addition": flat, "copy": rising}, 1).to_parquet(path)
     facts = downstream_verb(path, holdout="largest", draws=20, out=tmp_path / "figures", json=tmp_path / "facts.json")
     said = capsys.readouterr().out
-    assert "addition: no trend" in said
-    assert "copy: rises" in said
-    assert "held out r035: predicted" in said
+    assert "no trend" in line(said, "addition")
+    assert "rises" in line(said, "copy")
     assert json.loads((tmp_path / "facts.json").read_text()) == facts
     law = {entry["task"]: entry["law"] for entry in facts["tasks"]}
     assert law["addition"] is None
     assert law["copy"] in said
+    (held,) = next(entry["held_out"] for entry in facts["tasks"] if entry["task"] == "copy")
+    assert held["run_id"] == "r035"
+    (told,) = [text for text in said.splitlines() if "r035" in text]
+    assert all(f"{held[name]:.3f}" in told for name in ("predicted", "low", "high", "accuracy"))
     assert {Path(figure).name for figure in facts["figures"]} >= {"downstream_by_compute.svg", "downstream_signal.png"}
     assert all(Path(figure).stat().st_size > 5000 for figure in facts["figures"])
 
@@ -36,19 +45,19 @@ def test_recipes_are_decided_between(tmp_path: Path, capsys: pytest.CaptureFixtu
     pd.concat([recipe("a", 0.0, 0), recipe("b", 0.3, 1)]).to_csv(path, index=False)
     facts = downstream_verb(path, ("t",), by="recipe", draws=20)
     assert [entry["name"] for entry in facts["decisions"]] == ["t", "loss"]
-    assert "decisions by recipe (a, b)" in capsys.readouterr().out
+    assert re.search(r"\brecipe\b.*\ba, b\b", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("plain.csv",), "run scaling eval first"),
-        (("tasks.csv", "--task", "copi"), "did you mean copy?"),
-        (("tasks.csv", "--by", "corpus"), "--by corpus: the table lacks that column"),
-        (("tasks.csv", "--where", "flops<6e10"), "runs have it, at least 6"),
-        (("tasks.csv", "--holdout", "soon"), "must be largest, none, or a number"),
-        (("tasks.csv", "--level", "2"), "--level 2.0: must be between 0 and 1"),
-        (("absent.csv",), "no such file"),
+        (("plain.csv",), r"/accuracy.*/chance"),
+        (("tasks.csv", "--task", "copi"), r"copi\b.*copy"),
+        (("tasks.csv", "--by", "corpus"), "--by corpus"),
+        (("tasks.csv", "--where", "flops<6e10"), r"copy.*\b6\b"),
+        (("tasks.csv", "--holdout", "soon"), "--holdout soon"),
+        (("tasks.csv", "--level", "2"), r"--level 2\.0"),
+        (("absent.csv",), r"absent\.csv"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -57,8 +66,8 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said:
     rows[["run_id", "params_matmul", "tokens", "loss"]].to_csv(tmp_path / "plain.csv", index=False)
     done = in_process("downstream", *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.strip().splitlines() if line.strip()]
-    assert said in line
+    (told,) = [text for text in done.stderr.splitlines() if text.strip()]
+    assert re.search(said, told)
 
 
 def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,10 +79,14 @@ def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytes
     facts = downstream_verb(tmp_path / "t.csv", by="recipe", draws=20, out=tmp_path, json=tmp_path / "facts.json")
     said = capsys.readouterr().out
     assert [entry["task"] for entry in facts["tasks"]] == ["addition"]
-    assert "few: not studied; 1 runs have it" in said
-    assert "few: not decided; --by recipe: recipe r1: task few: no run that is done has it" in said
     assert list(facts["not_studied"]) == list(facts["not_decided"]) == ["few"]
-    assert "unknown" in next(line for line in said.splitlines() if line.startswith("addition"))
+    assert re.search(r"\b1\b.*\b6\b", facts["not_studied"]["few"])
+    assert "r1" in facts["not_decided"]["few"]
+    told = [text for text in said.splitlines() if text.startswith("few")]
+    assert len(told) == 2
+    assert told[0].endswith(facts["not_studied"]["few"])
+    assert told[1].endswith(facts["not_decided"]["few"])
+    assert "unknown" in line(said, "addition")
     assert not (tmp_path / "downstream_signal.png").exists()
-    with pytest.raises(TableError, match="task few: 1 runs have it"):
+    with pytest.raises(TableError, match=r"few.*\b1\b"):
         downstream_verb(tmp_path / "t.csv", ("addition", "few"), draws=20)

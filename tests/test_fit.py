@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,9 @@ def test_the_objective_is_the_sum_over_points() -> None:
     loss = points["loss"].to_numpy()
     fit = fit_law(chinchilla, points, loss)
     r = np.abs(fit.residuals(points, loss))
-    assert fit.objective_value == pytest.approx(np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum(), rel=1e-9)
+    assert fit.objective_value == pytest.approx(np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4)).sum(), rel=1e-8)
     square = fit_law(chinchilla, points, loss, mse)
-    assert square.objective_value == pytest.approx(((loss - square.predict(points)) ** 2).sum(), rel=1e-9)
+    assert square.objective_value == pytest.approx(((loss - square.predict(points)) ** 2).sum(), rel=1e-8)
 
 
 def test_no_neighbour_is_better() -> None:
@@ -65,16 +66,18 @@ def test_params_and_tokens_that_move_together_are_called_inseparable_and_a_run_i
     assert fit_law(chinchilla, points, points["loss"].to_numpy()).unidentified == ""
     points["tokens"] = 20 * points["params"]
     points["loss"] = chinchilla(PLANTED, points) * np.exp(np.random.default_rng(0).normal(0, 2e-3, len(points)))
-    note = " ".join(fit_law(chinchilla, points, points["loss"].to_numpy()).warnings())
-    assert "not separable: N and D move together; add runs at about N = " in note
-    assert "alpha" in note
-    assert "beta" in note
+    fit = fit_law(chinchilla, points, points["loss"].to_numpy())
+    assert fit.unidentified in fit.warnings()
+    assert re.search(r"\bN = \d\S*, D = \d", fit.unidentified), "a run"
+    assert {"alpha", "beta"} <= set(re.findall(r"\w+", fit.unidentified))
 
 
 def test_a_bound_that_is_hit_is_reported() -> None:
     points = fit_points(simulated()).table
     falling = points["loss"].to_numpy() - PLANTED["E"] + 1e-9
-    assert "bound hit: E" in " ".join(fit_law(chinchilla, points, falling).warnings())
+    fit = fit_law(chinchilla, points, falling)
+    assert fit.bounds_hit == ("E",)
+    assert any(re.search(r"\bE\b", note) for note in fit.warnings())
 
 
 def test_weights_of_a_resample_count_as_repeated_points() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
 
 def test_clusters_are_drawn_whole() -> None:
     member = np.repeat(np.arange(10), 3)
-    weights = intervals._resample(np.random.default_rng(0), member, np.arange(30), 5)
+    weights = intervals.resamples(np.random.default_rng(0), member, np.arange(30), 5, 1)[0]
     assert (weights.reshape(10, 3) == weights.reshape(10, 3)[:, :1]).all()
     assert weights.sum() == 30
     assert len(set(weights)) > 1
@@ -33,15 +35,15 @@ def test_few_trunks_are_not_resampled_whole_and_it_says_so() -> None:
     assert intervals.clusters(fit_points(table).table, 5)[1] == ""
     table["branch_of"] = [f"trunk{i % 4}" for i in range(len(table))]
     unit, note = intervals.clusters(fit_points(table).table, 5)
-    assert "4 trunks" in note
+    assert re.search(r"\b4\b", note)
     assert len(np.unique(unit)) == 30
 
 
 def test_every_resample_determines_the_law() -> None:
     """Nine runs, five parameters: draws with fewer than six distinct ones are drawn again."""
     generator, member = np.random.default_rng(0), np.arange(9)
-    for _ in range(300):
-        assert (intervals._resample(generator, member, member, 5) > 0).sum() > 5
+    weights = intervals.resamples(generator, member, member, 5, 300)
+    assert ((weights > 0).sum(1) > 5).all()
 
 
 def test_the_central_interval_is_made_of_quantiles() -> None:

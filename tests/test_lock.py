@@ -69,10 +69,10 @@ def test_the_hash_is_of_the_content_and_not_of_its_layout(path: Path) -> None:
 
 def test_a_lock_is_never_overwritten(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(TableError, match=r"lock\.json: holds a locked forecast already"):
+    with pytest.raises(TableError, match=r"lock\.json"):
         lock.lock(DOCUMENT, [promised(1e10, 1e11)], path)
     assert path.read_bytes() == before
-    with pytest.raises(TableError, match="no target"):
+    with pytest.raises(TableError, match=r"other\.json"):
         lock.lock(DOCUMENT, [], path.with_name("other.json"))
     assert not path.with_name("other.json").exists()
 
@@ -94,23 +94,23 @@ def test_any_edit_is_found(path: Path, before: str, after: str) -> None:
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after, 1))
-    with pytest.raises(TableError, match=r"lock\.json: was edited after it was locked"):
+    with pytest.raises(TableError, match=r"lock\.json.*\b[0-9a-f]{64}\b.*\b[0-9a-f]{64}\b"):
         lock.read(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "targets'])
 def test_what_is_no_lock_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock.json").write_text(text)
-    with pytest.raises(TableError, match=r"lock\.json: not a locked forecast"):
+    with pytest.raises(TableError, match=r"lock\.json"):
         lock.read(tmp_path / "lock.json")
-    with pytest.raises(TableError, match=r"none\.json: no such file; .*--lock"):
+    with pytest.raises(TableError, match=r"none\.json.*--lock"):
         lock.read(tmp_path / "none.json")
 
 
 def test_a_lock_of_another_schema_is_named(path: Path) -> None:
     content = json.loads(path.read_text()) | {"schema": 99}
     path.write_text(json.dumps(content | {"sha256": lock.seal(content)}))
-    with pytest.raises(TableError, match="schema 99"):
+    with pytest.raises(TableError, match=r"lock\.json.*\b99\b"):
         lock.read(path)
 
 
@@ -146,16 +146,14 @@ def test_what_the_fit_knew_is_said(tmp_path: Path) -> None:
     content = lock.lock(DOCUMENT, rows, tmp_path / "lock.json")
     assert [target["known"] for target in content["targets"]] == [lock.FITTED, lock.HELD_OUT, lock.NEW]
     scored = lock.score(content, table(*((row["params"], row["tokens"], 2.5, "done") for row in rows)))
-    assert [row["note"] for row in scored] == [
-        "the fit had seen it",
-        "held out of the fit, but run before the lock",
-        "",
-    ]
+    notes = [row["note"] for row in scored]
+    assert notes == [lock.KNOWN[lock.FITTED], lock.KNOWN[lock.HELD_OUT], ""]
+    assert len(set(notes)) == 3
 
 
 def test_the_table_must_count_as_the_fit_did(path: Path) -> None:
     runs = table((5e9, 1e11, 2.45, "done"))
-    with pytest.raises(TableError, match="lacks the column params_matmul"):
+    with pytest.raises(TableError, match="params_matmul"):
         lock.score(lock.read(path), runs.rename(columns={"params_matmul": "params_total"}))
-    with pytest.raises(TableError, match=r"row 1 \(run run0\): loss = nan"):
+    with pytest.raises(TableError, match=r"\b1\b.*run0.*loss.*nan"):
         lock.score(lock.read(path), runs.assign(loss=np.nan))

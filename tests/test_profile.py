@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_the_ends_are_where_the_objective_has_risen_to_the_threshold(squares: Fi
         assert nested(end) == pytest.approx(floor.threshold, rel=1e-3)
     rise = floor.threshold - squares.objective_value
     likelihood = stats.f.ppf(0.9, 1, FREEDOM) * squares.objective_value / FREEDOM
-    assert likelihood * (1 - 1e-9) <= rise < 2 * likelihood
+    assert likelihood * (1 - 1e-8) <= rise < 2 * likelihood
     assert 1.02 * floor.low in floor
     assert 0.98 * floor.low not in floor
     wider = profile(squares, X, LOSS, ("E",), level=0.99)[0]
@@ -94,7 +95,8 @@ def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
     assert PLANTED["E"] in one
     assert 1e-3 in one
     assert 2.0 not in one
-    assert repr(one).startswith("Profile(E: open to 1.7")
+    assert re.search(rf"\bE\b.*{one.high:.4g}", repr(one))
+    assert "inf" not in repr(one)
     cold = [fit_law(chinchilla, x, loss, mse_log, fixed={"E": value}) for value in one.values[::10]]
     assert np.all(one.objective[::10] <= np.array([c.objective_value for c in cold]) * (1 + 1e-3))
 
@@ -106,7 +108,7 @@ def test_a_held_parameter_has_no_error_and_no_profile_and_what_it_trades_with_ha
     )
     assert errors["alpha"] == 0
     interval = quick_intervals(held, X, LOSS)[chinchilla.parameters.index("alpha")]
-    np.testing.assert_allclose(interval, squares.values["alpha"], rtol=1e-12)
+    np.testing.assert_allclose(interval, squares.values["alpha"], rtol=1e-8)
     assert 0 < errors["A"] < free["A"] / 5
     assert [one.parameter for one in profile(held, X, LOSS)] == ["E", "A", "B", "beta"]
 
@@ -133,4 +135,4 @@ def test_units_of_the_response_do_not_matter(squares: Fit) -> None:
     """Ten times the loss is ten times E, A and B with the same relative errors."""
     scaled = {name: value * (10 if name in "EAB" else 1) for name, value in squares.values.items()}
     ten = replace(squares, values=scaled, objective_value=100 * squares.objective_value)
-    np.testing.assert_allclose(standard_errors(ten, X, 10 * LOSS), standard_errors(squares, X, LOSS), rtol=1e-9)
+    np.testing.assert_allclose(standard_errors(ten, X, 10 * LOSS), standard_errors(squares, X, LOSS), rtol=1e-6)

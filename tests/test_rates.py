@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import rates_plot
-from analysis.rates import facts, optimum, rate_law, rates, read, scans
+from analysis.rates import ALL_DIVERGED, facts, optimum, rate_law, rates, read, scans
 from analysis.results import TableError
 from scaling import recipe
 from scaling.dial import Known, measured_rate
@@ -40,8 +41,8 @@ def table(noise: float = 0.0, off: float = 1.3, sizes: dict[int, float] = SIZES)
 
 def test_the_vertex_of_a_parabola_is_found_exactly() -> None:
     for scan in scans(table()):
-        assert scan.best == pytest.approx(best(scan.params), rel=1e-9)
-        assert scan.loss == pytest.approx(2.0, abs=1e-9)
+        assert scan.best == pytest.approx(best(scan.params), rel=1e-8)
+        assert scan.loss == pytest.approx(2.0, abs=1e-8)
         assert scan.at_bound == ""
 
 
@@ -59,16 +60,14 @@ def test_the_law_through_the_optima_comes_back() -> None:
 def test_an_optimum_at_the_edge_of_what_was_tried_is_none(off: float, bound: str) -> None:
     found = scans(table(off=off))
     assert {scan.at_bound for scan in found} == {bound}
-    with pytest.raises(
-        TableError, match=rf"optima of two sizes, 0 found; without one: w16-d2 .*: best at the {bound} tried"
-    ):
+    with pytest.raises(TableError, match=rf"w16-d2 .*{bound}"):
         rate_law(found)
 
 
 def test_a_rate_that_diverged_was_tried() -> None:
     one, two, three = np.array([0.1, 0.2, 0.4]), np.array([2.0, 1.9, np.nan]), np.array([np.nan] * 3)
     assert optimum(one, two) == (0.2, 1.9, "")
-    assert optimum(one, three)[2] == "all diverged"
+    assert optimum(one, three)[2] == ALL_DIVERGED
     assert optimum(one, np.array([np.nan, 1.9, 2.0]))[2] == ""
 
 
@@ -84,17 +83,22 @@ def test_runs_that_diverged_early_stay_in_their_scan() -> None:
 
 def test_one_rate_twice_in_a_scan_is_refused() -> None:
     made = table()
-    with pytest.raises(TableError, match=r"learning_rate = 0\.00325 twice in one scan"):
+    with pytest.raises(TableError, match=r"learning_rate.*0\.00325"):
         scans(pd.concat([made, made.iloc[:1]]))
 
 
 def test_runs_that_differ_in_more_are_another_scan() -> None:
     other = table().assign(tokens=2e6)
     assert len(scans(pd.concat([table(), other]))) == 6
-    with pytest.raises(TableError, match="no 3 runs are alike in everything but learning_rate"):
+    with pytest.raises(TableError, match=r"\b3\b.*learning_rate"):
         scans(table().assign(batch_tokens=np.arange(15)))
-    with pytest.raises(TableError, match="lacks the column learning_rate"):
+    with pytest.raises(TableError, match="learning_rate"):
         scans(table().drop(columns="learning_rate"))
+
+
+def told(said: str, scan: str, why: str) -> bool:
+    """Whether a printed line names that scan and why it has no optimum."""
+    return any(scan in line and why in line for line in said.splitlines())
 
 
 def test_the_verb_writes_what_a_recipe_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,20 +107,20 @@ def test_the_verb_writes_what_a_recipe_reads(tmp_path: Path, capsys: pytest.Capt
     made.loc[made["width"] == 64, "loss"] = [2.0, 2.1, 2.2, 2.4, 2.7]
     made.to_csv(tmp_path / "scans.csv", index=False)
     rates(tmp_path / "scans.csv", tmp_path / "rates.json", tmp_path / "rates.png")
-    assert "left out: w64-d2 at 1,000,000 tokens (best at the lowest tried)" in capsys.readouterr().out
+    assert told(capsys.readouterr().out, "w64-d2 at 1,000,000 tokens", "lowest")
     assert (tmp_path / "rates.png").stat().st_size > 10_000
     held = json.loads((tmp_path / "rates.json").read_text())
-    assert held["source"] == "made: 2 sizes x 5 rates at 1,000,000 tokens"
+    assert re.search(r"^made\b.*\b2\b.*\b5\b.*\b1,000,000\b", held["source"])
     rule = measured_rate(tmp_path / "rates.json")
     known = Known(recipe.small((32, 2), 1_000_000).model, 128)
     assert rule.value(known) == pytest.approx(best(known.params.matmul), rel=1e-3)
     assert rule.found == "scan"
-    assert "made: 2 sizes" in rule.source
+    assert held["source"] in rule.source
 
 
 def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"law": {"at": 1}}')
-    with pytest.raises(InputError, match=r"other\.json: not what `scaling rates --out` writes"):
+    with pytest.raises(InputError, match=r"other\.json"):
         measured_rate(tmp_path / "other.json")
 
 
@@ -134,9 +138,9 @@ def test_a_size_that_always_diverged_is_left_out_everywhere(tmp_path: Path, caps
     assert [text.get_text().strip() for text in rates_plot.tried(law).axes[0].texts] == ["10k", "40k"]
     made.to_csv(tmp_path / "scans.csv", index=False)
     rates(tmp_path / "scans.csv", tmp_path / "rates.json", tmp_path / "rates.png")
-    assert "left out: w64-d2 at 1,000,000 tokens (all diverged)" in capsys.readouterr().out
-    assert [scan.at_bound for scan in read(tmp_path / "rates.json").scans] == ["", "", "all diverged"]
-    with pytest.raises(TableError, match="w64-d2 at 1,000,000 tokens: all diverged"):
+    assert told(capsys.readouterr().out, "w64-d2 at 1,000,000 tokens", ALL_DIVERGED)
+    assert [scan.at_bound for scan in read(tmp_path / "rates.json").scans] == ["", "", ALL_DIVERGED]
+    with pytest.raises(TableError, match=rf"w64-d2 at 1,000,000 tokens.*{ALL_DIVERGED}"):
         rate_law(scans(made[made["width"] != 32]))
 
 

@@ -139,7 +139,7 @@ def test_held_parameters_and_held_out_runs_stay_so() -> None:
     wild = table.assign(loss=table["loss"].where(table["flops"] < table["flops"].max(), 9.0))
     panels = [api.fit(t, settings=settings, panel=True).document["sensitivity"] for t in (table, wild)]
     assert panels[0] == panels[1]
-    assert [r["alpha"] for r in panels[0]] == pytest.approx([0.33] * len(panels[0]), rel=1e-12)
+    assert [r["alpha"] for r in panels[0]] == pytest.approx([0.33] * len(panels[0]), rel=1e-8)
     assert [r["n"] for r in panels[0] if r["dial"] in ("as fitted", "counting", "objective")] == [29] * 6
     assert [r["setting"] for r in panels[0] if r["dial"] == "objective"] == [
         "huber 0.001",
@@ -179,4 +179,4 @@ def test_the_printed_panel_has_every_row_and_says_what_is_forecast(panel: Panel)
             assert f"{said[name]:.4g}" in line.split()
         assert line.split()[-1] == str(said["n"])
     assert [line.split().count("-") for line in lines if line.startswith("none ")] == [2]
-    assert "10x the largest run's FLOPs" in lines[-1]
+    assert f"{sensitivity.HORIZON:g}x" in lines[-1]
