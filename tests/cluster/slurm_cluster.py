@@ -155,7 +155,7 @@ def first(root: Path, work: Path) -> None:
     except Exception as error:
         output = getattr(error, "stderr", None) or getattr(error, "stdout", None) or ""
         kind = ABSENT if isinstance(error, Unavailable) else type(error).__name__
-        print(f"{kind}: {' '.join(f'{error} {output}'.split())[-600:]}", flush=True)
+        print(f"{kind}: {' '.join(str(error).split())[:300]}: {' '.join(output.split())[-300:]}", flush=True)
         return
     print(READY, pid, flush=True)
     threading.Thread(target=leave_with_parent, daemon=True).start()
