@@ -142,7 +142,7 @@ def test_a_changed_default_shows_in_review() -> None:
         ({"model": {"heads": 3}}, r"ModelConfig\.heads.*\b3\b.*width=128"),
         ({"model": {"width": 12, "heads": 4}}, r"\bheads\b.*\b4\b.*\b3\b"),
         ({"model": {"kv_heads": 3}}, r"\bkv_heads\b.*\b3\b.*\bheads=4"),
-        ({"model": {"depth": 0}}, r"ModelConfig\.depth.*\b0\b"),
+        ({"model": {"depth": 0}}, r"ModelConfig\.depth\b.{1,5}\b0\b"),
         ({"model": {"width": "64"}}, r"ModelConfig\.width.*'64'"),
         ({"model": {"width": True}}, r"ModelConfig\.width.*\bTrue\b"),
         ({"model": 3}, r"\bmodel\b.*\b3\b"),

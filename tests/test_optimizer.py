@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def each(adams: dict[str, Any], grads: dict[str, Any], states: dict[str, Any]) -
 
 def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adamw() -> None:
     """Against Newton and Schulz by hand, layer by layer, on Nesterov momentum over two steps."""
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     config, model = OptimizerConfig(kind="muon", momentum=0.8, clip_norm=1e9), ModelConfig()
     params, ours = weights(0), transformation(config, 0.5, model)
     adamw = transformation(dataclasses.replace(config, kind="adamw"), 0.5, model)
@@ -142,8 +144,8 @@ def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adamw() -> None
                 found = updates["blocks"][side][name]["kernel"][layer]
                 np.testing.assert_allclose(found, expected, atol=2e-5)
         for name in ("embedding", "head"):
-            jax.tree.map(np.testing.assert_array_equal, updates[name], same[name])
-        np.testing.assert_array_equal(updates["blocks"]["ff_norm"]["scale"], same["blocks"]["ff_norm"]["scale"])
+            jax.tree.map(near, updates[name], same[name])
+        near(updates["blocks"]["ff_norm"]["scale"], same["blocks"]["ff_norm"]["scale"])
 
 
 def newton_schulz(x_IO: np.ndarray) -> np.ndarray:

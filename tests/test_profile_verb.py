@@ -76,6 +76,6 @@ def test_the_verb_prints_a_table_writes_the_same_and_keeps_the_trace(
 
 
 def test_too_few_steps_are_refused(tiny: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"steps\b.*\b1\b.*warmup\b.*\b1\b"):
+    with pytest.raises(InputError, match=r"steps\b.{1,5}\b1\b.*warmup\b.{1,5}\b1\b"):
         measured(tiny, tmp_path, steps=1, warmup=1)
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +24,7 @@ from scaling import record
 from scaling.checkpoint import Checkpoints
 from scaling.config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
 from scaling.exits import FULL, LOST
+from scaling.memory import state_bytes
 from scaling.optimizer import Rates
 from scaling.prepare import prepare
 from scaling.sharding import make_mesh
@@ -200,7 +203,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("count", "words"), [("two", "JAX_NUM_PROCESSES=two"), (None, "without the others")])
+@pytest.mark.parametrize(("count", "words"), [("two", "JAX_NUM_PROCESSES=two"), (None, "JAX_NUM_PROCESSES")])
 def test_a_process_that_cannot_be_is_refused(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str | None, words: str
 ) -> None:
@@ -223,8 +226,8 @@ def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tm
     done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=60)
     assert done.returncode == LOST, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: waited 3 s for the other processes of this run (JAX_COORDINATOR_ADDRESS=")
-    assert "JAX_NUM_PROCESSES=2" in line
+    for name, value in alone.items():
+        assert f"{name}={value}" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -294,7 +297,8 @@ def test_weights_that_are_ruined_by_the_last_step_are_divergence(tiny: RunConfig
     assert train(one, tmp_path, quiet=True) == "diverged"
     result = record.read_result(tmp_path)
     assert result is not None
-    assert "validation loss is" in result["reason"]
+    assert re.search(r"\b(nan|inf)\b", result["reason"])
+    assert math.isfinite(record.read_metrics(tmp_path)[-1]["loss"]), "the validation alone showed it"
     assert result["row"]["tokens"] == tiny.data.batch_tokens
 
 
@@ -304,7 +308,8 @@ def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path
     result = record.read_result(tmp_path)
     assert result is not None
     assert result["status"] == result["row"]["status"] == "diverged"
-    assert result["reason"].startswith("loss is ")
+    assert re.search(r"\b(nan|inf)\b", result["reason"])
+    assert record.read_metrics(tmp_path)[-1]["loss"] is None, "the step that showed it is recorded"
     assert result["row"]["loss"] is None
     assert 0 < result["row"]["tokens"] < tiny.tokens
 
@@ -362,7 +367,7 @@ def test_a_changed_corpus_is_refused_midway(tiny: RunConfig, tmp_path: Path) -> 
     (tmp_path / "run" / record.RESULT).unlink()
     (tmp_path / "a.txt").write_text("\n\n".join(f"section {i} of another" for i in range(400)))
     prepare(corpus, tmp_path / "corpora", road="plain")
-    with pytest.raises(InputError, match=f"wants fingerprint {held.data.fingerprint}"):
+    with pytest.raises(InputError, match=held.data.fingerprint):
         train(config, tmp_path / "run", quiet=True)
 
 
@@ -394,8 +399,8 @@ def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunCon
         (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
         done = scaling("train", "--file", tmp_path / "c.json", "--folder", disk / "run")
         assert done.returncode == FULL, done.stderr[-2000:]
-        assert "no space left" in done.stderr.splitlines()[-1]
-        assert len(done.stderr.strip().splitlines()) == 1
+        (line,) = done.stderr.strip().splitlines()
+        assert str(disk / "run") in line
         assert record.read_metrics(disk / "run")
         assert record.read_result(disk / "run") is None
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
@@ -415,8 +420,7 @@ def test_a_state_that_no_device_holds_ends_before_a_step(
             return {"bytes_limit": 1000}
 
     monkeypatch.setattr(jax.sharding.Mesh, "local_devices", property(lambda mesh: [Small()]))
-    with pytest.raises(
-        InputError, match=r"weights and optimizer state: .* mesh\.fsdp or mesh\.tensor \d+ times larger"
-    ):
+    times = math.ceil(state_bytes(build(tiny, make_mesh(tiny.mesh)).abstract_state) / 1000)
+    with pytest.raises(InputError, match=rf"mesh\.fsdp.*mesh\.tensor.*\b{times}\b"):
         train(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()
