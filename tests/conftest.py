@@ -33,8 +33,16 @@ def shared_data() -> Path:
     """The public tables; tests that read them skip where they are not."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("public tables absent: no ../shared/data beside this checkout")
+        pytest.skip("public tables absent: no ../shared/data beside this checkout; none is part of the project")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of planted laws, named like the public ones: for tests of how those are read and fitted."""
+    import made_tables
+
+    return made_tables.write(tmp_path_factory.mktemp("made_data"))
 
 
 @pytest.fixture(scope="session")

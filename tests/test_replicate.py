@@ -12,6 +12,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import made_tables
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,6 +77,14 @@ def test_porian(shared_data: Path) -> None:
     assert set(verdicts(rows).values()) == {"reproduced"}
 
 
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (0.02, "differs")])
+def test_porian_recovers_planted_exponents(tmp_path: Path, shift: float, verdict: str) -> None:
+    made_tables.porian_points(tmp_path, shift)
+    rows = porian.run(tmp_path / "porian")
+    assert [row.difference for row in rows] == pytest.approx([shift] * 10, abs=0.005)
+    assert set(verdicts(rows).values()) == {verdict}
+
+
 def test_steplaw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's law from its own fits; from the released runs another one, which a user got too."""
     monkeypatch.setattr(steplaw, "DRAWS", 300)
@@ -137,6 +146,26 @@ def test_gadre(shared_data: Path) -> None:
     assert [round(row.ours, 4) for row in rows] == [0.7103, 3.6365, 0.7320, 0.0464]
     assert set(verdicts(rows).values()) == {"reproduced"}
     assert re.search(r"\b4\.30 %.*\b1\.62 %", rows[2].note), "on C4, on RefinedWeb"
+
+
+@pytest.mark.slow
+def test_gadre_forecasts_runs_that_lie_on_its_laws(made_data: Path) -> None:
+    """The published errors are those of real runs: of these, which have none, they are not reproduced."""
+    rows = gadre.run(made_data / "gadre_overtrain")
+    assert [row.ours for row in rows] == pytest.approx([0.0] * 4, abs=1e-3)
+    assert set(verdicts(rows).values()) == {"differs"}
+
+
+@pytest.mark.slow
+def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the lower minimum: the published point is no minimum of theirs, and no excuse is made for it."""
+    monkeypatch.setattr(datablations, "GRID", np.geomspace(10.0, 1e3, 120))
+    rows = {row.quantity: row for row in datablations.run(made_data / "datablations")}
+    assert rows["R_D*, lower minimum"].ours == pytest.approx(datablations.BETTER["R_D"], rel=0.1)
+    assert rows["R_N*, lower minimum"].ours == pytest.approx(datablations.BETTER["R_N"], rel=0.1)
+    assert rows["lowest objective"].verdict == "within bound"
+    assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "differs"
+    assert rows["R_D*, published, in the 95 % interval"].verdict == "differs"
 
 
 @pytest.mark.slow

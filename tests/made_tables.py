@@ -1,0 +1,97 @@
+"""Tables of planted laws under the file names and columns of the public ones, so that what reads and fits those is also
+tested where they are absent. No row of the public ones is in here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws import accuracy, surface
+from analysis.replicate import datablations, gadre, porian
+
+CHINCHILLA = {"E": 1.8, "A": 470.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}
+OVER_TRAINING = {"E": 1.8, "a": 160.0, "b": 350.0, "eta": 0.26}
+ERROR = {"eps": 0.86, "k": 2.2, "gamma": 0.72}
+
+
+def put(folder: Path, file: str, table: pd.DataFrame) -> None:
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / file, index=False)
+
+
+def noise(size: int, spread: float, seed: int = 0) -> np.ndarray:
+    return np.exp(np.random.default_rng(seed).normal(0, spread, size))
+
+
+def chinchilla(folder: Path) -> None:
+    """64 runs of a Chinchilla law; the five of the highest loss are left out of its second set."""
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(5e7, 1e10, 8), np.geomspace(5e8, 3e11, 8)))
+    p = CHINCHILLA
+    loss = (p["E"] + p["A"] / n ** p["alpha"] + p["B"] / d ** p["beta"]) * noise(len(n), 3e-3)
+    kept = loss < np.sort(loss)[-5]
+    table = pd.DataFrame({"N": n, "C": 6 * n * d, "D": d, "loss": loss, "used_in_epoch_fit": kept})
+    put(folder, "chinchilla_epoch/chinchilla_nd_loss.csv", table)
+
+
+def gadre_runs(folder: Path) -> None:
+    """Three training sets, six sizes, four over-trainings: losses and errors exactly on their laws."""
+    parts = []
+    for shift, name in enumerate(("c4_original", "rpj", "rw_original")):
+        n, ratio = (grid.ravel() for grid in np.meshgrid(np.array(gadre.SIZES, float), (20.0, 80.0, 320.0, 640.0)))
+        table = pd.DataFrame({"dataset_name": name, "N": n, "D": n * ratio, "tok_mult": ratio})
+        law = {**OVER_TRAINING, "E": OVER_TRAINING["E"] + 0.1 * shift}
+        loss = np.asarray(surface.over_training(law, {"params": n, "tokens": n * ratio}))
+        error = np.asarray(accuracy.exponential_error(ERROR, {"loss": loss}))
+        names = [f"{name}-{i}" for i in range(len(n))]
+        parts.append(table.assign(name=names, flops=6 * n * n * ratio, loss_c4_val=loss, err_avg_subset=error))
+    put(folder, "gadre_overtrain/gadre_104_models.csv", pd.concat(parts))
+
+
+def porian_points(folder: Path, shift: float = 0.0) -> None:
+    """Parabolas in log N about N* = c C^a, a being the exponent of each step and corpus, moved by `shift`."""
+    budgets = 1.25e16 * 2.0 ** np.arange(12)
+    for corpus, file, _, exponents in porian.CORPORA:
+        parts = []
+        for step, ((_, key), exponent) in enumerate(zip(porian.STEPS, exponents, strict=True)):
+            c, factor = (grid.ravel() for grid in np.meshgrid(budgets, np.geomspace(1 / 6, 6, 9), indexing="ij"))
+            without_head = key[3] == "kaplan"
+            n = (1.2e6 if without_head else 4.8e7) * (c / budgets[0]) ** (exponent + shift) * factor
+            loss = 1.8 - 0.02 * step + 2.5 * (c / budgets[0]) ** -0.1 + 0.12 * np.log(factor) ** 2
+            table = pd.DataFrame({"flops": c, "N": n, "D": c / (6 * n), "loss": loss})
+            about = dict(zip(("hparams", "warmup", "decay", "param_count"), key, strict=True))
+            where = "rw" if corpus == "RefinedWeb" else "owt2"
+            parts.append(table.assign(**about, dataset=where, val="train" if without_head else "val"))
+        put(folder, f"porian/{file}", pd.concat(parts))
+
+
+def repeats(folder: Path) -> None:
+    """Runs of one to 60 epochs by the law of repeated data, with the base law of the study and its lower minimum."""
+    n, u, epochs = (
+        grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 5e9, 5), (1e9, 4e9, 1.6e10), (1, 2, 4, 8, 16, 32, 60))
+    )
+    columns = {"params": n, "tokens": u * epochs, "unique_tokens": u}
+    loss = np.asarray(datablations.repeats(datablations.BETTER, columns)) * noise(len(n), 1e-3)
+    table = pd.DataFrame({"name": [f"r{i}" for i in range(len(n))], "N": n, "D": u * epochs, "U": u, "loss": loss})
+    put(folder, "datablations/datablations_182.csv", table)
+
+
+def steplaw(folder: Path) -> None:
+    """Nine (N, D), each at 16 learning rates and batches: the smoothed loss rises from the best one."""
+    n, d, rate, batch = (
+        grid.ravel()
+        for grid in np.meshgrid((2e8, 4e8, 8e8), (5e9, 2e10, 8e10), (5e-4, 1e-3, 2e-3, 4e-3), (64, 128, 256, 512))
+    )
+    floor = 1.7 + 400 / n**0.34 + 1500 / d**0.36
+    away = np.log(rate / 1.1e-3) ** 2 + np.log(batch / 200) ** 2
+    smooth = floor * (1 + 0.02 * away)
+    columns = {"lr": rate, "bs": batch, "loss": smooth * noise(len(n), 0.01), "smooth loss": smooth, "D": d, "N": n}
+    put(folder, "steplaw/data/dense_lr_bs_loss.csv", pd.DataFrame(columns))
+
+
+def write(folder: Path) -> Path:
+    """All of them, in a folder like that of the public tables."""
+    for make in (chinchilla, gadre_runs, porian_points, repeats, steplaw):
+        make(folder)
+    return folder
