@@ -62,7 +62,7 @@ def score(model: Decoder, params: Any, pairs: Sequence[Pair], length: int) -> Sc
             for b, places in enumerate(part):
                 ids, scored = rows[places[0]]
                 tokens_BT[b, : len(ids) - 1], first_B[b], last_B[b] = ids[:-1], len(ids) - 1 - scored, len(ids) - 2
-            before_B, greedy_B, last_BV = jax.device_get(_scored(model, params, tokens_BT, first_B, last_B))
+            before_B, greedy_B, last_BV = jax.device_get(score_rows(model, params, tokens_BT, first_B, last_B))
             for b, places in enumerate(part):
                 nats_P[places] = before_B[b] + last_BV[b, ends_P[places]]
                 greedy_P[places] = greedy_B[b] & (last_BV[b].argmin() == ends_P[places])
@@ -85,7 +85,7 @@ def _padded(tokens: int, length: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _scored(
+def score_rows(
     model: Decoder, params: Any, tokens_BT: jax.Array, first_B: jax.Array, last_B: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Nats of the targets in [first, last) of each row, whether all of them are the likeliest, and the nats [B, V] of

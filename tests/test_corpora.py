@@ -1,5 +1,6 @@
 """Names of corpora, the embedded corpus and its held-out files."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -48,27 +49,27 @@ def test_slugs_tell_corpora_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("stdlb", "unknown corpus 'stdlb'; did you mean stdlib?"),
-        ("", "unknown corpus ''; known: " + ", ".join(sorted(CORPORA))),
-        ("jsonl:x?feild=a", "corpus 'jsonl:x?feild=a': unknown field feild; did you mean field?"),
-        ("walk?kind=zipf", "unknown field kind; known: edges, nodes, seed, tokens"),
-        ("text:x?path=y", "unknown field path; known: document"),
-        ("jsonl", "corpus 'jsonl': jsonl:PATH needs a path"),
-        ("stdlib:x", "corpus 'stdlib:x': stdlib takes no path"),
-        ("walk?nodes=many", "corpus 'walk?nodes=many': 'many' is not a whole number"),
-        ("walk?nodes=2", "corpus 'walk?nodes=2': Walk.nodes = 2: must be in [3, 94], the printable characters"),
-        ("text:x?document=page", "Text.document = 'page': must be one of '', 'file', 'line', 'paragraph'"),
+        ("stdlb", r"'stdlb'.*\bstdlib\b"),
+        ("", "''.*" + ".*".join(sorted(CORPORA))),
+        ("jsonl:x?feild=a", r"'jsonl:x\?feild=a'.*\bfeild\b.*\bfield\b"),
+        ("walk?kind=zipf", r"\bkind\b.*edges.*nodes.*seed.*tokens"),
+        ("text:x?path=y", r"\bpath\b.*\bdocument\b"),
+        ("jsonl", "'jsonl'.*jsonl:PATH"),
+        ("stdlib:x", "'stdlib:x'"),
+        ("walk?nodes=many", r"'walk\?nodes=many'.*'many'"),
+        ("walk?nodes=2", r"'walk\?nodes=2'.*Walk\.nodes\D*2\D*3\D*94\b"),
+        ("text:x?document=page", r"Text\.document.*'page'.*'file'.*'line'.*'paragraph'"),
     ],
 )
-def test_wrong_names_say_what_is_wrong(name: str, message: str) -> None:
+def test_wrong_names_are_named_with_what_is_right(name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse_corpus(name)
-    assert message in str(error.value)
+    assert re.search(message, str(error.value))
     assert "\n" not in str(error.value)
 
 
 def test_a_mixture_says_who_prepares_it() -> None:
-    with pytest.raises(InputError, match=r"scaling data mixture code CORPUS=RATE ... --train-tokens N"):
+    with pytest.raises(InputError, match=r"scaling data mixture code .*--train-tokens"):
         parse_corpus("mixture:code").source()
 
 

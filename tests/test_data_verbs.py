@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -73,6 +76,20 @@ def name_of(path: Path) -> str:
     return f"text:{path}?document=line"
 
 
+def stamps(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def is_found(*arguments: object, cwd: Path) -> bool:
+    """Whether the verb leaves all that was prepared as it is, and starts no process to see that."""
+    before = stamps(cwd / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", None)
+        done = in_process(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return len(before) > 0 and stamps(cwd / "out") == before
+
+
 def documents(split: np.ndarray) -> list[str]:
     parts = np.split(split, np.flatnonzero(split == 1) + 1)
     assert len(parts[-1]) == 0
@@ -82,19 +99,22 @@ def documents(split: np.ndarray) -> list[str]:
 def test_prepare_and_list(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, facts, listed = str(tmp_path / "out"), tmp_path / "facts.json", tmp_path / "list.json"
     data_prepare(name_of(source), directory=out, road="plain", json=facts)
-    assert "written in" in capsys.readouterr().out
+    fingerprint = json.loads(facts.read_text())["fingerprint"]
+    assert fingerprint in capsys.readouterr().out
+    assert open_tokens(out, name_of(source)).fingerprint == fingerprint
+    before = stamps(tmp_path / "out")
     data_prepare(name_of(source), directory=out, road="plain")
-    assert "already there" in capsys.readouterr().out
+    assert fingerprint in capsys.readouterr().out
+    assert stamps(tmp_path / "out") == before
     data_list(out, json=listed)
     shown = capsys.readouterr().out
-    fingerprint = json.loads(facts.read_text())["fingerprint"]
     assert fingerprint in shown
     assert "stdlib" in shown
     assert [meta["fingerprint"] for meta in json.loads(listed.read_text())] == [fingerprint]
 
 
 def test_vocabulary_is_measured_on_validation_and_its_command_works(source: Path, tmp_path: Path) -> None:
-    done = scaling(
+    done = in_process(
         "data", "vocabulary", name_of(source), "--size", 320, "--path", "v/m.model", "--json", "v.json", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -105,10 +125,11 @@ def test_vocabulary_is_measured_on_validation_and_its_command_works(source: Path
     ratio = sum(len(text.encode()) for text in texts) / tokens
     assert (facts["size"], facts["tokens"]) == (320, tokens)
     assert facts["bytes_per_token"] == ratio > 1.5
-    assert f"v/m.model: 320 ids, {ratio:.3f} bytes per token" in done.stdout
-    command = shlex.split(done.stdout.splitlines()[-1].removeprefix("used by: "))
+    assert re.search(rf"v/m\.model.*\b320\b.*\b{ratio:.3f}\b", done.stdout)
+    assert facts["command"] in done.stdout
+    command = shlex.split(facts["command"])
     assert command[:4] == ["scaling", "data", "prepare", name_of(source)]
-    prepared = scaling(*command[1:], "--road", "plain", cwd=tmp_path)
+    prepared = in_process(*command[1:], "--road", "plain", cwd=tmp_path)
     assert prepared.returncode == 0, prepared.stderr
     assert open_tokens(tmp_path / "out" / "corpora", name_of(source), model.name).vocab_size == 320
 
@@ -126,63 +147,63 @@ def test_vocabulary_is_trained_on_the_training_split_alone(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (("stdlb",), "unknown corpus 'stdlb'"),
-        (("text:a.txt", "--size", "300"), "vocabulary of 300 ids could not be trained: no text to train it on"),
-        (("text:a.txt?document=line", "--size", "100000"), "vocabulary of 100000 ids could not be trained"),
-        (("text:a.txt?document=line", "--documents", "0"), "documents = 0: must be 1 or more"),
-        (("text:a.txt?document=line", "--size", "-1"), "vocabulary of -1 ids could not be trained"),
+        (("stdlb",), r"'stdlb'.*\bstdlib\b"),
+        (("text:a.txt", "--size", "300"), r"\b300\b"),
+        (("text:a.txt?document=line", "--size", "100000"), r"\b100000\b"),
+        (("text:a.txt?document=line", "--documents", "0"), r"documents\D*0\b"),
+        (("text:a.txt?document=line", "--size", "-1"), r"-1\b"),
         (
             ("text:a.txt?document=line", "--size", "300", "--path", "a.txt/m.model"),
-            "cannot be written (File exists: a.txt)",
+            rf"a\.txt/m\.model.*{os.strerror(errno.EEXIST)}",
         ),
-        (("jsonl:bad.jsonl", "--size", "300"), "bad.jsonl, line 401: no field 'text'"),
-        (("mixture:m",), "mixture:m"),
-        (("seqio:t?module=m",), "its text is tokens already"),
+        (("jsonl:bad.jsonl", "--size", "300"), r"bad\.jsonl\D*401\b.*'text'"),
+        (("mixture:m",), "'mixture:m'"),
+        (("seqio:t?module=m",), r"'seqio:t\?module=m'"),
     ],
 )
 def test_a_vocabulary_that_cannot_be_is_one_line(
-    source: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+    source: Path, tmp_path: Path, arguments: tuple[str, ...], named: str
 ) -> None:
     rows = [json.dumps({"text": text}) for text in TEXTS]
     (tmp_path / "bad.jsonl").write_text("\n".join([*rows, '{"txt": "b"}']))
     done = in_process("data", "vocabulary", *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert re.search(named, done.stderr)
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "bad.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (("m", "walk=1"), "train_tokens = 0: must be at least 1"),
-        (("m", "--train-tokens", "9"), "names no corpus"),
-        (("m", "walk", "--train-tokens", "9"), "'walk': must be CORPUS=RATE"),
-        (("m", "wlak=1", "--train-tokens", "9"), "unknown corpus 'wlak'; did you mean walk?"),
-        (("m", "walk=0", "--train-tokens", "9"), "rate of 'walk' is 0.0, must be more than 0"),
-        (("m", "walk=inf", "--train-tokens", "9"), "rate of 'walk' is inf"),
-        (("m", "walk=1", "walk=2", "--train-tokens", "9"), "'walk' is named twice"),
-        (("m", "mixture:n=1", "--train-tokens", "9"), "mixed or tokenized already"),
+        (("m", "walk=1"), r"'m'.*train_tokens\D*0\b"),
+        (("m", "--train-tokens", "9"), "'m'.*CORPUS=RATE"),
+        (("m", "walk", "--train-tokens", "9"), "'m'.*'walk'.*CORPUS=RATE"),
+        (("m", "wlak=1", "--train-tokens", "9"), r"'wlak'.*\bwalk\b"),
+        (("m", "walk=0", "--train-tokens", "9"), r"'m'.*'walk'\D*0\.0\b"),
+        (("m", "walk=inf", "--train-tokens", "9"), r"'m'.*'walk'.*\binf\b"),
+        (("m", "walk=1", "walk=2", "--train-tokens", "9"), "'m'.*'walk'"),
+        (("m", "mixture:n=1", "--train-tokens", "9"), "'m'.*'mixture:n'"),
     ],
 )
-def test_a_wrong_mixture_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_a_wrong_mixture_is_one_line(tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
     done = in_process("data", "mixture", *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert re.search(named, done.stderr)
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mixture_that_is_not_prepared_names_its_command(tmp_path: Path) -> None:
-    done = scaling("data", "prepare", "mixture:m", cwd=tmp_path)
+    done = in_process("data", "prepare", "mixture:m", cwd=tmp_path)
     assert done.returncode == 2
-    assert "scaling data mixture m CORPUS=RATE ... --train-tokens N" in done.stderr
+    assert re.search("'mixture:m'.*scaling data mixture m .*--train-tokens", done.stderr)
 
 
 def test_a_mixture_is_told_from_others_by_rates_sizes_and_sources(source: Path) -> None:
-    """Hence written again when one of them has changed, and else not even seqio is imported."""
+    """Hence written again when one of them has changed."""
     rates = {name_of(source): 3.0, "walk": 1.0}
     known = [
         mixture_source(rates, 40_000, 2000),
@@ -199,8 +220,10 @@ def test_a_mixture_is_told_from_others_by_rates_sizes_and_sources(source: Path) 
 @needs_seqio
 @pytest.mark.slow
 def test_a_mixture_is_written_once_and_found_by_prepare(source: Path, tmp_path: Path) -> None:
-    command = ("data", "mixture", "m", f"{name_of(source)}=3", "walk?tokens=4096=1", "--train-tokens", 40_000)
-    done = scaling(*command, "--validation-tokens", 2000, "--json", "m.json", cwd=tmp_path)
+    """By a seqio that reads from the user's own folder, and is not imported again for what is there."""
+    parts = (f"{name_of(source.relative_to(tmp_path))}=3", "walk?tokens=4096=1")
+    command = ("data", "mixture", "m", *parts, "--train-tokens", 40_000, "--validation-tokens", 2000)
+    done = scaling(*command, "--json", "m.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tensorflow" not in (done.stdout + done.stderr).lower()
     tokens = open_tokens(tmp_path / "out" / "corpora", "mixture:m")
@@ -209,9 +232,8 @@ def test_a_mixture_is_written_once_and_found_by_prepare(source: Path, tmp_path: 
     assert json.loads((tmp_path / "m.json").read_text())["fingerprint"] == tokens.fingerprint
     ours = [text in set(TEXTS) for text in documents(np.concatenate(tokens.train.shards))]
     assert 0.6 < np.mean(ours) < 0.9
-    again = scaling(*command, "--validation-tokens", 2000, cwd=tmp_path)
-    assert "already there" in again.stdout
-    assert "already there" in scaling("data", "prepare", "mixture:m", cwd=tmp_path).stdout
+    assert is_found(*command, cwd=tmp_path)
+    assert is_found("data", "prepare", "mixture:m", cwd=tmp_path)
 
 
 @pytest.fixture
@@ -229,11 +251,11 @@ def with_package(folder: Path) -> Path:
 
 OWN = "seqio:{}?module=my_package.my_tasks".format
 REFUSED = {
-    OWN("train_only"): "has no validation split (both are needed); it has train",
-    OWN("more_ids"): "which is not the vocabulary 'byte'",
-    OWN("backward"): "registers no such Task or Mixture; did you mean backwards?",
-    OWN("backwards") + "&feature=target": "no feature 'target'; did you mean targets?",
-    "seqio:backwards?module=broken": "module 'broken' cannot be imported: ZeroDivisionError",
+    OWN("train_only"): r"validation.*\btrain\b",
+    OWN("more_ids"): "'targets'.*'byte'.*--vocabulary",
+    OWN("backward"): r"my_package\.my_tasks .*\bbackwards\b",
+    OWN("backwards") + "&feature=target": r"'target'.*\btargets\b",
+    "seqio:backwards?module=broken": "'broken'.*ZeroDivisionError",
 }
 SCRIPT = """
 import json, sys
@@ -270,7 +292,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
     model = train_sentencepiece(TEXTS, 300, place / "m.model")
     other = train_sentencepiece(TEXTS[::2], 300, place / "other.model")
     assert other.slug.split("-")[1] != model.slug.split("-")[1]
-    wanted = [(OWN("backwards"), "byte"), (OWN("no_eos"), "byte"), (OWN("pieces"), "m.model")]
+    wanted = [*((OWN(name), "byte") for name in ("backwards", "no_eos", "both")), (OWN("pieces"), "m.model")]
     wanted += [(name, "byte") for name in REFUSED] + [(OWN("pieces"), "other.model")]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
@@ -292,27 +314,25 @@ def test_the_users_own_tasks_become_shards(own: Own) -> None:
         for task, sign in (("backwards", "+"), ("no_eos", "-")):
             assert documents(getattr(own.tokens(task), split).shards[0]) == WORDS[split][sign]
     for task in ("backwards", "no_eos"):
-        assert "already there" in scaling("data", "prepare", OWN(task), cwd=own.place).stdout
+        assert is_found("data", "prepare", OWN(task), cwd=own.place)
 
 
 @needs_seqio
 @pytest.mark.slow
-def test_the_users_own_mixture_becomes_shards_to_train_on_where_its_module_is_gone(place: Path) -> None:
-    done = scaling("data", "prepare", OWN("both"), cwd=place)
-    assert done.returncode == 0, done.stderr
-    assert "already there" in scaling("data", "prepare", OWN("both"), cwd=place).stdout
-    mixed = documents(open_tokens(place / "out" / "corpora", OWN("both")).train.shards[0])
+def test_the_users_own_mixture_becomes_shards_to_train_on_where_its_module_is_not(own: Own, tmp_path: Path) -> None:
+    assert is_found("data", "prepare", OWN("both"), cwd=own.place)
+    mixed = documents(own.tokens("both").train.shards[0])
     assert [word for word in mixed if word.endswith("+")] == WORDS["train"]["+"]
     assert [word for word in mixed if word.endswith("-")] == WORDS["train"]["-"][: len(mixed) - 6]
     assert 6 < len(mixed) < 12
 
-    (place / "my_package" / "my_tasks.py").unlink()
+    shutil.copytree(own.place / "out", tmp_path / "out")
     flags = ("--data.sequence-length", 8, "--data.batch-sequences", 2, "--measure.validation-tokens", 16)
     model = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1)
     short = ("--tokens", 64, "--schedule.warmup-tokens", 16, "--folder", "run")
-    done = scaling("train", "--data.corpus", OWN("both"), *flags, *model, *short, cwd=place)
+    done = scaling("train", "--data.corpus", OWN("both"), *flags, *model, *short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((place / "run" / "result.json").read_text())["status"] == "done"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "done"
 
 
 @needs_seqio
@@ -321,7 +341,7 @@ def test_a_task_in_pieces_is_prepared_with_its_own_model_alone(own: Own) -> None
     stream = own.tokens("pieces", own.model.name).train.shards[0]
     parts = np.split(stream, np.flatnonzero(stream == own.model.eos_id) + 1)
     assert [own.model.decode(part) for part in parts[:-1]] == [f"-train{i}"[::-1] for i in range(6)]
-    assert "which is not the vocabulary 'other.model'" in own.refusals[f"{OWN('pieces')} other.model"]
+    assert re.search("'targets'.*'other.model'", own.refusals[f"{OWN('pieces')} other.model"])
 
 
 @needs_seqio
@@ -329,26 +349,32 @@ def test_a_task_in_pieces_is_prepared_with_its_own_model_alone(own: Own) -> None
 def test_a_task_that_cannot_be_prepared_is_one_line_and_leaves_nothing(own: Own) -> None:
     """The verb prints this line and ends with 2: below, on a full disk."""
     assert set(own.refusals) == {f"{name} byte" for name in REFUSED} | {f"{OWN('pieces')} other.model"}
-    for name, words in REFUSED.items():
-        assert words in own.refusals[f"{name} byte"]
+    for name, named in REFUSED.items():
+        said = own.refusals[f"{name} byte"]
+        assert name in said
+        assert re.search(named, said.replace(name, "")), said
     assert not [said for said in own.refusals.values() if "\n" in said]
     prepared = {path.parent.name for path in own.place.glob("out/corpora/*/[!.]*")}
-    assert len(prepared) == 3, "backwards, no_eos and pieces"
+    assert len(prepared) == 4, "backwards, no_eos, both and pieces"
 
 
 @pytest.mark.parametrize(
-    ("corpus", "words"),
+    ("corpus", "named"),
     [
-        ("seqio:t", "needs module=NAME"),
-        ("seqio:t?module=my_package.other", "no module 'my_package.other' here"),
-        ("seqio:t?module=nowhere.other", "no module 'nowhere.other' here"),
-        ("seqio:t?module=my_package.my_tasks.more", "no module 'my_package.my_tasks.more' here"),
+        ("seqio:t", "'seqio:t'.*module=NAME"),
+        ("seqio:t?module=my_package.other", r" 'my_package\.other'"),
+        ("seqio:t?module=nowhere.other", r" 'nowhere\.other'"),
+        ("seqio:t?module=my_package.my_tasks.more", r" 'my_package\.my_tasks\.more'"),
     ],
 )
-def test_a_task_of_no_module_is_told_at_once(place: Path, corpus: str, words: str) -> None:
-    done = scaling("data", "prepare", corpus, cwd=place)
+def test_a_task_of_no_module_is_told_at_once(
+    place: Path, corpus: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    done = in_process("data", "prepare", corpus, cwd=place)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert re.search(named, done.stderr)
+    assert "my_package" not in sys.modules
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -359,17 +385,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path, road: s
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here (needs root on Linux)")
     try:
-        first = scaling("data", "prepare", "walk?tokens=1024", "--directory", disk, "--road", "plain")
+        first = in_process("data", "prepare", "walk?tokens=1024", "--directory", disk, "--road", "plain", cwd=tmp_path)
         assert first.returncode == 0, first.stderr
         before = sorted(path for path in disk.rglob("*") if path.is_file())
-        done = scaling("data", "prepare", "walk", "--directory", disk, "--road", road)
+        done = in_process("data", "prepare", "walk", "--directory", disk, "--road", road, cwd=tmp_path)
         assert done.returncode == 2, done.stderr[-2000:]
-        assert "no space left on its disk" in done.stderr
+        assert re.search(rf"{disk}/walk/byte.*--directory", done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1
         after = sorted(path for path in disk.rglob("*") if path.is_file())
         assert after == sorted([*before, disk / "walk" / ".lock"])
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        assert scaling("data", "prepare", "walk", "--directory", disk, "--road", "plain").returncode == 0
+        done = in_process("data", "prepare", "walk", "--directory", disk, "--road", "plain", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         assert open_tokens(disk, "walk").train.tokens > 0
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -78,7 +78,7 @@ def test_the_forecast_is_of_the_largest_run_which_the_fit_did_not_see(demo: tupl
     last = printed.strip().splitlines()[-1]
     for number in (forecast["predicted"], forecast["measured"]):
         assert f"{number:.4f}" in last
-    assert "relative error" in last
+    assert f"{abs(forecast['relative_error']) * 100:.2g} %" in last
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -64,9 +65,10 @@ def lines(run: Path) -> list[dict]:
 def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     eval_verb.evaluate(sweep, budget=32, json=sweep / "all.json")
     said = capsys.readouterr().out
-    assert "left out: closers: corpus 'walk' has 0 places" in said
-    assert "left out: cloze: corpus 'walk' has 1 held-out document" in said
-    assert "8 asked now, 0 before" in said
+    assert re.search(r"closers.*'walk'\D*0\b", said)
+    assert re.search(r"cloze.*'walk'\D*1\b", said)
+    assert re.search(r"\b8\b\D*\b0\b.*\bevaluations\.jsonl\b", said.splitlines()[-1])
+    assert [len(lines(run)) for run in runs(sweep)] == [4, 4]
     found = json.loads((sweep / "all.json").read_text())
     assert {(one["run"], one["task"]) for one in found} == {
         (run.name, task) for run in runs(sweep) for task in ("brackets", "copy", "recall", "addition")
@@ -85,7 +87,7 @@ def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys
 
     before = {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
     eval_verb.evaluate(sweep, budget=32)
-    assert "0 asked now, 8 before (--again asks those anew)" in capsys.readouterr().out
+    assert re.search(r"\b0\b\D*\b8\b.*--again", capsys.readouterr().out.splitlines()[-1])
     assert before == {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
 
 
@@ -152,14 +154,16 @@ def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: py
     many, other = runs(sweep)
     early, *_, last = saved_steps(many)
     eval_verb.evaluate(sweep, "recall", step=str(early), budget=16)
-    said = capsys.readouterr().out
-    assert f"left out: {other}: --step {early}: checkpoints are kept of {last}" in said
-    assert "1 asked now" in said
-    with pytest.raises(InputError, match="--step 3: checkpoints are kept of"):
+    assert re.search(rf"{other}\b.*--step\D*{early}\b\D*{last}\b", capsys.readouterr().out)
+    assert [line["step"] for line in lines(many)] == [early]
+    assert not (other / evaluations.FILE).exists()
+    with pytest.raises(InputError, match=rf"--step\D*3\b.*\b{last}\b"):
         eval_verb.evaluate(sweep, "recall", step="3")
     shutil.rmtree(other / record.CHECKPOINTS)
     eval_verb.evaluate(sweep, "recall", budget=16)
-    assert f"left out: {other}: no checkpoint to evaluate" in capsys.readouterr().out
+    assert str(other) in capsys.readouterr().out
+    assert [line["step"] for line in lines(many)] == [early, last]
+    assert not (other / evaluations.FILE).exists()
 
 
 def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
@@ -168,11 +172,10 @@ def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
     run = runs(sweep)[1]
     with_length(run, 26)
     eval_verb.evaluate(run, budget=16)
-    said = capsys.readouterr().out
-    assert "left out: recall: its questions are up to 29 tokens long, sequence_length = 26" in said
-    assert "2 asked now" in said
-    assert {line["task"] for line in lines(run)} == {"brackets", "copy"}
-    with pytest.raises(InputError, match="recall: its questions are up to 29 tokens long, sequence_length = 26"):
+    too_long = r"recall\D*29\b.*sequence_length\D*26\b"
+    assert re.search(too_long, capsys.readouterr().out)
+    assert sorted(line["task"] for line in lines(run)) == ["brackets", "copy"]
+    with pytest.raises(InputError, match=too_long):
         eval_verb.evaluate(run, "brackets,recall", budget=16, again=True)
     assert len(lines(run)) == 2, "nothing was asked before"
 
@@ -182,12 +185,12 @@ def test_other_questions_on_the_way_through_a_sweep_are_announced(
 ) -> None:
     monkeypatch.setitem(named_tasks.OF_TEXT, "cloze", lambda tokens, length: replace(recall(length), name="cloze"))
     eval_verb.evaluate(sweep, "cloze", budget=17)
-    assert "note" not in capsys.readouterr().out
+    assert "sequence_length" not in capsys.readouterr().out
     with_length(runs(sweep)[1], 60)
     eval_verb.evaluate(sweep, "recall", budget=16)
-    assert "note" not in capsys.readouterr().out
+    assert "sequence_length" not in capsys.readouterr().out
     eval_verb.evaluate(sweep, "cloze", budget=17)
-    assert "note: cloze: the runs are of 2 kinds of corpus, vocabulary and sequence_length" in capsys.readouterr().out
+    assert re.search(r"cloze\D*2\b.*sequence_length", capsys.readouterr().out)
 
 
 def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,61 +212,61 @@ def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> N
     assert back.measurements["t/y"] == (1.5, 5, 0.1)
     assert math.isnan(back.measurements["t/x"][2])
     (tmp_path / evaluations.FILE).write_text('{"schema": 9}\n')
-    with pytest.raises(InputError, match="schema = 9: this version reads 1"):
+    with pytest.raises(InputError, match=r"evaluations\.jsonl.*schema\D*9\D*1\b"):
         evaluations.read(tmp_path)
-    with pytest.raises(results.TableError, match=r"evaluations\.jsonl: schema = 9"):
+    with pytest.raises(results.TableError, match=r"evaluations\.jsonl.*schema\D*9\b"):
         analysis.evaluations(tmp_path)
     for line in ("[1]", '{"schema": 1}', '{"schema": 1, "measurements": {"t/x": 0.5}}', '{"schema": 1, "odd": 2}'):
         (tmp_path / evaluations.FILE).unlink()
         evaluations.append(tmp_path, one)
         with (tmp_path / evaluations.FILE).open("a") as file:
             file.write(f"{line}\n")
-        with pytest.raises(InputError, match=r"evaluations\.jsonl: line 2 is no evaluation; delete it and evaluate ag"):
+        with pytest.raises(InputError, match=r"evaluations\.jsonl\D*2\b"):
             evaluations.read(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "named"),
     [
-        (["--tasks", "closers"], "closers: corpus 'walk' has 0 places before a"),
-        (["--step", "3"], "--step 3: checkpoints are kept of"),
-        (["--step", "first"], "--step first: must be last, all, or a number"),
-        (["--budget", "0"], "--budget 0: must be 1 or more"),
-        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--tasks", "closers"], r"closers.*'walk'\D*0\b"),
+        (["--step", "3"], r"--step\D*3\b\D*\d"),
+        (["--step", "first"], r"--step\W*first\b.*\blast\b.*\ball\b"),
+        (["--budget", "0"], r"--budget\D*0\D*1\b"),
+        (["--seed", "-1"], r"--seed\D*-1\D*0\b"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(trained: Path, tmp_path: Path, options: list[str], said: str) -> None:
+def test_what_cannot_be_asked_is_one_line(trained: Path, tmp_path: Path, options: list[str], named: str) -> None:
     done = in_process("eval", runs(trained)[0], *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert re.search(named, done.stderr)
     assert done.stderr.count("\n") == 1
 
 
 def test_an_unknown_task_is_met_with_the_nearest(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"unknown task 'cloz'; did you mean cloze\?; other tasks need .*\[eval\]"):
+    with pytest.raises(InputError, match=r"'cloz'.*\bcloze\b.*\[eval\]"):
         eval_verb.evaluate(runs(trained)[0], "recall,cloz")
-    with pytest.raises(InputError, match="'seqio:x': must be seqio:TASK@MODULE"):
+    with pytest.raises(InputError, match=r"'seqio:x'.*seqio:TASK@MODULE"):
         eval_verb.evaluate(runs(trained)[0], "seqio:x")
 
 
 def test_folders_without_a_model_are_one_line(sweep: Path, tmp_path: Path, tiny: RunConfig) -> None:
     for run in runs(sweep)[1:]:
         shutil.rmtree(run / record.CHECKPOINTS)
-        with pytest.raises(InputError, match=f"{run.name}: no checkpoint to evaluate"):
+        with pytest.raises(InputError, match=run.name):
             eval_verb.evaluate(run)
     for run in runs(sweep):
         (run / record.RESULT).unlink()
-    with pytest.raises(InputError, match="none of its 3 runs is done: scaling sweep run small"):
+    with pytest.raises(InputError, match=r"\b3\b.*scaling sweep run small"):
         eval_verb.evaluate(sweep)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match=f"{tmp_path}/nowhere"):
         eval_verb.evaluate(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither a run nor a sweep"):
+    with pytest.raises(InputError, match=f"{tmp_path}/empty.*runs/"):
         eval_verb.evaluate(tmp_path / "empty")
-    with pytest.raises(results.TableError, match="no checkpoint has been evaluated"):
+    with pytest.raises(results.TableError, match=f"{tmp_path}/empty.*scaling eval"):
         analysis.evaluations(tmp_path / "empty")
     made = replace(tiny, data=replace(tiny.data, corpus="simulated"))
     assert train(made, tmp_path / "made", quiet=True) == "done"
-    with pytest.raises(InputError, match="corpus 'simulated' is simulated: there is no model to ask"):
+    with pytest.raises(InputError, match=f"{tmp_path}/made.*'simulated'"):
         eval_verb.evaluate(tmp_path / "made")

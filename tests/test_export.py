@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_a_vocabulary_that_merges_nothing_is_refused(tmp_path: Path) -> None:
         sentence_iterator=iter(CODE), model_prefix=prefix, model_type="unigram", hard_vocab_limit=False, **options
     )
     restored = random_run(f"{prefix}.model")
-    with pytest.raises(InputError, match=r"unigram.model': its pieces are not the steps of a BPE merge"):
+    with pytest.raises(InputError, match=r"unigram\.model'"):
         export(restored, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -208,14 +209,14 @@ def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     (out / "mine.txt").write_text("kept")
-    with pytest.raises(InputError, match=r"holds 'mine.txt', which no export wrote"):
+    with pytest.raises(InputError, match=rf"'{out}'.*'mine\.txt'"):
         export(first, out)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds 'config.json', which no export wrote"):
+    with pytest.raises(InputError, match=rf"'{other}'.*'config\.json'"):
         export(first, other)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match=rf"out.*'{out}/mine\.txt'"):
         export(first, out / "mine.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
@@ -226,7 +227,7 @@ def test_a_package_that_is_absent_is_named_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.numpy", None)
-    with pytest.raises(InputError, match=rf"needs the package {package}: pip install 'scaling-laws\[export\]'"):
+    with pytest.raises(InputError, match=rf"{package}.*scaling-laws\[export\]"):
         export(random_run(**SHAPES["llama"]), tmp_path / "out", stablehlo=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -236,7 +237,7 @@ def test_what_was_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("scaling.export.Path.write_bytes", full)
-    with pytest.raises(InputError, match=r"out = .*: cannot be written \(No space left on device\)"):
+    with pytest.raises(InputError, match=f"'{tmp_path}/out'.*No space left on device"):
         export(random_run(**SHAPES["llama"]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -250,18 +251,18 @@ def test_the_verb_writes_and_refuses(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     here = in_process("export", trained, "--out", ".", cwd=tmp_path / "empty")
     assert here.returncode == 2
-    assert here.stderr == f"error: out = '{tmp_path}/empty': is the current folder, which cannot be replaced; give " + (
-        "one inside it\n"
-    )
+    assert re.search(f"out.*'{tmp_path}/empty'", here.stderr)
+    assert here.stderr.count("\n") == 1
+    assert list((tmp_path / "empty").iterdir()) == []
     within = in_process("export", trained, "--out", "../empty", cwd=tmp_path / "here")
     assert within.returncode == 0, within.stderr
     assert (tmp_path / "empty" / "run.py").exists()
     refused = in_process("export", trained, "--step", "7", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "step = 7: checkpoints are kept of" in refused.stderr
+    assert re.search(r"step\D*7\b.*\b32\b", refused.stderr)
     nothing = in_process("export", tmp_path, cwd=tmp_path)
     assert nothing.returncode == 2
-    assert "no run folder" in nothing.stderr
+    assert re.search(rf"{tmp_path}\b.*config\.json", nothing.stderr)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scaling.config import ModelConfig
-from scaling.generate import GREEDY, Limits, Sampling, _continued, _read, chosen, generate, stream
+from scaling.generate import GREEDY, Limits, Sampling, chosen, generate, stream
 from scaling.model import Decoder, by_layer, empty_cache, following, logits
 from scaling.strict import InputError
 
@@ -124,7 +124,7 @@ def test_a_window_is_what_the_model_reads_at_most(plain) -> None:
         assert (
             list(stream(*plain, prompt, 40, 16, stop_id=expected[20])) == expected[: expected.index(expected[20]) + 1]
         )
-    with pytest.raises(InputError, match="window = 1: must be 2 or more"):
+    with pytest.raises(InputError, match=r"window\D*1\D*2\b"):
         next(stream(*plain, prompt, 40, 1))
 
 
@@ -138,14 +138,15 @@ def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:
     assert list(stream(*plain, PROMPTS[0], MOST, 64, stop_id=stop)) == found[0].tolist()
 
 
-def test_another_temperature_or_seed_is_no_other_program(plain) -> None:
+def test_another_temperature_or_seed_is_no_other_program(plain, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(*plain, PROMPTS, MOST, Sampling(0.5), jax.random.key(0))
-    before = _continued._cache_size(), _read._cache_size()
+    compiled: list[str] = []
+    monkeypatch.setattr("scaling.generate.following", lambda *given: compiled.append("") or following(*given))
     cold, warm, other = (
         generate(*plain, PROMPTS, MOST, Sampling(temperature), jax.random.key(seed))
         for temperature, seed in ((1e-4, 0), (1.5, 0), (1.5, 1))
     )
-    assert (_continued._cache_size(), _read._cache_size()) == before
+    assert not compiled
     assert [row.tolist() for row in cold] == [row.tolist() for row in generate(*plain, PROMPTS, MOST)]
     assert len({tuple(map(tuple, rows)) for rows in (cold, warm, other)}) == 3
 
@@ -170,11 +171,11 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"temperature": -0.1}, r"Sampling.temperature = -0.1: must be 0 or more"),
-        ({"temperature": float("nan")}, r"Sampling.temperature = nan: must be a finite number"),
-        ({"top_k": 0}, r"Sampling.top_k = 0: must be 1 or more, or null"),
-        ({"top_p": 0.0}, r"Sampling.top_p = 0.0: must be above 0 and at most 1, or null"),
-        ({"top_p": 1.5}, r"Sampling.top_p = 1.5: must be above 0"),
+        ({"temperature": -0.1}, r"Sampling\.temperature.*-0\.1\D*0\b"),
+        ({"temperature": float("nan")}, r"Sampling\.temperature.*\bnan\b"),
+        ({"top_k": 0}, r"Sampling\.top_k\D*0\D*1\b"),
+        ({"top_p": 0.0}, r"Sampling\.top_p\D*0\.0\D*0\D*1\b"),
+        ({"top_p": 1.5}, r"Sampling\.top_p\D*1\.5\D*0\D*1\b"),
     ],
 )
 def test_sampling_that_cannot_be_is_named(given: dict[str, Any], said: str) -> None:
@@ -185,10 +186,10 @@ def test_sampling_that_cannot_be_is_named(given: dict[str, Any], said: str) -> N
 @pytest.mark.parametrize(
     ("prompts", "most", "said"),
     [
-        ([[1], []], 4, "prompt 1: is empty"),
-        ([[1, 61, 2]], 4, "prompt 0: token 61 is out of the model's vocabulary, vocab_size=61"),
-        ([[1, -1, 2]], 4, "prompt 0: token -1 is out of the model's vocabulary"),
-        ([[1]], 0, "tokens = 0: must be 1 or more"),
+        ([[1], []], 4, r"prompt\D*1\b"),
+        ([[1, 61, 2]], 4, r"prompt\D*0\D*61\b.*vocab_size\D*61\b"),
+        ([[1, -1, 2]], 4, r"prompt\D*0\D*-1\b.*vocab_size\D*61\b"),
+        ([[1]], 0, r"tokens\D*0\D*1\b"),
     ],
 )
 def test_what_cannot_be_continued_is_named(plain, prompts: list[list[int]], most: int, said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,17 +43,18 @@ def test_bytes_that_are_no_text_are_shown_as_they_decode(ids: list[int]) -> None
     assert "".join(pieces_of_text(vocabulary, ids)) == vocabulary.decode(ids)
 
 
-def test_text_comes_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_comes_while_it_is_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each character is out before the next token is asked for."""
     out, seen = io.StringIO(), []
 
-    def ids() -> Iterator[int]:
+    def ids(*_: object) -> Iterator[int]:
         for i in ByteVocabulary().encode("abc"):
             seen.append(out.getvalue())
             yield int(i)
 
+    monkeypatch.setattr(generate_verb, "stream", ids)
     monkeypatch.setattr(sys, "stdout", out)
-    generate_verb._shown("> ", SimpleNamespace(vocabulary=ByteVocabulary()), ids())  # pyrefly: ignore
+    generate_verb.generate_verb(run, prompt="> ")
     assert seen == ["> ", "> a", "> ab"]
     assert out.getvalue() == "> abc\n"
 
@@ -90,7 +92,7 @@ def test_a_window_past_the_trained_length_is_announced(run: Path, tmp_path: Path
     assert json.loads((tmp_path / "made.json").read_text())["window"] == 32
     done = in_process(*asked, "--window", "64", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("note: window = 64, and the run was trained on sequences of 32") == 1
+    assert len(re.findall(r"window\D*64\b\D*32\b", done.stderr)) == 1
 
 
 def test_the_prompt_may_come_through_a_pipe(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,32 +101,34 @@ def test_the_prompt_may_come_through_a_pipe(run: Path, tmp_path: Path, monkeypat
     assert done.stdout.startswith("pipéd")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ab\xff")))
     done = in_process("generate", run, "--prompt-file", "-", "--tokens", "20", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: prompt_file = '-': is not UTF-8 (byte 2)\n")
+    assert done.returncode == 2
+    assert re.search(r"prompt_file.*'-'.*UTF-8\D*2\b", done.stderr)
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "named"),
     [
-        (("--temperature", "-1"), "Sampling.temperature = -1.0: must be 0 or more"),
-        (("--top-p", "1.01"), "Sampling.top_p = 1.01: must be above 0 and at most 1, or null"),
-        (("--top-k", "0"), "Sampling.top_k = 0: must be 1 or more, or null"),
-        (("--tokens", "0"), "tokens = 0: must be 1 or more"),
-        (("--seed", "-3"), "seed = -3: must be 0 or more"),
-        (("--window", "1"), "window = 1: must be 2 or more"),
-        (("--samples", "0"), "samples = 0: must be 1 or more"),
-        (("--samples", "2", "--temperature", "0"), "samples = 2: must be 1 at temperature = 0"),
-        (("--prompt", "a\udcff"), "is a lone surrogate: the text is not Unicode"),
-        (("--prompt", "a", "--prompt-file", "b"), "prompt and prompt_file: give one of them"),
-        (("--prompt-file", "absent"), "prompt_file = 'absent': cannot be read (No such file or directory)"),
-        (("--step", "3"), "step = 3: checkpoints are kept of"),
+        (("--temperature", "-1"), r"Sampling\.temperature.*-1\.0\D*0\b"),
+        (("--top-p", "1.01"), r"Sampling\.top_p\D*1\.01\D*0\D*1\b"),
+        (("--top-k", "0"), r"Sampling\.top_k\D*0\D*1\b"),
+        (("--tokens", "0"), r"tokens\D*0\D*1\b"),
+        (("--seed", "-3"), r"seed.*-3\D*0\b"),
+        (("--window", "1"), r"window\D*1\D*2\b"),
+        (("--samples", "0"), r"samples\D*0\D*1\b"),
+        (("--samples", "2", "--temperature", "0"), r"samples\D*2\D*1\b.*temperature\D*0\b"),
+        (("--prompt", "a\udcff"), r"\b1\b.*\\udcff"),
+        (("--prompt", "a", "--prompt-file", "b"), r"\bprompt\b.*\bprompt_file\b"),
+        (("--prompt-file", "absent"), "prompt_file.*'absent'.*No such file or directory"),
+        (("--step", "3"), r"step\D*3\b.*\b32\b"),
     ],
 )
 def test_what_cannot_be_made_is_said_in_one_line(
-    options: tuple[str, ...], said: str, run: Path, tmp_path: Path
+    options: tuple[str, ...], named: str, run: Path, tmp_path: Path
 ) -> None:
     done = in_process("generate", run, *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert re.search(named, done.stderr)
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
@@ -133,7 +137,7 @@ def test_a_run_without_checkpoints_is_said_in_one_line(run: Path, tmp_path: Path
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     done = in_process("generate", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
-    assert "no checkpoint in checkpoints/: train the run, or give another" in done.stderr
+    assert re.search(rf"{tmp_path}\b.*checkpoints/", done.stderr)
     assert done.stderr.count("\n") == 1
 
 
@@ -142,4 +146,5 @@ def test_a_vocabulary_larger_than_the_model_is_said_in_one_line(run: Path, tmp_p
     monkeypatch.setattr(ByteVocabulary, "decode", lambda self, ids: bytes(i - 200 for i in ids).decode())
     done = in_process("generate", run, "--prompt", "abc", cwd=tmp_path)
     assert done.returncode == 2
-    assert "token 299 is out of the model's vocabulary, vocab_size=259" in done.stderr
+    assert re.search(r"\b299\b.*vocab_size\D*259\b", done.stderr)
+    assert done.stderr.count("\n") == 1

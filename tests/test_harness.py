@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -309,24 +310,19 @@ def test_a_public_task_is_known_and_what_keeps_its_data_away_is_said(monkeypatch
     for module in (datasets.config, huggingface_hub.constants):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
     said = refused("winogrande")
-    assert said.startswith("task 'winogrande': allenai/winogrande cannot be had here (")
-    assert said.endswith(
-        "; HF_DATASETS_OFFLINE or the like keeps it off the internet; what was measured before is kept"
-    )
-    assert refused("hellaswagg") == "unknown task 'hellaswagg'; did you mean hellaswag?"
-    assert refused("aditions", known=("addition",)) == "unknown task 'aditions'; did you mean addition?"
+    assert re.search(r"'winogrande'.*\ballenai/winogrande\b.*\bHF_DATASETS_OFFLINE\b", said)
+    assert re.search(r"'hellaswagg'.*\bhellaswag\b", refused("hellaswagg"))
+    assert re.search(r"'aditions'.*\baddition\b", refused("aditions", known=("addition",)))
 
 
 def test_what_is_wrong_is_said_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused("python_cloze", folder / "none") == f"include = '{folder}/none': no such folder of YAML tasks"
+    assert re.search(f"include.*'{folder}/none'", refused("python_cloze", folder / "none"))
     write_task(folder, "absent", [], output_type="generate_until", doc_to_text="{{a}}", doc_to_target="{{b}}")
     (folder / "absent.jsonl").unlink()
-    assert refused("absent", folder).startswith("task 'absent': json cannot be had here (")
+    assert re.search(r"'absent'.*\bjson\b", refused("absent", folder))
     (folder / "mine.yaml").write_text("task: [mine\noutput_type: multiple_choice\n")
-    assert refused("mine", folder).startswith(f"task 'mine': {folder}/mine.yaml cannot be read (ParserError, while")
+    assert re.search(rf"'mine'.*{folder}/mine\.yaml.*ParserError", refused("mine", folder))
     (folder / "mine.yaml").rename(folder / "another.yaml")
-    assert refused("mine", folder).startswith(f"task 'mine': {folder}/another.yaml cannot be read (ParserError, while")
+    assert re.search(rf"'mine'.*{folder}/another\.yaml.*ParserError", refused("mine", folder))
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)
-    assert refused("python_cloze") == (
-        "tasks of lm-evaluation-harness need the package lm_eval: pip install 'scaling-laws[eval]'"
-    )
+    assert re.search(r"lm_eval.*scaling-laws\[eval\]", refused("python_cloze"))

@@ -102,7 +102,7 @@ def test_wide_vocabularies_take_four_bytes(source: Path, tmp_path: Path) -> None
 def test_a_token_out_of_vocabulary_names_id_size_and_document(source: Path, tmp_path: Path, worst: int) -> None:
     corpus = parse_corpus(name_of(source))
     documents = [np.array([5, 1]), np.array([5, worst, 1])]
-    message = rf"train document 1: token {worst} is out of vocabulary 'byte', which has 259 ids"
+    message = rf"train\D*1\D*{worst}\b.*'byte'.*\b259\b"
     with pytest.raises(InputError, match=message):
         write_shards(tmp_path / "c" / "byte", corpus, ByteVocabulary(), {"train": documents, "validation": documents})
     assert [path.name for path in (tmp_path / "c").iterdir()] == [".lock"]
@@ -111,8 +111,9 @@ def test_a_token_out_of_vocabulary_names_id_size_and_document(source: Path, tmp_
 @pytest.mark.parametrize("content", ["", "only one document\n"])
 def test_a_split_without_documents_is_an_empty_corpus(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.txt").write_text(content)
-    with pytest.raises(InputError, match=r"corpus 'text:.*' is empty: no document in the train split"):
+    with pytest.raises(InputError, match=r"'text:.*a\.txt'.*\btrain\b"):
         prepare(f"text:{tmp_path}/a.txt", tmp_path / "out", road="plain")
+    assert not list(tmp_path.glob("out/*/[!.]*"))
 
 
 def test_a_killed_prepare_leaves_nothing_half_and_is_cleaned_up(source: Path, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_killed_prepare_leaves_nothing_half_and_is_cleaned_up(source: Path, tm
     assert killed.returncode == -signal.SIGKILL
     left = list(out.glob("*/.writing-*/train-00000.bin"))
     assert len(left) == 1
-    with pytest.raises(InputError, match="is not prepared"):
+    with pytest.raises(InputError, match="scaling data prepare"):
         open_tokens(out, name)
     prepare(name, out, road="plain")
     assert not list(out.glob("*/.writing-*"))

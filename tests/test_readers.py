@@ -84,9 +84,9 @@ def test_hugging_face_saved_to_disk(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": dataset, "test": dataset.select(range(7))}).save_to_disk(str(tmp_path / "dict"))
     assert both(HuggingFace(str(tmp_path / "one"), column="body")) == sorted(DOCUMENTS)
     assert list(HuggingFace(str(tmp_path / "dict"), split="test", column="body").read()) == DOCUMENTS[:7]
-    with pytest.raises(InputError, match="no split 'tset'; did you mean test"):
+    with pytest.raises(InputError, match=r"'tset'.*\btest\b"):
         list(HuggingFace(str(tmp_path / "dict"), split="tset").read())
-    with pytest.raises(InputError, match="no column 'bdy'; did you mean body"):
+    with pytest.raises(InputError, match=r"'bdy'.*\bbody\b"):
         list(HuggingFace(str(tmp_path / "one"), column="bdy").read())
 
 
@@ -101,7 +101,7 @@ def test_hugging_face_loads_local_files(tmp_path: Path, monkeypatch: pytest.Monk
 def test_hugging_face_names_what_it_cannot_load(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="corpus 'hf:") as error:
+    with pytest.raises(InputError, match=f"'hf:{tmp_path}/empty'") as error:
         list(HuggingFace(str(tmp_path / "empty")).read())
     assert "\n" not in str(error.value)
 
@@ -109,18 +109,18 @@ def test_hugging_face_names_what_it_cannot_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
 def test_missing_file_names_the_nearest(tmp_path: Path, kind: str) -> None:
     (tmp_path / "notes.file").write_text("")
-    with pytest.raises(InputError, match=r"no such file; did you mean notes.file\?"):
+    with pytest.raises(InputError, match=r"nodes\.file.*\bnotes\.file\b"):
         list(parse_corpus(f"{kind}:{tmp_path}/nodes.file").documents("train"))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "a"}\n{"txt": "b"}', r"line 2: no field 'text'; did you mean txt\?"),
-        ('{"text": "a"}\n{"text"', "line 2: not JSON"),
-        ("[1]", "line 1: not a JSON object"),
-        ('{"text": 3}', "line 1: field 'text' is int: must be a string"),
-        ('{"text": "\\ud800"}', "line 1: field 'text': character 0 of .* lone surrogate"),
+        ('{"text": "a"}\n{"txt": "b"}', r"a\.jsonl\D*2\b.*'text'.*\btxt\b"),
+        ('{"text": "a"}\n{"text"', r"a\.jsonl\D*2\b"),
+        ("[1]", r"a\.jsonl\D*1\b"),
+        ('{"text": 3}', r"a\.jsonl\D*1\b.*'text'.*\bint\b"),
+        ('{"text": "\\ud800"}', r"a\.jsonl\D*1\b.*'text'\D*0\b.*\\ud800"),
     ],
 )
 def test_bad_jsonl_names_the_line(tmp_path: Path, content: str, message: str) -> None:
@@ -132,16 +132,16 @@ def test_bad_jsonl_names_the_line(tmp_path: Path, content: str, message: str) ->
 def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"caf\xe9")
     for corpus, message in (
-        (Text(str(tmp_path / "a")), "a: not UTF-8"),
-        (Text(str(tmp_path / "a"), document="line"), "a: not UTF-8"),
-        (Parquet(str(tmp_path / "a")), "a: not Parquet"),
+        (Text(str(tmp_path / "a")), r"/a\b.*UTF-8"),
+        (Text(str(tmp_path / "a"), document="line"), r"/a\b.*UTF-8"),
+        (Parquet(str(tmp_path / "a")), r"/a\b.*Parquet"),
     ):
         with pytest.raises(InputError, match=message):
             list(corpus.read())
     pd.DataFrame({"txt": ["a"], "n": [1]}).to_parquet(tmp_path / "b")
-    with pytest.raises(InputError, match=r"no column 'text'; did you mean txt\?"):
+    with pytest.raises(InputError, match=r"/b\b.*'text'.*\btxt\b"):
         list(Parquet(str(tmp_path / "b")).read())
-    with pytest.raises(InputError, match="column 'n' is int: must be a string"):
+    with pytest.raises(InputError, match=r"/b\b.*'n'.*\bint\b"):
         list(Parquet(str(tmp_path / "b"), column="n").read())
 
 

@@ -45,8 +45,8 @@ def test_every_pair_scores_as_it_does_alone(model) -> None:
 
 
 def test_pairs_that_differ_in_their_last_token_share_a_row(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, plain = [], scoring._scored
-    monkeypatch.setattr(scoring, "_scored", lambda *given: rows.append(len(given[2])) or plain(*given))
+    rows, plain = [], scoring.score_rows
+    monkeypatch.setattr(scoring, "score_rows", lambda *given: rows.append(len(given[2])) or plain(*given))
     start, other = pair(5, 11, 3), pair(6, 11, 1)
     ends = [Pair(start.context, [*start.continuation[:-1], end]) for end in range(CONFIG.vocab_size)]
     shorter = Pair([*start.context, *start.continuation[:-1]], [7])
@@ -68,9 +68,9 @@ def test_the_likeliest_continuation_is_greedy_and_another_is_not(model) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Pair([1], []), "pair 0: continuation is empty"),
-        (Pair([], [1]), "pair 0: context is empty"),
-        (Pair([1], [2] * 49), "pair 0: a continuation of 49 tokens; at most 48 fit"),
+        (Pair([1], []), r"pair\D*0\b.*\bcontinuation\b"),
+        (Pair([], [1]), r"pair\D*0\b.*\bcontext\b"),
+        (Pair([1], [2] * 49), r"pair\D*0\D*49\D*48\b"),
     ],
 )
 def test_what_cannot_be_scored_is_named(model, given: Pair, said: str) -> None:

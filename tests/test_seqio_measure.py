@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,26 +125,26 @@ def test_a_budget_is_the_first_examples(model, rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "named"),
     [
-        ("seqio:silent@spelt_tasks", "has no metric functions of (targets, predictions) or of (targets, scores)"),
-        ("seqio:mixed@spelt_tasks", "is a Mixture; name its Tasks: spelt"),
-        ("seqio:unsplit@spelt_tasks", "has neither a validation nor a test split; it has train"),
-        ("seqio:broken@spelt_tasks", "metric function broken: RuntimeError, no luck"),
-        ("seqio:spellt@spelt_tasks", "spelt_tasks registers no such Task or Mixture; did you mean spelt?"),
-        ("seqio:spelt@no_such_tasks", "module 'no_such_tasks' cannot be imported: ModuleNotFoundError"),
-        ("seqio:other@spelt_tasks", "the model's vocabulary is 'byte'"),
+        ("seqio:silent@spelt_tasks", r"targets.*predictions.*scores"),
+        ("seqio:mixed@spelt_tasks", r"\bspelt\b"),
+        ("seqio:unsplit@spelt_tasks", r"\btrain\b"),
+        ("seqio:broken@spelt_tasks", r"\bbroken\b.*RuntimeError.*no luck"),
+        ("seqio:spellt@spelt_tasks", r"\bspelt_tasks\b.*\bspelt\b"),
+        ("seqio:spelt@no_such_tasks", "'no_such_tasks'.*ModuleNotFoundError"),
+        ("seqio:other@spelt_tasks", "'byte'"),
     ],
 )
-def test_what_is_wrong_with_a_task_is_said_in_one_line(model, rows, name: str, expected: str) -> None:
+def test_what_is_wrong_with_a_task_is_said_in_one_line(model, rows, name: str, named: str) -> None:
     with pytest.raises(InputError) as error:
         run(model, name)
-    assert expected in str(error.value)
-    assert str(error.value).startswith(f"task {name!r}: ")
+    assert repr(name) in str(error.value)
+    assert re.search(named, str(error.value).replace(repr(name), ""))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["seqio:spelt", "seqio:@module", "seqio:", "spelt@spelt_tasks"])
 def test_a_name_says_task_and_module(name: str) -> None:
-    with pytest.raises(InputError, match="must be seqio:TASK@MODULE"):
+    with pytest.raises(InputError, match=f"{name!r}.*seqio:TASK@MODULE"):
         measure(name, LENGTH)

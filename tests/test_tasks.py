@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_a_mixture_is_registered_with_its_rates(seqio_facts: dict[str, Any], cor
     assert sorted(seqio_facts["rates"].values()) == [1.0, 3.0]
     assert seqio_facts["rates"]["stdlib.byte"] == 1.0
     assert seqio_facts["registered"][1] == "named"
-    assert seqio_facts["bad rate"] == f"mixture 'bad': rate of {corpus!r} is 0.0, must be more than 0"
+    assert re.search(rf"'bad'.*{re.escape(repr(corpus))}\D*0\.0\b", seqio_facts["bad rate"])
 
 
 def test_a_mixture_is_whole_documents_of_its_corpora_and_repeatable(
@@ -166,5 +167,6 @@ def test_stdlib_is_the_same_by_both_roads_where_prepare_chooses(
 
 def test_what_is_wrong_with_a_corpus_comes_through_tensorflow(seqio_facts: dict[str, Any], folder: Path) -> None:
     """That `prepare` raises what was said there is seen on a full disk, in test_data_verbs.py."""
-    assert seqio_facts["bad corpus"] == f"{folder}/bad.jsonl, line 2: no field 'text'; did you mean txt?"
+    assert re.match(rf"{folder}/bad\.jsonl\D*2\b.*'text'.*\btxt\b", seqio_facts["bad corpus"])
+    assert "\n" not in seqio_facts["bad corpus"]
     assert [left.name for left in (folder / "by_seqio" / "bad").glob("*/*")] == [".lock"]

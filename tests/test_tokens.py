@@ -160,13 +160,11 @@ def test_batch_is_fast(tokens: TokenSet) -> None:
 def test_too_long_a_sequence_names_the_longest(tokens: TokenSet) -> None:
     n = len(TRAIN)
     assert batch(tokens, seed=0, step=0, batch_sequences=1, sequence_length=n - 1).shape == (1, n)
-    with pytest.raises(
-        InputError, match=rf"sequence_length = {n}: longer .* train split has {n} tokens; at most {n - 1}"
-    ):
+    with pytest.raises(InputError, match=rf"sequence_length.*\b{n}\b.*train.*\b{n - 1}\b"):
         batch(tokens, seed=0, step=0, batch_sequences=1, sequence_length=n)
-    with pytest.raises(InputError, match="whose validation split has 50 tokens; at most 49"):
+    with pytest.raises(InputError, match=r"sequence_length.*\b50\b.*validation.*\b49\b"):
         validation_windows(tokens, 50, 10**6)
-    with pytest.raises(InputError, match="validation_tokens = 7: must be at least sequence_length=8"):
+    with pytest.raises(InputError, match=r"validation_tokens.*\b7\b.*sequence_length.*\b8\b"):
         validation_windows(tokens, T, 7)
 
 
@@ -174,27 +172,25 @@ def test_a_token_out_of_the_models_vocabulary_is_named(tokens: TokenSet) -> None
     highest = int(TRAIN.max())
     rows = {"seed": 0, "step": 0, "batch_sequences": WINDOWS, "sequence_length": T}
     assert batch(tokens, **rows, vocab_size=highest + 1).max() == highest
-    with pytest.raises(InputError, match=rf"token {highest} is out .* vocab_size={highest}; .* 'byte' has 259"):
+    with pytest.raises(InputError, match=rf"\b{highest}\b.*vocab_size.*\b{highest}\b.*'byte'.*\b259\b"):
         batch(tokens, **rows, vocab_size=highest)
-    with pytest.raises(InputError, match="out of the model's vocabulary"):
+    with pytest.raises(InputError, match=r"vocab_size.*\b100\b"):
         validation_windows(tokens, T, 48, vocab_size=100)
     smaller = dataclasses.replace(tokens, vocab_size=100)
-    with pytest.raises(InputError, match="out of the model's vocabulary"):
+    with pytest.raises(InputError, match=r"vocab_size.*\b100\b"):
         batch(smaller, **rows)
 
 
 def test_unprepared_corpus_says_the_command(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=f"'stdlib' is not prepared in {tmp_path}: scaling data prepare 'stdlib' --dir"
-    ):
+    with pytest.raises(InputError, match=f"'stdlib'.*scaling data prepare 'stdlib' --directory {tmp_path}"):
         open_tokens(tmp_path, "stdlib")
-    with pytest.raises(InputError, match=r"unknown corpus 'stdlob'; did you mean stdlib\?"):
+    with pytest.raises(InputError, match=r"'stdlob'.*\bstdlib\b"):
         open_tokens(tmp_path, "stdlob")
 
 
 def test_another_fingerprint_says_both(tokens: TokenSet, tmp_path: Path) -> None:
     assert open_tokens(tmp_path, tokens.corpus, "byte", tokens.fingerprint).fingerprint == tokens.fingerprint
-    with pytest.raises(InputError, match=f"wants fingerprint beef, .* holds {tokens.fingerprint}"):
+    with pytest.raises(InputError, match=f"beef.*{tokens.fingerprint}"):
         open_tokens(tmp_path, tokens.corpus, "byte", "beef")
 
 
@@ -202,14 +198,14 @@ def test_torn_shards_and_meta_are_named(tokens: TokenSet, tmp_path: Path) -> Non
     shard = next(tmp_path.glob("*/byte/train-00000.bin"))
     shard.write_bytes(shard.read_bytes()[:-2])
     size = 2 * len(TRAIN)
-    with pytest.raises(InputError, match=rf"train-00000.bin: {size - 2} bytes where meta.json says {size}"):
+    with pytest.raises(InputError, match=rf"train-00000\.bin\D*{size - 2}\D*{size}\b"):
         open_tokens(tmp_path, tokens.corpus)
     shard.unlink()
-    with pytest.raises(InputError, match=r"train-00000.bin: 0 bytes"):
+    with pytest.raises(InputError, match=r"train-00000\.bin\D*0\b"):
         open_tokens(tmp_path, tokens.corpus)
     (shard.parent / "meta.json").write_text("{")
-    with pytest.raises(InputError, match=r"meta.json: not whole JSON"):
+    with pytest.raises(InputError, match=r"meta\.json"):
         open_tokens(tmp_path, tokens.corpus)
     (shard.parent / "meta.json").write_text('{"schema": 99}')
-    with pytest.raises(InputError, match="schema = 99"):
+    with pytest.raises(InputError, match=r"meta\.json.*schema.*\b99\b"):
         open_tokens(tmp_path, tokens.corpus)

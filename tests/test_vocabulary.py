@@ -75,7 +75,7 @@ def test_sentencepiece_merges_words_it_has_seen(sentencepiece: SentencePieceVoca
 
 
 def test_lone_surrogate_is_refused(vocabulary: Vocabulary) -> None:
-    with pytest.raises(InputError, match=r"character 1 of .* lone surrogate"):
+    with pytest.raises(InputError, match=r"\b1\b.*\\ud800"):
         vocabulary.encode("a\ud800")
 
 
@@ -86,20 +86,20 @@ def test_a_model_that_loses_text_is_refused(tmp_path: Path) -> None:
         spm.SentencePieceTrainer.train(
             sentence_iterator=words, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
         )
-    with pytest.raises(InputError, match="does not give every text back"):
+    with pytest.raises(InputError, match=r"lossy\.model.*byte_fallback"):
         load_vocabulary(str(tmp_path / "lossy.model"))
 
 
 def test_errors_name_the_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "not.model").write_bytes(b"not a model")
-    with pytest.raises(InputError, match="'bite': no such SentencePiece model; known otherwise: byte"):
+    with pytest.raises(InputError, match=r"'bite'.*\bbyte\b"):
         load_vocabulary("bite")
-    with pytest.raises(InputError, match="not a SentencePiece model"):
+    with pytest.raises(InputError, match=r"not\.model"):
         load_vocabulary(str(tmp_path / "not.model"))
 
 
 def test_too_little_text_for_the_size_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="vocabulary of 5000 ids could not be trained"):
+    with pytest.raises(InputError, match=r"\b5000\b"):
         train_sentencepiece(["a b"], 5000, tmp_path / "m.model")
     assert not (tmp_path / "m.model").exists()
 
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device: "):
+    with pytest.raises(InputError, match=rf"m\.model.*{os.strerror(errno.ENOSPC)}"):
         train_sentencepiece(["other words"] * 50, 280, path)
     assert load_vocabulary(str(path)).slug == old
     assert [left.name for left in tmp_path.iterdir()] == ["m.model"]
@@ -133,7 +133,8 @@ def test_missing_package_is_named(
     sentencepiece: SentencePieceVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(InputError, match="needs the package sentencepiece"):
+    with pytest.raises(InputError, match=r"sentencepiece.*scaling-laws\[data\]"):
         load_vocabulary(sentencepiece.name)
-    with pytest.raises(InputError, match="needs the package sentencepiece"):
+    with pytest.raises(InputError, match=r"sentencepiece.*scaling-laws\[data\]"):
         train_sentencepiece(["text"], 300, tmp_path / "m.model")
+    assert list(tmp_path.iterdir()) == []
