@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/scaling sweep collect stdlib_cpu
 	$(BIN)/scaling fit out/stdlib_cpu/results.parquet --law chosen --holdout largest
 	$(BIN)/scaling downstream out/stdlib_cpu/results.parquet
-	$(BIN)/scaling report out/stdlib_cpu --scans sweeps/stdlib_rates.json
+	$(BIN)/scaling report out/stdlib_cpu --scans sweeps/catalog/stdlib_rates.json
 	$(BIN)/scaling forecast out/stdlib_cpu/fit.json
 
 test: .venv/installed

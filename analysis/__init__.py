@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.api import fit, forecast, frontier, load, needed, plot
-    from analysis.checkpoints import evaluations
-    from analysis.decisions import decision_accuracy
-    from analysis.downstream import studies, study
-    from analysis.store import metrics
+    from analysis.downstream.decisions import decision_accuracy
+    from analysis.downstream.study import studies, study
+    from analysis.tables.checkpoints import evaluations
+    from analysis.tables.metrics import metrics
 
 __all__ = [
     "decision_accuracy",
@@ -41,13 +41,13 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "metrics":
-            from analysis.store import metrics as found
+            from analysis.tables.metrics import metrics as found
         elif name == "evaluations":
-            from analysis.checkpoints import evaluations as found
+            from analysis.tables.checkpoints import evaluations as found
         elif name == "decision_accuracy":
-            from analysis.decisions import decision_accuracy as found
+            from analysis.downstream.decisions import decision_accuracy as found
         elif name in ("studies", "study"):
-            from analysis import downstream
+            from analysis.downstream import study as downstream
 
             found = getattr(downstream, name)
         elif name in __all__:

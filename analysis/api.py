@@ -22,13 +22,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from analysis import clauses, fit_plot, optimum, results, saved, sensitivity
-from analysis.design_verb import Design, design_cells
+from analysis.design.next_runs import Design, design_cells
+from analysis.errors import TableError
+from analysis.fitting import compute_optimal
+from analysis.fitting.objective import Objective, huber, lad, mse, mse_log
+from analysis.forecasting import saved_fit, sensitivity
+from analysis.forecasting.saved_fit import SavedFit, Settings
 from analysis.laws import Law, chinchilla, find
-from analysis.objective import Objective, huber, lad, mse, mse_log
-from analysis.plots import LIGHT
-from analysis.results import TableError
-from analysis.saved import SavedFit, Settings
+from analysis.plots import fit as fit_plot
+from analysis.plots.style import LIGHT
+from analysis.tables import results
+from analysis.tables import where as clauses
 
 Name = Literal["huber", "lad", "mse_log", "mse"]
 
@@ -76,7 +80,7 @@ def fit(
     free = len(shape.parameters) - len(settings.fixed)
     points = results.fit_points(table, params, parameters=free, columns=shape.columns, response=shape.response)
     try:
-        built = saved.build(points, settings, origin or {"path": "", "sha256": results.table_hash(table)})
+        built = saved_fit.build(points, settings, origin or {"path": "", "sha256": results.table_hash(table)})
     except TableError:
         raise
     except ValueError as error:
@@ -109,7 +113,7 @@ def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
     if law.law.columns != results.SURFACE or law.law.response != "loss":
         raise TableError(f"{law.law.name}: a frontier needs a law of loss in params and tokens, as chinchilla is")
     budgets = np.atleast_1d(np.asarray(flops, np.float64))
-    params, tokens = optimum.frontier(law.law, law.values, budgets)
+    params, tokens = compute_optimal.frontier(law.law, law.values, budgets)
     return forecast(law, params, tokens)[["params", "tokens", "predicted", "low", "high", "level"]].assign(
         flops=budgets
     )
@@ -145,12 +149,12 @@ def _crossing(flops: pd.Series, loss: pd.Series, target: float) -> float:
 
 
 def design(runs: pd.DataFrame, budget: float, law: Law | str = chinchilla, **options: Any) -> Design:
-    """The runs to train next for a forecast, for so many FLOPs. Options: see analysis.design_verb.design_cells."""
+    """The runs to train next for a forecast, for so many FLOPs. Options: see analysis.design.next_runs.design_cells."""
     return design_cells(runs, budget, named(law) if isinstance(law, str) else law, **options)
 
 
 def plot(law: SavedFit, figure: str = "loss_by_tokens") -> Figure:
-    """One of the figures of a fit, by name (analysis.fit_plot.FIGURES). Raises TableError for another name or law."""
+    """One of the figures of a fit, by name (analysis.plots.fit.FIGURES). Raises TableError for another name or law."""
     if figure not in fit_plot.FIGURES:
         raise TableError(f"no figure is named {figure!r}; there are {', '.join(fit_plot.FIGURES)}")
     if figure not in fit_plot.drawable(law):

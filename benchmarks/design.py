@@ -26,11 +26,11 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from analysis import public
-from analysis.design import DRIFT, Policy, believe, propose
-from analysis.fit import compute_weights, fit_rows, huber
+from analysis.design.optimal_design import DRIFT, Policy, believe, propose
+from analysis.files import replace
+from analysis.fitting.fit import compute_weights, fit_rows, huber
 from analysis.laws import Law, chinchilla, find
-from analysis.results import replace
+from analysis.tables import public
 
 HELD = 3.0  # runs above the largest compute over this are the target
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)

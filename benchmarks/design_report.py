@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.plots import LIGHT
+from analysis.plots.style import LIGHT
 
 COLOURS = {
     "random": "#8b8f98",

@@ -1,4 +1,4 @@
-"""The decoder of scaling/model.py as a plain PyTorch eager module: what benchmarks/train.py is compared with.
+"""The decoder of scaling/model/decoder.py as a plain PyTorch eager module: what benchmarks/train.py is compared with.
 
 Runs in an environment of its own (benchmarks/torch.txt). Talks in lines of JSON: the first names the shape, each
 further one asks for some steps and is answered with the wall seconds, CPU seconds and the last loss of those steps.

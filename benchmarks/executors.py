@@ -5,12 +5,14 @@
     python benchmarks/executors.py cells     # 1,000, 3,000 and 10,000 simulated cells, stage by stage; beside those
 
 Runs: RUNS short ones, two at once, by hand and by each executor in turn, one process a run, with a cache of programs
-that is warm. What an executor adds is taken from the ledgers of the run folders (sweeps/ledger.py): from the command to
+that is warm. What an executor adds is taken from the ledgers of the run folders (sweeps/running/attempt_log.py): from
+the command to
 the first run's begin; from the end of a run to the begin of the next on that worker; from the last result to the
 command's end. SLURM and Ray are real ones of two nodes on this machine (tests/cluster); where one cannot be had its row
 says why. Root, for SLURM.
 
-Cells: CPU time of one process, divided by the cells; simulated ones (scaling/simulated.py), so that only the sweep's
+Cells: CPU time of one process, divided by the cells; simulated ones (scaling/training/simulated_run.py), so that only
+the sweep's
 own work is counted. A stage without a quadratic step has the same figure in every column.
 """
 
@@ -35,21 +37,23 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from analysis.verbs import collect
-from scaling.config import to_dict
-from scaling.prepare import prepare
-from scaling.record import CONFIG, RESULT, write_json
-from sweeps import ledger, smoke
-from sweeps.cost import Rate
-from sweeps.executors.local import slots, start
+from analysis.commands.fit import collect
+from scaling.config.run_config import to_dict
+from scaling.data.prepare import prepare
+from scaling.files import write_json
+from scaling.record.run_folder import CONFIG, RESULT
+from sweeps.catalog import smoke
+from sweeps.commands.run import execute
 from sweeps.grids import Sweep, apply, axis, overlay, product
-from sweeps.plan import RUNS as FOLDERS
-from sweeps.plan import Plan, build, freeze, load
-from sweeps.run import execute
-from sweeps.status import snapshot
+from sweeps.local.processes import slots, start
+from sweeps.planning.plan import RUNS as FOLDERS
+from sweeps.planning.plan import Plan, build, freeze, load
+from sweeps.planning.wall_time import Rate
+from sweeps.running import attempt_log
+from sweeps.running.board import snapshot
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from cluster import ray_cluster, slurm_cluster
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.cluster import ray_cluster, slurm_cluster
 
 OUT = Path(__file__).with_suffix(".json")
 RUNS, AT_ONCE, TURNS = 8, 2, 1
@@ -140,9 +144,9 @@ def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
     )  # on a cluster the command ends with the last result, which workers have yet to note
     while not all(noted(run) for run in runs):
         if time.monotonic() > patience:
-            raise RuntimeError(f"{executor.name}: not one attempt a run, done: {[*map(ledger.read, runs)]}")
+            raise RuntimeError(f"{executor.name}: not one attempt a run, done: {[*map(attempt_log.read, runs)]}")
         time.sleep(0.1)
-    lines = [*map(ledger.read, runs)]
+    lines = [*map(attempt_log.read, runs)]
     attempts = sorted((run[0]["at"], run[1]["at"], (run[0]["host"], run[0]["pid"])) for run in lines)
     return {
         "run": [end - begin for begin, end, _ in attempts],
@@ -155,7 +159,7 @@ def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
 
 def noted(run: Path) -> bool:
     """Whether a run took one attempt, and its end is noted."""
-    return [line.get("kind", line["event"]) for line in ledger.read(run)] == [ledger.BEGAN, "done"]
+    return [line.get("kind", line["event"]) for line in attempt_log.read(run)] == [attempt_log.BEGAN, "done"]
 
 
 def gaps(attempts: list[tuple[float, float, Any]]) -> list[float]:
@@ -212,7 +216,7 @@ def summed(turns: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, floa
 
 def starts(times: int = 100) -> dict[str, float]:
     """Seconds from start to end of a process that does nothing, in turns: tied to its parent and its core by
-    sweeps/executors/leash.py, and plainly. Medians."""
+    sweeps/local/child.py, and plainly. Medians."""
     seconds: dict[str, list[float]] = {"tied": [], "plain": []}
     slot = slots(AT_ONCE)[0]
     with tempfile.TemporaryDirectory() as place:

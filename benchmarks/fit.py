@@ -30,10 +30,10 @@ import tyro
 from epoch import DELTA, epoch  # pyrefly: ignore[missing-import]
 from fit_report import Facts, figure, report  # pyrefly: ignore[missing-import]
 
-from analysis.fit import Fit, Objective, fit_law, fit_rows, huber, mse, mse_log
-from analysis.intervals import bootstrap, resamples
+from analysis.fitting.bootstrap import bootstrap, resamples
+from analysis.fitting.fit import Fit, Objective, fit_law, fit_rows, huber, mse, mse_log
 from analysis.laws import chinchilla
-from analysis.public import DATA, TABLES
+from analysis.tables.public import DATA, TABLES
 
 ALIASES = {
     "porian_rw_tuned_121": "porian_rw_tuned",

@@ -28,10 +28,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scaling import accounting, record
-from scaling.config import DataConfig, MeasureConfig, ModelConfig, PrecisionConfig, RunConfig, to_dict
-from scaling.optimizer import Rates
-from scaling.prepare import prepare
+from scaling import files
+from scaling.accounting import counts
+from scaling.config.run_config import DataConfig, MeasureConfig, ModelConfig, PrecisionConfig, RunConfig, to_dict
+from scaling.data.prepare import prepare
+from scaling.record import run_folder
+from scaling.training.optimizer import Rates
 
 HERE = Path(__file__).parent
 CPU_SIZES, CPU_MEMBERS = ((16, 2), (32, 3), (64, 4)), (2, 4, 8, 16)
@@ -61,10 +63,10 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
     import jax
     import numpy as np
 
-    from scaling import sharding
-    from scaling.lanes import together
-    from scaling.population import shared
-    from scaling.step import build
+    from scaling.model import sharding
+    from scaling.training.population import shared
+    from scaling.training.population_loop import together
+    from scaling.training.train_step import build
 
     mesh = sharding.make_mesh(one.mesh, jax.devices()[:1])
     solo, program = build(one, mesh), build(shared(one, mesh), mesh)
@@ -103,7 +105,7 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
         (wall, cpu), (wall_together, cpu_together) = (times for _, times in sorted(pair, key=lambda p: p[0] is jointly))
         found.append((wall / wall_together, cpu / cpu_together, wall_together))
     walls, cpus, each = zip(*found, strict=True)
-    row = {"params": accounting.params(one.model).total, "matmul": accounting.params(one.model).matmul}
+    row = {"params": counts.params(one.model).total, "matmul": counts.params(one.model).matmul}
     row |= {"size": [one.model.width, one.model.depth], "members": members, "compute": one.precision.compute}
     row |= {"kernel_alone": solo.model.kernel, "kernel": program.model.kernel}
     row |= {f"first_step_{name}_s": value for name, value in compile_s.items()}
@@ -118,7 +120,7 @@ def place(size: tuple[int, int], count: int, folder: Path, corpora: Path, batch:
     data = dataclasses.replace(one.data, directory=str(corpora))
     for seed in range(count):
         run = dataclasses.replace(one, data=data, seed=seed)
-        record.write_json(folder / str(seed) / record.CONFIG, to_dict(run))
+        files.write_json(folder / str(seed) / run_folder.CONFIG, to_dict(run))
     return [str(folder / str(seed)) for seed in range(count)]
 
 
@@ -190,7 +192,7 @@ def cpu(out: Path) -> None:
             rows.append(json.loads(done.stdout.splitlines()[-1]) | found)
             console.print(rows[-1])
             about = {"batch": CPU_BATCH, "sequence_length": CPU_LENGTH, "steps": CPU_STEPS, "turns": TURNS}
-            record.write_json(out, provenance() | about | {"rows": rows})
+            files.write_json(out, provenance() | about | {"rows": rows})
     console.print(shown(rows))
 
 
@@ -208,7 +210,7 @@ def gpu(out: Path) -> None:
             for members in GPU_MEMBERS:
                 rows.append(steps(config(size, GPU_BATCH, GPU_LENGTH, dtype), members))
                 console.print(rows[-1])
-                record.write_json(out, provenance() | about | {"steps": CPU_STEPS, "turns": TURNS, "rows": rows})
+                files.write_json(out, provenance() | about | {"steps": CPU_STEPS, "turns": TURNS, "rows": rows})
     console.print(shown(rows))
 
 
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("asked", nargs="?", help="of steps: JSON")
     given = parser.parse_args()
     if given.what == "steps":
-        from scaling.pages import keep_freed_pages
+        from scaling.training.malloc import keep_freed_pages
 
         keep_freed_pages()
         asked = json.loads(given.asked)

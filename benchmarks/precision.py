@@ -27,16 +27,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from scaling import accounting, sharding
-from scaling.config import DataConfig, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, ScheduleConfig
-from scaling.measurements import loss as validation
-from scaling.prefetch import prefetched
-from scaling.prepare import prepare
-from scaling.record import environment
-from scaling.step import build
-from scaling.tokens import TokenSet, open_tokens
-from scaling.train import feed
-from scaling.vocabulary import load_vocabulary
+from scaling.accounting import counts
+from scaling.config.run_config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from scaling.data.prepare import prepare
+from scaling.data.shards import TokenSet, open_tokens
+from scaling.data.tokenizer import load_vocabulary
+from scaling.measurements import validation_loss
+from scaling.model import sharding
+from scaling.record.run_folder import environment
+from scaling.training.prefetch import prefetched
+from scaling.training.train import feed
+from scaling.training.train_step import build
 
 FLOAT, BF16 = "float32", "bfloat16"
 WINDOW = 50  # steps in a moving average
@@ -76,7 +84,7 @@ def run(name: str, config: RunConfig, weights: int, tokens: TokenSet) -> Curve:
             losses.append(metrics["loss"])
     values = np.array(jax.device_get(losses), np.float64)
     seconds = time.perf_counter() - start
-    measure = validation.measure(tokens, config.data.sequence_length, program.mesh)
+    measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
     vocabulary, budget = load_vocabulary(config.data.vocabulary), config.measure.validation_tokens
     exact = build(replace(config, precision=PrecisionConfig(FLOAT)), program.mesh).model
     found, in_float32 = (
@@ -120,7 +128,7 @@ def gathered(config: RunConfig, curves: Mapping[str, Curve]) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "environment": environment(base.kernel),
-        "params": accounting.params(config.model).total,
+        "params": counts.params(config.model).total,
         "run": {"steps": config.steps, "tokens": config.tokens, "corpus": config.data.corpus, "window_steps": WINDOW}
         | {"width": config.model.width, "depth": config.model.depth, "batch_tokens": config.data.batch_tokens}
         | {"learning_rate": config.optimizer.learning_rate, "seed_of_the_order": config.seed},

@@ -27,9 +27,12 @@ import pandas as pd
 from rich.console import Console
 from train import provenance
 
-from analysis import store
-from analysis.collect_verb import collect
-from scaling import recipe, record, simulated
+from analysis.commands.collect import collect
+from analysis.tables import metrics
+from scaling import files
+from scaling.recipes import recipes
+from scaling.record import run_folder
+from scaling.training import simulated_run
 from sweeps.grids import apply, axis, overlay, product
 
 OUT = Path(__file__).with_suffix(".json")
@@ -45,13 +48,13 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
         {"step": i, "tokens": 4_096 * i, "loss": a, "grad_norm": b, "learning_rate": c, "tokens_per_second": d}
         for i, (a, b, c, d) in enumerate(numbers.tolist(), 1)
     )
-    (folder / record.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / run_folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def by_line(folder: Path) -> pd.DataFrame:
     """What the store is held against: every run by the reader that training has, into one table."""
     runs = sorted((folder / "runs").iterdir())
-    return pd.concat([pd.DataFrame(record.read_metrics(run)).assign(run_id=run.name) for run in runs])
+    return pd.concat([pd.DataFrame(run_folder.read_metrics(run)).assign(run_id=run.name) for run in runs])
 
 
 def grouped(table: pd.DataFrame) -> pd.Series:
@@ -73,21 +76,21 @@ def steps(folder: Path) -> dict[str, Any]:
 
     def touched() -> None:
         for i in range(CHANGED):
-            os.utime(folder / "runs" / f"{i:012x}" / record.METRICS)
+            os.utime(folder / "runs" / f"{i:012x}" / run_folder.METRICS)
 
-    compacted = folder / store.FILE
+    compacted = folder / metrics.FILE
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(TURNS):
         compacted.unlink(missing_ok=True)
         turn = {
             "by line, grouped": spent(lambda: grouped(by_line(folder))),
-            "from JSONL, grouped": spent(lambda: grouped(store.metrics(folder))),
-            "compacted from nothing": spent(lambda: store.compact(folder)),
-            "from Parquet, grouped": spent(lambda: grouped(store.metrics(folder))),
+            "from JSONL, grouped": spent(lambda: grouped(metrics.metrics(folder))),
+            "compacted from nothing": spent(lambda: metrics.compact(folder)),
+            "from Parquet, grouped": spent(lambda: grouped(metrics.metrics(folder))),
         }
         touched()
-        turn[f"compacted with {CHANGED} runs changed"] = spent(lambda: store.compact(folder))
-        turn["compacted with none changed"] = spent(lambda: store.compact(folder))
+        turn[f"compacted with {CHANGED} runs changed"] = spent(lambda: metrics.compact(folder))
+        turn["compacted with none changed"] = spent(lambda: metrics.compact(folder))
         for name, seconds in turn.items():
             found.setdefault(name, []).append(seconds)
     rows = [
@@ -95,7 +98,7 @@ def steps(folder: Path) -> dict[str, Any]:
         for name, turns in found.items()
     ]
     sizes = {
-        "jsonl": sum(path.stat().st_size for path in folder.rglob(record.METRICS)),
+        "jsonl": sum(path.stat().st_size for path in folder.rglob(run_folder.METRICS)),
         "parquet": compacted.stat().st_size,
     }
     return {"runs": RUNS, "steps": STEPS, "turns": TURNS, "bytes": sizes, "rows": rows}
@@ -104,7 +107,7 @@ def steps(folder: Path) -> dict[str, Any]:
 def simulate(folder: Path, count: int) -> list[Path]:
     """Run folders of a grid of sizes, budgets, learning rates and seeds, without training."""
     base = overlay(
-        recipe.small((16, 1), 819_200),
+        recipes.small((16, 1), 819_200),
         {"data.corpus": "simulated", "data.batch_sequences": 32, "data.sequence_length": 128, "sweep": "simulated"},
     )
     axes = (
@@ -116,7 +119,7 @@ def simulate(folder: Path, count: int) -> list[Path]:
     runs = []
     for config in apply(base, product(*axes)):
         runs.append(folder / "runs" / config.run_id)
-        simulated.train(config, runs[-1])
+        simulated_run.train(config, runs[-1])
     return runs
 
 
@@ -130,7 +133,7 @@ def cells(folder: Path, count: int) -> dict[str, Any]:
 
     first = spent(collected)
     for run in runs[::100]:
-        os.utime(run / record.METRICS)
+        os.utime(run / run_folder.METRICS)
     again = spent(collected)
     shutil.rmtree(folder / "simulated")
     return {"cells": count, "first_cpu": first[0], "again_cpu": again[0], "first_wall": first[1]}
@@ -145,8 +148,8 @@ def main() -> None:
         for count in CELLS:
             rows.append(cells(Path(place), count))
             console.print(rows[-1])
-    versions = {"pandas": pd.__version__, "pyarrow": store.pa.__version__}
-    record.write_json(OUT, provenance() | {"versions": versions} | found | {"cells": rows})
+    versions = {"pandas": pd.__version__, "pyarrow": metrics.pa.__version__}
+    files.write_json(OUT, provenance() | {"versions": versions} | found | {"cells": rows})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python benchmarks/tables.py
 
-Each table stands between two comments that name it; tests/test_benchmarks.py checks that they agree with the files.
+Each table stands between two comments that name it; tests/benchmarks/test_benchmarks.py checks that they agree with
+the files.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scaling.ahead import apart
-from scaling.chips import topology
-from scaling.compile_verb import named_run
-from scaling.config import MeshConfig, RunConfig
-from scaling.record import write_json
-from scaling.roofline import Estimate
+from scaling.accounting.chips import topology
+from scaling.commands.compile import named_run
+from scaling.config.run_config import MeshConfig, RunConfig
+from scaling.files import write_json
+from scaling.performance.compile_ahead import apart
+from scaling.performance.roofline import Estimate
 
 OUT = Path(__file__).with_suffix(".json")
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")

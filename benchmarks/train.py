@@ -28,9 +28,9 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
-from scaling.config import DataConfig, MeshConfig, ModelConfig, PrecisionConfig, RunConfig
-from scaling.optimizer import Rates
-from scaling.record import write_json
+from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, PrecisionConfig, RunConfig
+from scaling.files import write_json
+from scaling.training.optimizer import Rates
 
 HERE = Path(__file__).parent
 TORCH = HERE / ".venv-torch" / "bin" / "python"
@@ -108,15 +108,15 @@ def small(width: int, depth: int, heads: int) -> RunConfig:
 
 def serve(lines: IO[str]) -> None:
     """Our worker: the step of `scaling train` on random tokens. The first line of input names the shape."""
-    from scaling.pages import keep_freed_pages
+    from scaling.training.malloc import keep_freed_pages
 
     keep_freed_pages()
     import jax
     import numpy as np
 
-    from scaling import sharding
-    from scaling.accounting import params
-    from scaling.step import build
+    from scaling.accounting.counts import params
+    from scaling.model import sharding
+    from scaling.training.train_step import build
 
     shape = json.loads(lines.readline())
     config = small(shape["width"], shape["depth"], shape["heads"])
@@ -230,9 +230,10 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from scaling import accounting, sharding
-    from scaling.shapes import shape
-    from scaling.step import build
+    from scaling.accounting import counts
+    from scaling.accounting.model_shapes import shape
+    from scaling.model import sharding
+    from scaling.training.train_step import build
 
     data = DataConfig(
         sequence_length=length, batch_sequences=GPU_BATCH_TOKENS // length, microbatch_sequences=microbatch
@@ -260,9 +261,9 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
             raise
         return time_on_gpu(name, length, microbatch // 2)
     rate = GPU_BATCH_TOKENS / seconds
-    peak = accounting.peak_flops(jax.devices()[0].device_kind, "bfloat16")
-    flops = accounting.train_flops(config.model, length, 1, "exact_causal")
-    row = {"shape": name, "params": accounting.params(config.model).total, "sequence_length": length}
+    peak = counts.peak_flops(jax.devices()[0].device_kind, "bfloat16")
+    flops = counts.train_flops(config.model, length, 1, "exact_causal")
+    row = {"shape": name, "params": counts.params(config.model).total, "sequence_length": length}
     row |= {"microbatch": microbatch, "kernel": program.model.kernel, "seconds_a_step": seconds}
     return row | {"tokens_per_second": rate, "mfu": rate * flops / peak if peak else None, "first_step_s": compile_s}
 

@@ -22,8 +22,8 @@ import jax
 import tyro
 from rich.progress import Progress
 
-from scaling import accounting, sharding
-from scaling.config import (
+from scaling.accounting import counts
+from scaling.config.run_config import (
     DataConfig,
     MeasureConfig,
     MeshConfig,
@@ -32,15 +32,17 @@ from scaling.config import (
     RunConfig,
     ScheduleConfig,
 )
-from scaling.measurements import loss as validation
-from scaling.optimizer import step_rates
-from scaling.prefetch import prefetched
-from scaling.prepare import prepare
-from scaling.record import environment, write_json
-from scaling.step import Program, build
-from scaling.tokens import TokenSet, open_tokens
-from scaling.train import feed
-from scaling.vocabulary import load_vocabulary
+from scaling.data.prepare import prepare
+from scaling.data.shards import TokenSet, open_tokens
+from scaling.data.tokenizer import load_vocabulary
+from scaling.files import write_json
+from scaling.measurements import validation_loss
+from scaling.model import sharding
+from scaling.record.run_folder import environment
+from scaling.training.optimizer import step_rates
+from scaling.training.prefetch import prefetched
+from scaling.training.train import feed
+from scaling.training.train_step import Program, build
 
 Parametrization = Literal["standard", "mup", "completep"]
 HERE = Path(__file__).parent
@@ -95,7 +97,7 @@ def trained(cell: Cell, program: Program, tokens: TokenSet, data: DataConfig, ra
     with prefetched(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
         for step, given in enumerate(feeds):
             state, _ = program.step(state, given.tokens_BS, step_rates(step, config))
-    measure = validation.measure(tokens, config.data.sequence_length, program.mesh)
+    measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
     vocabulary = load_vocabulary(config.data.vocabulary)
     found = measure.run(program.model, state.params, vocabulary, jax.random.key(0), VALIDATION_TOKENS)["nats"]
     loss = found[0] if math.isfinite(found[0]) else None
@@ -140,7 +142,7 @@ def fresh(data: DataConfig) -> dict[str, Any]:
     common = {"steps": STEPS, "batch_tokens": data.batch_tokens, "sequence_length": SEQUENCE, "corpus": data.corpus}
     base = {"base_width": BASE_WIDTH, "base_depth": BASE_DEPTH, "head_width": HEAD_WIDTH}
     tokens = STEPS * data.batch_tokens
-    flops = [accounting.train_flops(c.config(data, 1.0, 0).model, SEQUENCE, tokens, "exact") for c in cells()]
+    flops = [counts.train_flops(c.config(data, 1.0, 0).model, SEQUENCE, tokens, "exact") for c in cells()]
     return {
         "date": datetime.date.today().isoformat(),
         "environment": environment("blocked"),

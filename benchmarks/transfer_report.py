@@ -33,9 +33,9 @@ from transfer import (  # pyrefly: ignore[missing-import]
     key,
 )
 
-from scaling.config import DataConfig
-from scaling.coordinates import KINDS
-from scaling.parametrization import simplest
+from scaling.commands.coordinate_check import KINDS
+from scaling.config.run_config import DataConfig
+from scaling.model.parametrization import simplest
 
 COORDINATES, DOCS = HERE / "coordinates.json", HERE.parent / "docs"
 AROUND = 2  # rates on each side of the least loss that a parabola is fitted to

@@ -2,8 +2,9 @@
 
     python benchmarks/trunks.py          # writes trunks.json; then python benchmarks/tables.py
 
-FLOPs are exact_causal (scaling/accounting.py), counted from the configs that a plan holds (sweeps/trunks.py). Nothing
-is trained: a branch is equal to its run alone bit for bit (tests/test_branch.py).
+FLOPs are exact_causal (scaling/accounting/counts.py), counted from the configs that a plan holds (sweeps/trunks.py).
+Nothing
+is trained: a branch is equal to its run alone bit for bit (tests/scaling/training/test_branching.py).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from scaling.config import RunConfig, ScheduleConfig
-from scaling.record import counts
-from sweeps import stdlib_cpu
+from scaling.config.run_config import RunConfig, ScheduleConfig
+from scaling.record.run_folder import counts
+from sweeps.catalog import stdlib_cpu
 from sweeps.grids import apply, axis
 from sweeps.trunks import share
 

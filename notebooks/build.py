@@ -1,7 +1,8 @@
 """Runs the notebooks from their sources and writes them with their outputs: `python notebooks/build.py [NAME ...]`.
 
 The sources (jupytext, py:percent) are what is edited and reviewed. What is kept beside them is for people who read on a
-forge: no timestamps, no versions, no paths of the machine that ran them, nothing on stderr. tests/test_notebooks.py
+forge: no timestamps, no versions, no paths of the machine that ran them, nothing on stderr.
+tests/notebooks/test_notebooks.py
 holds that a notebook is its source as it was run.
 """
 

@@ -24,7 +24,7 @@
 import pandas as pd
 
 from analysis import load, studies
-from analysis.downstream_plot import by_compute, signal_to_noise
+from analysis.plots.downstream import by_compute, signal_to_noise
 
 runs = load("data/stdlib_cpu.parquet")
 held_out = "3e12"  # FLOPs from which on runs are held out of everything: verdict, choice of law, fit, interval

@@ -23,7 +23,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis import load
-from analysis.plots import LIGHT, compact, plain_ticks, scientific, shaded
+from analysis.plots.style import LIGHT, compact, plain_ticks, scientific, shaded
 
 runs = load("data/stdlib_cpu.parquet")
 print(f"{len(runs)} runs, status {runs['status'].unique().tolist()}, {(runs['flags'] != '').sum()} of them flagged")

@@ -21,7 +21,7 @@
 import pandas as pd
 
 from analysis import fit, forecast, load, plot
-from analysis.saved import Settings
+from analysis.forecasting.saved_fit import Settings
 
 runs = load("data/stdlib_cpu.parquet")
 

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 
 from analysis import fit, frontier, load, needed
 from analysis.api import design
-from analysis.plots import LIGHT, compact, plain_ticks, scientific
-from scaling.accounting import peak_flops
+from analysis.plots.style import LIGHT, compact, plain_ticks, scientific
+from scaling.accounting.counts import peak_flops
 
 runs = load("data/stdlib_cpu.parquet")
 law = fit(runs, "chosen")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from analysis import load
-from analysis.results import arrange
+from analysis.tables.results import arrange
 
 DATA = Path(__file__).parent / "data"
 

@@ -31,7 +31,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import fit, load
-from analysis.plots import LIGHT, compact, plain_ticks, scientific
+from analysis.plots.style import LIGHT, compact, plain_ticks, scientific
 from analysis.replicate.chinchilla import STUDY
 from analysis.replicate.fetch import fetch
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from scaling.config import RunConfig
-from scaling.dial import Recipe, optimum, shape_of
-from scaling.overrides import Overlay, flat, overlay
-from scaling.strict import InputError
+from scaling.config.overrides import Overlay, flat, overlay
+from scaling.config.run_config import RunConfig
+from scaling.errors import InputError
+from scaling.recipes.derive import Recipe, optimum, shape_of
 
 __all__ = [
     "Axis",

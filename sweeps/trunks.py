@@ -1,7 +1,8 @@
 """Several horizons from one run: which cells of a sweep branch from which.
 
 Cells that differ only in their budget, under warm-up / stable / decay, take the same steps until the shorter one cools
-down (scaling/branch.py). The longest is trained whole; each of the others trains its own cooldown only. With horizons
+down (scaling/training/branching.py). The longest is trained whole; each of the others trains its own cooldown only.
+With horizons
 in ratio r and a cooldown fraction f that costs 1 - f + f r / (r - 1) of the longest, against r / (r - 1) one by one
 (ours): 40 % less at r = 2 and f = .2, 57 % less at r = sqrt 2.
 
@@ -14,7 +15,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from scaling.config import RunConfig
+from scaling.config.run_config import RunConfig
 
 
 def share(configs: Sequence[RunConfig]) -> tuple[RunConfig, ...]:

@@ -16,15 +16,15 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 WAITING = (
     "cluster",
-    "test_gang.py",
-    "test_hosts.py",
-    "test_out_of_memory.py",
-    "test_data_verbs.py",
-    "test_tasks.py",
-    "test_seqio_measure.py",
-    "test_demo.py",
-    "test_docs.py",
-    "test_notebooks.py",
+    "scaling/training/test_multihost.py",
+    "sweeps/clusters/test_shared_disk_hosts.py",
+    "scaling/training/test_out_of_memory.py",
+    "scaling/commands/test_data.py",
+    "scaling/data/test_seqio_corpora.py",
+    "scaling/measurements/test_seqio_tasks.py",
+    "docs/test_demo.py",
+    "docs/test_docs.py",
+    "notebooks/test_notebooks.py",
 )
 PYTEST = (sys.executable, "-m", "pytest")
 

@@ -21,9 +21,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from scaling import cli
-from scaling.config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from scaling.prepare import prepare
-from scaling.tokens import open_tokens
+from scaling.config.run_config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from scaling.data.prepare import prepare
+from scaling.data.shards import open_tokens
 
 ROOT = Path(__file__).parent.parent
 
@@ -143,22 +143,21 @@ def soon_compiled() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def no_rivals() -> Iterator[None]:
     """Back-tests of one candidate, for modules in which the choice of a law is not what is tested."""
-    from analysis import saved
-    from analysis.backtest import CANDIDATES, choose
+    from analysis.forecasting import saved_fit
+    from analysis.forecasting.law_choice import CANDIDATES, choose
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saved, "choose", functools.partial(choose, candidates=CANDIDATES[:1]))
+        patch.setattr(saved_fit, "choose", functools.partial(choose, candidates=CANDIDATES[:1]))
         yield
 
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small sweep, fitted, with its report: for tests of the page and of a browser that opens it."""
-    from reported import sweep
-
-    from analysis import verbs
+    from analysis.commands import fit, report
+    from tests.support.reported import sweep
 
     folder = sweep(tmp_path_factory.mktemp("reported"))
-    verbs.fit(folder / "results.parquet", holdout="largest", draws=64)
-    verbs.report(folder, json=folder / "report.json")
+    fit.fit(folder / "results.parquet", holdout="largest", draws=64)
+    report.report(folder, json=folder / "report.json")
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.isoflop import symmetric_bias
+from analysis.fitting.isoflop import symmetric_bias
 from analysis.replicate.study import Row, Study, compare
 
 PUBLISHED = {2: -0.33, 4: -1.30, 8: -2.90, 16: -5.10}  # span each way -> error of D* at 1e24 FLOPs, percent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.fit import Fit, fit_law, huber, lad
-from analysis.intervals import bootstrap
+from analysis.fitting.bootstrap import bootstrap
+from analysis.fitting.fit import Fit, fit_law, huber, lad
 from analysis.laws import chinchilla
 from analysis.replicate.study import File, Reason, Row, Study, at_most, compare, read_csv
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.curves import fit_curves, summary
+from analysis.fitting.curves import fit_curves, summary
 from analysis.laws import curve
 from analysis.replicate.study import Row, Study, at_most, read_csv
 

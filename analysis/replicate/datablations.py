@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from analysis.fit import Fit, fit_law, huber, refit_values
+from analysis.fitting.fit import Fit, fit_law, huber, refit_values
+from analysis.fitting.newton import Box
 from analysis.laws import Law, surface
 from analysis.replicate.study import Reason, Row, Study, at_most, compare, holds, read_csv
-from analysis.solve import Box
 
 BASE = {  # the C4 law fitted to single-epoch runs, held while R_D* and R_N* are fitted; published as logarithms
     "A": float(np.exp(6.255414)),

@@ -8,8 +8,9 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from analysis.errors import TableError
+from analysis.files import replace
 from analysis.replicate.study import File, Study
-from analysis.results import TableError, replace
 
 BASE = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 60

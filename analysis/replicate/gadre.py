@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.fit import Fit, fit_law, mse
+from analysis.fitting.fit import Fit, fit_law, mse
 from analysis.laws import accuracy, surface
 from analysis.replicate.study import Row, Study, compare, read_csv
 

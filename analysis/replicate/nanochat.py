@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.isoflop import power_law
+from analysis.fitting.isoflop import power_law
 from analysis.replicate.study import Reason, Row, Study, compare
 
 FLOPS = np.array([1e18, 2.15e18, 4.64e18, 1e19])  # the budgets of runs/scaling_laws.sh; the log rounds them to 1 digit

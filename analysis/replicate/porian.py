@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.isoflop import akima
+from analysis.fitting.isoflop import akima
 from analysis.replicate.study import Row, Study, compare, read_csv
 
 TOLERANCE = 0.005

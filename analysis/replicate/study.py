@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.results import TableError
+from analysis.errors import TableError
 
 Verdict = Literal["reproduced", "within bound", "inside interval", "not an optimum", "explained", "differs"]
 UNEXPLAINED: Verdict = "differs"

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from scaling.model import Decoder
-from scaling.record import Measurement
-from scaling.vocabulary import Vocabulary
+from scaling.data.tokenizer import Vocabulary
+from scaling.model.decoder import Decoder
+from scaling.record.run_folder import Measurement
 
 Run = Callable[[Decoder, Any, Vocabulary, jax.Array, int], dict[str, Measurement]]
 Check = Callable[[Vocabulary, jax.Array, int], object]

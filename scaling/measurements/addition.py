@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
+from scaling.data.tokenizer import Vocabulary
 from scaling.measurements import Measure
-from scaling.measurements.choices import Question, measure, spelt
-from scaling.vocabulary import Vocabulary
+from scaling.measurements.multiple_choice import Question, measure, spelt
 
 NAME, CHOICES, EXAMPLES = "addition", 4, 2
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from scaling.data.shards import TokenSet, documents
+from scaling.data.tokenizer import Vocabulary
+from scaling.errors import InputError
 from scaling.measurements import Measure
-from scaling.measurements.choices import Question, measure, placed
-from scaling.strict import InputError
-from scaling.tokens import TokenSet, documents
-from scaling.vocabulary import Vocabulary
+from scaling.measurements.multiple_choice import Question, measure, placed
 
 NAME, CHOICES = "cloze", 4
 SHOWN, ASKED = 49, 16

@@ -9,9 +9,9 @@ import string
 
 from numpy.random import Generator
 
+from scaling.data.tokenizer import Vocabulary
 from scaling.measurements import Measure
-from scaling.measurements.choices import Question, measure, spelt
-from scaling.vocabulary import Vocabulary
+from scaling.measurements.multiple_choice import Question, measure, spelt
 
 NAME, CHOICES = "copy", 4
 LETTERS, PIECE, CUE = 12, 3, 2

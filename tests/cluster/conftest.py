@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.slurm_cluster import SlurmCluster, Unavailable, slurm_cluster
+from tests.cluster.slurm_cluster import SlurmCluster, Unavailable, slurm_cluster
 
 
 @pytest.fixture(scope="session")

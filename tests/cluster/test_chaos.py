@@ -26,15 +26,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import scaling
-from stand_in_sweep import PACE
 
-from scaling.exits import BAD_INPUT, STOPPED
-from scaling.record import METRICS, RESULT, read_metrics
-from sweeps import ledger, smoke
+from scaling.exit_codes import BAD_INPUT, STOPPED
+from scaling.record.run_folder import METRICS, RESULT, read_metrics
+from sweeps.catalog import smoke
 from sweeps.grids import Sweep, apply, axis, overlay, product
-from sweeps.outcome import result_status
-from sweeps.plan import RUNS, Cell, Plan, build, freeze
+from sweeps.planning.plan import RUNS, Cell, Plan, build, freeze
+from sweeps.running import attempt_log
+from sweeps.running.outcomes import result_status
+from tests.conftest import scaling
+from tests.support.stand_in_sweep import PACE
 
 pytestmark = [
     pytest.mark.cluster,
@@ -101,7 +102,7 @@ class Storm:
     def counts(self) -> str:
         kinds = Counter(self.seen.values())
         runs = Counter(result_status(self.run(cell)) for cell in self.plan.cells)
-        lines = [line for cell in self.plan.cells for line in ledger.read(self.run(cell))]
+        lines = [line for cell in self.plan.cells for line in attempt_log.read(self.run(cell))]
         attempts = Counter(line.get("kind", line["event"]) for line in lines)
         typed = sum(terminal.typed for terminal in self.terminals)
         return (

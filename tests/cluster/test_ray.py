@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import scaling
 
-from cluster.ray_cluster import MARK, RayCluster, Unavailable, ray_cluster
-from cluster.watching import (
+from scaling.config.run_config import MeshConfig, RunConfig
+from scaling.exit_codes import STOPPED
+from sweeps.planning.plan import RUNS, Plan
+from sweeps.running.claims import LEASE
+from tests.cluster.ray_cluster import MARK, RayCluster, Unavailable, ray_cluster
+from tests.cluster.watching import (
     PLAIN,
     collected,
     frozen,
@@ -33,10 +36,7 @@ from cluster.watching import (
     variable,
     workers_found,
 )
-from scaling.config import MeshConfig, RunConfig
-from scaling.exits import STOPPED
-from sweeps.claim import LEASE
-from sweeps.plan import RUNS, Plan
+from tests.conftest import scaling
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LONG, SHORT, MANY, PATIENCE = 800, 24, 4, 300.0
@@ -183,7 +183,7 @@ def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tm
     (run,) = in_plan(folder, frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 192))
     with running(ray, folder) as command:
         until(lambda: reached(run) >= 10, "step 10", PATIENCE)
-        (whole,) = processes("sweeps.executors.ray_gang", str(run))
+        (whole,) = processes("sweeps.clusters.ray_multihost", str(run))
         os.kill(whole, signal.SIGTERM)
         until(lambda: kinds(run), "both processes have saved", PATIENCE)
         assert steps(run) == list(range(1, reached(run) + 1))
@@ -205,7 +205,7 @@ def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tm
 def test_a_host_that_does_not_see_the_sweep_is_one_line(ray: RayCluster, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from sweeps.executors import Work; from sweeps.executors.ray import Ray\n"
+        "from sweeps.local.launch import Work; from sweeps.clusters.ray_cluster import Ray\n"
         "folder = Path(sys.argv[2]) / 'nowhere'; cluster = Ray(sys.argv[1]).cluster(folder); cluster.check([1])\n"
         "(worker,) = cluster.start(Work(folder), 1)\n"
         "while worker.state() != 'ended': time.sleep(.1)\n"

@@ -17,10 +17,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import scaling
 
-from cluster.slurm_cluster import SlurmCluster
-from cluster.watching import (
+from scaling.config.run_config import MeshConfig, RunConfig
+from scaling.record.run_folder import read_metrics
+from sweeps.local import processes as local
+from sweeps.local.launch import Handle, Slot
+from sweeps.planning.plan import RUNS, Plan
+from sweeps.running import attempt_log
+from sweeps.running.fleet import train_command
+from sweeps.running.outcomes import prepare
+from tests.cluster.slurm_cluster import SlurmCluster
+from tests.cluster.watching import (
     PLAIN,
     collected,
     frozen,
@@ -33,13 +40,7 @@ from cluster.watching import (
     variable,
     workers_found,
 )
-from scaling.config import MeshConfig, RunConfig
-from scaling.record import read_metrics
-from sweeps import ledger
-from sweeps.executors import Handle, Slot, local
-from sweeps.fleet import train_command
-from sweeps.outcome import prepare
-from sweeps.plan import RUNS, Plan
+from tests.conftest import scaling
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LONG, SHORT, PATIENCE = 600, 32, 300.0
@@ -144,7 +145,7 @@ def storm(peace: Peace, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFa
         taken = slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
         assert taken.returncode == 0, taken.stderr
         until(lambda: all(let_go_when_told(pid) for pid in held.values()), "both long runs told to stop")
-        until(lambda: all(ledger.counts(run)["stopped"] for run in runs), "both long runs stopped")
+        until(lambda: all(attempt_log.counts(run)["stopped"] for run in runs), "both long runs stopped")
         preempted = reached(runs[0]), reached(runs[1])
         held.clear()
         until(lambda: hold(runs[0], preempted[0] + 40, held) & hold(runs[1], preempted[1] + 80, held), "both going on")

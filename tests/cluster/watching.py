@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from conftest import scaling
-from stand_in_sweep import PACE
 
-from scaling.config import RunConfig
-from scaling.record import read_metrics
-from sweeps import ledger
+from scaling.config.run_config import RunConfig
+from scaling.record.run_folder import read_metrics
 from sweeps.grids import Sweep
-from sweeps.plan import Plan, build, freeze
+from sweeps.planning.plan import Plan, build, freeze
+from sweeps.running import attempt_log
+from tests.conftest import scaling
+from tests.support.stand_in_sweep import PACE
 
 CLOCKS = ["seconds", "tokens_per_second"]
 PLAIN = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -58,7 +58,7 @@ def reached(run: Path) -> int:
 
 def kinds(run: Path) -> list[str]:
     """How the attempts at a run ended, first to last."""
-    return [line["kind"] for line in ledger.read(run) if line["event"] == "ended"]
+    return [line["kind"] for line in attempt_log.read(run) if line["event"] == "ended"]
 
 
 def workers_found(folder: Path, runs: int) -> list[int]:

@@ -1,0 +1,157 @@
+"""The verbs of analysis: fit, isoflop, report; collect has a module of its own. Each returns the facts that it prints.
+
+Not in the design's list of modules: it keeps the command line, which lives with training, thin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analysis import api, files
+from analysis.commands.collect import collect as collect
+from analysis.errors import TableError
+from analysis.forecasting import saved_fit, sensitivity
+from analysis.tables import results
+
+
+def fit(
+    table: Path,
+    law: str = "chinchilla",
+    objective: api.Name = "huber",
+    delta: float = 1e-3,
+    columns: str = "",
+    where: str = "",
+    params: str | None = None,
+    holdout: str = "none",
+    weight_power: float = 0.0,
+    fix: str = "",
+    bound: str = "",
+    draws: int = 512,
+    level: float = 0.9,
+    seed: int = 0,
+    panel: bool = True,
+    out: Path | None = None,
+    json: Path | None = None,
+) -> dict[str, Any]:
+    """Fit a law to a results table and save it as fit.json, with the panel of how it moves when it is fitted otherwise.
+
+    Args:
+      table: A sweep folder, or a CSV, Parquet or JSONL file.
+      law: A law by name, such as chinchilla, interaction or data_constrained; `chosen` to choose it by back-test.
+      objective: Huber, least absolute deviation, or squares of log residuals; or squares of residuals.
+      delta: Width of the Huber objective's quadratic zone, in log loss.
+      columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
+      where: Rows to use, as in "corpus==c4", "flops>=1e18 and flops<1e21".
+      params: Which count of parameters to fit against: params_matmul (default for own tables), params_total, ...
+      holdout: Runs the fit must not see: largest, none, or a number of FLOPs, at or above which runs are held out.
+      weight_power: Weight points by training FLOPs to this power: towards the target of a forecast.
+      fix: Parameters held at a value, as in E=1.69,alpha=.34.
+      bound: Ranges of parameters, as in E=0.5:2,beta=.2:.6.
+      draws: Bootstrap resamples.
+      level: Nominal probability of the intervals.
+      seed: Seed of the bootstrap.
+      panel: Also fit otherwise, and show how exponents and forecast move: by counting, window, objective, weights.
+      out: Where to save the fit; fit.json beside the table unless given.
+      json: Also write the facts printed to this file.
+    """
+    for name, right, good in (
+        ("delta", "above zero", delta > 0),
+        ("draws", "at least 2", draws >= 2),
+        ("level", "between 0 and 1", 0 < level < 1),
+        ("weight_power", "zero or more", weight_power >= 0),
+    ):
+        if not good:
+            raise TableError(f"--{name.replace('_', '-')} {locals()[name]}: must be {right}")
+    settings = saved_fit.Settings(
+        objective=api.objective(objective, delta),
+        power=weight_power,
+        fixed={name: _number("fix", name, value) for name, value in _pairs("fix", fix)},
+        bounds={name: _range(name, value) for name, value in _pairs("bound", bound)},
+        holdout=holdout,
+        draws=draws,
+        level=level,
+        seed=seed,
+    )
+    named = results.parse_columns(columns)
+    rows = api.load(table, columns=named, where=where)
+    origin = {"path": str(table), "sha256": results.content_hash(table), "columns": named, "where": where}
+    built = api.fit(rows, law, settings, params=params, panel=panel, origin=origin)
+    path = saved_fit.save(built, out or (table if table.is_dir() else table.parent) / "fit.json")
+    facts = built.facts() | {"fit": str(path), "points": len(built.points)}
+    _print_fit(built, path)
+    if json:
+        files.write_json(json, facts)
+    return facts
+
+
+def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
+    """ "E=1.7,alpha=.3" -> pairs. Raises TableError on anything else."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not name.strip() or not value.strip() for name, _, value in pairs):
+        example = "E=1.69,alpha=.34" if flag == "fix" else "E=0.5:2,beta=.2:.6"
+        raise TableError(f"--{flag} {text}: write parameter=value pairs, as in {example}")
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
+
+
+def _number(flag: str, name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise TableError(f"--{flag} {name}={text}: must be a number") from None
+
+
+def _range(name: str, text: str) -> tuple[float, float]:
+    low, colon, high = text.partition(":")
+    if not colon:
+        raise TableError(f"--bound {name}={text}: must be low:high, as in {name}=0.5:2")
+    return _number("bound", name, low), _number("bound", name, high)
+
+
+def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
+    document = built.document
+    console = Console(soft_wrap=True, highlight=False)
+    rows = Table("", "value", "standard error", f"{document['level']:.0%} interval", box=None, pad_edge=False)
+    exponent = {} if document["exponent_a"] is None else {"exponent_a": document["exponent_a"]}
+    for name, value in {**built.values, **exponent}.items():
+        low, high = document["intervals"][name]
+        rows.add_row(name, f"{value:.4g}", f"{document['standard_errors'][name]:.2g}", f"{low:.4g} to {high:.4g}")
+    dropped = f", {document['dropped']} failed or diverged left out" if document["dropped"] else ""
+    counted = f"N = {document['params_column']}, " if "params" in built.law.columns else ""
+    units = f"{built.law.response} in {document['units'][built.law.response]}"
+    console.print(f"[bold]{built.describe()}[/]   {counted}{units}")
+    console.print(rows)
+    if exponent:
+        a = document["exponent_a"]
+        console.print(f"compute-optimal N ~ C^{a:.3f} for C = 6 N D; errors: {document['uncertainty']}")
+    objective = document["objective"]
+    width = f" (delta {objective['delta']:g})" if objective["delta"] else ""
+    console.print(
+        f"{len(built.points)} points fitted, {len(built.held_out)} held out{dropped}; {objective['name']}{width}: "
+        f"{objective['value']:.6g}, reached by {document['reached']} of {document['starts']} starts"
+    )
+    for how, count in document["learning_rates"].items():
+        console.print(f"learning rates of {count} of {len(built.points)}: {escape(how)}")
+    _print_choice(document, console)
+    if document.get("sensitivity"):
+        console.print(sensitivity.table(document["sensitivity"]))
+    for note in document["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(note)}")
+    console.print(f"saved {path}")
+
+
+def _print_choice(document: Mapping[str, Any], console: Console) -> None:
+    choice = document["choice"]
+    if choice is None or choice["drift"] is None:
+        return
+    ranked = sorted((c for c in choice["candidates"] if c["score"] is not None), key=lambda c: c["score"])
+    said = ", ".join(f"{c['name']} {c['score']:.2%}" for c in ranked[:3])
+    console.print(
+        f"back-test inside these points (top 3x of compute held out): {said}; errors grow by "
+        f"{choice['drift']:.2%} per e-fold of compute beyond the largest run"
+    )

@@ -1,0 +1,1 @@
+"""Accuracy of tasks as a function of scale."""

@@ -1,0 +1,116 @@
+"""The points of one task in a results table, and which tasks a table has.
+
+Not in the design's list of modules: studies of one task and decisions between recipes read the same points.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.downstream.model_choice import MISFIT
+from analysis.errors import TableError
+from analysis.tables import results
+from analysis.tables.results import SURFACE
+
+
+def tasks(table: pd.DataFrame) -> list[str]:
+    """Names that have both an accuracy and a chance level among the columns, in alphabetical order."""
+    names = {str(name) for name in table.columns}
+    return sorted(
+        name.removesuffix("/chance") for name in names if name.endswith("/chance") and _accuracy(name) in names
+    )
+
+
+def some_tasks(table: pd.DataFrame) -> list[str]:
+    if not (found := tasks(table)):
+        raise TableError(
+            "the table has no task: no column <task>/accuracy beside <task>/chance; run scaling eval first"
+        )
+    return found
+
+
+def _accuracy(chance: str) -> str:
+    return f"{chance.removesuffix('/chance')}/accuracy"
+
+
+def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.DataFrame, str, float]:
+    """(Study.points with the weights that roads read, the count of parameters, answers that an accuracy is of)."""
+    table = table[table["status"] == "done"] if "status" in table else table
+    rows = table[pd.to_numeric(table[f"{task}/accuracy"], errors="coerce").notna()]
+    if rows.empty:
+        raise TableError(f"task {task}: no run that is done has it")
+    counted = params or ("params" if "params" in table else results.DEFAULT_PARAMS)
+    points = results.measured(rows, counted, SURFACE, "loss" if "loss" in rows else "tokens")
+    for name, column in (("accuracy", "accuracy"), ("chance", "chance"), ("ceiling", "ceiling")):
+        points[name] = _shares(rows, f"{task}/{column}") if f"{task}/{column}" in rows else 1.0
+    if (points["chance"] >= points["ceiling"]).any() or points[["chance", "ceiling"]].nunique().gt(1).any():
+        raise TableError(
+            f"task {task}: {task}/chance and {task}/ceiling must be one pair for all runs, chance the lower"
+        )
+    stated = _numbers(rows, f"{task}/accuracy_stderr")
+    points["standard_error"], questions = _standard_errors(points["accuracy"].to_numpy(), stated)
+    misfit = MISFIT * (points["ceiling"] - points["chance"]).to_numpy()
+    points["accuracy_weight"] = _weights(np.hypot(points["standard_error"].to_numpy(), misfit))
+    points["error"] = 1 - points["accuracy"]
+    points["bits_per_byte"] = _numbers(rows, f"{task}/bits_per_byte")
+    relative = _numbers(rows, f"{task}/bits_per_byte_stderr") / points["bits_per_byte"].to_numpy()
+    points["bits_per_byte_weight"] = _weights(relative)
+    if "loss" in points:
+        points["loss_weight"] = _weights(_numbers(rows, "loss_stderr") / points["loss"].to_numpy())
+    settings = [
+        name for name in ("recipe", "learning_rate", "weight_decay", "batch_tokens", "schedule") if name in rows
+    ]
+    points["settings"] = rows[settings].astype(str).agg(" ".join, axis=1).to_numpy() if settings else ""
+    points = points.sort_values(["flops", *SURFACE, "run_id"], kind="stable")
+    return points.dropna(axis=1, how="all").reset_index(drop=True), counted, questions
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as float64, NaN where it is absent or not above zero."""
+    if column not in rows:
+        return np.full(len(rows), np.nan)
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _shares(rows: pd.DataFrame, column: str) -> np.ndarray:
+    values = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(bad):
+        run = f" (run {rows['run_id'].iloc[bad[0]]})" if "run_id" in rows else ""
+        raise TableError(f"{column} = {rows[column].iloc[bad[0]]}{run}: must be a share between 0 and 1")
+    return values
+
+
+def _standard_errors(accuracy: np.ndarray, stated: np.ndarray) -> tuple[np.ndarray, float]:
+    """([runs], questions): the binomial error of each accuracy with two right and two wrong answers added, so that 0
+    and 1 have one too (Agresti and Coull 1998); NaN where the table states none.
+
+    The number of questions is what the stated errors imply.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counts = accuracy * (1 - accuracy) / stated**2
+    told = counts[np.isfinite(counts) & (counts >= 1)]
+    if not len(told):
+        return np.full(len(accuracy), np.nan), np.nan
+    typical = float(np.median(told))
+    count = np.where(np.isfinite(counts) & (counts >= 1), counts, typical)
+    added = (accuracy * count + 2) / (count + 4)
+    return np.sqrt(added * (1 - added) / count), typical
+
+
+def _weights(errors: np.ndarray) -> np.ndarray:
+    """One over their squares, mean 1; ones where any is missing."""
+    if not np.isfinite(errors).all():
+        return np.ones(len(errors))
+    weights = 1 / errors**2
+    return weights / weights.mean()
+
+
+def checkpoint_points(table: pd.DataFrame | None, task: str, runs: pd.Series) -> pd.DataFrame | None:
+    """Columns run_id, tokens, accuracy of those runs in a table of checkpoints; None where it lacks the task."""
+    if table is None or f"{task}/accuracy" not in table:
+        return None
+    rows = table.loc[table["run_id"].astype(str).isin(runs), ["run_id", "tokens", f"{task}/accuracy"]].dropna()
+    return rows.rename(columns={f"{task}/accuracy": "accuracy"})

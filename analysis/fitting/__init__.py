@@ -1,0 +1,1 @@
+"""Fits of laws: optimisers, objectives, intervals, identifiability."""

@@ -1,0 +1,102 @@
+"""How sure of the parameters: bootstrap over runs.
+
+Pairs bootstrap: whole clusters of points (a run, or a trunk and its branches) are drawn with replacement and the law
+is refitted to each draw, warm-started. It takes the form of the law for granted; predictive.py does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.fitting.fit import Fit, refit
+from analysis.laws import Columns, Law
+
+METHOD = "pairs bootstrap over runs"
+ATTEMPTS = 1000  # draws tried for each resample that holds enough distinct points
+HELD = 2**22  # weights held at once, draws times points: resamples are drawn and solved in blocks
+BLOCKS = (64, 4096)  # draws in a block: at least, at most
+
+
+def clusters(points: Columns, parameters: int) -> tuple[np.ndarray, str]:
+    """Resampling unit of each point, and a warning when trunks are too few to be resampled whole.
+
+    A law cannot be refitted to two or three trunks: with fewer than twice as many trunks as parameters, single runs are
+    resampled instead, and the warning says so.
+    """
+    trunks, runs = np.asarray(points["cluster"]), np.asarray(points["run_id"])
+    if len(np.unique(trunks)) >= 2 * parameters or len(np.unique(trunks)) == len(np.unique(runs)):
+        return trunks, ""
+    note = (
+        f"{len(np.unique(trunks))} trunks are too few to resample whole: runs resampled singly, intervals may be narrow"
+    )
+    return runs, note
+
+
+def bootstrap(
+    fit: Fit,
+    columns: Columns,
+    loss: Any,
+    unit: Sequence[str] | np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    draws: int = 512,
+    seed: int = 0,
+) -> np.ndarray:
+    """Law values refitted to resampled clusters: [draws, parameters], in the order of fit.law.parameters.
+
+    weights: those of the fit, one a point; ones unless given.
+    """
+    own = 1.0 if weights is None else weights
+    blocks = resampled(columns, fit.law, unit, draws=draws, seed=seed)
+    return np.concatenate([refit(fit, columns, loss, own * times) for times in blocks])
+
+
+def resampled(
+    columns: Columns, law: Law, unit: Sequence[str] | np.ndarray, *, draws: int, seed: int
+) -> Iterator[np.ndarray]:
+    """How often each point is drawn, in blocks of bounded size: [some draws, points] each, `draws` in all."""
+    generator = np.random.default_rng(seed)
+    _, member = np.unique(np.asarray(unit), return_inverse=True)
+    cells = np.stack([np.asarray(columns[name], np.float64) for name in law.columns], 1)
+    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    rows = int(np.clip(HELD // len(member), *BLOCKS))
+    counts = [min(rows, draws - first) for first in range(0, draws, rows)]
+    return (resamples(generator, member, cell.ravel(), len(law.parameters), count) for count in counts)
+
+
+def resamples(
+    generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int, draws: int
+) -> np.ndarray:
+    """How often each point is drawn, [draws, points]; a row is drawn again until more distinct cells than parameters
+    are in it, if that can be."""
+    groups = int(member.max()) + 1
+    order = np.argsort(cell, kind="stable")
+    _, firsts = np.unique(cell[order], return_index=True)
+
+    def drawn(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights, and which rows hold too few cells."""
+        picks = generator.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        times = np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups)
+        held = np.logical_or.reduceat((times > 0)[:, member[order]], firsts, axis=1)
+        return times[:, member].astype(np.float64), held.sum(1) <= parameters
+
+    weights, short = drawn(draws)
+    for _ in range(ATTEMPTS - 1):
+        if not short.any():
+            break
+        again = np.flatnonzero(short)
+        weights[again], short[again] = drawn(len(again))
+    return weights
+
+
+def standard_errors(draws: np.ndarray) -> np.ndarray:
+    """Standard deviation of each parameter over the draws."""
+    return np.std(draws, axis=0, ddof=1)
+
+
+def central(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Equal-tailed interval over the first axis at a nominal level such as 0.9."""
+    return np.quantile(draws, (1 - level) / 2, axis=0), np.quantile(draws, (1 + level) / 2, axis=0)

@@ -1,0 +1,303 @@
+"""Chinchilla approaches 1 and 2, for comparison and for their known biases; and the argmin of Porian et al. 2024.
+
+All three go from runs to compute-optimal (N*, D*) per budget, then to power laws N* ~ C^a and D* ~ C^b by log-log
+regression, without ever fitting a surface. That is their bias: a parabola in log N is not the shape of a loss surface,
+so its vertex lies beside the optimum by an amount that grows with the width of the grid. Each result carries what the
+same grid would give on a noise-free Chinchilla surface, whose optimum is known.
+
+Units: params and tokens are counts, flops are training FLOPs, loss is nats per token (any other unit changes nothing).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import Akima1DInterpolator
+
+from analysis.errors import TableError
+from analysis.tables.results import fit_points
+
+ALPHA, BETA = 0.34, 0.28  # Hoffmann et al. 2022, table A3, as printed
+TARGET = 1e24  # FLOPs at which a bias is quoted, as is usual for this comparison
+SUBDIVISIONS = 25  # points of the fine grid for each interval between sizes (Porian et al. 2024)
+FLOOR = 0.33  # least standard deviation of log N*, in units of the spacing of the sizes (Porian et al. 2024)
+SAME_BUDGET = 0.05  # relative gap in training FLOPs between neighbours of one budget
+
+Minimum = Callable[[np.ndarray, np.ndarray], float]
+MedianAndStd = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """y = coefficient * flops^exponent."""
+
+    coefficient: float
+    exponent: float
+
+    def __call__(self, flops: float | np.ndarray) -> float | np.ndarray:
+        return self.coefficient * np.asarray(flops, np.float64) ** self.exponent
+
+    def __repr__(self) -> str:
+        return f"{self.coefficient:.4g} C^{self.exponent:.4f}"
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How far a grid throws an approach off on a noise-free Chinchilla surface.
+
+    at: FLOPs at which the optimum is forecast. params, tokens: relative error of N* and D* there (-0.05 is 5 % low).
+    exponent: error of a in N* ~ C^a. alpha, beta: exponents of the surface; to a parabola its E, A and B are all one.
+    """
+
+    at: float
+    params: float
+    tokens: float
+    exponent: float
+    alpha: float = ALPHA
+    beta: float = BETA
+
+    def __repr__(self) -> str:
+        return (
+            f"on a noise-free surface (alpha {self.alpha:g}, beta {self.beta:g}) this grid gives "
+            f"N* {self.params:+.2%}, D* {self.tokens:+.2%} at {self.at:.3g} FLOPs, exponent a {self.exponent:+.4f}"
+        )
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Compute-optimal sizes found without a surface.
+
+    flops, params, tokens, loss: [budgets], one optimum each. log_std: [budgets], standard deviation of log N*; empty
+    where no noise was given. skipped: budgets in FLOPs that have no optimum inside their sizes. bias: None where the
+    grid says nothing about it.
+    """
+
+    approach: str
+    flops: tuple[float, ...]
+    params: tuple[float, ...]
+    tokens: tuple[float, ...]
+    loss: tuple[float, ...]
+    params_law: PowerLaw
+    tokens_law: PowerLaw
+    log_std: tuple[float, ...] = ()
+    skipped: tuple[float, ...] = ()
+    bias: Bias | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"{self.approach}: N* = {self.params_law}, D* = {self.tokens_law} from {len(self.flops)} budgets"]
+        if self.skipped:
+            shown = ", ".join(f"{flops:.3g}" for flops in self.skipped[:6]) + ", ..." * (len(self.skipped) > 6)
+            lines.append(f"{len(self.skipped)} budgets have no optimum inside three sizes and more: {shown} FLOPs")
+        return "\n".join([*lines, f"bias: {self.bias or 'unknown'}"])
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.facts())
+
+
+def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = TARGET) -> Frontier:
+    """The envelope of training curves: in each of many FLOPs bins the size of lowest loss (Hoffmann 2022, section 3.1).
+
+    Each size's points make its curve, log loss interpolated in log FLOPs and never continued beyond its ends. Bins in
+    which the smallest or largest size of all wins are left out (ours): there the envelope ends, not the descent.
+
+    Args:
+      table: columns params, tokens, loss and, unless 6 params tokens, flops.
+    Raises:
+      TableError: an unusable table, or no size that wins inside the range of sizes.
+    """
+    points = fit_points(table, parameters=1).table
+    found = _envelope(points, bins)
+    return replace(found, bias=_envelope_bias(points, found, bins, at))
+
+
+def approach_2(table: pd.DataFrame, *, at: float = TARGET) -> Frontier:
+    """IsoFLOP profiles: in each budget a parabola of loss in log params; its vertex is N* (Hoffmann 2022, section 3.2).
+
+    Args:
+      table: as for approach 1, at least three sizes a budget.
+    Raises:
+      TableError: an unusable table, or fewer than two budgets whose parabola has its vertex among the sizes.
+    """
+    return _profiles("approach 2 (parabolas)", fit_points(table, parameters=1).table, parabola, at)
+
+
+def akima(table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: int = 0, at: float = TARGET) -> Frontier:
+    """IsoFLOP profiles by the argmin of Akima's interpolation of log loss in log params (Porian et al. 2024).
+
+    With `noise`, N* is the median over draws of the interior argmins, on a grid of 25 points an interval. A budget
+    without an interior argmin in half of the draws is skipped. The power laws weigh each budget by 1 / std^2 of its
+    log N*; that standard deviation is never below a third of the spacing of the sizes, and is divided by the share of
+    draws that were interior.
+
+    Args:
+      table: as for approach 2; of the runs of one size in one budget the lowest loss counts.
+      noise: standard deviation of the loss between seeds, in the unit of the loss.
+    Raises:
+      TableError: an unusable table, or fewer than two budgets with an optimum among the sizes.
+    """
+    noisy = _noisy(noise, draws, seed) if noise else None
+    return _profiles("Akima argmin", fit_points(table, parameters=1).table, interpolated, at, noisy, lowest=True)
+
+
+def parabola(log_params: np.ndarray, loss: np.ndarray) -> float:
+    """Vertex of the least-squares parabola; NaN where it opens downwards."""
+    centre = log_params.mean()
+    square, linear, _ = np.polyfit(log_params - centre, loss, 2)
+    return centre - linear / (2 * square) if square > 0 else np.nan
+
+
+def interpolated(log_params: np.ndarray, loss: np.ndarray) -> float:
+    """Argmin of Akima's interpolation of log loss, exact: the lowest of its stationary points and sizes."""
+    curve = Akima1DInterpolator(log_params, np.log(loss))
+    candidates = np.append(log_params, curve.derivative().roots(extrapolate=False))
+    return float(candidates[np.nanargmin(curve(candidates))])
+
+
+def symmetric_bias(
+    span: float, sizes: int = 15, *, alpha: float = ALPHA, beta: float = BETA, at: float = TARGET
+) -> Bias:
+    """Bias of approach 2 on budgets whose `sizes` stand in equal ratios from optimum / span to optimum * span.
+
+    Every budget's vertex is off by the same factor, so that the exponent is right and the optimum wrong everywhere.
+    """
+    offsets = np.linspace(-np.log(span), np.log(span), sizes)
+    shift = parabola(offsets, _profile(offsets, alpha, beta))
+    return Bias(at, float(np.expm1(shift)), float(np.expm1(-shift)), 0.0, alpha, beta)
+
+
+def power_law(flops: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> PowerLaw:
+    """Weighted least squares of log values on log flops."""
+    root = None if weights is None else np.sqrt(weights)
+    exponent, constant = np.polyfit(np.log(flops), np.log(values), 1, w=root)
+    return PowerLaw(float(np.exp(constant)), float(exponent))
+
+
+def _profile(offsets: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """Loss of a Chinchilla surface along flops = 6 N D, over log(N / N*); half of it is irreducible at the optimum."""
+    return beta * np.exp(-alpha * offsets) + alpha * np.exp(beta * offsets) + alpha + beta
+
+
+def _profiles(
+    name: str,
+    points: pd.DataFrame,
+    minimum: Minimum,
+    at: float,
+    noisy: MedianAndStd | None = None,
+    *,
+    lowest: bool = False,
+) -> Frontier:
+    """lowest: of the runs of one size in one budget, count the one of lowest loss."""
+    budgets = [_lowest(budget) if lowest else budget for budget in _budgets(points)]
+    rows, skipped, shifts = [], [], []
+    for budget in budgets:
+        log_params, loss = np.log(budget["params"].to_numpy()), budget["loss"].to_numpy()
+        flops = float(np.exp(np.log(budget["flops"]).mean()))
+        best = minimum(log_params, loss) if budget["params"].nunique() >= 3 else np.nan
+        inside = log_params.min() < best < log_params.max()
+        median, std = noisy(log_params, loss) if noisy and inside else (best, np.nan)
+        if not (inside and np.isfinite(median)):
+            skipped.append(flops)
+            continue
+        log_tokens, log_loss = (np.interp(median, log_params, np.log(budget[key])) for key in ("tokens", "loss"))
+        rows.append((flops, np.exp(median), np.exp(log_tokens), np.exp(log_loss), std))
+        shifts.append(_shift(log_params - best, minimum))
+    if len(rows) < 2:
+        raise TableError(
+            f"{name}: {len(rows)} of {len(budgets)} FLOPs budgets have three sizes and the optimum between them, at "
+            "least 2 are needed; add sizes on both sides of the optimum"
+        )
+    frontier = _frontier(name, np.array(rows), tuple(skipped), weighted=noisy is not None)
+    exponent, constant = np.polyfit(np.log(frontier.flops), shifts, 1)
+    shift = constant + exponent * np.log(at)
+    return replace(frontier, bias=Bias(at, float(np.expm1(shift)), float(np.expm1(-shift)), float(exponent)))
+
+
+def _frontier(name: str, rows: np.ndarray, skipped: tuple[float, ...], *, weighted: bool) -> Frontier:
+    """rows: [budgets, 5], columns flops, params, tokens, loss, standard deviation of log params."""
+    flops, params, tokens, loss, std = (tuple(map(float, column)) for column in rows.T)
+    weights = rows[:, 4] ** -2.0 if weighted else None
+    params_law, tokens_law = (power_law(rows[:, 0], rows[:, column], weights) for column in (1, 2))
+    return Frontier(name, flops, params, tokens, loss, params_law, tokens_law, std if weighted else (), skipped)
+
+
+def _shift(offsets: np.ndarray, minimum: Minimum) -> float:
+    """log(found / true optimum) on a surface whose found optimum lies where it lies in the user's grid.
+
+    offsets: log(N / N found). The true optimum is not known, so the grid is moved until the found one is at 0.
+    """
+    shift = 0.0
+    for _ in range(50):
+        shift = minimum(offsets + shift, _profile(offsets + shift, ALPHA, BETA))
+    return shift
+
+
+def _noisy(noise: float, draws: int, seed: int) -> MedianAndStd:
+    random = np.random.default_rng(seed)
+
+    def median_and_std(log_params: np.ndarray, loss: np.ndarray) -> tuple[float, float]:
+        fine = np.linspace(log_params.min(), log_params.max(), SUBDIVISIONS * (len(log_params) - 1))
+        noisy = loss[:, None] + noise * random.standard_normal((len(loss), draws))
+        best = np.argmin(Akima1DInterpolator(log_params, np.log(noisy))(fine), axis=0)
+        inside = fine[best[(best > 0) & (best < len(fine) - 1)]]
+        floor = FLOOR * SUBDIVISIONS * (fine[1] - fine[0])
+        enough = len(inside) >= draws / 2
+        return (np.median(inside), max(inside.std(), floor) * draws / len(inside)) if enough else (np.nan, np.nan)
+
+    return median_and_std
+
+
+def _budgets(points: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows whose training FLOPs differ by no more than SAME_BUDGET from one to the next, each group by size."""
+    ordered = points.sort_values(["flops", "params"], kind="stable")
+    label = (ordered["flops"].pct_change() > SAME_BUDGET).cumsum()
+    return [group.sort_values("params", kind="stable") for _, group in ordered.groupby(label)]
+
+
+def _lowest(budget: pd.DataFrame) -> pd.DataFrame:
+    return budget.sort_values("loss", kind="stable").drop_duplicates("params").sort_values("params")
+
+
+def _envelope(points: pd.DataFrame, bins: int) -> Frontier:
+    sizes = np.sort(points["params"].unique())
+    flops = np.geomspace(points["flops"].min(), points["flops"].max(), bins)
+    log_loss, log_tokens = np.empty((2, len(sizes), bins))
+    for i, size in enumerate(sizes):
+        curve = np.log(points[points["params"] == size].groupby("flops")[["tokens", "loss"]].min().reset_index())
+        for name, rows in (("loss", log_loss), ("tokens", log_tokens)):
+            rows[i] = np.interp(np.log(flops), curve["flops"], curve[name], left=np.nan, right=np.nan)
+    best = np.argmin(np.where(np.isnan(log_loss), np.inf, log_loss), axis=0)
+    rivals = np.isfinite(log_loss).sum(axis=0) > 1
+    kept = np.flatnonzero(rivals & (best > 0) & (best < len(sizes) - 1))
+    if len(np.unique(best[kept])) < 2:
+        raise TableError(
+            f"approach 1: of {len(sizes)} sizes fewer than 2 between the smallest and the largest win at any FLOPs; "
+            "it needs training curves, or many horizons a size, that overlap in FLOPs"
+        )
+    at = best[kept], kept
+    columns = flops[kept], sizes[best[kept]], np.exp(log_tokens[at]), np.exp(log_loss[at]), np.full(len(kept), np.nan)
+    return _frontier("approach 1 (envelope)", np.stack(columns, axis=1), (), weighted=False)
+
+
+def _envelope_bias(points: pd.DataFrame, found: Frontier, bins: int, at: float) -> Bias | None:
+    """The same points on a surface whose optimum is N* at the middle of the envelope; None where no size wins there."""
+    middle = float(np.exp(np.log(found.flops).mean()))
+    a = BETA / (ALPHA + BETA)
+    factor = found.params_law(middle) / (middle / 6) ** a  # G of N* = G (C/6)^a
+
+    best = factor * (at / 6) ** a
+    params, tokens = points["params"].to_numpy(), points["tokens"].to_numpy()
+    loss = 1 + BETA * factor**ALPHA * params**-ALPHA + ALPHA * factor**-BETA * tokens**-BETA
+    try:
+        planted = _envelope(points.assign(loss=loss, flops=6 * params * tokens), bins)
+    except TableError:
+        return None
+    errors = float(planted.params_law(at) / best - 1), float(planted.tokens_law(at) / (at / 6 / best) - 1)
+    return Bias(at, *errors, planted.params_law.exponent - a)

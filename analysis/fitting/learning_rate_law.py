@@ -1,0 +1,198 @@
+"""`scaling rates`: the best learning rate of each size, from scans, and the power law through them for a recipe to use.
+
+A scan is a set of runs alike in everything but their learning rate. Its optimum is the vertex of the parabola in log
+rate through its best run and the neighbours of that on both sides; where the best is the lowest or the highest rate
+that was tried, there is no optimum, and the scan is left out and named. A rate that diverged counts as tried. Method:
+ours, after Porian et al. 2024, section 3.4, who interpolate in log rate as well; the law in N alone holds for the
+horizon of the scans.
+
+Not in the design's list of modules: it is what makes a recipe's learning rate a measurement
+(scaling/recipes/derive.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import TableError
+from analysis.tables import curve_collapse, results
+
+SCHEMA = 1
+FEWEST = 3
+ALL_DIVERGED = "all diverged"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One size's runs. rates ascending and losses (NaN where a run diverged); best: vertex of the parabola, NaN at a
+    bound; at_bound: "lowest", "highest", ALL_DIVERGED, or ""."""
+
+    params: float
+    tokens: float
+    width: int
+    depth: int
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    best: float
+    loss: float
+    at_bound: str
+
+    @property
+    def name(self) -> str:
+        return f"w{self.width}-d{self.depth} at {self.tokens:,.0f} tokens"
+
+
+@dataclass(frozen=True)
+class RateLaw:
+    """best = rate (params / at)^exponent; stderr of the exponent; rms: of log2 of the scans' optima over it. NaN where
+    two scans give a line without residual."""
+
+    at: float
+    rate: float
+    exponent: float
+    stderr: float
+    rms: float
+    scans: tuple[Scan, ...]
+
+    def __call__(self, params: Any) -> np.ndarray:
+        return self.rate * (np.asarray(params, float) / self.at) ** self.exponent
+
+    def __str__(self) -> str:
+        said = f"best rate = {self.rate:.3g} (N / {self.at:.3g})^{self.exponent:.3f}"
+        return said + ("" if np.isnan(self.stderr) else f" +- {self.stderr:.3f}, rms {self.rms:.2f} octaves")
+
+
+def scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS) -> tuple[Scan, ...]:
+    """The scans in a table of results, by size: groups of runs with at least three learning rates.
+
+    Raises TableError where columns are missing or no group has as many.
+    """
+    for name in ("learning_rate", "loss", "tokens", "width", "depth", params_column):
+        if name not in table:
+            raise TableError(f"the table lacks the column {name}: scans are read from the results table of a sweep")
+    tried = table[table["status"] != "failed"] if "status" in table else table
+    groups = [
+        group for _, group in tried.groupby(curve_collapse.scans(tried)) if group["learning_rate"].nunique() >= FEWEST
+    ]
+    if not groups:
+        raise TableError(f"no {FEWEST} runs are alike in everything but learning_rate: there is no scan in the table")
+    return tuple(sorted((_scan(group, params_column) for group in groups), key=lambda one: (one.params, one.tokens)))
+
+
+def _scan(group: pd.DataFrame, params_column: str) -> Scan:
+    rows = group.sort_values("learning_rate")
+    if twice := rows["learning_rate"][rows["learning_rate"].duplicated()].tolist():
+        raise TableError(f"learning_rate = {twice[0]:g} twice in one scan: the rows differ in what no column says")
+    rates, losses = rows["learning_rate"].to_numpy(float), rows["loss"].to_numpy(float)
+    if "status" in rows:
+        losses = np.where(rows["status"] == "done", losses, np.nan)
+    first = rows.iloc[0]
+    best, loss, bound = optimum(rates, losses)
+    return Scan(
+        params=float(first[params_column]),
+        tokens=float(rows["tokens"].max()),
+        width=int(first["width"]),
+        depth=int(first["depth"]),
+        rates=tuple(rates.tolist()),
+        losses=tuple(losses.tolist()),
+        best=best,
+        loss=loss,
+        at_bound=bound,
+    )
+
+
+def optimum(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]:
+    """(best rate, loss there, bound) of one scan: the vertex of the parabola in log rate through its best run and both
+    neighbours. A diverged neighbour counts as tried: the optimum is then the best run itself."""
+    if not np.isfinite(losses).any():
+        return np.nan, np.nan, ALL_DIVERGED
+    at = int(np.nanargmin(losses))
+    if at in (0, len(rates) - 1):
+        return np.nan, float(losses[at]), "lowest" if at == 0 else "highest"
+    x, y = np.log(rates[at - 1 : at + 2]), losses[at - 1 : at + 2]
+    if not np.isfinite(y).all():
+        return float(rates[at]), float(losses[at]), ""
+    square, slope, level = np.polyfit(x - x[1], y, 2)
+    away = float(np.clip(-slope / (2 * square), x[0] - x[1], x[2] - x[1])) if square > 0 else 0.0
+    return float(np.exp(x[1] + away)), float(level + slope * away + square * away**2), ""
+
+
+def rate_law(found: Sequence[Scan]) -> RateLaw:
+    """The power law through the optima of scans, least squares in logarithms, scans at a bound left out.
+
+    Raises TableError when fewer than two sizes have an optimum.
+    """
+    used = [scan for scan in found if not scan.at_bound]
+    if len({scan.params for scan in used}) < 2:
+        bounds = ", ".join(f"{scan.name}: {_without(scan)}" for scan in found if scan.at_bound)
+        raise TableError(f"a law needs the optima of two sizes, {len(used)} found; without one: {bounds or 'none'}")
+    x, y = np.log([scan.params for scan in used]), np.log([scan.best for scan in used])
+    middle = float(x.mean())
+    exponent, level = np.polyfit(x - middle, y, 1)
+    left = y - level - exponent * (x - middle)
+    free = len(used) - 2
+    spread = float(np.sqrt(left @ left / free)) if free else np.nan
+    stderr = spread / float(np.sqrt(np.sum((x - middle) ** 2)))
+    return RateLaw(
+        float(np.exp(middle)), float(np.exp(level)), float(exponent), stderr, spread / float(np.log(2)), tuple(found)
+    )
+
+
+def _without(scan: Scan) -> str:
+    """Why a scan has no optimum."""
+    return scan.at_bound if scan.at_bound == ALL_DIVERGED else f"best at the {scan.at_bound} tried"
+
+
+def facts(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
+    """What a recipe reads (scaling/recipes/derive.py, `measured_rate`), and a reader beside it; numbers to four
+    digits."""
+
+    def number(value: float) -> float | None:
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+
+    used = [scan for scan in law.scans if not scan.at_bound]
+    horizons = sorted({scan.tokens for scan in used})
+    over = f"{horizons[0]:,.0f}" + (f" to {horizons[-1]:,.0f}" if len(horizons) > 1 else "")
+    source = f"{sweep}: {len(used)} sizes x {max(len(scan.rates) for scan in used)} rates at {over} tokens"
+    rows = [
+        {key: list(map(number, value)) if isinstance(value, tuple) else value for key, value in asdict(scan).items()}
+        | {"best": number(scan.best), "loss": number(scan.loss)}
+        for scan in law.scans
+    ]
+    fitted = {name: number(getattr(law, name)) for name in ("at", "rate", "exponent", "stderr", "rms")}
+    return {"schema": SCHEMA, "source": source, "table": table_hash, "law": fitted, "scans": rows}
+
+
+def read(path: Path) -> RateLaw:
+    """The law and its scans as `facts` gives them, from JSON. Raises TableError for a file that holds none."""
+    try:
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise KeyError(f"schema {document['schema']}, this version reads {SCHEMA}")
+        law = {name: np.nan if value is None else float(value) for name, value in document["law"].items()}
+        return RateLaw(**law, scans=tuple(_read_scan(row) for row in document["scans"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TableError(f"{path}: not the learning rates that `scaling rates --out` writes ({error})") from None
+
+
+def _read_scan(row: dict[str, Any]) -> Scan:
+    ends = (row["best"], row["loss"])
+    rates, losses, (best, loss) = (np.array(each, float) for each in (row["rates"], row["losses"], ends))
+    return Scan(
+        params=row["params"],
+        tokens=row["tokens"],
+        width=row["width"],
+        depth=row["depth"],
+        rates=tuple(rates.tolist()),
+        losses=tuple(losses.tolist()),
+        best=float(best),
+        loss=float(loss),
+        at_bound=row["at_bound"],
+    )

@@ -1,0 +1,1 @@
+"""Choosing a law by back-test, prediction intervals, saved and sealed forecasts."""

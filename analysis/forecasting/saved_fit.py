@@ -1,0 +1,316 @@
+"""fit.json: one saved fit, enough to forecast from it, draw it and rebuild it.
+
+Not in the design's list of modules: the verbs, the figures and the page all read the same file, and none of them should
+own it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import files, laws
+from analysis.errors import TableError
+from analysis.fitting import bootstrap, compute_optimal
+from analysis.fitting.fit import Fit, Objective, fit_law, huber
+from analysis.forecasting import prediction_intervals
+from analysis.forecasting.law_choice import Candidate, Choice, choose
+from analysis.forecasting.prediction_intervals import Predictive, restore
+from analysis.tables import results, table_checks
+from analysis.tables.results import Points
+
+SCHEMA = 1
+DIGITS = 12
+ENDLESS = 1e30  # parameters and tokens at which a law of loss is at its floor
+
+
+@dataclass(frozen=True, repr=False)
+class SavedFit:
+    """The content of fit.json, with what every reader of it computes.
+
+    document: the JSON as it stands on disk; keys as written by `build`.
+    """
+
+    document: Mapping[str, Any]
+
+    @cached_property
+    def law(self) -> laws.Law:
+        return laws.find(self.document["law"])
+
+    @property
+    def values(self) -> dict[str, float]:
+        return self.document["parameters"]
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """The points that were fitted: run_id, cluster, params, tokens, flops, loss."""
+        return pd.DataFrame(self.document["points"])
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """The points that were not: same columns, perhaps no rows."""
+        held = self.document["held_out"]
+        return pd.DataFrame(held, columns=self.points.columns) if held else self.points.iloc[:0]
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """Bootstrap draws: [draws, parameters]."""
+        return np.array(self.document["draws"])
+
+    @cached_property
+    def predictive(self) -> Predictive:
+        """What a forecast's interval is made of."""
+        return restore(self.document["predictive"])
+
+    @cached_property
+    def residuals(self) -> np.ndarray:
+        """Log measured over predicted at the fitted points."""
+        return np.log(self.points[self.law.response].to_numpy() / self.predict(self.points))
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """A row a parameter (and the compute-optimal exponent): value, standard_error, low, high."""
+        derived = {} if self.document["exponent_a"] is None else {"exponent_a": self.document["exponent_a"]}
+        rows = {
+            name: [value, self.document["standard_errors"][name], *self.document["intervals"][name]]
+            for name, value in {**self.values, **derived}.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "standard_error", "low", "high"])
+
+    def facts(self) -> dict[str, Any]:
+        """The document without what only machines read: points, draws."""
+        left_out = ("draws", "points", "predictive")
+        return {name: value for name, value in self.document.items() if name not in left_out}
+
+    def to_json(self) -> str:
+        """All of it, as fit.json."""
+        return json.dumps(self.document, indent=1, allow_nan=False)
+
+    def __repr__(self) -> str:
+        d = self.document
+        lines = [self.describe(), self.parameters.to_string(float_format=lambda v: f"{v:.4g}")]
+        objective = d["objective"]
+        points = f"{d['n']} points" + (f", {d['dropped']} failed or diverged left out" if d["dropped"] else "")
+        lines.append(f"{points}, {objective['name']} {objective['value']:.6g}, {d['level']:.0%} intervals")
+        return "\n".join([*lines, *(f"warning: {note}" for note in d["warnings"])])
+
+    def predict(self, columns: Any) -> np.ndarray:
+        return self.law(self.values, columns)
+
+    def describe(self) -> str:
+        return self.law.describe(self.values)
+
+    def forecast(self, target: pd.DataFrame) -> list[dict[str, Any]]:
+        """For each row of params and tokens (and loss, where it was measured): what the fit says and what came out.
+
+        Raises TableError where the law reads a column that the target lacks.
+        """
+        lacking = [name for name in dict.fromkeys((*results.SURFACE, *self.law.columns)) if name not in target]
+        if lacking:
+            raise TableError(f"a forecast of {self.law.name} needs {', '.join(lacking)}, which the target lacks")
+        level, seed = self.document["level"], self.document["seed"]
+        predicted = self.predict(target)
+        flops = target["flops"] if "flops" in target else 6 * target["params"] * target["tokens"]
+        low, high = self.predictive.interval(predicted, target, flops, level, seed=seed)
+        rows = []
+        for i, row in enumerate(target.to_dict("records")):
+            measured = row.get(self.law.response)
+            error = None if measured is None else float(predicted[i] / measured - 1)
+            rows.append(
+                {"run_id": row.get("run_id", ""), "params": float(row["params"]), "tokens": float(row["tokens"])}
+                | {"predicted": float(predicted[i]), "measured": measured, "relative_error": error}
+                | {"low": float(low[i]), "high": float(high[i]), "level": level}
+            )
+        return rows
+
+
+def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(fitted, held out). Points are in order of training FLOPs.
+
+    Args:
+      rule: "none"; "largest", the run with the most training FLOPs; or a number of FLOPs, at or above which rows are
+        held out.
+    Raises:
+      TableError: another rule, or one that holds nothing out.
+    """
+    if rule == "none":
+        return points, points.iloc[:0]
+    if rule == "largest":
+        held = points["run_id"] == points["run_id"].iloc[-1]
+    else:
+        try:
+            threshold = float(rule)
+        except ValueError:
+            raise TableError(f"--holdout {rule}: must be largest, none, or a number of FLOPs such as 1e12") from None
+        _require_flops(points, f"--holdout {rule}")
+        held = points["flops"] >= threshold
+        if not held.any():
+            raise TableError(f"--holdout {rule}: no run has so many FLOPs; the largest has {points['flops'].max():.4g}")
+    return points[~held].reset_index(drop=True), points[held].reset_index(drop=True)
+
+
+def _require_flops(points: pd.DataFrame, flag: str) -> None:
+    if "flops" not in points:
+        raise TableError(
+            f"{flag}: needs a column flops, or params and tokens; there are {', '.join(map(str, points.columns))}"
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a fit is asked to be. Bounds and values of `fixed` are in the units of the parameters."""
+
+    law: laws.Law | None = laws.chinchilla
+    """None: chosen, with its weighting, by back-test."""
+    objective: Objective = field(default_factory=huber)
+    power: float = 0.0
+    """Points are weighted by compute to this power."""
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    holdout: str = "none"
+    draws: int = 512
+    level: float = 0.9
+    seed: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What was asked for and cannot be told from the rest of a fit.json: a choice by back-test has an objective and
+        a weighting of its own. Bounds as --bound has them, for they may be infinite."""
+        return {
+            "objective": self.objective.name,
+            "delta": self.objective.delta,
+            "weight_power": self.power,
+            "fixed": {name: float(value) for name, value in self.fixed.items()},
+            "bounds": {name: f"{float(low)!r}:{float(high)!r}" for name, (low, high) in self.bounds.items()},
+            "draws": self.draws,
+        }
+
+
+def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> SavedFit:
+    """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left.
+
+    origin: path and sha256 of the table, and columns and where of those that were read of it.
+    """
+    found, _ = hold_out(points.table, settings.holdout)
+    fitted, held = hold_out(points.table.drop(columns="learning_rate_from", errors="ignore"), settings.holdout)
+    law = settings.law or laws.chinchilla
+    left = len(fitted[list(law.columns)].drop_duplicates())
+    free = len(law.parameters) - len(settings.fixed)
+    results.require_points(left, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
+    rivals = law.columns == results.SURFACE and law.response == "loss"
+    choice = choose(fitted, seed=settings.seed) if rivals else None
+    own = Candidate(law, settings.objective, settings.power)
+    if settings.law is None and choice is not None:
+        own = choice.best
+    if own.power:
+        _require_flops(fitted, f"--weight-power {own.power:g}")
+    fit, resampled, ahead, note = _fitted(fitted, own, settings, choice)
+    notes = [*table_checks.notes(fitted, law.columns), *table_checks.flagged(held, "points held out"), *fit.warnings()]
+    notes += [*_after(fit, fitted), *([note] if note else [])]
+    document = {
+        "schema": SCHEMA,
+        **fit.facts(),
+        "chosen": settings.law is None,
+        "weight_power": own.power,
+        "settings": settings.facts(),
+        **_uncertainty(fit, fitted, resampled, settings.level),
+        "warnings": notes,
+        "uncertainty": f"{bootstrap.METHOD}, {settings.draws} draws",
+        "level": settings.level,
+        "seed": settings.seed,
+        "params_column": points.params_column,
+        "units": dict(own.law.units),
+        "holdout": settings.holdout,
+        "dropped": points.dropped,
+        "flagged": table_checks.marked(fitted),
+        "learning_rates": table_checks.learning_rates(found),
+        "table": dict(origin),
+        "versions": {name: version(name) for name in ("jax", "numpy", "pandas", "scipy")},
+        "points": fitted.to_dict("records"),
+        "held_out": held.to_dict("records"),
+        "draws": [[float(f"{value:.{DIGITS}g}") for value in draw] for draw in resampled],
+        "choice": None if choice is None else choice.facts(),
+        "predictive": ahead.facts(DIGITS),
+    }
+    return SavedFit(document)
+
+
+def _fitted(
+    points: pd.DataFrame, own: Candidate, settings: Settings, choice: Choice | None
+) -> tuple[Fit, np.ndarray, Predictive, str]:
+    """The fit, its bootstrap draws, what a forecast from it needs, and a warning of the bootstrap's."""
+    response = points[own.law.response].to_numpy(float)
+    every = np.ones(len(points), bool)
+    weights = own.weights(points["flops"].to_numpy(float), every) if own.power else every.astype(float)
+    options = {"fixed": settings.fixed, "bounds": settings.bounds}
+    fit = fit_law(own.law, points, response, own.objective, weights=weights, **options)
+    unit, note = bootstrap.clusters(points, len(own.law.parameters))
+    spread = {"draws": settings.draws, "seed": settings.seed}
+    resampled = bootstrap.bootstrap(fit, points, response, unit, weights=weights, **spread)
+    if choice is None:
+        return fit, resampled, prediction_intervals.alone(fit, points, resampled, weights), note
+    return fit, resampled, prediction_intervals.build(fit, own, points, choice, **spread), note
+
+
+def _after(fit: Fit, points: pd.DataFrame) -> list[str]:
+    """Warnings that only a fit can give: outliers, and losses at or below the floor."""
+    response, names = points[fit.law.response].to_numpy(float), table_checks.row_names(points)
+    floor = float(fit.predict(dict.fromkeys(fit.law.columns, ENDLESS))) if fit.law.response == "loss" else 0.0
+    below = table_checks.below_floor(floor, response, names) if 0 < floor < np.median(response) else []
+    return [*table_checks.outliers(fit.residuals(points, response), names), *below]
+
+
+def _uncertainty(fit: Fit, points: pd.DataFrame, resampled: np.ndarray, level: float) -> dict[str, Any]:
+    """Standard errors and intervals of the parameters, and of the compute-optimal exponent where there is one."""
+    by_name = dict(zip(fit.law.parameters, resampled.T, strict=True))
+    facts: dict[str, Any] = {"exponent_a": None, "G": None}
+    if set(results.SURFACE) <= set(fit.law.columns) and fit.law.response == "loss" and "flops" in points:
+        middle = float(np.exp(np.mean(np.log(points["flops"]))))
+        if set(fit.law.columns) == set(results.SURFACE):
+            constants = compute_optimal.constants(fit.law, fit.values)
+            facts["exponent_a"] = float(compute_optimal.exponent(fit.law, fit.values, middle))
+            facts["G"] = None if constants is None else float(constants[0])
+            by_name["exponent_a"] = np.asarray(compute_optimal.exponent(fit.law, by_name, middle))
+    spread = {name: _spread(column, level) for name, column in by_name.items()}
+    facts["standard_errors"] = {name: spread[name]["standard_error"] for name in spread}
+    facts["intervals"] = {name: spread[name]["interval"] for name in spread}
+    return facts
+
+
+def _spread(column: np.ndarray, level: float) -> dict[str, Any]:
+    low, high = bootstrap.central(column, level)
+    return {"standard_error": float(bootstrap.standard_errors(column)), "interval": [float(low), float(high)]}
+
+
+def save(saved: SavedFit, path: Path) -> Path:
+    """Writes fit.json by rename, the table's path, if it has one, made relative to it."""
+    table = saved.document["table"]
+    if table["path"]:
+        relative = os.path.relpath(Path(table["path"]).resolve(), path.parent.resolve())
+        table = {**table, "path": Path(relative).as_posix()}
+    return files.write_json(path, {**saved.document, "table": table})
+
+
+def load(path: Path) -> SavedFit:
+    """Reads fit.json. Raises TableError when it is absent, torn, or not a fit."""
+    return SavedFit(_read(path, lambda document: document["schema"] == SCHEMA and laws.find(document["law"])))
+
+
+def _read(path: Path, check: Callable[[Any], Any]) -> Any:
+    try:
+        document = json.loads(path.read_text())
+        if not check(document):
+            raise KeyError(f"schema {document['schema']}, this version reads {SCHEMA}")
+    except FileNotFoundError:
+        raise TableError(f"{path}: no such file; `scaling fit TABLE` writes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableError(f"{path}: not a saved fit ({error})") from None
+    return document

@@ -1,0 +1,267 @@
+"""Figures of accuracy on downstream tasks, each a pure function of studies. Beside `plots`, as other figures are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.stats import beta
+
+from analysis.downstream.decisions import Decisions
+from analysis.downstream.study import Study
+from analysis.fitting import bootstrap
+from analysis.plots import style as plots
+from analysis.plots.style import BAND, LIGHT, SMALL, WIDTH, Theme, scientific, shaded
+
+ACCURACY = "accuracy (share right)"
+COMPUTE = "training compute (FLOPs)"
+PANEL = 2.0  # inches, the height of one
+FINE = 100
+
+
+def figures(found: Sequence[Study], decided: Sequence[Decisions] = (), theme: Theme = LIGHT) -> Mapping[str, Figure]:
+    """Every figure that the studies have the numbers for, by the name of its file."""
+    drawn = {"downstream_by_compute": by_compute(found, theme)}
+    if measured(found):
+        drawn["downstream_signal"] = signal_to_noise(found, theme)
+    if any(study.second is not None for study in found):
+        drawn["downstream_by_bits"] = by_bits(found, theme)
+    if decided:
+        drawn["downstream_decisions"] = decision_accuracy(decided, theme)
+    return drawn
+
+
+def by_compute(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
+    """Accuracy against training compute, one panel a task: runs with their standard error, and where the task rises its
+    law with interval, on to ten times the largest run."""
+    found = _several(found)
+    with _panels("Accuracy against training compute", theme, len(found)) as (figure, panels):
+        for axes, study in zip(panels, found, strict=True):
+            _levels(axes, study, theme)
+            _law(axes, study, theme)
+            _runs(axes, study, study.points["flops"].to_numpy(), theme)
+            _held_out(axes, study, theme)
+            axes.set_title(f"{study.task}: {study.verdict}", fontsize=plots.NORMAL)
+            axes.set(xscale="log", xlabel=COMPUTE, ylabel=ACCURACY)
+        _ends(panels, len(found))
+        level = f"{found[0].level:.0%}"
+        said = (
+            f"bars on runs: one standard error; colour: model size, dark is small\ncurve: law with its {level} interval"
+        )
+        if any(len(study.held_out) for study in found):
+            said += f"; diamond: held out, on its {level} forecast"
+        plots.note(figure, said)
+    return figure
+
+
+def by_bits(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
+    """Accuracy against bits per byte of the right answer, one panel a task that has them: the second of two steps."""
+    found = [study for study in _several(found) if "bits_per_byte" in study.points]
+    with _panels("Accuracy against bits per byte of the right answer", theme, len(found), sharex=False) as (
+        figure,
+        panels,
+    ):
+        for axes, study in zip(panels, found, strict=True):
+            _levels(axes, study, theme)
+            bits = study.points["bits_per_byte"].to_numpy()
+            if study.second is not None:
+                x = np.linspace(bits.min() - 0.15 * np.ptp(bits), bits.max(), FINE)
+                at = {"bits_per_byte": x, "chance": study.chance, "ceiling": study.ceiling}
+                law = study.second.road.steps[-1].law
+                own, spread = (
+                    law({n: rows[:, [i]] for i, n in enumerate(law.parameters)}, at)
+                    for rows in (study.second.values[-1], study.second.draws[-1])
+                )
+                low, high = bootstrap.central(spread[np.isfinite(spread).all(1)], study.level)
+                axes.fill_between(x, low, high, color=theme.accent, alpha=BAND, linewidth=0, label="interval")
+                axes.plot(x, own[0], color=theme.accent, linewidth=1.6)
+            _runs(axes, study, bits, theme)
+            axes.set_title(f"{study.task}: {study.verdict}", fontsize=plots.NORMAL)
+            axes.set(xlabel="right answer (bits per byte)", ylabel=ACCURACY)
+            axes.invert_xaxis()
+        plots.note(figure, "better to the right; bars: one standard error; colour: model size, dark is small\n"
+                   f"curve: a sigmoid with its {found[0].level:.0%} interval")  # fmt: skip
+    return figure
+
+
+def measured(found: Sequence[Study]) -> list[Study]:
+    """Those whose noise is known, by signal over noise: what there is to draw of it."""
+    return sorted((s for s in found if np.isfinite(s.trend.ratio)), key=lambda study: study.trend.ratio)
+
+
+def signal_to_noise(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
+    """How far the models of each task spread, over the noise of one: dots, and the spread that noise alone has. Tasks
+    whose noise is unknown are named in the note; one at least must be `measured`."""
+    unknown = [study.task for study in _several(found) if not np.isfinite(study.trend.ratio)]
+    found = measured(_several(found))
+    height = 1.5 + 0.3 * len(found)
+    with plots.canvas("Signal over noise of each task", theme, height=height) as (figure, (axes,)):
+        places = np.arange(len(found))
+        for place, study in zip(places, found, strict=True):
+            rises = study.model is not None
+            colour = theme.accent if rises else theme.ink
+            axes.plot([1, study.trend.ratio], [place, place], color=theme.faint, linewidth=1)
+            axes.scatter([study.trend.ratio], [place], color=colour, s=30, zorder=3)
+            text = f"{study.verdict}, tau {study.trend.tau:+.2f}"
+            end = (max(study.trend.ratio, study.trend.needed), place)
+            style = {"va": "center", "fontsize": SMALL, "color": colour}
+            axes.annotate(text, end, (7, 0), textcoords="offset points", **style)
+            axes.plot([study.trend.needed] * 2, [place - 0.3, place + 0.3], color=theme.ink, linewidth=1.4)
+        most = max(max(study.trend.ratio, study.trend.needed) for study in found)
+        axes.set(
+            xscale="log",
+            xlim=(1, most * 12),
+            ylim=(-0.7, len(found) - 0.3),
+            xlabel="highest less lowest accuracy (noises)",
+        )
+        axes.set_yticks(places, [study.task for study in found])
+        axes.grid(axis="y", visible=False)
+        plots.log_ticks(axes.xaxis, plots.plain)
+        plots.note(figure, "upright mark: what equally good models exceed once in 20 such tables\n"
+                   f"noise: {'; '.join(dict.fromkeys(study.trend.noise_of for study in found))}"
+                   + (f"; unknown, so not drawn: {', '.join(unknown)}" if unknown else ""))  # fmt: skip
+    return figure
+
+
+def decision_accuracy(decided: Sequence[Decisions], theme: Theme = LIGHT) -> Figure:
+    """Share of pairs of recipes that smaller runs order as the largest do, against their compute: over all tasks, by
+    ranking and by laws, and by the loss."""
+    tasks = [entry for entry in decided if entry.name != "loss"]
+    groups = [("ranking on tasks", tasks, "ranking", theme.shade(0.2), "o", 0.93)]
+    groups += [("laws on tasks", tasks, "laws", theme.accent, "s", 1.0)]
+    groups += [("ranking by loss", [e for e in decided if e.name == "loss"], "ranking", theme.shade(0.75), "^", 1.07)]
+    with plots.canvas("Which recipe is better, told from smaller runs", theme) as (figure, (axes,)):
+        axes.axhline(0.5, color=theme.ink, linewidth=0.9, linestyle=(0, (4, 3)))
+        drawn = [_share(axes, *group) for group in groups if group[1]]
+        axes.set(
+            xscale="log",
+            ylim=(0, 1.02),
+            xlabel="compute of the smaller runs (FLOPs)",
+            ylabel="pairs ordered rightly (share)",
+        )
+        axes.get_xlim()  # settles the limits
+        plots.log_ticks(axes.xaxis, scientific, most=5)
+        axes.annotate("a coin", (axes.get_xlim()[0], 0.5), (3, 3), textcoords="offset points", fontsize=SMALL)
+        _labels(axes, [end for end in drawn if end])
+        first, count = decided[0], sum(entry.pairs for entry in tasks)
+        plots.note(figure, f"{first.by}: {', '.join(first.recipes)}; target {scientific(first.target['flops'])} FLOPs\n"
+                   f"{count} pairs over {len(tasks)} tasks; 90% intervals")  # fmt: skip
+    return figure
+
+
+def _share(
+    axes: Axes, name: str, entries: Sequence[Decisions], column: str, colour: str, marker: str, aside: float
+) -> tuple[float, float, str, str] | None:
+    """One series pooled over entries and levels within half a power of ten, with its end: (x, y, label, colour)."""
+    rows = pd.concat([entry.levels.assign(pairs=entry.pairs) for entry in entries]).dropna(subset=[column])
+    if rows.empty:
+        return None
+    rows = rows.assign(good=rows[column] * rows["pairs"], place=np.log10(rows["flops"]))
+    bins = rows.groupby(np.floor(2 * rows["place"]).astype(int)).agg({"good": "sum", "pairs": "sum", "place": "mean"})
+    good, total, x = bins["good"].to_numpy(), bins["pairs"].to_numpy(), aside * 10 ** bins["place"].to_numpy()
+    share = good / total
+    low, high = (beta.ppf(side, good + 0.5, total - good + 0.5) for side in (0.05, 0.95))
+    bars = np.array([np.maximum(share - low, 0), np.maximum(high - share, 0)])
+    style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.4, "elinewidth": 0.8}
+    axes.errorbar(x, share, yerr=bars, label="interval", **style)
+    return float(x[-1]), float(share[-1]), name, colour
+
+
+def _labels(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names right of the axes at the heights of their ends, moved apart."""
+    gap, heights = 0.06, []
+    for _, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        heights.append(max(y / axes.get_ylim()[1], heights[-1] + gap) if heights else y / axes.get_ylim()[1])
+        axes.text(1.012, heights[-1], name, transform=axes.transAxes, color=colour, va="center", fontsize=SMALL)
+
+
+def _several(found: Study | Sequence[Study]) -> list[Study]:
+    return [found] if isinstance(found, Study) else list(found)
+
+
+@contextmanager
+def _panels(title: str, theme: Theme, count: int, sharex: bool = True) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Small multiples in two columns, one accuracy scale for all."""
+    columns = min(count, 2)
+    rows = math.ceil(count / columns)
+    with mpl.rc_context(theme.settings):
+        figure = Figure(figsize=(WIDTH * (1 if columns == 1 else 1.25), 1.0 + PANEL * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, sharey=True, sharex=sharex, squeeze=False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        for spare in grid.ravel()[count:]:
+            spare.remove()
+        yield figure, list(grid.ravel()[:count])
+        for axes in figure.axes:
+            axes.set_ylim(-0.03, 1.07)
+        for inner in grid[:, 1:].ravel():
+            inner.set_ylabel("")
+
+
+def _ends(panels: Sequence[Axes], count: int) -> None:
+    """Ticks and the name of the compute axis, on the lowest panel of each column alone."""
+    for place, axes in enumerate(panels):
+        axes.get_xlim()  # settles the limits
+        plots.log_ticks(axes.xaxis, scientific, most=4)
+        last = place + 2 >= count
+        axes.tick_params(axis="x", labelbottom=last)
+        axes.set_xlabel(axes.get_xlabel() if last else "")
+
+
+def _levels(axes: Axes, study: Study, theme: Theme) -> None:
+    """Chance and ceiling, drawn and named."""
+    below = -3 if study.model is not None else -9  # flat runs lie along it
+    paper = {"boxstyle": "square,pad=0.1", "facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8}
+    for value, name, up in ((study.chance, "chance", study.chance < 0.1), (study.ceiling, "ceiling", True)):
+        axes.axhline(value, color=theme.ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7)
+        place: dict[str, Any] = {"xytext": (-2, 3 if up else below), "va": "bottom" if up else "top", "ha": "right"}
+        place |= {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "zorder": 1}
+        axes.annotate(f"{name} {value:.3g}", (1, value), fontsize=SMALL, bbox=paper, **place)
+
+
+def _runs(axes: Axes, study: Study, x: np.ndarray, theme: Theme) -> None:
+    points = study.points
+    params, y = points["params"].to_numpy(), points["accuracy"].to_numpy()
+    colours = shaded(theme, params, params)
+    if "standard_error" in points:
+        bars = {"fmt": "none", "elinewidth": 0.8, "zorder": 2}
+        for place, colour in enumerate(colours):
+            axes.errorbar(x[place], y[place], yerr=points["standard_error"].iloc[place], ecolor=colour, **bars)
+    axes.scatter(x, y, c=colours, s=14, edgecolors=theme.paper, linewidths=0.4, zorder=3)
+
+
+def _law(axes: Axes, study: Study, theme: Theme) -> None:
+    """The law and its band; beyond the largest run, dashed. Without a law, why there is none."""
+    if study.model is None or study.trial is None:
+        known = np.isfinite(study.trend.ratio)
+        noise = f"signal {study.trend.ratio:.1f} noises" if known else "noise unknown"
+        reason = f"p = {study.trend.p:.2g}, {noise}"
+        axes.text(0.03, 0.87, f"no law: {reason}", transform=axes.transAxes, va="top", fontsize=SMALL)
+        return
+    curve = study.curve()
+    x, seen = curve["flops"].to_numpy(), (curve["flops"] <= study.points["flops"].max() * 1.02).to_numpy()
+    axes.fill_between(x, curve["low"], curve["high"], color=theme.accent, alpha=BAND, linewidth=0, label="interval")
+    axes.plot(x[seen], curve["predicted"][seen], color=theme.accent, linewidth=1.6)
+    axes.plot(x[~seen], curve["predicted"][~seen], color=theme.accent, linewidth=1.3, linestyle=(0, (3, 2)))
+    error = f"\noff by {study.trial.error:.3f}" if np.isfinite(study.trial.error) else ""
+    axes.text(0.03, 0.87, f"{study.trial.best.name}{error}", transform=axes.transAxes, va="top", fontsize=SMALL,
+              color=theme.accent)  # fmt: skip
+
+
+def _held_out(axes: Axes, study: Study, theme: Theme) -> None:
+    held = study.held_out
+    if held.empty:
+        return
+    if "predicted" in held:
+        bars = np.array([held["predicted"] - held["low"], held["high"] - held["predicted"]])
+        style = {"fmt": "none", "ecolor": theme.accent, "elinewidth": 1.4, "capsize": 3, "zorder": 5}
+        axes.errorbar(held["flops"], held["predicted"], yerr=np.maximum(bars, 0), **style)
+    plots.held_out(axes, held["flops"], held["accuracy"], theme)

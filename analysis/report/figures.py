@@ -1,0 +1,72 @@
+"""Which figures stand on the page of a fitted sweep, and what is said below each.
+
+Not in the design's list of modules: report.py is what the page says, this is what it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.plots import backtest, curve_collapse, fit, learning_rates
+from analysis.plots.style import Theme
+from analysis.report.evidence import Evidence
+
+CAPTIONS = {
+    "loss_by_tokens": "Each curve is the fitted law at one model size; points are runs.",
+    "loss_by_params": "Each curve is the fitted law at one horizon of training tokens; points are runs.",
+    "surface": "Lines join sizes and horizons of equal loss. The best split of each budget lies on the orange line.",
+    "isoflop": "At a fixed budget the best size lies at the minimum of its curve.",
+    "frontier": "The size that reaches the lowest loss for its compute. Where it leaves the dots, it extrapolates.",
+    "residuals": "A trend here means that the law's form is wrong for these runs, or that it weighs some more.",
+    "sensitivity": "A dot outside the shaded interval: that convention matters more than the noise.",
+    "backtest_errors": "A good law scatters about zero at any distance; a drift to one side is its form failing.",
+    "backtest_laws": "The chosen law knows nothing of the runs above the cut; the others are taken for granted.",
+    "rates_tried": "A minimum inside its curve was found; one at an end was not.",
+    "rates_used": "Learning rates copied from one size to all others are why small laws fail.",
+    "loss_curves": "Training loss as it was logged, smoothed over a tenth of each run.",
+    "collapse": "Reduced loss over what the others' trend expects at the end. Cells trained alike lie on one another.",
+    "downstream_by_compute": "Runs with their standard error; where a task rises, its law with interval.",
+    "downstream_by_bits": "The second of two steps: from the bits per byte of the right answer to accuracy.",
+    "downstream_signal": "A task whose models differ by less than their noise says nothing about scale.",
+}
+
+Drawer = Callable[[Theme], Figure]
+
+
+def drawers(found: Evidence) -> dict[str, Drawer]:
+    """The figures that the evidence has the numbers for, by name."""
+    drawn: dict[str, Drawer] = {name: partial(fit.FIGURES[name], found.fit) for name in fit.drawable(found.fit)}
+    if not found.backtest.empty:
+        drawn["backtest_errors"] = partial(backtest.errors, found.backtest)
+        drawn["backtest_laws"] = partial(backtest.laws, found.backtest)
+    if found.rates is not None:
+        drawn["rates_tried"] = partial(learning_rates.tried, found.rates)
+    if (used := _rates_used(found)) is not None:
+        drawn["rates_used"] = partial(learning_rates.used, used, found.rates)
+    if found.curves is not None:
+        drawn["loss_curves"] = partial(curve_collapse.curves, found.curves, off=found.off)
+        drawn["collapse"] = partial(curve_collapse.collapse, found.curves, off=found.off)
+    if found.studies:
+        from analysis.plots import downstream
+
+        drawn["downstream_by_compute"] = partial(downstream.by_compute, found.studies)
+        if any(study.second is not None for study in found.studies):
+            drawn["downstream_by_bits"] = partial(downstream.by_bits, found.studies)
+        if downstream.measured(found.studies):
+            drawn["downstream_signal"] = partial(downstream.signal_to_noise, found.studies)
+    return drawn
+
+
+def _rates_used(found: Evidence) -> pd.DataFrame | None:
+    """params and learning_rate of the runs that are done, where the table has both."""
+    column = found.fit.document["params_column"]
+    if not {column, "learning_rate"} <= set(found.done):
+        return None
+    used = found.done[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
+    used = used.apply(pd.to_numeric, errors="coerce").replace(float("inf"), float("nan")).dropna()
+    used = used[(used["learning_rate"] > 0) & (used["params"] > 0)]
+    return None if used.empty else used

@@ -1,0 +1,1 @@
+"""Results tables: reading, checking, flagging, filtering."""

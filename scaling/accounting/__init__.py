@@ -1,0 +1,1 @@
+"""Parameters, FLOPs, memory and chips, counted from a config alone."""

@@ -1,0 +1,156 @@
+"""TPU chips from their data sheets, and the slices of them that exist.
+
+Not in the design's list of modules: accounting.py holds the peak rate of a chip that is there; this is what is known
+of chips that are not. Nothing here asks JAX.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from scaling.errors import InputError, nearest
+
+FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One TPU chip. Decimal units but for memory: FLOP/s dense bfloat16, memory bytes (GiB on the sheet), bytes/s.
+
+    ici: bytes/s out of one chip over all its links, one direction; links: how many it has. The sheets say "GBps,
+    bidirectional, per chip", both directions of all links: ici is half of it. dcn: bytes/s out of one chip's share of
+    its host's network cards. largest: the largest slice. config: what libtpu is told so that a chip is one device.
+    """
+
+    name: str
+    bfloat16: float
+    memory: int
+    hbm: float
+    ici: float
+    links: int
+    dcn: float
+    largest: tuple[int, ...]
+    source: str
+    config: str = ""
+
+    @property
+    def link(self) -> float:
+        """Bytes/s over one link, one direction."""
+        return self.ici / self.links
+
+
+CHIPS: dict[str, Chip] = {
+    "v4": Chip(
+        "v4",
+        275e12,
+        32 * 2**30,
+        1200e9,
+        300e9,
+        6,
+        3.125e9,
+        (12, 16, 16),
+        "cloud.google.com/tpu/docs/v4 and system-architecture-tpu-vm: 275 TFLOPs, 32 GiB, 1200 GBps, ICI 2400 Gbps; "
+        "DCN not on the sheet: 25 Gbps a chip assumed, as v5e",
+        config="megacore",
+    ),
+    "v5e": Chip(
+        "v5e",
+        197e12,
+        16 * 2**30,
+        819e9,
+        200e9,
+        4,
+        3.125e9,
+        (16, 16),
+        "cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB, 819 GBps, ICI 400 GBps both ways, DCN 6.4 Tbps a pod of 256",
+    ),
+    "v5p": Chip(
+        "v5p",
+        459e12,
+        95 * 2**30,
+        2765e9,
+        600e9,
+        6,
+        6.25e9,
+        (16, 16, 24),
+        "cloud.google.com/tpu/docs/v5p: 459 TFLOPs, 95 GiB, 2765 GBps, ICI 1200 GBps bidirectional, DCN 50 Gbps a chip",
+    ),
+    "v6e": Chip(
+        "v6e",
+        918e12,
+        32 * 2**30,
+        1638e9,
+        400e9,
+        4,
+        12.5e9,
+        (16, 16),
+        "cloud.google.com/tpu/docs/v6e: 918 TFLOPs, 32 GB, 1638 GBps, ICI 800 GBps both ways, DCN 25.6 Tbps a pod",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Slices of one kind of chip: dims chips along each physical axis of a slice, `slices` of them over DCN."""
+
+    chip: Chip
+    dims: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.dims) * self.slices
+
+    @property
+    def wraps(self) -> tuple[bool, ...]:
+        """Which axes close into a ring: those of 16 on v5e and v6e, all of them from 4x4x4 up on v4 and v5p."""
+        if len(self.dims) == 2:
+            return tuple(size == 16 for size in self.dims)
+        return tuple(all(size >= 4 for size in self.dims) for _ in self.dims)
+
+
+def slices_of(chip: Chip) -> tuple[tuple[int, ...], ...]:
+    """Slices that exist, smallest first: the table of the data sheet; beyond 4x4x4 on v4 and v5p, cubes of cubes."""
+    if len(chip.largest) == 2:
+        return FLAT
+    a_max, b_max, c_max = (size // 4 for size in chip.largest)
+    cubes = [
+        (4 * a, 4 * b, 4 * c) for a in range(1, a_max + 1) for b in range(a, b_max + 1) for c in range(b, c_max + 1)
+    ]
+    return SMALL + tuple(sorted(cubes, key=lambda dims: (math.prod(dims), dims)))
+
+
+def topology(text: str, slices: int = 1) -> Topology:
+    """`v5e:4x4` -> that slice. Raises InputError, with what exists and the nearest of it, for any other text."""
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+    if not found:
+        raise InputError(f"topology {text}: must be a chip and its slice, as v5e:4x4 or v5p:4x4x8")
+    name, dims = found[1], tuple(int(size) for size in found[2].split("x"))
+    if name not in CHIPS:
+        raise InputError(f"topology {text}: unknown chip {name}{nearest(name, CHIPS)}")
+    chip = CHIPS[name]
+    known = slices_of(chip)
+    if dims not in known:
+        raise InputError(f"topology {text}: no such slice; {_alternatives(chip, dims, known)}")
+    if slices < 1:
+        raise InputError(f"slices = {slices}: must be 1 or more")
+    return Topology(chip, dims, slices)
+
+
+def _alternatives(chip: Chip, dims: tuple[int, ...], known: tuple[tuple[int, ...], ...]) -> str:
+    def apart(other: tuple[int, ...]) -> tuple[float, float]:
+        sizes = zip(sorted(other), sorted(dims), strict=False)
+        chips = abs(math.log2(math.prod(other) / max(math.prod(dims), 1)))
+        return chips, sum(abs(a - b) for a, b in sizes)
+
+    spelled = ["x".join(map(str, shape)) for shape in known]
+    close = "x".join(map(str, min(known, key=apart)))
+    shown = ", ".join(spelled if len(spelled) <= 12 else [*spelled[:9], "...", spelled[-1]])
+    return f"{chip.name} has {shown}; nearest is {chip.name}:{close}"

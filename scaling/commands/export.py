@@ -1,0 +1,48 @@
+"""The verb `scaling export`: a run's checkpoint as a parameters file and a run file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from scaling.export.export import export
+from scaling.files import write_json
+from scaling.training.restore import restore
+
+
+def export_verb(
+    run: Annotated[Path, tyro.conf.Positional],
+    out: Path | None = None,
+    step: int | None = None,
+    stablehlo: bool = False,
+    json: Path | None = None,
+) -> None:
+    """Write a run as files that others read: model.safetensors, config.json and tokenizer files as Hugging Face has
+    them, and run.py, which needs numpy and safetensors alone.
+
+    Args:
+        run: the run folder.
+        out: the folder to write; out/export/<run_id> when not given. An older export there is replaced.
+        step: of the checkpoint; the last one when not given.
+        stablehlo: also write forward.stablehlo, the model as jax.export serialises it for CPUs, CUDA and TPUs.
+        json: also write what was written to this file.
+    """
+    restored = restore(run, step)
+    folder = out if out is not None else Path("out/export") / restored.config.run_id
+    files = export(restored, folder, stablehlo=stablehlo)
+    table = Table("file", "bytes", box=None)
+    for path in files:
+        table.add_row(path.name, f"{path.stat().st_size:,}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"step {restored.step:,} of {restored.config.run_id}: python {folder / 'run.py'} 'a prompt'")
+    if restored.config.precision.compute != "float32":
+        console.print(f"the run computed in {restored.config.precision.compute}; what is written computes in float32")
+    if json is not None:
+        written = {path.name: path.stat().st_size for path in files}
+        facts = {"run_id": restored.config.run_id, "step": restored.step, "tokens": restored.tokens}
+        write_json(json, {**facts, "out": str(folder), "files": written})

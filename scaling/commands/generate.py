@@ -1,0 +1,161 @@
+"""The verb `scaling generate`: text from a run's checkpoint, shown as it is made."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from scaling.data.tokenizer import Vocabulary, piece
+from scaling.errors import InputError
+from scaling.files import write_json
+from scaling.generation.decode import Sampling, stream
+from scaling.training.restore import Restored, restore
+
+
+def generate_verb(
+    run: Annotated[Path, tyro.conf.Positional],
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = 40,
+    top_p: float | None = 0.95,
+    seed: int = 0,
+    samples: int = 1,
+    window: int | None = None,
+    step: int | None = None,
+    json: Path | None = None,
+) -> None:
+    """Write text with a trained run, as it is made. The prompt stands at the start of a document; the text ends where
+    the model ends the document, or after --tokens.
+
+    Args:
+        run: the run folder.
+        prompt: what the text begins with; nothing where neither it nor a file is given.
+        prompt_file: a UTF-8 file that the text begins with; - for the standard input.
+        tokens: how many to make at most.
+        temperature: 0 takes the likeliest token each time; 1 draws as the model has it; above, more wildly.
+        top_k: draw from the so many likeliest tokens.
+        top_p: of those, from the fewest likeliest that together have this probability.
+        seed: of the draw; the same seed, the same text.
+        samples: how many texts.
+        window: how many tokens the model reads at most; the length it was trained on when not given. Longer texts go on
+            from the last half of it.
+        step: of the checkpoint; the last one when not given.
+        json: also write the texts and their ids to this file.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("seed", seed, 0),
+        ("tokens", tokens, 1),
+        ("window", window, 2),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} = {value}: must be {least} or more")
+    if samples > 1 and temperature == 0:
+        raise InputError(f"samples = {samples}: must be 1 at temperature = 0, where all would be the same")
+    text = _prompt(prompt, prompt_file)
+    restored = restore(run, step)
+    vocabulary, trained = restored.vocabulary, restored.config.data.sequence_length
+    ids = prompt_ids(vocabulary, text)
+    if window is not None and min(window, len(ids) + tokens) > trained:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[yellow]note:[/] window = {window}, and the run was trained on sequences of {trained}: "
+            "past that its text may fall apart"
+        )
+    started, made = time.perf_counter(), []
+    for number in range(samples):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        given = (ids, tokens, window or trained, sampling, key, vocabulary.eos_id)
+        if samples > 1:
+            print(f"--- {number + 1} ---")
+        made.append(_shown(text, restored, stream(restored.model, restored.params, *given)))
+    if json is not None:
+        seconds = time.perf_counter() - started
+        write_json(json, _facts(restored, text, sampling, seed, window or trained, ids, made, seconds))
+
+
+def prompt_ids(vocabulary: Vocabulary, text: str) -> np.ndarray:
+    """The ids that a text generates from: of the end of the document before it, and its own. Raises InputError when
+    the vocabulary cannot spell it."""
+    ids = vocabulary.encode(text)
+    if vocabulary.decode(ids) != text:
+        raise InputError(f"prompt {text[:40]!r}: the vocabulary {vocabulary.name!r} cannot spell it")
+    return np.r_[vocabulary.eos_id, ids].astype(np.int32)
+
+
+def pieces_of_text(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
+    """The text of each id, whole characters only: the bytes of one that is not whole yet wait for the next id. Bytes
+    that are not UTF-8 are as `decode` gives them; together the texts are its text."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for i in ids:
+        yield decoder.decode(piece(vocabulary, i))
+    yield decoder.decode(b"", final=True)
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise InputError("prompt and prompt_file: give one of them")
+    if prompt_file is None:
+        return prompt or ""
+    try:
+        content = sys.stdin.buffer.read() if str(prompt_file) == "-" else prompt_file.read_bytes()
+        return content.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"prompt_file = {str(prompt_file)!r}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt_file = {str(prompt_file)!r}: is not UTF-8 (byte {error.start})") from None
+
+
+def _shown(text: str, restored: Restored, ids: Iterable[int]) -> list[int]:
+    """The ids, their text written as they come."""
+    made: list[int] = []
+
+    def noted() -> Iterator[int]:
+        for i in ids:
+            made.append(int(i))
+            yield int(i)
+
+    sys.stdout.write(text)
+    for shown in pieces_of_text(restored.vocabulary, noted()):
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+    print()
+    return made
+
+
+def _facts(
+    restored: Restored,
+    text: str,
+    sampling: Sampling,
+    seed: int,
+    window: int,
+    ids: np.ndarray,
+    made: list[list[int]],
+    seconds: float,
+) -> dict[str, Any]:
+    eos, decode = restored.vocabulary.eos_id, restored.vocabulary.decode
+    return {
+        "run": str(restored.folder),
+        "run_id": restored.config.run_id,
+        "step": restored.step,
+        "tokens_trained": restored.tokens,
+        "prompt": text,
+        "prompt_ids": ids.tolist(),
+        "sampling": {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
+        "seed": seed,
+        "window": window,
+        "samples": [{"text": decode(one), "ids": one, "ended": one[-1] == eos} for one in made],
+        "seconds": seconds,
+        "tokens_per_second": sum(map(len, made)) / seconds,
+    }

@@ -1,0 +1,37 @@
+"""`scaling population`: trains run folders of one shape in one program."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scaling.errors import InputError
+from scaling.training.failures import exit_code
+from scaling.training.population import train_population
+
+
+def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
+    """Train runs of one shape in one program. The same command again resumes them.
+
+    Returns 0 when every run has a result, 1 when one could not be trained (one line each), 12 when memory did not
+    suffice, 75 when stopped by a signal.
+
+    Args:
+        folders: run folders, each with its config.json.
+        quiet: no progress bar.
+    """
+    if not folders:
+        raise InputError("no run folder given: name those that hold the config.json of each member")
+    try:
+        outcomes = train_population(folders, quiet=quiet)
+    except InputError:
+        raise
+    except Exception as error:
+        return exit_code(error)
+    for folder, outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            kind = "" if isinstance(outcome, InputError) else f"{type(outcome).__name__}: "
+            print(f"error: {folder}: {kind}{outcome}", file=sys.stderr)
+        else:
+            print(f"{folder}: {outcome}")
+    return int(any(isinstance(outcome, Exception) for outcome in outcomes.values()))

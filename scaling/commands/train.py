@@ -1,0 +1,59 @@
+"""`scaling train`: trains one run in its folder, or resumes it, and prints how it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from scaling.config.run_config import RunConfig
+from scaling.errors import InputError
+from scaling.exit_codes import DIVERGED
+from scaling.files import write_json
+from scaling.record.run_folder import read_result
+from scaling.training.failures import exit_code
+from scaling.training.session import stamped
+from scaling.training.train import train as train_run
+
+DEFAULT = RunConfig()
+
+
+def train(
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = DEFAULT,
+    folder: Path | None = None,
+    file: Path | None = None,
+    quiet: bool = False,
+    json: Path | None = None,
+) -> int:
+    """Trains one run. The same command again resumes it, or says that it is done.
+
+    Compiled programs stay in the user's cache folder for the next run of the same shape. JAX_COMPILATION_CACHE_DIR
+    names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+
+    Args:
+        config: every field of the run.
+        folder: the run folder; without it, out/train/<run_id>. If it holds a config.json, the flags change that config.
+        file: a config.json that the flags change, in place of the folder's own or the defaults.
+        quiet: print no progress bar.
+        json: also write the result to this file.
+    """
+    del file  # scaling.cli has read it into `config`
+    if folder is None:
+        config = stamped(config)
+        folder = Path("out/train") / config.run_id
+    try:
+        status = train_run(config, folder, quiet=quiet)
+    except InputError:
+        raise
+    except Exception as error:
+        return exit_code(error)
+    result = read_result(folder)
+    if jax.process_index() == 0 and result is not None:
+        loss, bits = result["row"].get("loss"), result["row"].get("bits_per_byte")
+        facts = f"loss {loss:.4f} nats/token, {bits:.4f} bits/byte" if status == "done" else result["reason"]
+        print(f"{folder}: {status}, {facts}")
+        if json:
+            write_json(json, {"folder": str(folder), **result})
+    return DIVERGED if status == "diverged" else 0

@@ -1,0 +1,1 @@
+"""What a run is: checked dataclasses, their sections, and overrides."""

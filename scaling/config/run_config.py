@@ -1,0 +1,187 @@
+"""What a run is: frozen dataclasses, checked when built, JSON both ways, content-hashed.
+
+Durations are tokens. A field whose metadata says `hashed=False` does not change what a run learns (where it
+runs, how often it logs, how its memory is laid out) and stays outside `run_id`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling.config.fields import build, canonical, check_types, free, require
+from scaling.config.sections import (
+    DataConfig,
+    MeasureConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+)
+from scaling.errors import InputError
+
+__all__ = [
+    "DataConfig",
+    "MeasureConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrecisionConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "from_dict",
+    "hashed_dict",
+    "load",
+    "to_dict",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. tokens: the budget; the run makes floor(tokens / batch_tokens) steps.
+
+    recipe, overrides, learning_rate_from: where the numbers came from, for whoever reads the run. branch_of: run_id of
+    the run beside this one whose stable phase this one shares: it starts from that run's state at `branch_step`, and
+    ends as if it had trained alone. priority: a sweep starts runs of a higher one first.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig, metadata={"hashed": False})
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    tokens: int = 1_048_576
+    seed: int = 0
+    name: str = free("")
+    sweep: str = free("")
+    recipe: str = free("")
+    overrides: tuple[str, ...] = free(())
+    learning_rate_from: str = free("")
+    branch_of: str = free("")
+    priority: int = free(0)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(
+            self.tokens >= self.data.batch_tokens,
+            self,
+            "tokens",
+            f"at least {self.data.batch_tokens}, a batch",
+        )
+        require(self.seed >= 0, self, "seed", "0 or more")
+        require(
+            self.schedule.warmup_tokens <= self.tokens,
+            self.schedule,
+            "warmup_tokens",
+            f"at most the budget, tokens={self.tokens}",
+        )
+        require(
+            not self.branch_of or self.branch_step > 0,
+            self,
+            "branch_of",
+            "empty unless the schedule is wsd with a step before its cooldown",
+        )
+
+    @property
+    def branch_step(self) -> int:
+        """Steps whose learning rate does not depend on the budget: those before the cooldown of wsd, none of cosine."""
+        if self.schedule.kind == "cosine":
+            return 0
+        budget, batch_tokens = self.steps * self.data.batch_tokens, self.data.batch_tokens
+        stable = max(round(budget * (1 - self.schedule.cooldown_fraction)), self.schedule.warmup_tokens)
+        return min(int(stable / batch_tokens + 0.5), self.steps)
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that this run trains itself: all, or those from its branch."""
+        return self.steps - (self.branch_step if self.branch_of else 0)
+
+    @property
+    def data_order(self) -> int:
+        """Seed of the order of batches."""
+        return self.seed if self.data.order is None else self.data.order
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.data.batch_tokens
+
+    @property
+    def checkpoint_tokens(self) -> int:
+        """Tokens between checkpoints: as asked, else a tenth of the budget."""
+        return self.measure.checkpoint_every_tokens or max(self.tokens // 10, 1)
+
+    @functools.cached_property
+    def run_id(self) -> str:
+        """First 12 hex of sha256 over the canonical JSON of the fields that change the result."""
+        return hashlib.sha256(canonical(hashed_dict(self)).encode()).hexdigest()[:12]
+
+    @property
+    def lineage(self) -> str:
+        """What runs that differ in nothing but their budget have in common, as text."""
+        return canonical(hashed_dict(self) | {"tokens": 0})
+
+
+def hashed_dict(config: Any) -> dict[str, Any]:
+    """The fields that change the result, defaults resolved and tokens in whole batches, nested as in the config."""
+    out: dict[str, Any] = {}
+    for spec in dataclasses.fields(config):
+        if spec.metadata.get("hashed", True):
+            value = getattr(config, spec.name)
+            out[spec.name] = hashed_dict(value) if dataclasses.is_dataclass(value) else value
+    if isinstance(config, RunConfig):
+        out["tokens"] = config.steps * config.data.batch_tokens
+        out["data"]["order"] = config.data_order
+    if isinstance(config, DataConfig) and config.unique_tokens is None:
+        del out["unique_tokens"]
+    if isinstance(config, ModelConfig):
+        out |= {"kv_heads": config.num_kv_heads, "ff_width": config.num_ff}
+        if config.parametrization == "standard":
+            out["base_width"] = None
+        if config.parametrization != "completep":
+            out["base_depth"] = None
+    if isinstance(config, OptimizerConfig) and config.kind == "adamw":
+        out["momentum"] = None
+    return out
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The whole config and its schema version, as JSON has them: lists for tuples."""
+    return {"schema": SCHEMA, **_plain(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def from_dict(data: dict[str, Any]) -> RunConfig:
+    """Inverse of `to_dict`. Raises InputError on an unknown field, with the nearest name, or a wrong value."""
+    data = dict(data)
+    schema = data.pop("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise InputError(f"schema = {schema!r}: this version reads {SCHEMA}")
+    return build(RunConfig, data, "")
+
+
+def load(path: Path | str) -> RunConfig:
+    """Reads a config file. Raises InputError naming the file when it is absent, torn or wrong."""
+    path = Path(path)
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not whole JSON ({error}); a torn write? restore it or plan again") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,66 @@
+"""The corpus kind `simulated`: losses drawn from a law of known parameters, without any text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scaling.config.fields import require
+from scaling.data.corpus import Named, SplitName
+from scaling.errors import InputError
+
+KIND = "simulated"
+
+
+@dataclass(frozen=True)
+class Simulated(Named):
+    """The truth behind a simulated sweep. Fields as in the module's docstring; noise and seed_effect in log loss."""
+
+    kind: typing.ClassVar[str] = KIND
+    E: float = 1.69
+    A: float = 406.4
+    B: float = 410.7
+    alpha: float = 0.34
+    beta: float = 0.28
+    gamma: float = 0.0
+    rate_at: float = 1.1e-2
+    rate_exponent: float = 0.33
+    curvature: float = 0.01
+    limit: float = 16.0
+    noise: float = 0.002
+    seed_effect: float = 0.002
+    mishap: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("E", "A", "B", "curvature", "noise", "seed_effect"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("rate_at", "limit"):
+            require(getattr(self, name) > 0, self, name, "more than 0")
+        require(0 <= self.mishap <= 1, self, "mishap", "in [0, 1]")
+
+    def source(self) -> str:
+        return hashlib.sha256(self.name.encode()).hexdigest()[:16]
+
+    def documents(self, split: SplitName) -> Iterator[str]:
+        raise InputError(f"corpus {self.name!r}: holds no text; plan a sweep of it as it is, nothing is to be prepared")
+
+    @property
+    def fingerprint(self) -> str:
+        return self.source()
+
+    def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int:
+        """Every token is new."""
+        return tokens_trained
+
+    def best_rate(self, count: float) -> float:
+        """The best learning rate of a model with `count` params_matmul."""
+        return self.rate_at * (count / 1e4) ** -self.rate_exponent
+
+    def loss(self, count: float, tokens: float, rate: float) -> float:
+        """Nats per token without noise."""
+        law = self.E + self.A * count**-self.alpha + self.B * count**self.gamma * tokens**-self.beta
+        return law * (1 + self.curvature * math.log2(rate / self.best_rate(count)) ** 2)

@@ -1,0 +1,33 @@
+"""Exceptions that mean bad input or a full disk, and the nearest name for a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+
+from scaling.exit_codes import BAD_INPUT, BUSY, FULL
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. One line: the field, the value, what would be right. code: exits.py."""
+
+    code = BAD_INPUT
+
+
+class Busy(InputError):
+    """Somebody else has what the user asked for, for now."""
+
+    code = BUSY
+
+
+class FullDisk(InputError):
+    """There is no room for what must be written."""
+
+    code = FULL
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str:
+    """The end of an error sentence: the nearest valid name if one is near, else all of them."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}"

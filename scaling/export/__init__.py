@@ -1,0 +1,1 @@
+"""A trained run in formats that other programs read."""

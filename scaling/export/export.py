@@ -1,0 +1,233 @@
+"""A trained model as files that others read: weights in Hugging Face's layout, and one numpy file that runs them.
+
+    model.safetensors       float32, names and shapes of LlamaForCausalLM, or of Qwen3ForCausalLM where queries and
+                            keys are normalised: the same model with that norm, over each head, before the rotation
+    config.json             the shape, as transformers reads it; under "scaling", which run it is
+    generation_config.json, tokenizer.json, tokenizer_config.json
+    tokenizer.model         a SentencePiece vocabulary as it was trained; absent for bytes
+    run.py                  the model in numpy: runfile.py, as it stands
+    forward.stablehlo       if asked for: (weights, tokens) -> logits, as jax.export serialises it
+
+What mup and completep multiply residual branches and logits by is folded into the weights. Not in the design's list of
+modules: the design names the verb alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import operator
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling.config.run_config import ModelConfig
+from scaling.data.tokenizer import SentencePieceVocabulary
+from scaling.errors import InputError
+from scaling.export.tokenizer_json import tokenizer_files
+from scaling.model.decoder import Decoder, logits
+from scaling.model.parametrization import logit, residual, times
+from scaling.training.restore import Restored
+
+RUN_FILE = Path(__file__).with_name("runfile.py")
+WEIGHTS, STABLEHLO, SENTENCEPIECE = "model.safetensors", "forward.stablehlo", "tokenizer.model"
+MARK = "scaling"
+"""The key of config.json by which a folder is known as an export."""
+
+LAYER = {
+    "input_layernorm": ("attention_norm", "scale"),
+    "post_attention_layernorm": ("ff_norm", "scale"),
+    "self_attn.q_norm": ("attention", "q_norm", "scale"),
+    "self_attn.k_norm": ("attention", "k_norm", "scale"),
+    **{f"self_attn.{name}_proj": ("attention", name, "kernel") for name in "qkvo"},
+    **{f"mlp.{name}_proj": ("ff", name, "kernel") for name in ("gate", "up", "down")},
+}
+"""Hugging Face's name of each weight of a layer, and ours. Kernels stand transposed there, [out, in]."""
+
+
+def export(restored: Restored, out: Path, *, stablehlo: bool = False) -> list[Path]:
+    """Writes the files above into `out`, whole or not at all, and returns them. A folder that an export wrote before is
+    replaced.
+
+    Raises InputError when `out` holds anything else or is the current folder, a package is absent, or the vocabulary
+    cannot be written.
+    """
+    out = out.resolve()
+    save_file = _package("safetensors.numpy", "safetensors").save_file
+    _check_free(out)
+    vocabulary, config, params = restored.vocabulary, restored.model.config, jax.device_get(restored.params)
+    files = {name: _json(value) for name, value in tokenizer_files(vocabulary).items()}
+    files |= {"config.json": _json(hugging_face_config(restored)), "run.py": RUN_FILE.read_bytes()}
+    special = {"bos_token_id": vocabulary.eos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": 0}
+    files["generation_config.json"] = _json({**special, "do_sample": False, "max_new_tokens": 256})
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        files[SENTENCEPIECE] = Path(vocabulary.name).read_bytes()
+    if stablehlo:
+        files[STABLEHLO] = forward(config, restored.config.data.sequence_length)
+    part = out.with_name(f".writing-{out.name}")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        weights = {name: np.ascontiguousarray(leaf) for name, leaf in tensors(params, config).items()}
+        save_file(weights, str(part / WEIGHTS), metadata={"format": "pt"})
+        for name, content in files.items():
+            (part / name).write_bytes(content)
+        _put(part, out)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"out = {str(out)!r}: cannot be written ({error.strerror})") from None
+    return [out / name for name in sorted([WEIGHTS, *files])]
+
+
+def tensors(params: Any, config: ModelConfig) -> dict[str, Any]:
+    """Every weight under Hugging Face's name, multipliers folded in: of the residual branches into what they end with,
+    of the logits into the final norm."""
+    scale_M = times(params["final_norm"]["scale"], logit(config))
+    out = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": scale_M}
+    if not config.tied:
+        out["lm_head.weight"] = params["head"]["kernel"].T
+    for name, path in _layer_names(config):
+        stacked = functools.reduce(operator.getitem, path, params["blocks"])
+        if path[1] in ("o", "down"):
+            stacked = times(stacked, residual(config))
+        out |= {f"model.layers.{layer}.{name}.weight": stacked[layer].T for layer in range(config.depth)}
+    return out
+
+
+def tree(weights: Mapping[str, Any], config: ModelConfig) -> Any:
+    """The other way: parameters of the model without multipliers, `folded(config)`."""
+    blocks: dict[str, Any] = {}
+    for name, path in _layer_names(config):
+        layers = [weights[f"model.layers.{layer}.{name}.weight"].T for layer in range(config.depth)]
+        inner = blocks
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = jnp.stack(layers)
+    out = {"embedding": weights["model.embed_tokens.weight"], "blocks": blocks}
+    out["final_norm"] = {"scale": weights["model.norm.weight"]}
+    return out if config.tied else out | {"head": {"kernel": weights["lm_head.weight"].T}}
+
+
+def _layer_names(config: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
+    return [(name, path) for name, path in LAYER.items() if config.qk_norm or path[1] not in ("q_norm", "k_norm")]
+
+
+def folded(config: ModelConfig) -> ModelConfig:
+    """The model whose weights hold all that multiplies them."""
+    return dataclasses.replace(config, parametrization="standard")
+
+
+def hugging_face_config(restored: Restored) -> dict[str, Any]:
+    """config.json. The dtype is that of the weights; a run that computed in bfloat16 says so under "scaling"."""
+    c, data = restored.model.config, restored.config.data
+    kind = "qwen3" if c.qk_norm else "llama"
+    return {
+        "architectures": ["Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLM"],
+        "model_type": kind,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "intermediate_size": c.num_ff,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_width,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "max_position_embeddings": data.sequence_length,
+        "rms_norm_eps": c.norm_epsilon,
+        "rope_theta": c.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "tie_word_embeddings": c.tied,
+        "bos_token_id": restored.vocabulary.eos_id,
+        "eos_token_id": restored.vocabulary.eos_id,
+        "pad_token_id": 0,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "use_cache": True,
+        **({"use_sliding_window": False} if c.qk_norm else {"mlp_bias": False}),
+        MARK: {
+            "run_id": restored.config.run_id,
+            "step": restored.step,
+            "tokens": restored.tokens,
+            "corpus": data.corpus,
+            "compute": restored.config.precision.compute,
+            "parametrization": c.parametrization,
+        },
+    }
+
+
+def forward(config: ModelConfig, length: int) -> bytes:
+    """(weights under Hugging Face's names, int32 [b, length]) -> float32 logits [b, length, V], for any b, on CPUs,
+    CUDA and TPUs, serialised by jax.export: `jax.export.deserialize(content).call(weights, tokens)`.
+
+    Raises InputError when the package flatbuffers is absent.
+    """
+    _package("flatbuffers", "flatbuffers")
+    from jax import export as exporting
+
+    model = Decoder(dataclasses.replace(folded(config), remat="none"))
+    (rows,) = exporting.symbolic_shape("b")
+    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
+    weights = jax.eval_shape(lambda p: tensors(p, config), params)
+
+    def run(weights: Mapping[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
+        return logits(model, tree(weights, config), tokens_BT)
+
+    made = exporting.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))
+    return bytes(made(weights, jax.ShapeDtypeStruct((rows, length), jnp.int32)).serialize())
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _package(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"this export needs the package {package}: pip install 'scaling-laws[export]'") from None
+
+
+def _check_free(out: Path) -> None:
+    """Raises InputError unless `out` is absent, empty, or an export and nothing else, and may be replaced."""
+    if out == Path.cwd():
+        raise InputError(f"out = {str(out)!r}: is the current folder, which cannot be replaced; give one inside it")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out = {str(out)!r}: is a file; it must be a folder that is not there yet, or an export")
+    held = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    ours = {WEIGHTS, STABLEHLO, SENTENCEPIECE, "run.py", "config.json", "generation_config.json"}
+    ours |= {"tokenizer.json", "tokenizer_config.json"}
+    strange = [name for name in held if name not in ours]
+    if held and (strange or not _is_export(out)):
+        what = strange[0] if strange else held[0]
+        raise InputError(
+            f"out = {str(out)!r}: holds {what!r}, which no export wrote; give a folder that is not there yet"
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return MARK in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _put(part: Path, out: Path) -> None:
+    """`part` in the place of `out`: what stood there goes only when the new one is whole."""
+    if out.exists():
+        old = out.with_name(f".replaced-{out.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(out, old)
+        os.rename(part, out)
+        shutil.rmtree(old)
+    else:
+        os.rename(part, out)

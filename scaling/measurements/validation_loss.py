@@ -1,0 +1,64 @@
+"""Validation loss: nats per token and bits per byte on windows that are the same for every run of a sweep."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from scaling.data.shards import TokenSet, validation_windows
+from scaling.data.tokenizer import Vocabulary
+from scaling.measurements import Measure
+from scaling.model import sharding
+from scaling.model.decoder import Decoder, head, hidden
+from scaling.model.loss import bits_per_byte, chunked_nats, chunks_of
+from scaling.record.run_folder import Measurement
+
+BATCH_TOKENS = 16_384
+
+
+def measure(tokens: TokenSet, sequence_length: int, mesh: Mesh) -> Measure:
+    """Loss on the first `budget` tokens of the validation split. Chance is a uniform guess, ln V."""
+
+    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Measurement]:
+        del key
+        tokens_WS = validation_windows(tokens, sequence_length, budget, model.config.vocab_size)
+        nats_W = _nats_per_window(model, params, tokens_WS, mesh)
+        return statistics(nats_W, tokens_WS[:, 1:], vocabulary.bytes_per_token)
+
+    return Measure("loss", chance=math.log(tokens.vocab_size), ceiling=None, budget="validation tokens", run=run)
+
+
+def statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np.ndarray) -> dict[str, Measurement]:
+    """nats_W: nats summed over each window. Standard errors take windows as independent."""
+    W, T = targets_WT.shape
+    nats = float(nats_W.mean()) / T
+    stderr = float(nats_W.std(ddof=1)) / T / math.sqrt(W) if W > 1 else math.nan
+    bits = bits_per_byte(float(nats_W.sum()), int(bytes_per_token_V[targets_WT].sum()))
+    return {"nats": (nats, W * T, stderr), "bits_per_byte": (bits, W * T, stderr * bits / nats)}
+
+
+def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """float64 [W]. Windows go in batches that divide over the mesh; the last is filled up with repeats, then cut."""
+    rows = sharding.row_shards(mesh)
+    B = rows * max(BATCH_TOKENS // tokens_WS.shape[1] // rows, 1)
+    out = []
+    for start in range(0, len(tokens_WS), B):
+        part_BS = np.resize(tokens_WS[start : start + B], (B, tokens_WS.shape[1]))
+        global_BS = sharding.put_batch(functools.partial(part_BS.__getitem__), part_BS.shape, mesh)
+        out.append(multihost_utils.process_allgather(_nats(model, params, global_BS), tiled=True))
+    return np.concatenate(out).astype(np.float64)[: len(tokens_WS)]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _nats(model: Decoder, params: Any, tokens_BS: jax.Array) -> jax.Array:
+    """Nats of each window, [B]."""
+    x_BTM, targets_BT = hidden(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
+    rows = len(x_BTM) // sharding.row_shards(model.mesh)
+    chunks = chunks_of(rows, targets_BT.shape[1], model.config.vocab_size)
+    return chunked_nats(x_BTM, head(model, params), targets_BT, chunks).sum(axis=1)

@@ -1,0 +1,1 @@
+"""The decoder: attention, loss, parametrization, sharding."""

@@ -1,0 +1,174 @@
+"""Causal attention behind one function: XLA's reference, blocks for CPUs, cuDNN's flash, splash for TPUs.
+
+A kernel that is asked for by name runs or raises; "auto" is resolved once, by `choose`, and the run records what it
+became. There is no fall-back after that.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from scaling.config.run_config import ModelConfig
+from scaling.errors import InputError
+from scaling.model.cpu_attention import blocked
+from scaling.model.sharding import ROWS
+
+Kernel = Literal["xla", "blocked", "cudnn", "splash"]
+
+PLATFORMS: dict[Kernel, tuple[str, ...]] = {
+    "xla": ("cpu", "gpu", "tpu"),
+    "blocked": ("cpu", "gpu", "tpu"),
+    "cudnn": ("gpu",),
+    "splash": ("tpu",),
+}
+CUDNN_HEAD_WIDTH = 128
+SPLASH_LANES = 128
+SPLASH_BLOCK = 512
+
+
+def choose(model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str) -> Kernel:
+    """The kernel that will run. platform: "cpu", "gpu" or "tpu", of the devices compiled for.
+
+    "auto" takes blocks on CPUs, cuDNN on GPUs and splash on TPUs, and XLA's where these cannot run. Raises InputError
+    when the kernel that the config names cannot run there.
+    """
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    preferred: dict[str, Kernel] = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}
+    if model.attention == "auto":
+        wanted = preferred.get(platform, "xla")
+        return "xla" if obstacle(wanted, model, dtype, sequence_length, platform) else wanted
+    if reason := obstacle(model.attention, model, dtype, sequence_length, platform):
+        able = [k for k in get_args(Kernel) if not obstacle(k, model, dtype, sequence_length, platform)]
+        raise InputError(
+            f"model.attention = {model.attention!r}: {reason}; here it must be auto or {' or '.join(able)}"
+        )
+    return model.attention
+
+
+def obstacle(kernel: Kernel, model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str) -> str:
+    """Why a kernel cannot run; empty when it can."""
+    if platform not in PLATFORMS[kernel]:
+        return f"runs on {' and '.join(PLATFORMS[kernel])}, not on {platform}"
+    D = model.head_width
+    if kernel == "cudnn":
+        if dtype != jnp.bfloat16:
+            return f"cuDNN's flash attention takes bfloat16, and precision.compute is {dtype.name}"
+        if D % 8 or D > CUDNN_HEAD_WIDTH:
+            return f"cuDNN needs width/heads to be a multiple of 8 up to {CUDNN_HEAD_WIDTH}, and it is {D}"
+        if sequence_length % 2:
+            return f"cuDNN needs an even sequence_length, and it is {sequence_length}"
+    if kernel == "splash":
+        if sequence_length % SPLASH_LANES:
+            return f"splash needs sequence_length to be a multiple of {SPLASH_LANES}, and it is {sequence_length}"
+        if D % 64:
+            return f"splash needs width/heads to be a multiple of 64, and it is {D}"
+    return ""
+
+
+def attend(
+    q_BTHD: jax.Array,
+    k_BTKD: jax.Array,
+    v_BTKD: jax.Array,
+    segments_BT: jax.Array | None = None,
+    *,
+    kernel: Kernel = "xla",
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """Causal grouped-query attention. [B, T, H, D] in and out, in the dtype of q; softmax in float32.
+
+    Query head h reads key-value head h // (H // K) (Ainslie et al. 2023). segments_BT: integers; a position sees
+    those before it in its own segment only (packed documents; padding is a segment like any other). mesh: where the
+    arrays are sharded (sharding.py), needed by the kernels that the compiler cannot split.
+    """
+    if kernel == "xla":
+        return _reference(q_BTHD, k_BTKD, v_BTKD, segments_BT)
+    if kernel == "blocked":
+        return blocked(q_BTHD, k_BTKD, v_BTKD, segments_BT)
+    run = _cudnn if kernel == "cudnn" else splash
+    if mesh is None:
+        return run(q_BTHD, k_BTKD, v_BTKD, segments_BT)
+    batch, heads = P(ROWS), P(ROWS, None, "tensor")
+    specs = (heads, heads, heads, None if segments_BT is None else batch)
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(
+        q_BTHD, k_BTKD, v_BTKD, segments_BT
+    )
+
+
+def attend_cached(q_BTHD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, held_B: jax.Array) -> jax.Array:
+    """As `attend`, for queries of T positions that follow held_B others: row b's first query sees the first
+    held_B[b] + 1 of its S keys and values, which are kept by head."""
+    k_BSKD, v_BSKD = k_BKSD.transpose(0, 2, 1, 3), v_BKSD.transpose(0, 2, 1, 3)
+    return _reference(q_BTHD, k_BSKD, v_BSKD, None, held_B)
+
+
+def _reference(
+    q_BTHD: jax.Array,
+    k_BTKD: jax.Array,
+    v_BTKD: jax.Array,
+    segments_BT: jax.Array | None,
+    held_B: jax.Array | None = None,
+) -> jax.Array:
+    """In plain operations, which any platform runs. The query heads of a group are folded into rows, N = (H // K) * T,
+    and weights are normalised after they have met the values: D divisions a row, not T."""
+    B, T, H, D = q_BTHD.shape
+    K = k_BTKD.shape[2]
+    N = H // K * T
+    q_BKND = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).reshape(B, K, N, D)
+    scores_BKNS = jnp.matmul(q_BKND, k_BTKD.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+    if held_B is None:
+        row_N1, column_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
+        seen = column_S <= row_N1
+    else:
+        row_B1N1 = held_B[:, None, None, None] + jnp.arange(N)[:, None] % T
+        seen = jnp.arange(k_BTKD.shape[1]) <= row_B1N1
+    if segments_BT is not None:
+        seen &= jnp.tile(segments_BT[:, :, None] == segments_BT[:, None, :], (1, H // K, 1))[:, None]
+    scores_BKNS = jnp.where(seen, scores_BKNS, -1e30)
+    top_BKN1 = jax.lax.stop_gradient(scores_BKNS.max(axis=-1, keepdims=True))
+    weights_BKNS = jnp.exp(scores_BKNS - top_BKN1)
+    total_BKN1 = weights_BKNS.sum(axis=-1, keepdims=True)
+    out_BKND = jnp.matmul(weights_BKNS.astype(v_BTKD.dtype), v_BTKD.transpose(0, 2, 1, 3)) / total_BKN1
+    out_BTHD = out_BKND.reshape(B, K, H // K, T, D).transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
+    return out_BTHD.astype(q_BTHD.dtype)
+
+
+def _cudnn(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """cuDNN's flash attention through JAX, which raises where it cannot run. Segments become an additive mask."""
+    own_B1TS = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+    return jax.nn.dot_product_attention(q_BTHD, k_BTKD, v_BTKD, mask=own_B1TS, is_causal=True, implementation="cudnn")
+
+
+def splash(
+    q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None, *, interpret: bool = False
+) -> jax.Array:
+    """The splash kernel that JAX ships for TPUs. interpret: run it step by step on any platform, for tests."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, T, H, D = q_BTHD.shape
+    block = next(size for size in (SPLASH_BLOCK, 256, SPLASH_LANES) if T % size == 0)
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * H)
+    kernel = kernels.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
+
+    def row(q_HTD: jax.Array, k_KTD: jax.Array, v_KTD: jax.Array, segments_T: jax.Array | None) -> jax.Array:
+        ids = None if segments_T is None else kernels.SegmentIds(segments_T, segments_T)
+        return cast(jax.Array, kernel(q_HTD, k_KTD, v_KTD, ids))
+
+    q_BHTD, k_BKTD, v_BKTD = (x.transpose(0, 2, 1, 3) for x in (q_BTHD * D**-0.5, k_BTKD, v_BTKD))
+    out_BHTD = jax.vmap(row)(q_BHTD, k_BKTD, v_BKTD, segments_BT)
+    return out_BHTD.transpose(0, 2, 1, 3).astype(q_BTHD.dtype)

@@ -1,0 +1,186 @@
+"""The mesh (data, fsdp, tensor), and one table of (path pattern, PartitionSpec) that raises on no match.
+
+The batch is sharded over data and fsdp, never replicated; weights and optimizer state over fsdp and tensor.
+pjit is `jax.jit` with `NamedSharding` today; axes are Auto, so the compiler places what the table leaves open.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling.config.run_config import MeshConfig, ModelConfig, RunConfig
+from scaling.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+BATCH = P(ROWS)
+
+RULES: tuple[tuple[str, P], ...] = (
+    (r"embedding", P(None, ("fsdp", "tensor"))),
+    (r"head/kernel", P(("fsdp", "tensor"), None)),
+    (r"blocks/attention/[qkv]/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/attention/o/kernel", P(None, "tensor", "fsdp")),
+    (r"blocks/ff/(gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"blocks/ff/down/kernel", P(None, "tensor", "fsdp")),
+    (r"(blocks/)?(\w+/)?\w*norm/scale", P()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices, or those given (of a topology that is not there); neighbours on it are neighbours.
+
+    Over several TPU slices, which only a data-centre network joins, the data axis runs over the slices, fsdp and
+    tensor stay within one. Raises InputError when the axes do not multiply to the devices or slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data, fsdp, tensor = sizes = axis_sizes(config, len(devices), slices := slice_count(devices))
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+    """Several CPU devices in one process share one pool of threads, in which their collectives wait for one another:
+    a device that takes every thread for its own work leaves the others none, for good. One thread a device, then."""
+    several = sum(d.process_index == jax.process_index() for d in mesh.devices.flat) > 1
+    return {"xla_cpu_multi_thread_eigen": False} if several and mesh.devices.flat[0].platform == "cpu" else None
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """How many TPU slices the devices lie on. GPUs carry a slice index too: there it is a host, not a network."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", None) for device in devices})
+
+
+def axis_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, int, int]:
+    """Devices along data, fsdp and tensor. Raises InputError, with the nearest mesh, where they do not multiply."""
+    data = config.data or max(devices // (config.fsdp * config.tensor), 1)
+    sizes = (data, config.fsdp, config.tensor)
+    if math.prod(sizes) != devices:
+        raise InputError(
+            f"mesh data={data} x fsdp={config.fsdp} x tensor={config.tensor} = {math.prod(sizes)}: must be the number "
+            f"of devices, {devices}; {_nearest_mesh(sizes, devices, slices)}"
+        )
+    if data % slices:
+        raise InputError(
+            f"mesh data={data}: must be a multiple of the {slices} slices, which only the data axis crosses; "
+            f"{_nearest_mesh(sizes, devices, slices)}"
+        )
+    return sizes
+
+
+def _nearest_mesh(
+    sizes: tuple[int, int, int], devices: int, slices: int, fits: Callable[[tuple[int, int, int]], bool] | None = None
+) -> str:
+    """The mesh over all devices, data over slices, that changes fewest axes, and those least; in words."""
+
+    def change(other: tuple[int, int, int]) -> tuple[int, float, int]:
+        moved = [abs(math.log2(a / b)) for a, b in zip(sizes, other, strict=True)]
+        return sum(m > 0 for m in moved), sum(moved), other[2]
+
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    meshes = [(devices // (f * t), f, t) for t in divisors for f in divisors if devices % (f * t) == 0]
+    near = [mesh for mesh in meshes if mesh[0] % slices == 0 and (fits is None or fits(mesh))]
+    if not near:
+        return "no mesh over these devices would fit"
+    best = min(near, key=change)
+    return "nearest that fits: " + ",".join(f"{axis}={size}" for axis, size in zip(AXES, best, strict=True))
+
+
+def check_fits(config: RunConfig, mesh: Mesh) -> None:
+    """Raises InputError, before anything is spent, when a batch or a weight does not divide over the mesh.
+
+    It names the smallest change that would fit: the nearest batch, or the nearest mesh of as many devices.
+    """
+    sizes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
+    rows = sizes[0] * sizes[1]
+    micro = config.data.microbatch_sequences or config.data.batch_sequences
+    if micro % rows:
+        field = "microbatch_sequences" if config.data.microbatch_sequences else "batch_sequences"
+        close = max(round(micro / rows), 1) * rows
+        raise InputError(
+            f"data.{field} = {micro}: must be a multiple of the {rows} devices of mesh axes data and fsdp; "
+            f"nearest that fits: {close}"
+        )
+    refused = _undivided(config.model, sizes)
+    if refused:
+        close = _nearest_mesh(
+            sizes,
+            math.prod(sizes),
+            1,
+            lambda mesh: not _undivided(config.model, mesh) and micro % (mesh[0] * mesh[1]) == 0,
+        )
+        raise InputError(f"{refused}; {close}")
+
+
+def _undivided(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
+    """What of a model does not divide over a mesh, in words; empty when all does."""
+    _, fsdp, tensor = sizes
+    for name, value in (("heads", model.heads), ("kv_heads", model.num_kv_heads), ("ff_width", model.num_ff)):
+        if value % tensor:
+            return f"model.{name} = {value}: must be a multiple of mesh.tensor = {tensor}"
+    if model.width % (fsdp * tensor):
+        return f"model.width = {model.width}: must be a multiple of fsdp x tensor = {fsdp * tensor}"
+    return ""
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A tree path as text, `blocks/attention/q/kernel`."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
+
+
+def spec_of(path: str) -> P:
+    """The spec of one parameter path. Raises LookupError unless exactly one rule matches."""
+    matches = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
+    if len(matches) != 1:
+        raise LookupError(f"{path}: {len(matches)} sharding rules match, one must")
+    return matches[0]
+
+
+def shard_state(abstract_state: Any, mesh: Mesh) -> Any:
+    """Shardings of a whole training state: scalars replicated, each copy of a parameter as that parameter.
+
+    A parameter is found below any key named `params`, `mu` or `nu` (Adam's moments have the parameters' tree).
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, P())
+        name = re.sub(r"^.*?(^|/)(params|mu|nu)/(params/)?", "", path_name(path))
+        return NamedSharding(mesh, spec_of(name))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Over how many devices the rows of a batch are dealt; one without a mesh."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; further axes whole."""
+    return NamedSharding(mesh, BATCH)
+
+
+def put_batch(rows_of: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
+    """A global array of `shape` whose every shard is made where it lives: rows_of(slice) -> that slice's rows."""
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        return rows_of(slice(*index[0].indices(shape[0])))
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), shard)

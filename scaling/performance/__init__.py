@@ -1,0 +1,1 @@
+"""What a step costs: compilation ahead of time, HLO, roofline, traces."""

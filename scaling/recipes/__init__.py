@@ -1,0 +1,1 @@
+"""Recipes that derive a whole run config from one number."""

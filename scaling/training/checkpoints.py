@@ -1,0 +1,127 @@
+"""Checkpoints with Orbax: asynchronous, last ones kept, restored onto any mesh.
+
+Orbax writes a step under a temporary name and renames it when it is whole, so that neither a kill nor a full disk
+harms the checkpoint before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from scaling.errors import FullDisk, InputError
+from scaling.model.sharding import path_name
+
+# What Orbax's threads log as errors comes back as exceptions as well; once is enough.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+LISTED = 8
+MARGIN = 262_144
+"""Bytes of Orbax's own metadata, generously."""
+FULL_DISK = ("No space left", f"os_error_code='{errno.ENOSPC}'")
+"""How TensorStore says it."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder, one per step; the last `keep`, or all. A context manager: leaving waits."""
+
+    def __init__(self, folder: Path, keep: int | None, *, read_only: bool = False) -> None:
+        """read_only: leaves alone what another process is writing there."""
+        writing = functools.partial(ocp.CheckpointManagerOptions, max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(read_only=True) if read_only else writing()
+        self.folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
+
+    def latest(self) -> int | None:
+        """The last whole step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts writing, unless it is held. Raises InputError when the disk has no room: here, or at the next call if
+        it fills up."""
+        if step not in self._manager.all_steps():
+            self._check_room(state)
+            self._guard(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
+
+    def wait(self) -> None:
+        """Returns when all is written. Raises InputError when the disk is full."""
+        self._guard(self._manager.wait_until_finished)
+        self._guard(self._manager.check_for_errors)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state of `step`, laid out as the shardings in `abstract_state` say.
+
+        Raises InputError naming each leaf whose presence or shape differs.
+        """
+        held = self._manager.item_metadata(step)
+        differences = tree_differences(held, abstract_state)
+        if differences:
+            shown = "; ".join(differences[:LISTED]) + (
+                f"; and {len(differences) - LISTED} more" * (len(differences) > LISTED)
+            )
+            raise InputError(f"{self.folder}/{step}: the checkpoint is of another model: {shown}")
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what is being written."""
+        self._guard(self._manager.close)
+
+    def _check_room(self, state: Any) -> None:
+        needed = MARGIN + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise self._full(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
+
+    def _full(self, detail: str) -> FullDisk:
+        latest = self.latest()
+        kept = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
+        return FullDisk(
+            f"{self.folder}: no space left for a checkpoint ({detail}); {kept}: "
+            "free some space and run the same command again"
+        )
+
+    def _guard(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            if is_full_disk(error):
+                raise self._full("the disk filled up while it was written") from error
+            raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that the disk is full."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if getattr(chain, "errno", None) == errno.ENOSPC or any(sign in str(chain) for sign in FULL_DISK):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def tree_differences(held: Any, wanted: Any) -> list[str]:
+    """One text per leaf that only one of two trees has, or whose shapes differ."""
+    held_shapes, wanted_shapes = _shapes(held), _shapes(wanted)
+    return [
+        f"{path}: checkpoint {held_shapes.get(path, 'has none')}, config {wanted_shapes.get(path, 'has none')}"
+        for path in sorted(held_shapes.keys() | wanted_shapes.keys())
+        if held_shapes.get(path) != wanted_shapes.get(path)
+    ]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,69 @@
+"""A trained model out of its run folder, for whatever is asked of it afterwards.
+
+Not in the design's list of modules: measurements, generation and export all begin here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scaling.config.run_config import MeshConfig, RunConfig, load
+from scaling.data.tokenizer import Vocabulary, load_vocabulary
+from scaling.errors import InputError
+from scaling.model.decoder import Decoder
+from scaling.model.sharding import make_mesh
+from scaling.record import run_folder
+from scaling.training.checkpoints import Checkpoints
+from scaling.training.train_step import build
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A run's model as it was after `step` optimizer steps, on one device. Attention is XLA's reference, which takes
+    sequences of any length on any device, whatever kernel the config names."""
+
+    folder: Path
+    config: RunConfig
+    step: int
+    model: Decoder
+    params: Any
+    vocabulary: Vocabulary
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on by then."""
+        return self.step * self.config.data.batch_tokens
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in a run folder, ascending. Raises InputError when the folder is no run."""
+    if not (folder / run_folder.CONFIG).exists():
+        raise InputError(f"{folder}: no run folder, as it holds no {run_folder.CONFIG}")
+    checkpoints = folder / run_folder.CHECKPOINTS
+    return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def restore(folder: Path, step: int | None = None) -> Restored:
+    """The model of a run folder after `step` steps; by default at its last checkpoint.
+
+    Raises InputError when the folder is no run, holds no checkpoint, or none of that step.
+    """
+    steps = saved_steps(folder)
+    if not steps:
+        raise InputError(f"{folder}: no checkpoint in {run_folder.CHECKPOINTS}/: train the run, or give another")
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise InputError(f"{folder}: step = {step}: checkpoints are kept of {', '.join(map(str, steps))}")
+    config = load(folder / run_folder.CONFIG)
+    anywhere = replace(config, model=replace(config.model, attention="xla"))
+    program = build(anywhere, make_mesh(MeshConfig(), jax.devices()[:1]))
+    with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as kept:
+        state = kept.restore(step, program.abstract_state)
+    model = Decoder(program.model.config, jnp.dtype(config.precision.compute), "xla")
+    return Restored(folder, config, step, model, state.params, load_vocabulary(config.data.vocabulary))

@@ -1,0 +1,163 @@
+"""What a run reads, where it begins and what it writes, one function each: shared by whatever trains.
+
+Not in the design's list of modules: train.py steps one run, population.py several; all else about a run is here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from scaling.config.run_config import RunConfig, load
+from scaling.data.shards import TokenSet, check, limited, open_tokens
+from scaling.data.tokenizer import Vocabulary, load_vocabulary
+from scaling.measurements import Measure
+from scaling.record import run_folder
+from scaling.training import branching, simulated_run
+from scaling.training.checkpoints import Checkpoints
+from scaling.training.monitor import Clock, Watch
+from scaling.training.optimizer import step_learning_rate
+from scaling.training.train_step import Program, State
+
+
+@dataclass(frozen=True)
+class Session:
+    """What training one run needs, in one hand."""
+
+    config: RunConfig
+    folder: Path
+    program: Program
+    tokens: TokenSet
+    vocabulary: Vocabulary
+    measure: Measure
+    checkpoints: Checkpoints
+    stop: Callable[[], bool]
+    show: Callable[[int, float, float], None]
+
+
+def stamped(config: RunConfig, folder: Path | None = None) -> RunConfig:
+    """The config with the fingerprint of its data, so that its run_id names them: that of the run folder where it has
+    begun, else that of what is prepared. Raises InputError when nothing is."""
+    if config.data.fingerprint:
+        return config
+    if simulated_run.asked(config):
+        return replace(config, data=replace(config.data, fingerprint=simulated_run.source(config).fingerprint))
+    if folder is not None and (folder / run_folder.CONFIG).exists():
+        fingerprint = load(folder / run_folder.CONFIG).data.fingerprint
+    else:
+        fingerprint = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary).fingerprint
+    return replace(config, data=replace(config.data, fingerprint=fingerprint))
+
+
+def settled(config: RunConfig, folder: Path) -> run_folder.Status | None:
+    """The status of a run with nothing left to train: it has ended, or its trunk diverged before this one leaves, which
+    is then written down. None when it is to be trained.
+
+    Raises InputError when the folder holds another run, or the run cannot branch where its config says.
+    """
+    run_folder.check_folder(folder, config)
+    ended = run_folder.read_result(folder)
+    if ended is not None and ended["status"] != "failed":
+        return ended["status"]
+    if config.branch_of:
+        branching.check(folder, config)
+        if branching.diverged_before(folder, config):
+            if jax.process_index() == 0:
+                with run_folder.held(folder, config, "none"):
+                    branching.diverge(folder, config)
+            return "diverged"
+    return None
+
+
+def inputs(config: RunConfig) -> tuple[TokenSet, Vocabulary]:
+    """The tokens of a run and its vocabulary. Raises InputError when they are not there or do not suit it."""
+    tokens = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary, config.data.fingerprint)
+    tokens = limited(tokens, config.data.unique_tokens)
+    check(
+        tokens,
+        sequence_length=config.data.sequence_length,
+        validation_tokens=config.measure.validation_tokens,
+        vocab_size=config.model.vocab_size,
+    )
+    return tokens, load_vocabulary(config.data.vocabulary)
+
+
+def begin(s: Session) -> tuple[int, State]:
+    """Steps taken, and the state after them: that of the last checkpoint, of the run it branches from, or anew."""
+    latest = s.checkpoints.latest()
+    if latest is not None:
+        return latest, s.checkpoints.restore(latest, s.program.abstract_state)
+    if s.config.branch_of:
+        return s.config.branch_step, branching.begin(s.folder, s.config, s.program.abstract_state)
+    return 0, s.program.init(jax.random.key(s.config.seed))
+
+
+def due(s: Session, step: int, every: int | None) -> bool:
+    """Whether a multiple of `every` tokens is passed in this step."""
+    batch_tokens = s.config.data.batch_tokens
+    return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
+
+
+def log(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: Watch) -> str:
+    """Records one step's metrics, which are numbers by now; returns why the run diverged, or nothing."""
+    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    clock.tick()
+    reason, done = watch.reason(step, loss), step + 1
+    s.show(done, loss, clock.tokens_per_second)
+    if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
+        line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}
+        append(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.rates())
+    return reason
+
+
+def append(s: Session, line: dict[str, Any]) -> None:
+    """One line of metrics, by the first process."""
+    if jax.process_index() == 0:
+        run_folder.append_metrics(s.folder, line)
+
+
+def validate(s: Session, step: int, state: State) -> None:
+    """Logs the validation loss after a step."""
+    append(s, {"step": step + 1, "validation_loss": measured(s, state)["loss/nats"][0]})
+
+
+def measured(s: Session, state: State) -> dict[str, run_folder.Measurement]:
+    """Everything that a run measures of a state, by "<name>/<metric>"."""
+    found = s.measure.run(
+        s.program.model, state.params, s.vocabulary, jax.random.key(0), s.config.measure.validation_tokens
+    )
+    return {f"{s.measure.name}/{metric}": value for metric, value in found.items()}
+
+
+def judged(s: Session, state: State) -> tuple[dict[str, run_folder.Measurement], str]:
+    """What is measured after the last step, and why the run diverged in it, or nothing."""
+    found = measured(s, state)
+    loss = found["loss/nats"][0]
+    return found, "" if math.isfinite(loss) else f"validation loss is {loss} after the last step"
+
+
+def finish(
+    s: Session,
+    status: run_folder.Status,
+    steps: int,
+    clock: Clock,
+    found: dict[str, run_folder.Measurement],
+    reason: str = "",
+) -> None:
+    """Writes result.json: identity, counts, FLOPs, rates and measurements."""
+    if jax.process_index() != 0:
+        return
+    done = steps * s.config.data.batch_tokens
+    missing: run_folder.Measurement = (math.nan, 0, math.nan)
+    loss, bits = found.get("loss/nats", missing), found.get("loss/bits_per_byte", missing)
+    row = run_folder.counts(
+        s.config, tokens=done, unique_tokens=s.tokens.unique_tokens(done, s.config.data.sequence_length)
+    )
+    row |= {"status": status, "loss": loss[0], "loss_stderr": loss[2], "bits_per_byte": bits[0]}
+    row |= {"seconds": clock.seconds, "tokens_per_second": clock.tokens_per_second}
+    run_folder.write_result(s.folder, status=status, row=row, measurements=found, reason=reason)

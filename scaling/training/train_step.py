@@ -1,0 +1,118 @@
+"""The compiled parts of a run: initial state, and one optimizer step. Shared by whatever trains.
+
+Not in the design's list of modules: it keeps train.py the loop and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from scaling.config.run_config import RunConfig
+from scaling.model import sharding
+from scaling.model.attention import choose
+from scaling.model.decoder import Decoder, head, hidden
+from scaling.model.loss import chunked_training_loss, chunks_of
+from scaling.training.optimizer import Rates, transformation
+
+
+@struct.dataclass
+class State:
+    """What a checkpoint holds. step: optimizer steps taken."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled parts of a run. init(key), step(state, tokens [B, T + 1], rates) -> state, metrics.
+
+    update: what `step` compiles, for whoever makes another program of it."""
+
+    model: Decoder
+    mesh: Mesh
+    abstract_state: Any
+    init: Callable[[jax.Array], State]
+    step: Callable[[State, jax.Array, Rates], tuple[State, dict[str, jax.Array]]]
+    update: Callable[[State, jax.Array, Rates], tuple[State, dict[str, jax.Array]]]
+
+
+def build(config: RunConfig, mesh: Mesh) -> Program:
+    """Model, shardings and jitted functions. Raises InputError when the config does not fit the mesh."""
+    sharding.check_fits(config, mesh)
+    model = decoder(config, mesh)
+
+    # One layer's worth of program, whatever the depth: unrolled, drawing the weights compiles as long as training.
+    rolled = Decoder(replace(config.model, unroll=1), kernel="xla")
+
+    def init(key: jax.Array) -> State:
+        params = rolled.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+        return State(jnp.zeros((), jnp.int32), params, transformation(config.optimizer, 0.0, config.model).init(params))
+
+    def step(state: State, tokens_BS: jax.Array, rates: Rates) -> tuple[State, dict[str, jax.Array]]:
+        grads, nats = gradients(model, config, state.params, tokens_BS)
+        optimizer = transformation(config.optimizer, rates.weight_decay, config.model)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, u: p - rates.learning_rate * u, state.params, updates)
+        squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
+        return State(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.shard_state(shapes, mesh)
+    abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+    options = sharding.compiler_options(mesh)
+    return Program(
+        model,
+        mesh,
+        abstract,
+        jax.jit(init, out_shardings=shardings, compiler_options=options),
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options),
+        step,
+    )
+
+
+def decoder(config: RunConfig, mesh: Mesh) -> Decoder:
+    """The model as it will run on the devices of a mesh: what the config leaves open is decided here.
+
+    Layers are unrolled on CPUs, where flat code runs up to twice as fast, unless remat needs the loop.
+    """
+    platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(config.precision.compute)
+    flat = platform == "cpu" and config.model.remat == "none"
+    unroll = min(config.model.unroll or (config.model.depth if flat else 1), config.model.depth)
+    kernel = choose(config.model, dtype, config.data.sequence_length, platform)
+    return Decoder(replace(config.model, unroll=unroll), dtype, kernel, mesh if mesh.size > 1 else None)
+
+
+def gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
+    """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
+
+    micro = config.data.microbatch_sequences or config.data.batch_sequences
+    rows = micro // sharding.row_shards(model.mesh)
+    chunks = chunks_of(rows, config.data.sequence_length, config.model.vocab_size)
+
+    def objective(params: Any, tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x_BTM, targets_BT = hidden(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
+        return chunked_training_loss(
+            x_BTM, head(model, params), targets_BT, config.optimizer.z_loss, chunks, model.mesh
+        )
+
+    def one(tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
+        (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BS)
+        return grads, nats
+
+    parts = config.data.batch_sequences // micro
+    if parts == 1:
+        return one(tokens_BS)
+    # Interleaved, so that each microbatch is spread over the same devices as the batch.
+    tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[1]).swapaxes(0, 1)
+    zero = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
+    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(part)), None), zero, tokens_ABS)
+    return jax.tree.map(lambda x: x / parts, total)

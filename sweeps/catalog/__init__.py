@@ -1,0 +1,1 @@
+"""Named sweeps, ready to run."""

@@ -1,0 +1,56 @@
+"""Few tokens, many times over (Muennighoff et al. 2023); about 36 H200-hours at 40 % MFU. The corpus:
+sweeps/catalog/fineweb.py.
+For a laptop, the same grid in small: data_constrained_cpu."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scaling.config.run_config import RunConfig
+from scaling.recipes.derive import Known, Recipe
+from scaling.recipes.recipes import step_law
+from sweeps.catalog.fineweb import cost, given, trunked
+from sweeps.grids import Sweep, overlay
+
+SIZES = ((384, 6), (640, 10), (1024, 16))
+UNIQUE = (100_000_000, 400_000_000, 1_600_000_000)
+EPOCHS = (1, 2, 4, 8, 16, 32, 64)
+TOKENS = 10_000_000_000  # of a horizon, at most
+
+
+def repeated(
+    recipe: Recipe,
+    sizes: Sequence[tuple[int, int]],
+    unique: Sequence[int],
+    epochs: Sequence[int],
+    most: float,
+    **given: Any,
+) -> tuple[RunConfig, ...]:
+    """Every size on every number of unique tokens for every number of epochs, horizons of `most` tokens at most.
+
+    The epochs of one size on the same tokens share a trunk, where the recipe is `trunked`.
+    """
+    cells = []
+    for size in sizes:
+        for held in unique:
+            for times in (times for times in epochs if times * held <= most):
+                run = recipe(size, times * held, **given)
+                limit = {"data.unique_tokens": held, "name": f"w{size[0]}-d{size[1]}-{held / 1e6:.3g}Mx{times}"}
+                cells.append(overlay(run, limit))
+    return tuple(cells)
+
+
+def warmup(shortest: int) -> tuple[Callable[[Known], int], str]:
+    """N tokens, a tenth of the shortest horizon at most; and in words."""
+    return lambda known: min(known.params.matmul, shortest // 10), f"N tokens, {shortest // 10:,} at most"
+
+
+def sweep() -> Sweep:
+    """Three sizes, three amounts of text 16x apart, one to 64 epochs as long as ten billion tokens last."""
+    recipe = trunked(step_law, *warmup(min(UNIQUE)))
+    cells = repeated(recipe, SIZES, UNIQUE, EPOCHS, TOKENS, **given())
+    return Sweep(
+        name="data_constrained",
+        cells=cells,
+        description=f"{len(SIZES)} sizes x {len(UNIQUE)} corpora x up to {len(EPOCHS)} epochs; {cost(cells)}",
+        why="what a repeated token is worth beside a new one: the two half-lives of the data-constrained law",
+    )

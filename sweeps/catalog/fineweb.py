@@ -1,0 +1,78 @@
+"""What the sweeps for one accelerator share: a web corpus, its vocabularies, recipes whose horizons share one trunk.
+
+They take learning rates and batches from Step Law: on its 17 public (N, D) its rule costs .07 % of the loss against the
+best of 47 to 120 runs, the rates and batches that Brown et al. 2020 and Hoffmann et al. 2022 used cost 1.6 %
+(tests/scaling/recipes/test_recipes.py, LOG.md 2026-11-22). Below its 2e8 parameters it is an extrapolation: scan the
+rates of a few
+sizes first (sweeps/grids.py, `scan`).
+
+Another corpus is named here, once for all of them. Nothing is downloaded by planning or training; to prepare:
+
+    scaling data vocabulary 'hf:HuggingFaceFW/fineweb-edu?config=sample-10BT' --size 32000 --documents 100000
+    scaling data prepare 'hf:HuggingFaceFW/fineweb-edu?config=sample-10BT' \\
+        --vocabulary out/vocabularies/hf-fineweb_edu-4e4af959-32000.model
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scaling.accounting.counts import PEAK_BFLOAT16
+from scaling.config.run_config import RunConfig, ScheduleConfig
+from scaling.data.corpora import parse_corpus
+from scaling.recipes.derive import Known, Recipe, Rule
+from scaling.record.run_folder import counts
+from sweeps.trunks import share
+
+CORPUS = "hf:HuggingFaceFW/fineweb-edu?config=sample-10BT"
+TOKENS = 10_500_000_000
+"""About what it holds in 32,000 pieces: no horizon is longer, unless a sweep says that it repeats."""
+MFU = 0.4
+PEAK = dict(PEAK_BFLOAT16)["H200"]
+
+
+def vocabulary(size: int) -> str:
+    """Where `scaling data vocabulary` writes a model of the corpus of `size` ids."""
+    return str(Path("out/vocabularies") / f"{parse_corpus(CORPUS).slug}-{size}.model")
+
+
+def given(size: int = 32_000) -> dict[str, Any]:
+    """What a recipe takes beside its dial: the corpus and its vocabulary of `size` ids."""
+    return {"corpus": CORPUS, "vocabulary": vocabulary(size), "vocab_size": size}
+
+
+def trunked(recipe: Recipe, warmup: Callable[[Known], float], words: str) -> Recipe:
+    """The recipe with one batch, learning rate and warm-up for every horizon of a size, so that they share a trunk
+    (trunks.py).
+
+    warmup: tokens, whatever the horizon, and in words. Batch and learning rate are those of the recipe's own horizon;
+    the end is a cooldown to 0 over a fifth of the budget (Hägele et al. 2024).
+    """
+
+    def fixed(rule: Rule) -> Rule:
+        def value(known: Known) -> float:
+            return rule.value(replace(known, tokens=round(recipe.horizon.value(known))))
+
+        return replace(rule, value=value, text=f"at D = {recipe.horizon.text}, {rule.text}")
+
+    return replace(
+        recipe,
+        name=f"{recipe.name}_trunked",
+        batch=fixed(recipe.batch),
+        learning_rate=fixed(recipe.learning_rate),
+        warmup=Rule(warmup, words, "Porian et al. 2024, section 3.3; bound ours"),
+        final=Rule(lambda known: 0.0, "0", "Hägele et al. 2024"),
+        schedule=ScheduleConfig(kind="wsd", cooldown_fraction=0.2),
+    )
+
+
+def h200_hours(cells: Sequence[RunConfig]) -> float:
+    """Hours of one H200 at 40 % of its peak, shared trunks paid once: arithmetic, not a measurement."""
+    spent = (counts(cell, tokens=cell.tokens, unique_tokens=None)["flops_spent"] for cell in share(cells))
+    return sum(spent) / (MFU * PEAK) / 3600
+
+
+def cost(cells: Sequence[RunConfig]) -> str:
+    """What a description says of the cost."""
+    return f"about {h200_hours(cells):.3g} H200-hours at {MFU:.0%} MFU"

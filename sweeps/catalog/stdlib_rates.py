@@ -1,0 +1,25 @@
+"""The learning rates of stdlib_cpu, measured: a scan at every size, at one horizon in the middle of its ladder.
+
+    scaling sweep plan stdlib_rates && scaling sweep run stdlib_rates && scaling sweep collect stdlib_rates
+    scaling rates out/stdlib_rates --out sweeps/catalog/stdlib_rates.json
+
+The second line is what stdlib_cpu reads.
+"""
+
+from itertools import chain
+
+from sweeps.catalog.stdlib_cpu import HORIZONS, SIZES, trunked
+from sweeps.grids import Sweep, scan
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+HORIZON = HORIZONS[2]
+
+
+def sweep() -> Sweep:
+    """Five learning rates, 16x apart, at each size of the demo."""
+    return Sweep(
+        name="stdlib_rates",
+        cells=tuple(chain.from_iterable(scan(trunked(size, HORIZON), FACTORS) for size in SIZES)),
+        description=f"{len(FACTORS)} learning rates x {len(SIZES)} sizes at {HORIZON:,} tokens",
+        why="hyperparameters copied from one size to the others are why small laws fail: these are measured at each",
+    )

@@ -1,0 +1,1 @@
+"""SLURM, Ray, hosts that share a disk, and manifests for TPU slices."""

@@ -1,0 +1,75 @@
+"""Connects to a Ray cluster, and names the hosts and the environment that its workers get."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from scaling.errors import InputError
+from sweeps.local import processes
+
+NAMESPACE = "scaling-sweeps"
+
+
+REACH_SECONDS = 5.0
+
+
+def connect(address: str) -> None:
+    """Makes this process a driver of the cluster, unless it is one. Raises InputError, within a minute or so."""
+    if find_spec("ray") is None:
+        raise InputError("ray: is not installed; pip install 'scaling-laws[ray]'")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if named != "auto":
+        _reach(named)
+    try:
+        ray.init(address=named, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"address = {address}: no Ray cluster answers ({said}); run this on one of its machines, or start one with "
+            "`ray start --head`"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises InputError where nothing listens: Ray itself would try for minutes."""
+    import ray
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise InputError(f"address = {address}: must be auto, or HOST:PORT of the head of a Ray cluster")
+    try:
+        if host == "localhost" or host.startswith("127."):
+            host = ray.util.get_node_ip_address()
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
+        ) from None
+
+
+CARRIED = ("JAX_", "XLA_", "LIBTPU_", "NCCL_")
+
+
+def carried() -> dict[str, str]:
+    """Variables of this process that runs elsewhere are to see."""
+    return {k: v for k, v in os.environ.items() if k.startswith(CARRIED) and not k.startswith(processes.PEERS)}
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """What a run takes: so many hosts, on each so many devices. demand: of each, as Ray counts it."""
+
+    count: int
+    devices: int
+    demand: Mapping[str, float]

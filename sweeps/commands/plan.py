@@ -1,0 +1,43 @@
+"""`scaling sweep plan`: prints what a sweep costs and freezes its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+
+from scaling.files import write_json
+from sweeps.local.processes import slots
+from sweeps.planning.plan import PLAN, Plan, as_dict, build, find, freeze, summary, table
+from sweeps.planning.wall_time import Price, price, rate
+
+
+def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology: str | None = None) -> Plan:
+    """Freezes the sweep `name` in <out>/<name>/plan.json; prints every cell with its counts, FLOPs and estimated time.
+
+    topology: also what it would cost on TPUs that are not there, as v5e:4x4; each distinct train step is compiled.
+
+    The same cells again change nothing. Raises InputError on an unknown sweep, a corpus that is not prepared, two equal
+    cells, or a folder that holds another plan.
+    """
+    room = slots()
+    folder = out / name
+    held = freeze(folder, build(find(name), rate(room[0])))
+    console = Console()
+    console.print(table(held))
+    console.print(f"{summary(held, len(room))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
+    priced = priced_on(held, topology) if topology else None
+    if priced:
+        console.print(str(priced), soft_wrap=True, highlight=False)
+    if json is not None:
+        write_json(json, as_dict(held) | ({"price": dataclasses.asdict(priced)} if priced else {}))
+    return held
+
+
+def priced_on(plan: Plan, topology: str) -> Price:
+    """The plan's price on a topology, as v5e:4x4. Raises InputError where there is no such one, or a run fails it."""
+    from scaling.accounting import chips
+    from scaling.performance import compile_ahead
+
+    return price((cell.config for cell in plan.cells), chips.topology(topology), compile_ahead.estimate)

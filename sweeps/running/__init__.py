@@ -1,0 +1,1 @@
+"""Running the cells of a plan: claims, attempts, progress, fleets of workers."""

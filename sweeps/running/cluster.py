@@ -1,0 +1,59 @@
+"""What a cluster offers a sweep: workers that can be submitted, polled and cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from sweeps.running.attempt_log import USUAL, Budgets
+
+WorkerState = Literal["queued", "running", "ended"]
+
+
+class Worker(Protocol):
+    """A runner that a cluster was asked for."""
+
+    def state(self) -> WorkerState: ...
+
+    def describe(self) -> str:
+        """Its name on the cluster, and where its own output is: for a message about a worker that ended too early."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers of one kind are to do: the cells of a sweep folder that need `devices` devices.
+
+    Picklable; a worker makes a runner of it (sweeps/running/fleet.py, `hire`). asked: devices of a run whose mesh
+    leaves its
+    data axis open. members: of a population, at most. crew: workers expected to share the work.
+    """
+
+    folder: Path
+    devices: int = 1
+    asked: int | None = None
+    members: int | None = None
+    budgets: Budgets = USUAL
+    crew: int = 1
+
+
+class Cluster(Protocol):
+    """A scheduler of machines. Its workers live on when this process ends; `cancel` ends them."""
+
+    def check(self, devices: Sequence[int]) -> None:
+        """Raises InputError, one line, unless the cluster is reachable and has room for runs of so many devices."""
+        ...
+
+    def workers(self, work: Work) -> Sequence[Worker]:
+        """Workers of this work that an earlier command left there and that have not ended."""
+        ...
+
+    def start(self, work: Work, count: int) -> Sequence[Worker]:
+        """Asks for `count` workers more."""
+        ...
+
+    def cancel(self, workers: Sequence[Worker]) -> None:
+        """Asks workers to let their runs save, and to end."""
+        ...

@@ -1,0 +1,158 @@
+"""What the runner writes into a run folder and reads from it; the run writes the rest.
+
+Not in the design's list of modules: run.py would pass 300 lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling.config.run_config import RunConfig, load, to_dict
+from scaling.errors import InputError
+from scaling.exit_codes import BAD_INPUT, BUSY, LOST, MEMORY, STOPPED
+from scaling.files import read_json, write_json
+from scaling.record.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    RESULT,
+    counts,
+    read_metrics,
+    read_result,
+    write_result,
+)
+from scaling.training import branching, simulated_run
+from scaling.training.out_of_memory import halved, sequences
+from sweeps.local.processes import last_line, traceback
+from sweeps.planning.plan import RUNS, Cell
+from sweeps.running import attempt_log
+from sweeps.running.claims import claim
+
+OWN_FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
+"""Signals that a program brings upon itself."""
+
+
+def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
+    """Puts the plan's config in a claimed run folder, and returns it; a torn or failed result is set aside.
+
+    A branch whose trunk ended without keeping the state (it failed, or it was trained for another plan) trains alone;
+    one that has begun goes on as it began. A run that ran out of memory gets a smaller microbatch each time.
+    asked: devices of a run whose mesh leaves its data axis open.
+    """
+    if (folder / RESULT).exists():
+        set_aside(folder)
+    config, begun = cell.config, _held(folder)
+    if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
+        config = dataclasses.replace(config, branch_of=begun.branch_of)
+    elif config.branch_of and not branching.ready(folder, config) and not branching.diverged_before(folder, config):
+        config = dataclasses.replace(config, branch_of="")
+    config = fitted(config, attempt_log.too_many(folder), devices(folder, cell, asked)) or config
+    write_json(folder / CONFIG, to_dict(config), durable=not simulated_run.asked(config))
+    return config
+
+
+def _held(folder: Path) -> RunConfig | None:
+    """The config in a run folder; None when there is none, or a torn one."""
+    try:
+        return load(folder / CONFIG)
+    except InputError:
+        return None
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit()
+
+
+def fitted(config: RunConfig, too_many: int | None, devices: int) -> RunConfig | None:
+    """The config with the largest microbatch that leaves each of `devices` fewer than `too_many` sequences at once;
+    None when there is none."""
+    fitting: RunConfig | None = config
+    while fitting is not None and too_many is not None and sequences(fitting, devices) >= too_many:
+        fitting = halved(fitting, devices)
+    return fitting
+
+
+def devices(folder: Path, cell: Cell, asked: int | None) -> int:
+    """Devices of a run: what its mesh says or the user asked for; else those that its last session saw."""
+    demand = cell.demand(asked)
+    if asked or cell.config.mesh.data or not (folder / ENVIRONMENT).exists():
+        return demand
+    try:
+        return max(demand, len(read_json(folder / ENVIRONMENT)["devices"]))
+    except (InputError, KeyError, TypeError):
+        return demand
+
+
+def set_aside(folder: Path) -> None:
+    """A result that is to be made again stays beside the new one."""
+    (folder / RESULT).replace(folder / f"{RESULT}.old")
+
+
+def reopen(folder: Path, cells: Sequence[Cell]) -> int:
+    """Sets aside the failed results of a sweep folder, and starts their count of attempts anew; returns how many."""
+    reopened = 0
+    for cell in cells:
+        run = folder / RUNS / cell.run_id
+        if result_status(run) != "failed" or (held := claim(run)) is None:
+            continue
+        if result_status(run) == "failed":
+            attempt_log.reopened(run)
+            set_aside(run)
+            reopened += 1
+        held.release()
+    return reopened
+
+
+def result_status(folder: Path) -> str | None:
+    """Status of a run folder's result; None when there is none, or a torn one."""
+    try:
+        return (read_result(folder) or {}).get("status")
+    except (InputError, AttributeError):
+        return None
+
+
+def record_failure(folder: Path, cell: Cell, reason: str) -> None:
+    """A failed run keeps its row, who it was and what it had spent, and its traceback."""
+    config = _held(folder) or cell.config
+    tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
+    row = counts(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
+    row |= {"status": "failed"}
+    write_result(folder, status="failed", row=row, measurements={}, reason=reason, traceback=traceback(folder))
+
+
+def judge(code: int, folder: Path) -> tuple[attempt_log.Kind, str]:
+    """What kind of end an attempt without a result came to, from its exit code, and why, in words."""
+    if code < 0:
+        known = -code in set(signal.Signals)
+        name = signal.Signals(-code).name if known else f"signal {-code}"
+        return ("failed" if -code in OWN_FAULT or not known else "preempted"), f"was killed by {name}"
+    if code == STOPPED:
+        return "preempted", "was stopped"
+    if code == BUSY:
+        return "stopped", last_line(folder)
+    if code == LOST:
+        return "lost", last_line(folder) or "lost another process of its own"
+    if code == MEMORY:
+        return "memory", f"ran out of memory: {last_line(folder)}"
+    return "failed", (last_line(folder) or f"exit code {code}") if code else "ended without a result"
+
+
+def exhausted(folder: Path, cell: Cell, kind: attempt_log.Kind, budgets: attempt_log.Budgets, asked: int | None) -> str:
+    """Why a run that ended so gets no further attempt, in words; empty where it does. asked: as in `prepare`."""
+    if kind == "memory":
+        fits = fitted(cell.config, attempt_log.too_many(folder), devices(folder, cell, asked))
+        return "" if fits else "no microbatch is smaller"
+    return budgets.spent(attempt_log.counts(folder))
+
+
+def at_once(folder: Path, cell: Cell, asked: int | None) -> int:
+    """Sequences that each device had at once in a run's last attempt."""
+    return sequences(_held(folder) or cell.config, devices(folder, cell, asked))
+
+
+def final(code: int) -> bool:
+    """Whether the same attempt would end the same way."""
+    return code == BAD_INPUT

@@ -1,0 +1,92 @@
+"""The verb, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.commands.downstream import downstream_verb
+from analysis.errors import TableError
+from tests.analysis.downstream.test_decisions import recipe
+from tests.conftest import in_process
+from tests.support.task_tables import flat, grid, rising, table
+
+
+def line(said: str, start: str) -> str:
+    """The first printed line that begins so."""
+    return next(text for text in said.splitlines() if text.startswith(start))
+
+
+def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs.parquet"
+    table({"addition": flat, "copy": rising}, 1).to_parquet(path)
+    facts = downstream_verb(path, holdout="largest", draws=20, out=tmp_path / "figures", json=tmp_path / "facts.json")
+    said = capsys.readouterr().out
+    assert "no trend" in line(said, "addition")
+    assert "rises" in line(said, "copy")
+    assert json.loads((tmp_path / "facts.json").read_text()) == facts
+    law = {entry["task"]: entry["law"] for entry in facts["tasks"]}
+    assert law["addition"] is None
+    assert law["copy"] in said
+    (held,) = next(entry["held_out"] for entry in facts["tasks"] if entry["task"] == "copy")
+    assert held["run_id"] == "r035"
+    (told,) = [text for text in said.splitlines() if "r035" in text]
+    assert all(f"{held[name]:.3f}" in told for name in ("predicted", "low", "high", "accuracy"))
+    assert {Path(figure).name for figure in facts["figures"]} >= {"downstream_by_compute.svg", "downstream_signal.png"}
+    assert all(Path(figure).stat().st_size > 5000 for figure in facts["figures"])
+
+
+def test_recipes_are_decided_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs.csv"
+    pd.concat([recipe("a", 0.0, 0), recipe("b", 0.3, 1)]).to_csv(path, index=False)
+    facts = downstream_verb(path, ("t",), by="recipe", draws=20)
+    assert [entry["name"] for entry in facts["decisions"]] == ["t", "loss"]
+    assert re.search(r"\brecipe\b.*\ba, b\b", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("plain.csv",), r"/accuracy.*/chance"),
+        (("tasks.csv", "--task", "copi"), r"copi\b.*copy"),
+        (("tasks.csv", "--by", "corpus"), "--by corpus"),
+        (("tasks.csv", "--where", "flops<6e10"), r"copy.*\b6\b"),
+        (("tasks.csv", "--holdout", "soon"), "--holdout soon"),
+        (("tasks.csv", "--level", "2"), r"--level 2\.0"),
+        (("absent.csv",), r"absent\.csv"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    rows = table({"copy": rising}, 0)
+    rows.to_csv(tmp_path / "tasks.csv", index=False)
+    rows[["run_id", "params_matmul", "tokens", "loss"]].to_csv(tmp_path / "plain.csv", index=False)
+    done = in_process("downstream", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (told,) = [text for text in done.stderr.splitlines() if text.strip()]
+    assert re.search(said, told)
+
+
+def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [table({"addition": flat, "few": flat}, seed, cells=grid(3, 3)) for seed in range(2)]
+    rows = pd.concat([each.assign(recipe=f"r{seed}") for seed, each in enumerate(made)])
+    rows["few/accuracy"] = rows["few/accuracy"].where(rows["params_matmul"] * rows["tokens"] < 5e9)
+    rows.loc[rows["recipe"] == "r1", "few/accuracy"] = float("nan")
+    rows.assign(run_id=range(len(rows))).drop(columns="addition/accuracy_stderr").to_csv(tmp_path / "t.csv")
+    facts = downstream_verb(tmp_path / "t.csv", by="recipe", draws=20, out=tmp_path, json=tmp_path / "facts.json")
+    said = capsys.readouterr().out
+    assert [entry["task"] for entry in facts["tasks"]] == ["addition"]
+    assert list(facts["not_studied"]) == list(facts["not_decided"]) == ["few"]
+    assert re.search(r"\b1\b.*\b6\b", facts["not_studied"]["few"])
+    assert "r1" in facts["not_decided"]["few"]
+    told = [text for text in said.splitlines() if text.startswith("few")]
+    assert len(told) == 2
+    assert told[0].endswith(facts["not_studied"]["few"])
+    assert told[1].endswith(facts["not_decided"]["few"])
+    assert "unknown" in line(said, "addition")
+    assert not (tmp_path / "downstream_signal.png").exists()
+    with pytest.raises(TableError, match=r"few.*\b1\b"):
+        downstream_verb(tmp_path / "t.csv", ("addition", "few"), draws=20)

@@ -1,0 +1,309 @@
+"""Published numbers: the verdicts, the studies on their tables, the verb, and getting the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import made_tables
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.commands import replicate
+from analysis.errors import TableError
+from analysis.replicate import approach2, chinchilla, datablations, fetch, gadre, nanochat, porian, steplaw
+from analysis.replicate.study import File, Reason, Row, Study, at_most, compare, holds
+
+
+def test_a_verdict_is_computed() -> None:
+    """Within the tolerance; beyond it; beyond it with a reason; with a reason that the numbers do not bear out."""
+    reason = Reason("not an optimum", True, "why")
+    assert compare("s", "q", 1.0, 1.04, 0.05).verdict == "reproduced"
+    assert compare("s", "q", 1.0, 1.06, 0.05).verdict == "differs"
+    assert compare("s", "q", 1.0, 0.94, 0.05).verdict == "differs"
+    assert compare("s", "q", 1.0, float("nan"), 0.05).verdict == "differs"
+    explained = compare("s", "q", 1.0, 1.06, 0.05, reason=reason)
+    assert (explained.verdict, explained.note) == ("not an optimum", "why")
+    assert explained.difference == pytest.approx(0.06)
+    assert compare("s", "q", 1.0, 1.06, 0.05, reason=replace(reason, holds=False)).verdict == "differs"
+    assert compare("s", "q", 1.0, 1.04, 0.05, reason=reason).verdict == "reproduced"
+
+
+def test_bounds_and_intervals() -> None:
+    assert at_most("s", "q", 1.0, 0.9).verdict == "within bound"
+    assert at_most("s", "q", 1.0, 1.1).verdict == "differs"
+    assert at_most("s", "q", 1.0, float("nan")).verdict == "differs"
+    assert holds("s", "q", 2.0, 5.0, (1.0, 9.0), "").verdict == "inside interval"
+    assert holds("s", "q", 0.9, 5.0, (1.0, 9.0), "").verdict == "differs"
+
+
+def verdicts(rows: list[Row]) -> dict[str, str]:
+    return {row.quantity: row.verdict for row in rows}
+
+
+def test_approach_2_bias() -> None:
+    rows = approach2.run(Path())
+    assert [round(row.ours, 2) for row in rows] == [-0.33, -1.30, -2.90, -5.10]
+    assert set(verdicts(rows).values()) == {"reproduced"}
+
+
+def test_nanochat() -> None:
+    rows = nanochat.run(Path())
+    found = verdicts(rows)
+    exponents = {quantity: verdict for quantity, verdict in found.items() if "exponent" in quantity}
+    assert len(exponents) == 6
+    assert set(exponents.values()) == {"reproduced"}
+    assert found["tokens per parameter at 1e+19"] == "explained"
+
+
+def test_nanochat_ratio_is_explained_only_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A printed ratio below D*/N* is none that a straight line over a convex curve can give."""
+    monkeypatch.setattr(nanochat, "RATIOS", (11.2, 10.7, 10.8, 9.5))
+    assert verdicts(nanochat.run(Path()))["tokens per parameter at 1e+19"] == "differs"
+
+
+def test_porian(shared_data: Path) -> None:
+    """Five exponents on each of two corpora, each within .005."""
+    rows = porian.run(shared_data / "porian")
+    assert len(rows) == 10
+    assert max(abs(row.difference) for row in rows) <= 0.005
+    assert set(verdicts(rows).values()) == {"reproduced"}
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (0.02, "differs")])
+def test_porian_recovers_planted_exponents(tmp_path: Path, shift: float, verdict: str) -> None:
+    made_tables.porian_points(tmp_path, shift)
+    rows = porian.run(tmp_path / "porian")
+    assert [row.difference for row in rows] == pytest.approx([shift] * 10, abs=0.005)
+    assert set(verdicts(rows).values()) == {verdict}
+
+
+def test_steplaw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's law from its own fits; from the released runs another one, which a user got too."""
+    monkeypatch.setattr(steplaw, "DRAWS", 300)
+    rows = steplaw.run(shared_data / "steplaw" / "data")
+    assert [row.verdict for row in rows] == ["reproduced"] * 5 + ["explained"] * 3
+    assert [round(row.ours, 3) for row in rows[:3]] == [-0.713, 0.307, 0.571]
+
+
+def test_steplaw_recovers_a_planted_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On runs whose loss rises quadratically from a planted optimum the difference from the paper has no excuse."""
+    monkeypatch.setattr(steplaw, "DRAWS", 50)
+    random = np.random.default_rng(0)
+    runs = []
+    for n, d in ((n, d) for n in (2e8, 4e8, 8e8) for d in (5e9, 2e10, 8e10)):
+        best = np.log([30.0 * n**-0.5 * d**0.1, 2.0 * d**0.45])
+        offsets = random.uniform(-0.5, 0.5, (60, 2))
+        lr, tokens = np.exp(best + offsets).T
+        loss = 2.5 * (1 + 0.02 * (offsets**2).sum(axis=1))
+        columns = {"N": n, "D": d, "lr": lr, "bs": tokens / steplaw.SEQUENCE, "smooth loss": loss}
+        runs.append(pd.DataFrame(columns))
+    table = pd.concat(runs, ignore_index=True)
+    chosen = steplaw.near_optimal(table)
+    assert len(chosen) < len(table)
+    found = steplaw.exponents(chosen, np.arange(len(chosen)))
+    assert found == pytest.approx([-0.5, 0.1, 0.0, 0.45, 0.45], abs=0.06)
+    table.to_csv(tmp_path / "dense_lr_bs_loss.csv")
+    fits = "1004_fitted_lr_bs_scaling_model_parameters.csv"
+    pd.DataFrame([dict.fromkeys(("lr_intercept", "lr_coefN", "lr_coefD", "bs_intercept", "bs_coefD"), 0.0)]).to_csv(
+        tmp_path / fits
+    )
+    assert {row.verdict for row in steplaw.run(tmp_path)} == {"differs"}
+
+
+@pytest.mark.slow
+def test_chinchilla(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each objective's own optimum; the printed point is the LAD one, and is said to be no Huber optimum."""
+    monkeypatch.setattr(chinchilla, "DRAWS", 500)
+    rows = chinchilla.run(shared_data / "chinchilla_epoch")
+    found = verdicts(rows)
+    errors = [row for row in rows if row.quantity.startswith("standard error")]
+    assert len(errors) == 4
+    for row in errors:
+        assert row.ours == pytest.approx(row.published, rel=0.15)
+    for name in chinchilla.NAMES:
+        assert found[f"{name}, least absolute deviation"] == "reproduced"
+        assert found[f"{name}, Huber(1e-3)"] == "reproduced"
+        assert found[f"{name}, printed as Huber"] == "not an optimum"
+    assert found["A, LAD, smoothed"] == "not an optimum"
+    assert found["Huber objective, notebook's own fit"] == "within bound"
+    assert found["beta, all 245 points, Huber(1e-3)"] == found["a, all 245 points, Huber(1e-3)"] == "reproduced"
+    notes = {row.note for row in rows if row.quantity.endswith("printed as Huber")}
+    assert len(notes) == 1
+    assert "LAD" in notes.pop()
+
+
+@pytest.mark.slow
+def test_gadre(shared_data: Path) -> None:
+    rows = gadre.run(shared_data / "gadre_overtrain")
+    assert [round(row.ours, 4) for row in rows] == [0.7103, 3.6365, 0.7320, 0.0464]
+    assert set(verdicts(rows).values()) == {"reproduced"}
+    assert re.search(r"\b4\.30 %.*\b1\.62 %", rows[2].note), "on C4, on RefinedWeb"
+
+
+@pytest.mark.slow
+def test_gadre_forecasts_runs_that_lie_on_its_laws(made_data: Path) -> None:
+    """The published errors are those of real runs: of these, which have none, they are not reproduced."""
+    rows = gadre.run(made_data / "gadre_overtrain")
+    assert [row.ours for row in rows] == pytest.approx([0.0] * 4, abs=1e-3)
+    assert set(verdicts(rows).values()) == {"differs"}
+
+
+@pytest.mark.slow
+def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the lower minimum: the published point is no minimum of theirs, and no excuse is made for it."""
+    monkeypatch.setattr(datablations, "GRID", np.geomspace(10.0, 1e3, 120))
+    rows = {row.quantity: row for row in datablations.run(made_data / "datablations")}
+    assert rows["R_D*, lower minimum"].ours == pytest.approx(datablations.BETTER["R_D"], rel=0.1)
+    assert rows["R_N*, lower minimum"].ours == pytest.approx(datablations.BETTER["R_N"], rel=0.1)
+    assert rows["lowest objective"].verdict == "within bound"
+    assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "differs"
+    assert rows["R_D*, published, in the 95 % interval"].verdict == "differs"
+
+
+@pytest.mark.slow
+def test_datablations(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published minimum is found and named local, the lower one found, and an interval that holds both."""
+    monkeypatch.setattr(datablations, "GRID", np.geomspace(5.0, 1e4, 30))
+    rows = {row.quantity: row for row in datablations.run(shared_data / "datablations")}
+    assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "not an optimum"
+    assert rows["R_D*, descent from the published point"].verdict == "reproduced", "a local minimum"
+    assert rows["lowest objective"].ours <= 0.015805
+    assert rows["R_D*, lower minimum"].verdict == rows["R_N*, lower minimum"].verdict == "reproduced"
+    inside = [row for quantity, row in rows.items() if "interval" in quantity]
+    assert [row.published for row in inside] == [15.387756, 95.4]
+    assert {row.verdict for row in inside} == {"inside interval"}
+
+
+def test_an_interval_is_where_the_likelihood_ratio_leaves_it() -> None:
+    """A parabola in log R_D of known curvature: the end is where points * log ratio reaches 3.84 / 2."""
+    grid = np.geomspace(1.0, 100.0, 2001)
+    objectives = np.exp(0.5 * np.log(grid / 10) ** 2)
+    ends = datablations.interval(objectives, 1.0, 16, grid)
+    half = np.sqrt(3.841 / 16)
+    assert np.log(np.array(ends) / 10) == pytest.approx([-half, half], abs=5e-3)
+
+
+def one_row(_: Path) -> list[Row]:
+    return [compare("s", "q", 1.0, 2.0, 0.5)]
+
+
+def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = replicate.replicate(("approach2", "nanochat"), json=tmp_path / "r.json")
+    said = capsys.readouterr().out
+    assert code == 0
+    facts = json.loads((tmp_path / "r.json").read_text())
+    for row in facts["rows"]:
+        (line,) = [line for line in said.splitlines() if line.startswith(f"{row['quantity']} ")]
+        assert f"{row['published']:.6g}" in line.split()
+        assert f"{row['ours']:.6g}" in line.split()
+        assert row["verdict"] in line
+    (note,) = {row["note"] for row in facts["rows"] if row["verdict"] == "explained"}
+    assert f"(1) {note}" in said
+    assert facts["counts"]["reproduced"] == sum(row["verdict"] == "reproduced" for row in facts["rows"])
+    assert {row["study"] for row in facts["rows"]} == {"approach2", "nanochat"}
+
+
+def test_an_unexplained_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicate, "STUDIES", (approach2.STUDY, Study("s", "nowhere", one_row)))
+    assert replicate.replicate(("approach2",)) == 0
+    assert replicate.replicate() == 1
+
+
+def test_absent_data_skip_a_study_unless_it_was_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replicate.replicate(data=tmp_path, json=tmp_path / "r.json") == 0
+    said, skipped = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())["skipped"]
+    assert {"porian", "steplaw"} <= set(skipped)
+    assert all(re.search(rf"^{name}\b.*{re.escape(why)}$", said, re.M) for name, why in skipped.items())
+    with pytest.raises(TableError, match=r"steplaw.*--fetch"):
+        replicate.replicate(("steplaw",), data=tmp_path)
+    with pytest.raises(TableError, match=r"--data .*none"):
+        replicate.replicate(data=tmp_path / "none")
+    with pytest.raises(TableError, match=r"\bporain\b.*\bporian\b.*\bporian\b"):
+        replicate.replicate(("porain",))
+
+
+CONTENT = b"a,b\n1,2\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """A stand-in for the public host: its address and the paths it was asked for."""
+    monkeypatch.setenv("no_proxy", "*")
+    root = tmp_path / "host"
+    (root / "o" / "r" / "c0ffee" / "data").mkdir(parents=True)
+    (root / "o" / "r" / "c0ffee" / "data" / "a b.csv").write_bytes(CONTENT)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *_: object) -> None:
+            asked.append(self.path)
+
+        def log_error(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root)) as host:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{host.server_port}", asked
+        host.shutdown()
+
+
+def pinned(path: str = "data/a b.csv", content: bytes = CONTENT) -> Study:
+    file = File(path, "a.csv", hashlib.sha256(content).hexdigest())
+    return Study("s", "nowhere", one_row, folder="s/data", repository="o/r", commit="c0ffee", files=(file,))
+
+
+def test_fetch_gets_a_file_once(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    base, asked = server
+    (path,) = fetch.fetch(pinned(), tmp_path / "got", base)
+    assert path == tmp_path / "got" / "s" / "data" / "a.csv"
+    assert path.read_bytes() == CONTENT
+    assert [item.name for item in path.parent.iterdir()] == ["a.csv"]
+    fetch.fetch(pinned(), tmp_path / "got", base)
+    assert asked == ["/o/r/c0ffee/data/a%20b.csv"]
+    path.write_bytes(CONTENT[:-2])
+    fetch.fetch(pinned(), tmp_path / "got", base)
+    assert path.read_bytes() == CONTENT
+    assert len(asked) == 2
+
+
+def test_fetch_refuses_other_bytes(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    with pytest.raises(TableError, match=rf"{hashlib.sha256(CONTENT).hexdigest()[:12]}.*a\.csv"):
+        fetch.fetch(pinned(content=b"other"), tmp_path / "got", server[0])
+    assert not (tmp_path / "got").exists()
+
+
+def test_fetch_says_what_to_do_without_the_file_or_the_network(tmp_path: Path, server: tuple[str, list[str]]) -> None:
+    with pytest.raises(TableError, match=r"data/gone\.csv.*404.*a\.csv"):
+        fetch.fetch(pinned("data/gone.csv"), tmp_path / "got", server[0])
+    with pytest.raises(TableError, match=r"http://127\.0\.0\.1:1/.*a\.csv"):
+        fetch.fetch(pinned(), tmp_path / "got", "http://127.0.0.1:1")
+    assert not (tmp_path / "got").exists()
+
+
+def test_the_verb_fetches(
+    tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fetch.fetch, "__defaults__", (server[0],))
+    monkeypatch.setattr(replicate, "STUDIES", (pinned(), replace(porian.STUDY)))
+    assert replicate.replicate(data=tmp_path / "got", fetch=True) == 1
+    assert (tmp_path / "got" / "s" / "data" / "a.csv").read_bytes() == CONTENT
+    assert porian.STUDY.unfetched in capsys.readouterr().out
+
+
+def test_pins_are_of_the_tables_at_hand(shared_data: Path) -> None:
+    """Where a table that --fetch would get is here, it has the pinned hash."""
+    files = [
+        (shared_data / study.folder / file.local, file.sha256) for study in replicate.STUDIES for file in study.files
+    ]
+    assert files
+    for path, pin in files:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == pin

@@ -1,0 +1,111 @@
+"""The README's two commands. The demo's own recipe is run, as the Makefile has it, on a sweep of seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT, scaling
+
+SWEEP = "out/smoke"
+
+
+def demo_verbs() -> list[list[str]]:
+    """The `scaling` commands under `demo:` in the Makefile, the sweep replaced by the small one."""
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    lines = [line.strip() for line in recipe[1].splitlines()]
+    assert all(line.startswith("$(BIN)/scaling ") for line in lines), lines
+    return [
+        shlex.split(
+            line.removeprefix("$(BIN)/scaling ").replace("stdlib_cpu", "smoke").replace("sweeps/", f"{ROOT}/sweeps/")
+        )
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def demo(stdlib: tuple[Path, subprocess.CompletedProcess[str]]) -> tuple[Path, str]:
+    """Where the recipe has been run, and what its last verb printed. Its first is the fixture's."""
+    place, done = stdlib
+    first, *others = demo_verbs()
+    assert first == done.args[-3:]
+    for verb in others:
+        done = scaling(*verb, cwd=place)
+        assert done.returncode == 0, (verb, done.stdout[-2000:], done.stderr[-2000:])
+    return place, done.stdout
+
+
+@pytest.mark.slow
+def test_leaves_what_it_promises(demo: tuple[Path, str]) -> None:
+    place, _ = demo
+    names = {path.name for path in (place / SWEEP).iterdir()}
+    assert names >= {
+        "plan.json",
+        "results.parquet",
+        "results.csv",
+        "fit.json",
+        "forecast.json",
+        "report.html",
+        "figures",
+    }
+    assert len(list((place / SWEEP / "figures").iterdir())) >= 4
+    csv, parquet = pd.read_csv(place / SWEEP / "results.csv"), pd.read_parquet(place / SWEEP / "results.parquet")
+    assert {"cloze/accuracy", "brackets/accuracy", "brackets/chance"} <= set(parquet)
+    assert len(csv) == len(parquet) == len(json.loads((place / SWEEP / "plan.json").read_text())["cells"])
+    assert not re.search(r"""(src|href)=["']?(http|//)|<script[^>]+src""", (place / SWEEP / "report.html").read_text())
+
+
+@pytest.mark.slow
+def test_the_forecast_is_of_the_largest_run_which_the_fit_did_not_see(demo: tuple[Path, str]) -> None:
+    place, printed = demo
+    forecast = json.loads((place / SWEEP / "forecast.json").read_text())
+    fit = json.loads((place / SWEEP / "fit.json").read_text())
+    table = pd.read_parquet(place / SWEEP / "results.parquet").set_index("run_id")
+    largest = table["flops"].idxmax()
+    assert forecast["measured"] == table.loc[largest, "loss"]
+    error = forecast["predicted"] / forecast["measured"] - 1
+    assert abs(forecast["relative_error"]) == pytest.approx(abs(error))
+    assert forecast["low"] <= forecast["predicted"] <= forecast["high"]
+    assert largest not in {point["run_id"] for point in fit["points"]}
+    assert len(fit["points"]) == len(table) - 1
+    last = printed.strip().splitlines()[-1]
+    for number in (forecast["predicted"], forecast["measured"]):
+        assert f"{number:.4f}" in last
+    assert f"{abs(forecast['relative_error']) * 100:.2g} %" in last
+
+
+@pytest.mark.slow
+def test_the_second_time_trains_nothing(demo: tuple[Path, str]) -> None:
+    place, _ = demo
+    results = {path: path.stat().st_mtime_ns for path in place.glob(f"{SWEEP}/runs/*/*")}
+    table = (place / SWEEP / "results.csv").read_bytes()
+    for verb in demo_verbs():
+        if verb[0] in ("sweep", "eval"):
+            assert scaling(*verb, cwd=place).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in place.glob(f"{SWEEP}/runs/*/*")} == results
+    assert (place / SWEEP / "results.csv").read_bytes() == table
+
+
+def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:
+    steps = subprocess.run(
+        ["make", "--dry-run", "--always-make", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(
+        r"-m venv \.venv .*\n(.*\n)*.*pip install .*constraints\.txt.*\[data,.*,test\].*\n"
+        r"(.*\n)*.*python tests/all\.py\n",
+        steps,
+    )
+    waiting = runpy.run_path(str(ROOT / "tests" / "all.py"))["WAITING"]
+    assert [name for name in waiting if not (ROOT / "tests" / name).exists()] == []
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme
+    assert "make test" in readme

@@ -1,0 +1,153 @@
+"""The user's own files, made here: text, JSONL, Parquet, Hugging Face datasets."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from scaling.data.corpora import SPLITS, parse_corpus
+from scaling.data.corpus import split_documents
+from scaling.data.file_corpora import HuggingFace, Jsonl, Parquet, Text
+from scaling.errors import InputError
+
+DOCUMENTS = [f"document {i}\nwith é, \x00 and  spaces \r\n" for i in range(300)]
+
+
+def both(corpus: Text | Jsonl | Parquet | HuggingFace) -> list[str]:
+    return sorted(text for split in SPLITS for text in corpus.documents(split))
+
+
+def write_jsonl(path: Path, field: str = "text") -> Path:
+    path.write_text("\n".join(json.dumps({"id": i, field: text}) for i, text in enumerate(DOCUMENTS)) + "\n\n")
+    return path
+
+
+def test_equal_documents_fall_on_one_side() -> None:
+    documents = [f"text {i % 100}" for i in range(300)]
+    train, validation = (list(split_documents(lambda: iter(documents), split)) for split in SPLITS)
+    assert not set(train) & set(validation)
+    assert Counter(train + validation) == Counter(documents)
+    assert train == [text for text in documents if text in set(train)]
+    assert len(set(validation)) > 0
+
+
+def test_about_one_in_forty_is_held_out() -> None:
+    validation = list(split_documents(lambda: (f"text {i}" for i in range(20_000)), "validation"))
+    assert abs(len(validation) - 500) < 4 * 500**0.5
+
+
+def test_two_documents_still_make_two_splits() -> None:
+    train, validation = (list(split_documents(lambda: iter(["a", "b"]), split)) for split in SPLITS)
+    assert sorted(train + validation) == ["a", "b"]
+    assert len(train) == len(validation) == 1
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
+def test_text_in_any_unit_is_the_whole_text(tmp_path: Path, unit: str) -> None:
+    text = "\n\nfirst\nstill first\n\n \t\nsecond \r\n\r\nthird\x0b\x85 same line\x00\n  \n\n\nno end"
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    parts = list(parse_corpus(f"text:{path}?document={unit}").read())  # pyrefly: ignore
+    assert "".join(parts) == text
+    assert len(parts) == {"line": text.count("\n") + 1, "paragraph": 4, "file": 1}[unit]
+
+
+def test_text_by_default_is_files_of_a_folder_or_paragraphs_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.txt").write_text("b\n\nb")
+    (tmp_path / "a.txt").write_text("a\n\na")
+    (tmp_path / "c.md").write_text("c")
+    assert list(Text(str(tmp_path)).read()) == ["a\n\na", "c", "b\n\nb"]
+    assert list(Text(f"{tmp_path}/**/*.txt").read()) == ["a\n\na", "b\n\nb"]
+    assert list(Text(str(tmp_path / "a.txt")).read()) == ["a\n\n", "a"]
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    corpus = Jsonl(str(write_jsonl(tmp_path / "a.jsonl", "body")), field="body")
+    assert both(corpus) == sorted(DOCUMENTS)
+    assert list(corpus.read()) == DOCUMENTS
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pd.DataFrame({"body": DOCUMENTS, "n": range(300)}).to_parquet(tmp_path / "a.parquet", row_group_size=64)
+    corpus = Parquet(str(tmp_path), column="body")
+    assert both(corpus) == sorted(DOCUMENTS)
+    assert list(corpus.read()) == DOCUMENTS
+
+
+def test_hugging_face_saved_to_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"body": DOCUMENTS})
+    dataset.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": dataset, "test": dataset.select(range(7))}).save_to_disk(str(tmp_path / "dict"))
+    assert both(HuggingFace(str(tmp_path / "one"), column="body")) == sorted(DOCUMENTS)
+    assert list(HuggingFace(str(tmp_path / "dict"), split="test", column="body").read()) == DOCUMENTS[:7]
+    with pytest.raises(InputError, match=r"'tset'.*\btest\b"):
+        list(HuggingFace(str(tmp_path / "dict"), split="tset").read())
+    with pytest.raises(InputError, match=r"'bdy'.*\bbody\b"):
+        list(HuggingFace(str(tmp_path / "one"), column="bdy").read())
+
+
+def test_hugging_face_loads_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl")
+    assert list(HuggingFace(str(tmp_path / "data")).read()) == DOCUMENTS
+
+
+def test_hugging_face_names_what_it_cannot_load(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=f"'hf:{tmp_path}/empty'") as error:
+        list(HuggingFace(str(tmp_path / "empty")).read())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_missing_file_names_the_nearest(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "notes.file").write_text("")
+    with pytest.raises(InputError, match=r"nodes\.file.*\bnotes\.file\b"):
+        list(parse_corpus(f"{kind}:{tmp_path}/nodes.file").documents("train"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n{"txt": "b"}', r"a\.jsonl\D*2\b.*'text'.*\btxt\b"),
+        ('{"text": "a"}\n{"text"', r"a\.jsonl\D*2\b"),
+        ("[1]", r"a\.jsonl\D*1\b"),
+        ('{"text": 3}', r"a\.jsonl\D*1\b.*'text'.*\bint\b"),
+        ('{"text": "\\ud800"}', r"a\.jsonl\D*1\b.*'text'\D*0\b.*\\ud800"),
+    ],
+)
+def test_bad_jsonl_names_the_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        list(Jsonl(str(tmp_path / "a.jsonl")).read())
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"caf\xe9")
+    for corpus, message in (
+        (Text(str(tmp_path / "a")), r"/a\b.*UTF-8"),
+        (Text(str(tmp_path / "a"), document="line"), r"/a\b.*UTF-8"),
+        (Parquet(str(tmp_path / "a")), r"/a\b.*Parquet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(corpus.read())
+    pd.DataFrame({"txt": ["a"], "n": [1]}).to_parquet(tmp_path / "b")
+    with pytest.raises(InputError, match=r"/b\b.*'text'.*\btxt\b"):
+        list(Parquet(str(tmp_path / "b")).read())
+    with pytest.raises(InputError, match=r"/b\b.*'n'.*\bint\b"):
+        list(Parquet(str(tmp_path / "b"), column="n").read())
+
+
+def test_source_follows_the_files(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl")
+    before = Jsonl(str(path)).source()
+    assert Jsonl(str(path)).source() == before
+    path.write_text('{"text": "other"}\n')
+    assert Jsonl(str(path)).source() != before

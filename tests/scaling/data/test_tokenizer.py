@@ -1,0 +1,140 @@
+"""Text comes back exactly, and every id stands for a known number of bytes."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling.data.tokenizer import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    load_vocabulary,
+    train_sentencepiece,
+)
+from scaling.errors import InputError
+
+TEXTS = (
+    "",
+    " ",
+    "\n\n\t  indented\r\n",
+    "  two  spaces  ",
+    "naïve ﬁ ½ Ａ\u00a0x",
+    "👩‍🔬 emoji 😀 \U0010ffff",
+    "a literal ▁ mark ▁▁",
+    "\x00 nul \x7f",
+    "\ufeffmark",
+    "decomposed e\u0301 日本語",
+)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceVocabulary:
+    texts = [Path(np.__file__).read_text(encoding="utf-8"), Path(pytest.__file__).read_text(encoding="utf-8")]
+    return train_sentencepiece(texts, 600, tmp_path_factory.mktemp("model") / "pieces.model")
+
+
+@pytest.fixture(params=["byte", "sentencepiece"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    return ByteVocabulary() if request.param == "byte" else request.getfixturevalue("sentencepiece")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Vocabulary, text: str) -> None:
+    ids = vocabulary.encode(text)
+    assert vocabulary.decode(ids) == text
+    assert vocabulary.bytes_per_token[ids].sum() == len(text.encode())
+    assert vocabulary.eos_id not in ids
+    assert vocabulary.decode([*ids, vocabulary.eos_id]) == text
+
+
+def test_ids_beyond_the_vocabulary_are_no_text(vocabulary: Vocabulary) -> None:
+    ids = vocabulary.encode("ab").tolist()
+    assert vocabulary.decode([vocabulary.size, *ids, vocabulary.size + 99]) == "ab"
+
+
+def test_table_of_bytes_covers_the_vocabulary(vocabulary: Vocabulary) -> None:
+    assert vocabulary.bytes_per_token.shape == (vocabulary.size,)
+    assert (vocabulary.bytes_per_token == 0).nonzero()[0].tolist() == [0, 1, 2]
+
+
+def test_byte_ids_are_bytes_plus_three() -> None:
+    assert ByteVocabulary().encode("aé").tolist() == [97 + 3, 0xC3 + 3, 0xA9 + 3]
+    assert ByteVocabulary().size == 259
+
+
+def test_sentencepiece_merges_words_it_has_seen(sentencepiece: SentencePieceVocabulary) -> None:
+    text = "import numpy as np\n"
+    assert len(sentencepiece.encode(text)) < 0.8 * len(text)
+    assert sentencepiece.size == 600
+    assert load_vocabulary(sentencepiece.name).slug == sentencepiece.slug
+
+
+def test_lone_surrogate_is_refused(vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match=r"\b1\b.*\\ud800"):
+        vocabulary.encode("a\ud800")
+
+
+def test_a_model_that_loses_text_is_refused(tmp_path: Path) -> None:
+    spm = pytest.importorskip("sentencepiece")
+    words = (f"word{i} other{i % 7}" for i in range(200))
+    with (tmp_path / "lossy.model").open("wb") as model:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=words, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+        )
+    with pytest.raises(InputError, match=r"lossy\.model.*byte_fallback"):
+        load_vocabulary(str(tmp_path / "lossy.model"))
+
+
+def test_errors_name_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "not.model").write_bytes(b"not a model")
+    with pytest.raises(InputError, match=r"'bite'.*\bbyte\b"):
+        load_vocabulary("bite")
+    with pytest.raises(InputError, match=r"not\.model"):
+        load_vocabulary(str(tmp_path / "not.model"))
+
+
+def test_too_little_text_for_the_size_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\b5000\b"):
+        train_sentencepiece(["a b"], 5000, tmp_path / "m.model")
+    assert not (tmp_path / "m.model").exists()
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.model"
+    old = train_sentencepiece(TEXTS, 300, path).slug
+
+    def full(part: Path, content: bytes) -> int:
+        with part.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=rf"m\.model.*{os.strerror(errno.ENOSPC)}"):
+        train_sentencepiece(["other words"] * 50, 280, path)
+    assert load_vocabulary(str(path)).slug == old
+    assert [left.name for left in tmp_path.iterdir()] == ["m.model"]
+
+
+def test_what_is_wrong_with_the_texts_comes_through(tmp_path: Path) -> None:
+    def texts() -> Iterator[str]:
+        yield "words"
+        raise InputError("line 2: no field")
+
+    with pytest.raises(InputError, match=r"^line 2: no field$"):
+        train_sentencepiece(texts(), 300, tmp_path / "m.model")
+
+
+def test_missing_package_is_named(
+    sentencepiece: SentencePieceVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(InputError, match=r"sentencepiece.*scaling-laws\[data\]"):
+        load_vocabulary(sentencepiece.name)
+    with pytest.raises(InputError, match=r"sentencepiece.*scaling-laws\[data\]"):
+        train_sentencepiece(["text"], 300, tmp_path / "m.model")
+    assert list(tmp_path.iterdir()) == []

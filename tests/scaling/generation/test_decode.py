@@ -1,0 +1,198 @@
+"""Generation with kept keys and values: against the plain model, recomputed on all that came before, each step."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling.config.run_config import ModelConfig
+from scaling.errors import InputError
+from scaling.generation.decode import GREEDY, Limits, Sampling, chosen, generate, stream
+from scaling.model.decoder import Decoder, by_layer, empty_cache, following, logits
+
+CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
+SHAPES = {
+    "grouped, tied": {"kv_heads": 2, "tied": True},
+    "one key head, normalised, mup": {"kv_heads": 1, "qk_norm": True, "parametrization": "mup", "base_width": 8},
+    "completep, tied": {"parametrization": "completep", "base_width": 8, "base_depth": 1, "tied": True},
+}
+WARM = Sampling(temperature=0.9, top_k=20, top_p=0.9)
+PROMPTS = [np.random.default_rng(n).integers(0, 61, n) for n in (25, 3, 17, 1, 8)]
+MOST = 24
+
+
+def initialised(config: ModelConfig) -> tuple[Decoder, Any]:
+    """Far from uniform: weights three times as large as training begins from."""
+    model = Decoder(config)
+    params = jax.jit(model.init)(jax.random.key(5), jnp.zeros((1, 2), jnp.int32))["params"]
+    return model, jax.tree.map(lambda leaf: 3 * leaf, params)
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[Decoder, Any]:
+    return initialised(CONFIG)
+
+
+plainly = jax.jit(logits, static_argnums=0)
+draw = jax.jit(lambda key, step, scores_V: jax.random.categorical(jax.random.fold_in(key, step), scores_V))
+
+
+def recomputed(
+    model: Decoder, params: Any, prompt: np.ndarray, most: int, sampling: Sampling, key: jax.Array
+) -> list[int]:
+    """Token by token from the plain logits of the whole text; what comes after it cannot be seen."""
+    ids, made = np.zeros(64, np.int32), []
+    ids[: len(prompt)] = prompt
+    for step in range(most):
+        scores_V = np.array(plainly(model, params, ids[None])[0, len(prompt) + step - 1])
+        if sampling.temperature == 0:
+            made.append(int(scores_V.argmax()))
+        else:
+            made.append(drawn(scores_V / sampling.temperature, sampling, key, step))
+        ids[len(prompt) + step] = made[-1]
+    return made
+
+
+def drawn(scores_V: np.ndarray, sampling: Sampling, key: jax.Array, step: int) -> int:
+    """By the words of Sampling, in numpy but for the dice."""
+    falling = sorted(range(len(scores_V)), key=lambda i: -scores_V[i])[: sampling.top_k]
+    if sampling.top_k is None and sampling.top_p is None:
+        falling = list(range(len(scores_V)))
+    shares = np.exp(scores_V[falling] - scores_V.max())
+    shares /= shares.sum()
+    if sampling.top_p is not None:
+        falling = falling[: int((np.cumsum(shares) < sampling.top_p).sum()) + 1]
+    padded = np.r_[scores_V[falling], np.full(len(scores_V) - len(falling), -np.inf, np.float32)]
+    return falling[int(draw(key, step, padded))]
+
+
+@pytest.mark.parametrize(("shape", "sampling"), [*((shape, GREEDY) for shape in SHAPES), ("plain", WARM)])
+def test_the_tokens_are_those_of_the_plain_model(shape: str, sampling: Sampling) -> None:
+    model, params = initialised(dataclasses.replace(CONFIG, **SHAPES.get(shape, {})))
+    key = jax.random.key(11)
+    found = generate(model, params, PROMPTS, MOST, sampling, key)
+    for place, prompt in enumerate(PROMPTS[:3]):
+        expected = recomputed(model, params, prompt, MOST, sampling, jax.random.fold_in(key, place))
+        assert found[place].tolist() == expected, place
+        assert len(set(expected)) > 1
+
+
+def test_the_logits_are_those_of_the_plain_model_at_rows_of_any_length() -> None:
+    model = Decoder(CONFIG)
+    ids_BT = np.random.default_rng(1).integers(0, 61, (3, 30)).astype(np.int32)
+    params = jax.jit(model.init)(jax.random.key(5), ids_BT)["params"]
+    expected = plainly(model, params, ids_BT)
+    layered = by_layer(params)
+    step, nothing_B = jax.jit(following, static_argnums=0), np.zeros(3, np.int32)
+    held_B, cache = np.array([5, 9, 1], np.int32), empty_cache(model, 3, 32)
+    found, cache = step(model, layered, ids_BT[:, :9], nothing_B, held_B - 1, cache)
+    np.testing.assert_allclose(found, expected[np.arange(3), held_B - 1], atol=1e-5)
+    while held_B.max() < 30:
+        next_B1 = ids_BT[np.arange(3), held_B][:, None]
+        found, cache = step(model, layered, next_B1, held_B, nothing_B, cache)
+        np.testing.assert_allclose(found, expected[np.arange(3), held_B], atol=1e-5)
+        held_B = held_B + 1
+
+
+def test_a_row_is_the_same_alone_streamed_and_beside_others(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = generate(*plain, PROMPTS, MOST, WARM, jax.random.key(2))
+    assert len({tuple(row) for row in together}) == len(PROMPTS)
+    of_first, key = jax.random.fold_in(jax.random.key(2), 0), jax.random.key(2)
+    (alone,) = generate(*plain, PROMPTS[:1], MOST, WARM, of_first)
+    assert list(stream(*plain, PROMPTS[0], MOST, 64, WARM, key)) == alone.tolist()
+    monkeypatch.setattr("scaling.generation.decode.CACHE_BYTES", 1)
+    one_by_one = generate(*plain, PROMPTS, MOST, WARM, jax.random.key(2))
+    assert [row.tolist() for row in one_by_one] == [row.tolist() for row in together]
+
+
+def test_a_window_is_what_the_model_reads_at_most(plain) -> None:
+    for length in (3, 17, 40):
+        prompt = np.random.default_rng(length).integers(0, 61, length)
+        seen, expected = list(prompt), []
+        for _ in range(40):
+            seen = seen[-8:] if len(seen) > 16 else seen
+            padded = np.r_[seen, np.zeros(64 - len(seen), int)].astype(np.int32)
+            seen.append(int(plainly(*plain, padded[None])[0, len(seen) - 1].argmax()))
+            expected.append(seen[-1])
+        assert list(stream(*plain, prompt, 40, 16)) == expected
+        assert expected[:24] != recomputed(*plain, prompt, 24, GREEDY, jax.random.key(0))
+        assert (
+            list(stream(*plain, prompt, 40, 16, stop_id=expected[20])) == expected[: expected.index(expected[20]) + 1]
+        )
+    with pytest.raises(InputError, match=r"window\D*1\D*2\b"):
+        next(stream(*plain, prompt, 40, 1))
+
+
+def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:
+    free = generate(*plain, PROMPTS, MOST)
+    stop = next(int(i) for i in free[0][2:] if any(i not in row for row in free))
+    found = generate(*plain, PROMPTS, MOST, stop_id=stop)
+    cut = [row[: list(row).index(stop) + 1] if stop in row else row for row in free]
+    assert [row.tolist() for row in found] == [row.tolist() for row in cut]
+    assert {len(row) for row in found} > {MOST}
+    assert list(stream(*plain, PROMPTS[0], MOST, 64, stop_id=stop)) == found[0].tolist()
+
+
+def test_another_temperature_or_seed_is_no_other_program(plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(*plain, PROMPTS, MOST, Sampling(0.5), jax.random.key(0))
+    compiled: list[str] = []
+    monkeypatch.setattr("scaling.generation.decode.following", lambda *given: compiled.append("") or following(*given))
+    cold, warm, other = (
+        generate(*plain, PROMPTS, MOST, Sampling(temperature), jax.random.key(seed))
+        for temperature, seed in ((1e-4, 0), (1.5, 0), (1.5, 1))
+    )
+    assert not compiled
+    assert [row.tolist() for row in cold] == [row.tolist() for row in generate(*plain, PROMPTS, MOST)]
+    assert len({tuple(map(tuple, rows)) for rows in (cold, warm, other)}) == 3
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    scores_V = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.25, 0.2]))
+
+    def shares(temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
+        limits = Limits(jnp.float32(temperature), top_k, top_p)
+        drawn_N = jax.vmap(lambda key: chosen(scores_V, key, limits))(jax.random.split(jax.random.key(0), 20_000))
+        return np.bincount(drawn_N, minlength=5) / 20_000
+
+    hot = np.sqrt([0.1, 0.4, 0.05, 0.25, 0.2])
+    np.testing.assert_allclose(shares(1, None, None), [0.1, 0.4, 0.05, 0.25, 0.2], atol=0.015)
+    np.testing.assert_allclose(shares(2, None, None), hot / hot.sum(), atol=0.015)
+    np.testing.assert_allclose(shares(1, 2, None), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], atol=0.015)
+    np.testing.assert_allclose(shares(1, None, 0.6), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], atol=0.015)
+    np.testing.assert_allclose(shares(1, 3, 0.5), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], atol=0.015)
+    np.testing.assert_allclose(shares(1, None, 0.3), [0, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"temperature": -0.1}, r"Sampling\.temperature.*-0\.1\D*0\b"),
+        ({"temperature": float("nan")}, r"Sampling\.temperature.*\bnan\b"),
+        ({"top_k": 0}, r"Sampling\.top_k\D*0\D*1\b"),
+        ({"top_p": 0.0}, r"Sampling\.top_p\D*0\.0\D*0\D*1\b"),
+        ({"top_p": 1.5}, r"Sampling\.top_p\D*1\.5\D*0\D*1\b"),
+    ],
+)
+def test_sampling_that_cannot_be_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Sampling(**given)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "most", "said"),
+    [
+        ([[1], []], 4, r"prompt\D*1\b"),
+        ([[1, 61, 2]], 4, r"prompt\D*0\D*61\b.*vocab_size\D*61\b"),
+        ([[1, -1, 2]], 4, r"prompt\D*0\D*-1\b.*vocab_size\D*61\b"),
+        ([[1]], 0, r"tokens\D*0\D*1\b"),
+    ],
+)
+def test_what_cannot_be_continued_is_named(plain, prompts: list[list[int]], most: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        generate(*plain, [np.array(ids) for ids in prompts], most)
+    assert generate(*plain, [], 4) == []

@@ -1,0 +1,150 @@
+"""Metric functions of seqio Tasks on our models' answers: what they report is what plain texts and sums give."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling.config.run_config import ModelConfig
+from scaling.data.tokenizer import ByteVocabulary
+from scaling.errors import InputError
+from scaling.measurements.likelihood import Pair, score
+from scaling.measurements.seqio_tasks import measure
+from scaling.model.decoder import Decoder, logits
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("seqio") is None, reason="seqio is not installed")
+
+VOCABULARY, LENGTH, SAID = ByteVocabulary(), 32, 16
+PROMPTS = ["def ", "import os", "x = 3", "class A:", "if not ", "return"]
+
+MODULE = """
+import functools, json, pathlib
+import seqio, tensorflow as tf
+
+ROWS = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text())
+BYTES = seqio.Feature(seqio.ByteVocabulary(), add_eos=True, dtype=tf.int32)
+KEPT = [functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False), seqio.preprocessors.append_eos]
+
+def rows(split, shuffle_files, seed=None):
+    return tf.data.Dataset.from_tensor_slices({name: [row[name] for row in ROWS] for name in ("inputs", "targets")})
+
+def exact(targets, predictions):
+    hits = [one == other for one, other in zip(targets, predictions)]
+    return {"exact": seqio.metrics.Scalar(sum(hits) / len(hits)), "first": seqio.metrics.Text(predictions[0])}
+
+def likelihood(targets, scores):
+    return {"nats": -float(scores.mean())}
+
+def broken(targets, predictions):
+    raise RuntimeError("no\\nluck")
+
+def add(name, metric_fns, splits=("validation",), feature=BYTES, **more):
+    seqio.TaskRegistry.add(
+        name, source=seqio.FunctionDataSource(rows, splits=splits), preprocessors=KEPT, metric_fns=metric_fns,
+        output_features={"inputs": feature, "targets": feature}, **more)
+
+add("spelt", [exact, likelihood], postprocess_fn=lambda text, example, is_target: text[:5].upper())
+add("silent", [])
+add("unsplit", [exact], splits=("train",))
+add("broken", [broken])
+add("other", [exact], feature=seqio.Feature(seqio.ByteVocabulary(extra_ids=7), add_eos=True, dtype=tf.int32))
+seqio.MixtureRegistry.add("mixed", [("spelt", 1.0)])
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[Decoder, Any]:
+    decoder = Decoder(ModelConfig(vocab_size=VOCABULARY.size, width=32, depth=1, heads=2))
+    params = decoder.init(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
+    return decoder, jax.tree.map(lambda weights: 2 * weights, params)
+
+
+def ids(text: str) -> np.ndarray:
+    return np.r_[VOCABULARY.eos_id, VOCABULARY.encode(text)]
+
+
+def said(model: tuple[Decoder, Any], prompt: str) -> str:
+    """The likeliest text as seqio decodes it, made without a cache: as many tokens as half of what the model reads."""
+    tokens, start = np.zeros(LENGTH, np.int32), len(ids(prompt))
+    tokens[:start], place = ids(prompt), start
+    while place < start + SAID and VOCABULARY.eos_id not in tokens[start:place]:
+        tokens[place] = int(likeliest(*model, tokens[None])[0, place - 1])
+        place += 1
+    return VOCABULARY.decode(tokens[start:place]).replace("\N{REPLACEMENT CHARACTER}", "")
+
+
+@functools.partial(jax.jit, static_argnames="decoder")
+def likeliest(decoder: Decoder, params: Any, tokens_BT: jax.Array) -> jax.Array:
+    return logits(decoder, params, tokens_BT).argmax(axis=-1)
+
+
+@pytest.fixture(scope="module")
+def rows(model: tuple[Decoder, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, str]]]:
+    """Of six targets the first two are what the model says; the others are longer than what it may say."""
+    texts = [
+        said(model, prompt) if place < 2 else f"line {place} is not what it says"
+        for place, prompt in enumerate(PROMPTS)
+    ]
+    rows = [{"inputs": prompt, "targets": text} for prompt, text in zip(PROMPTS, texts, strict=True)]
+    folder = tmp_path_factory.mktemp("module")
+    (folder / "spelt_tasks.py").write_text(MODULE)
+    (folder / "spelt_tasks.json").write_text(json.dumps(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield rows
+
+
+def run(model: tuple[Decoder, Any], name: str, budget: int = 100) -> dict[str, tuple[float, int, float]]:
+    return measure(name, LENGTH).run(*model, VOCABULARY, jax.random.key(0), budget)
+
+
+@pytest.mark.slow
+def test_metric_functions_see_processed_texts_and_likelihoods(model, rows) -> None:
+    found = run(model, "seqio:spelt@spelt_tasks")
+    assert set(found) == {"exact", "nats"}
+    assert found["exact"][:2] == (pytest.approx(2 / 6), 6)
+    assert found["exact"][2] == pytest.approx(math.sqrt(2 / 6 * 4 / 6 / 6), rel=0.15)
+    pairs = [Pair(ids(row["inputs"]), [*VOCABULARY.encode(row["targets"]), VOCABULARY.eos_id]) for row in rows]
+    nats_P = score(*model, pairs, LENGTH).nats_P
+    assert found["nats"][:2] == (pytest.approx(nats_P.mean(), rel=1e-5), 6)
+    assert found["nats"][2] == pytest.approx(nats_P.std() / math.sqrt(6), rel=0.15)
+
+
+def test_a_budget_is_the_first_examples(model, rows) -> None:
+    assert run(model, "seqio:spelt@spelt_tasks", 1)["exact"] == (1.0, 1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("seqio:silent@spelt_tasks", r"targets.*predictions.*scores"),
+        ("seqio:mixed@spelt_tasks", r"\bspelt\b"),
+        ("seqio:unsplit@spelt_tasks", r"\btrain\b"),
+        ("seqio:broken@spelt_tasks", r"\bbroken\b.*RuntimeError.*no luck"),
+        ("seqio:spellt@spelt_tasks", r"\bspelt_tasks\b.*\bspelt\b"),
+        ("seqio:spelt@no_such_tasks", "'no_such_tasks'.*ModuleNotFoundError"),
+        ("seqio:other@spelt_tasks", "'byte'"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_said_in_one_line(model, rows, name: str, named: str) -> None:
+    with pytest.raises(InputError) as error:
+        run(model, name)
+    assert repr(name) in str(error.value)
+    assert re.search(named, str(error.value).replace(repr(name), ""))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["seqio:spelt", "seqio:@module", "seqio:", "spelt@spelt_tasks"])
+def test_a_name_says_task_and_module(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name!r}.*seqio:TASK@MODULE"):
+        measure(name, LENGTH)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from scaling import files
+from scaling.config.run_config import RunConfig, load
+from scaling.errors import Busy, InputError
+from scaling.record import run_folder
+
+
+def test_a_torn_last_line_is_ignored_and_harms_no_later_line(tmp_path: Path) -> None:
+    for step in (1, 2):
+        run_folder.append_metrics(tmp_path, {"step": step, "loss": step / 2})
+    with (tmp_path / run_folder.METRICS).open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [line["step"] for line in run_folder.read_metrics(tmp_path)] == [1, 2]
+    run_folder.append_metrics(tmp_path, {"step": 4, "loss": 2.0})
+    assert [line["step"] for line in run_folder.read_metrics(tmp_path)] == [1, 2, 4]
+
+
+def test_lines_of_one_step_join_and_the_last_counts(tmp_path: Path) -> None:
+    for line in ({"step": 1, "loss": 3.0}, {"step": 1, "validation_loss": 4.0}, {"step": 1, "loss": 2.0}):
+        run_folder.append_metrics(tmp_path, line)
+    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0, "validation_loss": 4.0}]
+
+
+def test_result_is_written_whole_and_read_back(tmp_path: Path) -> None:
+    assert run_folder.read_result(tmp_path) is None
+    run_folder.write_result(
+        tmp_path,
+        status="diverged",
+        row={"loss": math.nan},
+        measurements={"loss/nats": (math.inf, 3, 0.5)},
+        reason="why",
+    )
+    text = (tmp_path / run_folder.RESULT).read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == run_folder.read_result(
+        tmp_path
+    )
+    result = run_folder.read_result(tmp_path)
+    assert result is not None
+    assert (result["status"], result["reason"]) == ("diverged", "why")
+    assert result["row"]["loss"] is None
+    assert result["measurements"]["loss/nats"] == [None, 3, 0.5]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"a": math.nan})
+    assert files.read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_torn_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / run_folder.RESULT).write_text('{"status": "do')
+    with pytest.raises(InputError, match=run_folder.RESULT):
+        run_folder.read_result(tmp_path)
+    assert (tmp_path / run_folder.RESULT).read_text() == '{"status": "do'
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    for config in (RunConfig(), RunConfig(name="renamed")):
+        with run_folder.held(tmp_path, config, "xla"):
+            assert load(tmp_path / run_folder.CONFIG) == config
+    with pytest.raises(InputError, match=RunConfig().run_id), run_folder.held(tmp_path, RunConfig(seed=1), "xla"):
+        pass
+    assert files.read_json(tmp_path / run_folder.CONFIG)["seed"] == 0
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with (
+        run_folder.held(tmp_path, RunConfig(), "xla"),
+        pytest.raises(Busy, match=re.escape(str(tmp_path))),
+        run_folder.held(tmp_path, RunConfig(), "xla"),
+    ):
+        pass
+    with run_folder.held(tmp_path, RunConfig(), "xla"):
+        pass
+
+
+def test_metrics_hold_no_number_that_json_lacks(tmp_path: Path) -> None:
+    run_folder.append_metrics(tmp_path, {"step": 1, "loss": math.nan})
+    assert (tmp_path / run_folder.METRICS).read_text() == '{"step": 1, "loss": null}\n'

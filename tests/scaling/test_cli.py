@@ -1,0 +1,239 @@
+"""Bad input, as a user meets it: exit code 2, one line on stderr that names what is wrong, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scaling import cli
+from scaling.config.run_config import RunConfig, load, to_dict
+from tests.conftest import in_process, scaling
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def error_of(*arguments: object, cwd: Path, run: Run = in_process) -> str:
+    done = run(*arguments, cwd=cwd)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_nobody_reading_the_output_is_no_traceback(flush: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scaling.commands.generate.generate_verb", lambda: print("text", flush=flush))
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["generate"])
+        assert end.value.code == 141
+        out.write("what is left in the buffer harms nobody")
+
+
+@pytest.fixture
+def place(tmp_path: Path, corpora: Path) -> Path:
+    """A folder where a user stands, with `walk` prepared."""
+    return with_corpora(tmp_path, corpora)
+
+
+def with_corpora(folder: Path, corpora: Path) -> Path:
+    (folder / "out").mkdir()
+    (folder / "out" / "corpora").symlink_to(corpora)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--model.widht", 64), ["--model.widht", "--model.width"]),
+        (("train", "--model.width", "abc"), ["--model.width", "INT"]),
+        (("trian",), ["trian", "train"]),
+        (("sweep", "plan"), ["sweep plan", "STR"]),
+    ],
+)
+@pytest.mark.parametrize("run", [in_process, scaling])
+def test_a_wrong_flag_or_verb_is_answered_with_the_nearest(
+    tmp_path: Path, arguments: tuple[object, ...], words: list[str], run: Run
+) -> None:
+    text = error_of(*arguments, cwd=tmp_path, run=run)
+    for word in words:
+        assert word in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_user_wrote_is_shown_as_written(tmp_path: Path) -> None:
+    assert "text:x[a-z][/b]y.txt" in error_of("train", "--data.corpus", "text:x[a-z][/b]y.txt", cwd=tmp_path)
+
+
+def test_a_misspelt_field_in_json(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"model": {"widht": 64}}))
+    assert re.search(r"c\.json.*model\.widht\b.*\bwidth\b", error_of("train", "--file", "c.json", cwd=tmp_path))
+
+
+def test_flags_override_a_file(tmp_path: Path) -> None:
+    config = RunConfig(tokens=4096)
+    (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
+    text = error_of("train", "--file", "c.json", "--data.batch-sequences", 999, cwd=tmp_path)
+    assert re.search(r"\btokens\b.*\b4096\b.*\b127872\b", text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--data.corpus", "wlak"), r"corpus.*'wlak'.*\bwalk\b"),
+        (("--data.corpus", "stdlib"), r"corpus.*'stdlib'.*scaling data prepare 'stdlib'"),
+        (("--data.corpus", "text:nowhere"), "text:nowhere"),
+        (("--data.corpus", "walk", "--model.heads", 3), r"ModelConfig\.heads.*\b3\b.*width=128"),
+        (("--data.corpus", "walk", "--model.vocab-size", 20), r"vocab_size.*\b20\b"),
+        (
+            ("--data.corpus", "walk", "--data.sequence-length", 2_000_000, "--tokens", 100_000_000),
+            "2000000.*1048577",
+        ),
+        (("--data.corpus", "walk", "--mesh.fsdp", 3), r"fsdp=3\b.*\b1\b"),
+        (("--data.corpus", "walk", "--schedule.warmup-tokens", 1 << 40), r"warmup_tokens.*\b1099511627776\b"),
+    ],
+)
+def test_a_wrong_run_is_refused_before_it_starts(place: Path, flags: tuple[object, ...], named: str) -> None:
+    text = error_of("train", "--tokens", 4096, "--folder", "run", *flags, cwd=place)
+    assert re.search(named, text), text
+    assert not (place / "run").exists()
+
+
+def test_batch_not_divisible_by_devices(place: Path) -> None:
+    done = scaling(
+        *("train", "--data.corpus", "walk", "--data.batch-sequences", 6, "--folder", "run"),
+        cwd=place,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    assert done.returncode == 2
+    assert re.search(r"data\.batch_sequences.*\b6\b.*\b4\b", done.stderr)
+    assert not (place / "run").exists()
+
+
+def test_an_empty_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    assert "text:a.txt" in error_of("data", "prepare", "text:a.txt", "--road", "plain", cwd=tmp_path)
+    (folder,) = (tmp_path / "out" / "corpora").iterdir()
+    assert [path.name for path in folder.iterdir()] == [".lock"], "no shard, no manifest"
+
+
+def test_a_torn_config_is_named_and_kept(place: Path) -> None:
+    (place / "run").mkdir()
+    (place / "run" / "config.json").write_text('{"schema": 1, "mod')
+    assert "run/config.json" in error_of("train", "--folder", "run", cwd=place)
+    assert (place / "run" / "config.json").read_text() == '{"schema": 1, "mod'
+
+
+def test_a_torn_result_is_named_by_the_verbs_that_read_it(tmp_path: Path) -> None:
+    run = tmp_path / "sweep" / "runs" / "abc"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text('{"status": "done", "ro')
+    assert "abc/result.json" in error_of("fit", "sweep", cwd=tmp_path)
+    assert (run / "result.json").read_text() == '{"status": "done", "ro'
+
+
+def test_unknown_sweep(tmp_path: Path) -> None:
+    text = error_of("sweep", "plan", "stdlib_cp", cwd=tmp_path)
+    assert "stdlib_cp" in text
+    assert "stdlib_cpu" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ("a,b\n1,2\n", r"params_matmul.*tokens.*loss.*--columns"),
+        ("params,tokens,loss\n" + "1e5,1e6,3\n" * 9 + "1e5,-1e6,2\n", r"\b10\b.*tokens.*-1000000"),
+        ("params,tokens,loss\n" + "1e5,1e6,3\n" * 9 + "1e5,1e6,nan\n", r"\b10\b.*loss.*nan"),
+        ("params,tokens,loss\n1e5,1e6,3\n2e5,1e6,2.9\n", r"\b2\b.*\b5\b.*\b6\b"),
+    ],
+)
+def test_a_table_that_cannot_be_fitted(tmp_path: Path, rows: str, named: str) -> None:
+    (tmp_path / "t.csv").write_text(rows)
+    text = error_of("fit", "t.csv", cwd=tmp_path)
+    assert re.search(named, text), text
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_help_names_every_verb_and_loads_no_jax(tmp_path: Path) -> None:
+    done = in_process("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for verb in ("train", "data", "sweep", "fit", "forecast", "report"):
+        assert verb in done.stdout
+    program = "import sys, scaling.cli as c; c.build_app([]); print('jax' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert loaded.stdout.strip() == "False"
+
+
+SMALL = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1, "--measure.validation-tokens", 512)
+SHORT = ("train", "--data.corpus", "walk", "--data.sequence-length", 32, "--tokens", 512)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, corpora: Path
+) -> tuple[Path, dict[str, str], subprocess.CompletedProcess[str]]:
+    """A place with a finished run, made with an empty cache of programs; the environment that shows what JAX does with
+    that cache; what the command said."""
+    place = with_corpora(tmp_path_factory.mktemp("trained"), corpora)
+    said = {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    said["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_COMPILATION_CACHE_DIR")
+        said["XDG_CACHE_HOME"] = str(place / "cache")
+        done = scaling(*SHORT, *SMALL, "--folder", "run", "--json", "r.json", cwd=place, **said)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return place, said, done
+
+
+def test_a_finished_folder_answers_for_its_own_run_alone(
+    trained: tuple[Path, dict[str, str], subprocess.CompletedProcess[str]],
+) -> None:
+    place, _, done = trained
+    result = json.loads((place / "r.json").read_text())
+    assert result["status"] == "done"
+    assert f"{result['row']['loss']:.4f}" in done.stdout
+    held = load(place / "run" / "config.json")
+    assert held.data.fingerprint
+    assert in_process("train", "--folder", "run", cwd=place).returncode == 0
+    assert held.run_id in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)
+
+
+def test_a_second_run_of_a_shape_compiles_from_the_cache(
+    trained: tuple[Path, dict[str, str], subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another seed and learning rate: the same programs. JAX says of each program whether it was in the cache."""
+    place, said, first = trained
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    other = ("--folder", "other", "--seed", 1, "--optimizer.learning-rate", 0.002)
+    second = scaling(*SHORT, *SMALL, *other, cwd=place, **said)
+    assert second.returncode == 0, second.stderr[-2000:]
+    hits = [set(re.findall(r"Persistent compilation cache hit for '(\w+)'", done.stderr)) for done in (first, second)]
+    assert not hits[0] & {"jit_init", "jit_step"}
+    assert hits[1] >= {"jit_init", "jit_step"}
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cli.build_app(["sweep", "run"])
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ, "a sweep keeps its own"
+    for verb in ("train", "fit"):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        cli.build_app([verb])
+        assert Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).is_relative_to(tmp_path)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        cli.build_app([verb])
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"

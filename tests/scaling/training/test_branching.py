@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from scaling.config.run_config import OptimizerConfig, RunConfig, ScheduleConfig
+from scaling.errors import InputError
+from scaling.model.sharding import make_mesh
+from scaling.record import run_folder
+from scaling.training import branching
+from scaling.training.checkpoints import Checkpoints
+from scaling.training.train import train
+from scaling.training.train_step import build
+
+SPENT = {"seconds", "tokens_per_second", "branch_of", "flops_spent"}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: RunConfig) -> dict[int, RunConfig]:
+    """The same run at three budgets, in steps."""
+    wsd = ScheduleConfig(kind="wsd", warmup_tokens=1024, cooldown_fraction=0.25)
+    base = dataclasses.replace(tiny, schedule=wsd)
+    return {steps: dataclasses.replace(base, tokens=steps * base.data.batch_tokens) for steps in (12, 20, 32)}
+
+
+@pytest.fixture(scope="module")
+def trunk(alone: dict[int, RunConfig]) -> RunConfig:
+    """The longest, keeping its state where the others leave: after 9 and 15 steps."""
+    measure = dataclasses.replace(alone[32].measure, branch_at_steps=(alone[12].branch_step, alone[20].branch_step))
+    return dataclasses.replace(alone[32], measure=measure)
+
+
+@pytest.fixture(scope="module")
+def trained(trunk: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that holds the trunk."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert train(trunk, folder / trunk.run_id, quiet=True) == "done"
+    return folder
+
+
+def of(trunk: RunConfig, config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, branch_of=trunk.run_id)
+
+
+def end(config: RunConfig, folder: Path) -> tuple[Any, list[Any], dict[str, Any], dict[str, Any]]:
+    """Weights and optimizer, losses, row, measurements: all that a run is, but for what it cost."""
+    program = build(config, make_mesh(config.mesh))
+    with Checkpoints(folder / run_folder.CHECKPOINTS, 1) as save:
+        state = jax.tree.map(np.asarray, save.restore(config.steps, program.abstract_state))
+    lines = [
+        {name: line[name] for name in ("step", "tokens", "loss", "grad_norm", "learning_rate")}
+        for line in run_folder.read_metrics(folder)
+    ]
+    result = run_folder.read_result(folder)
+    assert result is not None
+    row = {name: value for name, value in result["row"].items() if name not in SPENT}
+    return state, lines, row, result["measurements"]
+
+
+@pytest.mark.parametrize("steps", [12, 20])
+def test_a_branch_ends_as_if_it_had_trained_alone_bit_for_bit(
+    alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path, steps: int
+) -> None:
+    config = of(trunk, alone[steps])
+    assert config.run_id == alone[steps].run_id
+    assert train(config, trained / config.run_id, quiet=True) == "done"
+    assert train(alone[steps], tmp_path / "alone", quiet=True) == "done"
+    ours, theirs = end(config, trained / config.run_id), end(alone[steps], tmp_path / "alone")
+    jax.tree.map(np.testing.assert_array_equal, ours[0], theirs[0])
+    assert ours[1:] == theirs[1:]
+    assert [line["step"] for line in ours[1]] == list(range(1, steps + 1))
+
+
+def test_what_a_branch_spends_is_its_cooldown(alone: dict[int, RunConfig], trunk: RunConfig) -> None:
+    row = run_folder.counts(of(trunk, alone[20]), tokens=alone[20].tokens, unique_tokens=None)
+    assert row["branch_of"] == trunk.run_id
+    assert row["flops_spent"] == pytest.approx(row["flops"] * 5 / 20)
+    whole = run_folder.counts(alone[20], tokens=alone[20].tokens, unique_tokens=None)
+    assert whole["flops_spent"] == whole["flops"] == row["flops"]
+
+
+def test_a_kept_state_outlives_the_trunk_s_own_checkpoints(trunk: RunConfig, trained: Path) -> None:
+    kept = sorted(int(path.name) for path in (trained / trunk.run_id / run_folder.BRANCHES).iterdir())
+    assert kept == [9, 15]
+    assert [path.name for path in (trained / trunk.run_id / run_folder.CHECKPOINTS).iterdir() if path.is_dir()] == [
+        "32"
+    ]
+
+
+def test_reading_a_trunk_leaves_alone_what_it_is_writing(
+    alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / trunk.run_id, tmp_path / trunk.run_id)
+    unfinished = tmp_path / trunk.run_id / run_folder.BRANCHES / "20.orbax-checkpoint-tmp-1"
+    unfinished.mkdir()
+    config = of(trunk, alone[12])
+    folder = tmp_path / config.run_id
+    folder.mkdir()
+    branching.begin(folder, config, build(config, make_mesh(config.mesh)).abstract_state)
+    assert unfinished.is_dir()
+
+
+def test_a_branch_of_a_trunk_that_diverged_before_it_left_diverged_too(
+    alone: dict[int, RunConfig], trunk: RunConfig, tmp_path: Path
+) -> None:
+    wild = OptimizerConfig(learning_rate=1e30)
+    trunk, short = (dataclasses.replace(config, optimizer=wild) for config in (trunk, alone[20]))
+    assert train(trunk, tmp_path / trunk.run_id, quiet=True) == "diverged"
+    config = of(trunk, short)
+    assert train(config, tmp_path / config.run_id, quiet=True) == "diverged"
+    assert train(short, tmp_path / "alone", quiet=True) == "diverged"
+    ours, theirs = (run_folder.read_result(tmp_path / name) for name in (config.run_id, "alone"))
+    assert ours is not None
+    assert theirs is not None
+    assert trunk.run_id in ours["reason"]
+    assert theirs["reason"] in ours["reason"]
+    assert ours["row"]["tokens"] == theirs["row"]["tokens"]
+    assert ours["row"].keys() == theirs["row"].keys()
+
+
+def test_a_trunk_that_diverged_after_a_branch_left_says_nothing_of_it(
+    alone: dict[int, RunConfig], trunk: RunConfig, tmp_path: Path
+) -> None:
+    """It kept no state, so the branch has nothing to begin from; but it would not have diverged by then."""
+    config, run = of(trunk, alone[20]), tmp_path / trunk.run_id
+    for steps, diverged in ((15, True), (16, False)):
+        row = {"tokens": steps * trunk.data.batch_tokens, "unique_tokens": 1}
+        run_folder.write_result(run, status="diverged", row=row, measurements={}, reason="nan")
+        assert branching.diverged_before(tmp_path / config.run_id, config) is diverged
+
+
+def test_a_trunk_that_is_not_there_or_not_the_same_run_is_named(
+    alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"branch_of.*'gone'"):
+        train(dataclasses.replace(alone[12], branch_of="gone"), tmp_path / "a", quiet=True)
+    other = dataclasses.replace(of(trunk, alone[12]), seed=1)
+    with pytest.raises(InputError, match=f"branch_of.*{trunk.run_id}"):
+        train(other, trained / "b", quiet=True)
+    unkept = dataclasses.replace(of(trunk, alone[12]), tokens=16 * alone[12].data.batch_tokens)
+    with pytest.raises(InputError, match=r"\b12\b.*measure\.branch_at_steps"):
+        train(unkept, trained / "c", quiet=True)
+    assert not any((folder / run_folder.METRICS).exists() for folder in (tmp_path / "a", trained / "b", trained / "c"))
+    with pytest.raises(InputError, match=r"RunConfig\.branch_of.*'x'.*\bwsd\b"):
+        dataclasses.replace(alone[12], branch_of="x", schedule=ScheduleConfig())

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling.errors import FullDisk, InputError
+from scaling.exit_codes import FULL
+from scaling.training.checkpoints import Checkpoints, is_full_disk
+
+
+def state(width: int, fill: float = 1.0) -> dict[str, dict[str, jax.Array]]:
+    return {"params": {"q": jnp.full((width, 2), fill), "norm": jnp.ones(width)}}
+
+
+def test_saves_keeps_the_last_and_restores_bit_for_bit(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "c", keep=2) as save:
+        assert save.latest() is None
+        for step in (1, 2, 3):
+            save.save(step, state(4, step / 3))
+        save.wait()
+    with Checkpoints(tmp_path / "c", keep=2) as save:
+        assert save.latest() == 3
+        restored = save.restore(3, jax.eval_shape(lambda: state(4)))
+        np.testing.assert_array_equal(restored["params"]["q"], np.float32(1.0) * np.full((4, 2), np.float32(3 / 3)))
+        np.testing.assert_array_equal(
+            save.restore(2, jax.eval_shape(lambda: state(4)))["params"]["q"][0, 0], np.float32(2 / 3)
+        )
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "3"]
+
+
+def test_another_tree_is_explained_leaf_by_leaf(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1) as save:
+        save.save(1, state(4))
+        save.wait()
+        wanted = {"params": {"q": jnp.ones((8, 2)), "norm": jnp.ones(4), "k": jnp.ones(3)}}
+        with pytest.raises(InputError) as error:
+            save.restore(1, jax.eval_shape(lambda: wanted))
+    text = str(error.value)
+    assert re.search(r"params/q\b.*\(4, 2\).*\(8, 2\)", text)
+    assert re.search(r"params/k\b.*\(3,\)", text)
+    assert "params/norm" not in text
+    assert "\n" not in text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a small file system here (needs root on Linux): {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays_whole(
+    small_disk: Path, foreseen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not foreseen:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**40))
+    noise = np.random.default_rng(0).normal(size=(160_000, 2))
+    fits = {"q": jnp.asarray(noise, jnp.float32)}
+    larger = {"q": jnp.asarray(np.random.default_rng(1).normal(size=(800_000, 2)), jnp.float32)}
+    with pytest.raises(FullDisk) as error, Checkpoints(small_disk / "c", keep=5) as save:  # noqa: PT012
+        save.save(1, fits)
+        save.wait()
+        save.save(2, larger)
+        save.wait()
+    assert error.value.code == FULL
+    assert (error.value.__cause__ is None) is foreseen, "what was not foreseen comes of the system's own error"
+    assert ("6.7 MB" in str(error.value)) is foreseen
+    assert str(small_disk / "c") in str(error.value)
+    assert "step 1 " in str(error.value)
+    assert "\n" not in str(error.value)
+    with Checkpoints(small_disk / "c", keep=5) as save:
+        assert save.latest() == 1
+        restored = save.restore(1, jax.eval_shape(lambda: fits))
+    np.testing.assert_array_equal(restored["q"], fits["q"])
+
+
+def test_only_a_full_disk_is_one() -> None:
+    assert is_full_disk(OSError(28, os.strerror(28)))
+    wrapped = ValueError("save failed")
+    wrapped.__cause__ = OSError(28, "x")
+    assert is_full_disk(wrapped)
+    assert is_full_disk(ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']"))
+    assert not is_full_disk(OSError(13, "Permission denied"))

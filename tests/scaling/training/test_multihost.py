@@ -1,0 +1,199 @@
+"""Real pairs of processes over loopback, with gloo's collectives, of which one is killed or asked to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from scaling import exit_codes, files
+from scaling.config.run_config import MeshConfig, RunConfig, to_dict
+from scaling.errors import InputError
+from scaling.model.sharding import make_mesh
+from scaling.record import run_folder
+from scaling.training.checkpoints import Checkpoints
+from scaling.training.multihost import is_gone, one_fate, polls
+from scaling.training.train_step import build
+
+CADENCE = 40
+SOON = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""See conftest.soon_compiled: all that is compared bit for bit is made by these programs."""
+PROGRAM = "import sys; from scaling.cli import main; main(sys.argv[1:])"
+TORN = (
+    "import os, scaling.training.train as train; whole = train.batch\n"
+    "def torn(*args, step, **options):\n"
+    "    if step == 3 and os.environ['JAX_PROCESS_ID'] == '1': raise ValueError('torn')\n"
+    "    return whole(*args, step=step, **options)\n"
+    "train.batch = torn\n"
+)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny: RunConfig) -> RunConfig:
+    """240 steps by two, which log next to never and save every 40."""
+    measure = dataclasses.replace(
+        tiny.measure, checkpoint_every_tokens=CADENCE * tiny.data.batch_tokens, log_every_steps=1000
+    )
+    return dataclasses.replace(
+        tiny, tokens=6 * CADENCE * tiny.data.batch_tokens, mesh=MeshConfig(fsdp=2), measure=measure
+    )
+
+
+def start(config: RunConfig, folder: Path, program: str = PROGRAM) -> list[subprocess.Popen[str]]:
+    """Two processes that train the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    files.write_json(folder / "given.json", to_dict(config))
+    command = [sys.executable, "-c", program, "train", "--file", str(folder / "given.json"), "--folder", str(folder)]
+    known = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"} | SOON
+    return [
+        subprocess.Popen(command, env=known | {"JAX_PROCESS_ID": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+
+
+def ended(pair: list[subprocess.Popen[str]], seconds: float = 120) -> tuple[list[int], list[str]]:
+    """Exit codes, and what was said. No process is left, whatever happens."""
+    try:
+        said = [process.communicate(timeout=seconds)[1] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    return [process.returncode for process in pair], said
+
+
+def saved(folder: Path) -> list[int]:
+    place = folder / run_folder.CHECKPOINTS
+    return sorted(int(path.name) for path in place.iterdir() if path.name.isdigit()) if place.is_dir() else []
+
+
+def wait_until(true: Callable[[], Any], pair: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert all(process.poll() is None for process in pair), ended(pair)
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def final_state(config: RunConfig, folder: Path) -> Any:
+    program = build(dataclasses.replace(config, mesh=MeshConfig()), make_mesh(MeshConfig()))
+    with Checkpoints(folder / run_folder.CHECKPOINTS, keep=1) as save:
+        return save.restore(config.steps, program.abstract_state)
+
+
+@pytest.mark.slow
+def test_a_pair_that_loses_one_and_is_preempted_ends_bit_equal(shared: RunConfig, tmp_path: Path) -> None:
+    unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
+    unbroken.mkdir()
+    folder.mkdir()
+    codes, said = ended(start(shared, unbroken))
+    assert codes == [0, 0], said
+
+    pair = start(shared, folder)
+    wait_until(lambda: CADENCE in saved(folder), pair)
+    pair[1].kill()
+    killed = time.monotonic()
+    codes, said = ended(pair)
+    assert time.monotonic() - killed < 10, "JAX alone takes 86 s"
+    assert codes == [exit_codes.LOST, -signal.SIGKILL], said
+    assert said[0].splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in said[0]
+    assert run_folder.read_result(folder) is None
+
+    pair = start(shared, folder)
+    before = saved(folder)[-1]
+    wait_until(lambda: saved(folder)[-1] > before, pair)
+    pair[1].send_signal(signal.SIGUSR1)
+    asked = time.monotonic()
+    codes, said = ended(pair)
+    assert time.monotonic() - asked < 30, "as much notice as a cloud gives"
+    assert codes == [exit_codes.STOPPED, exit_codes.STOPPED], said
+    last = [text.splitlines()[-1] for text in said]
+    assert last[0] == last[1], "both at one step"
+    stopped = saved(folder)[-1]
+    assert re.search(rf"\b{stopped}\b.*\b{shared.steps}\b", last[0])
+    assert stopped % CADENCE, "at the signal, not at the cadence"
+
+    codes, said = ended(start(shared, folder))
+    assert codes == [0, 0], said
+    a, b = (run_folder.read_result(path) for path in (unbroken, folder))
+    assert a is not None
+    assert b is not None
+    assert a["measurements"] == b["measurements"]
+    for x, y in zip(*(jax.tree.leaves(final_state(shared, path)) for path in (unbroken, folder)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_other_which_says_that_it_was_lost(shared: RunConfig, tmp_path: Path) -> None:
+    pair = start(shared, tmp_path, TORN + PROGRAM)
+    begun = time.monotonic()
+    codes, said = ended(pair)
+    assert time.monotonic() - begun < 60, "no farewell that waits for the other"
+    assert codes[1] == exit_codes.FAILED, said
+    assert "ValueError: torn" in said[1]
+    assert codes[0] in (exit_codes.LOST, -signal.SIGABRT), said
+    assert exit_codes.of_gang(codes) == exit_codes.FAILED
+
+
+@pytest.mark.parametrize(
+    ("codes", "whole"),
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([74, -9], 74),
+        ([-6, -9], -9),
+        ([74, -6], 74),
+        ([-9, -15, 12, 74], 12),
+        ([74, 1], 1),
+        ([-6, 2], 2),
+        ([-11, 74, -9], -11),
+        ([4, 4], 4),
+        ([0, 74], 74),
+        ([75, 74], 74),
+    ],
+)
+def test_the_code_of_a_gang_is_that_of_its_cause(codes: list[int], whole: int) -> None:
+    assert exit_codes.of_gang(codes) == whole
+
+
+def test_another_process_that_is_gone_is_told_from_other_errors() -> None:
+    def of_xla(text: str) -> Exception:
+        return jax.errors.JaxRuntimeError(text)
+
+    assert is_gone(of_xla("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:2726: Connection reset by peer"))
+    assert is_gone(of_xla("INTERNAL: NCCL operation failed: remote process exited or there was a network error"))
+    wrapped = ValueError("checkpoint")
+    wrapped.__cause__ = of_xla("UNAVAILABLE: Task 1 heartbeat timeout")
+    assert is_gone(wrapped)
+    assert not is_gone(of_xla("INTERNAL: no kernel for this chip"))
+    assert not is_gone(of_xla("RESOURCE_EXHAUSTED: Out of memory allocating 900801348 bytes; all-gather, barrier"))
+    assert is_gone(ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:5043: Connection reset by peer"))
+    assert not is_gone(ValueError("UNAVAILABLE"))
+    assert not is_gone(ValueError("INTERNAL: no kernel for this chip"))
+
+
+def test_alone_the_answer_is_ones_own_at_the_time_of_reading() -> None:
+    said = [False]
+    answer = polls(lambda: said[0], make_mesh(MeshConfig()))()
+    assert not answer()
+    said[0] = True
+    assert answer()
+
+
+def test_alone_errors_are_raised() -> None:
+    with pytest.raises(InputError, match="wrong"), one_fate():
+        raise InputError("wrong")

@@ -1,0 +1,33 @@
+"""A trained model out of its run folder, on another device than it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from scaling import files
+from scaling.config.run_config import RunConfig, load, to_dict
+from scaling.measurements.likelihood import Pair, score
+from scaling.model.attention import Kernel
+from scaling.record import run_folder
+from scaling.training.restore import restore
+from scaling.training.train import train
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "splash"])
+def test_a_run_of_a_kernel_that_cannot_run_here_is_restored(kernel: Kernel, tiny: RunConfig, tmp_path: Path) -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("the kernel may run here")
+    config = replace(tiny, tokens=8 * 8 * 32)
+    assert train(config, tmp_path, quiet=True) == "done"
+    plain = restore(tmp_path)
+    named = replace(load(tmp_path / run_folder.CONFIG), model=replace(config.model, attention=kernel))
+    files.write_json(tmp_path / run_folder.CONFIG, to_dict(named))
+    found = restore(tmp_path)
+    assert found.config.model.attention == kernel
+    asked = [Pair([1, 5, 9], [4, 4])]
+    nats, expected = (float(score(one.model, one.params, asked, 32).nats_P[0]) for one in (found, plain))
+    assert nats == expected

@@ -1,0 +1,427 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from scaling import files
+from scaling.config.run_config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
+from scaling.data.prepare import prepare
+from scaling.data.shards import TokenSet, batch, open_tokens
+from scaling.errors import InputError
+from scaling.exit_codes import FULL, LOST
+from scaling.model.sharding import make_mesh
+from scaling.record import run_folder
+from scaling.training.checkpoints import Checkpoints
+from scaling.training.memory import state_bytes
+from scaling.training.optimizer import Rates
+from scaling.training.train import train
+from scaling.training.train_step import build, gradients
+from tests.conftest import scaling
+
+TIMING = {"seconds", "tokens_per_second"}
+
+
+def final_state(config: RunConfig, folder: Path) -> Any:
+    program = build(config, make_mesh(config.mesh))
+    with Checkpoints(folder / run_folder.CHECKPOINTS, keep=1) as save:
+        return save.restore(config.steps, program.abstract_state)
+
+
+def facts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    result = run_folder.read_result(folder)
+    assert result is not None
+    return {name: value for name, value in result["row"].items() if name not in TIMING}, result["measurements"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert train(tiny, folder, quiet=True) == "done"
+    return folder
+
+
+def test_the_folder_explains_itself(tiny: RunConfig, unbroken: Path) -> None:
+    assert from_dict(files.read_json(unbroken / run_folder.CONFIG)) == tiny
+    kernel = build(tiny, make_mesh(tiny.mesh)).model.kernel
+    assert files.read_json(unbroken / run_folder.ENVIRONMENT)["attention_kernel"] == kernel != "auto"
+    lines = run_folder.read_metrics(unbroken)
+    assert [line["step"] for line in lines] == list(range(1, 33))
+    assert lines[-1]["tokens"] == tiny.tokens
+    assert lines[-1]["loss"] < lines[0]["loss"] - 1
+    assert lines[-1]["tokens_per_second"] > 0
+    row, measurements = facts(unbroken)
+    assert row["run_id"] == tiny.run_id
+    assert row["tokens"] == tiny.tokens
+    assert row["loss"] == measurements["loss/nats"][0]
+    assert 0 < row["loss_stderr"] < 0.1
+    assert row["loss"] == pytest.approx(lines[-1]["loss"], abs=0.3)
+    documented = run_folder.__doc__ or ""
+    assert all(name in documented for name in row), "a column that the schema does not name"
+
+
+def test_a_run_that_is_done_does_nothing(tiny: RunConfig, unbroken: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+    assert train(tiny, unbroken, quiet=True) == "done"
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
+
+
+def start(config: RunConfig, folder: Path) -> subprocess.Popen[str]:
+    files.write_json(folder / run_folder.CONFIG, to_dict(config))
+    command = [sys.executable, "-m", "scaling.cli", "train", "--folder", str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= step for line in run_folder.read_metrics(folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def long(tiny: RunConfig) -> RunConfig:
+    """Long enough that a signal falls inside: 640 steps of the tiny run."""
+    return dataclasses.replace(
+        tiny,
+        tokens=tiny.tokens * 20,
+        measure=dataclasses.replace(tiny.measure, checkpoint_every_tokens=100 * tiny.data.batch_tokens),
+    )
+
+
+@pytest.fixture(scope="module")
+def long_unbroken(long: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    assert train(long, folder, quiet=True) == "done"
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_a_run_stopped_midway_ends_bit_equal(
+    long: RunConfig, long_unbroken: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = start(long, tmp_path)
+    wait_for_step(tmp_path, 220, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert run_folder.read_result(tmp_path) is None
+    saved = max(int(path.name) for path in (tmp_path / run_folder.CHECKPOINTS).iterdir() if path.name.isdigit())
+    assert (saved % 100 == 0) is (number == signal.SIGKILL), "a signal saves where it comes, not at the cadence"
+    assert train(long, tmp_path, quiet=True) == "done"
+    assert facts(tmp_path) == facts(long_unbroken)
+    stopped, unbroken = (final_state(long, folder) for folder in (tmp_path, long_unbroken))
+    for a, b in zip(jax.tree.leaves(stopped), jax.tree.leaves(unbroken), strict=True):
+        np.testing.assert_array_equal(a, b)
+    stopped_losses, losses = (
+        [line["loss"] for line in run_folder.read_metrics(folder)] for folder in (tmp_path, long_unbroken)
+    )
+    assert stopped_losses == losses
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def by_two(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run by two real processes over loopback, weights, optimizer state and batch split between them, every
+    checkpoint kept. Compared to within rounding, so their programs are compiled as by conftest.soon_compiled."""
+    place = tmp_path_factory.mktemp("two")
+    config = dataclasses.replace(tiny, mesh=MeshConfig(fsdp=2), measure=dataclasses.replace(tiny.measure, keep=9))
+    assert config.run_id == tiny.run_id
+    files.write_json(place / "c.json", to_dict(config))
+    command = [sys.executable, "-m", "scaling.cli", "train", "--file", str(place / "c.json")]
+    command += ["--folder", str(place / "run")]
+    fixed = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2"}
+    fixed |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    both = [
+        subprocess.Popen(command, env=os.environ | fixed | {"JAX_PROCESS_ID": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    for process in both:
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr[-3000:]
+    return place / "run"
+
+
+def same_to_1e5(folder: Path, unbroken: Path) -> None:
+    """Losses at every logged step, and what was measured at the end."""
+    lines, alone = run_folder.read_metrics(folder), run_folder.read_metrics(unbroken)
+    assert [line["step"] for line in lines] == [line["step"] for line in alone] == list(range(1, 33))
+    np.testing.assert_allclose([line["loss"] for line in lines], [line["loss"] for line in alone], rtol=0, atol=1e-5)
+    (row, measured), (row_alone, measured_alone) = facts(folder), facts(unbroken)
+    assert row["loss"] == pytest.approx(row_alone["loss"], abs=1e-5)
+    assert measured == {name: pytest.approx(value, abs=1e-5) for name, value in measured_alone.items()}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, by_two: Path) -> None:
+    """One process then finds the run done."""
+    assert files.read_json(by_two / run_folder.ENVIRONMENT)["processes"] == 2
+    same_to_1e5(by_two, unbroken)
+    assert train(tiny, by_two, quiet=True) == "done"
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_the_checkpoint_of_two(
+    tiny: RunConfig, unbroken: Path, by_two: Path, tmp_path: Path
+) -> None:
+    """As if both had been killed at step 18, after the checkpoint of step 16."""
+    folder = tmp_path / "run"
+    shutil.copytree(by_two, folder)
+    (folder / run_folder.RESULT).unlink()
+    steps = {int(path.name): path for path in (folder / run_folder.CHECKPOINTS).iterdir() if path.name.isdigit()}
+    assert sorted(steps) == [8, 16, 24, 32]
+    for step in (24, 32):
+        shutil.rmtree(steps[step])
+    kept = (folder / run_folder.METRICS).read_text().splitlines(keepends=True)[:18]
+    (folder / run_folder.METRICS).write_text("".join(kept))
+    assert train(tiny, folder, quiet=True) == "done"
+    resumed = (folder / run_folder.METRICS).read_text().splitlines()[18:]
+    assert [json.loads(line)["step"] for line in resumed] == list(range(17, 33)), "it went on, not from the start"
+    same_to_1e5(folder, unbroken)
+    for a, b in zip(*(jax.tree.leaves(final_state(tiny, path)) for path in (folder, unbroken)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "words"), [("two", "JAX_NUM_PROCESSES=two"), (None, "JAX_NUM_PROCESSES")])
+def test_a_process_that_cannot_be_is_refused(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str | None, words: str
+) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", free_address())
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    if count:
+        monkeypatch.setenv("JAX_NUM_PROCESSES", count)
+    with pytest.raises(InputError, match=words):
+        train(tiny, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tmp_path: Path) -> None:
+    """Three seconds instead of half an hour: XLA would abort at five."""
+    files.write_json(tmp_path / "c.json", to_dict(tiny))
+    program = "import sys; from scaling import cli, gang; gang.START_SECONDS = 5; cli.main(sys.argv[1:])"
+    alone = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    command = [sys.executable, "-c", program, "train", "--file", str(tmp_path / "c.json")]
+    command += ["--folder", str(tmp_path / "run")]
+    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=60)
+    assert done.returncode == LOST, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    for name, value in alone.items():
+        assert f"{name}={value}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_is_dispatched_before_the_last_ones_metrics_are_read_and_moves_nothing_itself(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every dispatch under a guard that raises on a transfer nobody asked for; every value that reaches Python counted.
+
+    Long runs log and save seldom: here never before the end, so that the loop is seen alone.
+    """
+    quiet = dataclasses.replace(tiny.measure, checkpoint_every_tokens=tiny.tokens, log_every_steps=1000)
+    config = dataclasses.replace(tiny, measure=quiet, tokens=6 * tiny.data.batch_tokens, schedule=ScheduleConfig())
+    events: list[str] = []
+    built = build(config, make_mesh(config.mesh))
+
+    def step(*arguments: Any) -> Any:
+        events.append("dispatch")
+        with jax.transfer_guard("disallow"):
+            return built.step(*arguments)
+
+    array = type(jax.numpy.zeros(()))
+    value = vars(array)["_value"]
+
+    def read(self: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            events.append("read")
+        return value.fget(self)
+
+    monkeypatch.setattr("scaling.training.train.build", lambda config, mesh: dataclasses.replace(built, step=step))
+    monkeypatch.setattr(array, "_value", property(read))
+    assert train(config, tmp_path, quiet=True) == "done"
+    loop = events[: len(events) - events[::-1].index("dispatch")]
+    metrics = ["read"] * 2
+    assert loop[loop.index("dispatch") :] == ["dispatch", *(["dispatch", *metrics] * 5)][:-2]
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        step(built.init(jax.random.key(0)), np.zeros((8, 33), np.int32), Rates(0.0, 0.1))
+
+
+def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
+    parts = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, microbatch_sequences=2))
+    assert parts.run_id == tiny.run_id
+    train(parts, tmp_path, quiet=True)
+    np.testing.assert_allclose(
+        [line["loss"] for line in run_folder.read_metrics(tmp_path)],
+        [line["loss"] for line in run_folder.read_metrics(unbroken)],
+        atol=2e-4,
+    )
+
+
+def test_microbatches_are_looped_over(tiny: RunConfig) -> None:
+    parts = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, microbatch_sequences=2))
+    program = build(parts, make_mesh(parts.mesh))
+    params = program.abstract_state.params
+    tokens_BS = jax.ShapeDtypeStruct((8, 33), np.int32)
+    text = str(jax.make_jaxpr(lambda p, t: gradients(program.model, parts, p, t))(params, tokens_BS))
+    assert "length=4" in text
+    assert "length=4" not in str(jax.make_jaxpr(lambda p, t: gradients(program.model, tiny, p, t))(params, tokens_BS))
+
+
+def test_weights_that_are_ruined_by_the_last_step_are_divergence(tiny: RunConfig, tmp_path: Path) -> None:
+    one = dataclasses.replace(
+        tiny,
+        tokens=tiny.data.batch_tokens,
+        schedule=ScheduleConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e38, weight_decay=1e9),
+    )
+    assert train(one, tmp_path, quiet=True) == "diverged"
+    result = run_folder.read_result(tmp_path)
+    assert result is not None
+    assert re.search(r"\b(nan|inf)\b", result["reason"])
+    assert math.isfinite(run_folder.read_metrics(tmp_path)[-1]["loss"]), "the validation alone showed it"
+    assert result["row"]["tokens"] == tiny.data.batch_tokens
+
+
+def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path) -> None:
+    wild = dataclasses.replace(tiny, optimizer=OptimizerConfig(learning_rate=1e30))
+    assert train(wild, tmp_path, quiet=True) == "diverged"
+    result = run_folder.read_result(tmp_path)
+    assert result is not None
+    assert result["status"] == result["row"]["status"] == "diverged"
+    assert re.search(r"\b(nan|inf)\b", result["reason"])
+    assert run_folder.read_metrics(tmp_path)[-1]["loss"] is None, "the step that showed it is recorded"
+    assert result["row"]["loss"] is None
+    assert 0 < result["row"]["tokens"] < tiny.tokens
+
+
+def test_an_error_in_the_input_ends_the_run_with_that_error(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained before it is recorded; no thread stays behind, neither here nor after a divergence."""
+
+    def torn(tokens: TokenSet, *, step: int, **options: Any) -> np.ndarray:
+        if step == 5:
+            raise InputError("the shard is torn")
+        return batch(tokens, step=step, **options)
+
+    monkeypatch.setattr("scaling.training.train.batch", torn)
+    with pytest.raises(InputError, match="the shard is torn"):
+        train(tiny, tmp_path, quiet=True)
+    assert [line["step"] for line in run_folder.read_metrics(tmp_path)] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    wild = dataclasses.replace(tiny, optimizer=OptimizerConfig(learning_rate=1e30))
+    assert train(wild, tmp_path / "wild", quiet=True) == "diverged"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
+    """The first loss of seed 1 is that of its own weights on its own batch: change either and it is another."""
+    train(
+        dataclasses.replace(tiny, seed=1, tokens=tiny.data.batch_tokens, schedule=ScheduleConfig()),
+        tmp_path,
+        quiet=True,
+    )
+    program = build(tiny, make_mesh(tiny.mesh))
+    tokens = open_tokens(tiny.data.directory, "walk")
+    first = {}
+    for start in (0, 1):
+        for order in (0, 1):
+            rows = batch(tokens, seed=order, step=0, batch_sequences=8, sequence_length=32)
+            _, metrics = program.step(program.init(jax.random.key(start)), rows, Rates(0.0, 0.1))
+            first[start, order] = float(metrics["loss"])
+    assert len(set(first.values())) == 4
+    assert run_folder.read_metrics(tmp_path)[0]["loss"] == pytest.approx(first[1, 1], abs=1e-6)
+    assert run_folder.read_metrics(unbroken)[0]["loss"] == pytest.approx(first[0, 0], abs=1e-6)
+
+
+def test_a_changed_corpus_is_refused_midway(tiny: RunConfig, tmp_path: Path) -> None:
+    """The config did not name its data; the folder remembers them."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"paragraph {i} of one text" for i in range(400)))
+    corpus = f"text:{tmp_path}/a.txt?document=paragraph"
+    data = dataclasses.replace(tiny.data, corpus=corpus, fingerprint="", directory=str(tmp_path / "corpora"))
+    config = dataclasses.replace(tiny, data=data, measure=dataclasses.replace(tiny.measure, validation_tokens=64))
+    prepare(corpus, tmp_path / "corpora", road="plain")
+    assert train(config, tmp_path / "run", quiet=True) == "done"
+    held = load(tmp_path / "run" / run_folder.CONFIG)
+    assert held.data.fingerprint
+    (tmp_path / "run" / run_folder.RESULT).unlink()
+    (tmp_path / "a.txt").write_text("\n\n".join(f"section {i} of another" for i in range(400)))
+    prepare(corpus, tmp_path / "corpora", road="plain")
+    with pytest.raises(InputError, match=held.data.fingerprint):
+        train(config, tmp_path / "run", quiet=True)
+
+
+def test_validation_is_logged_at_its_cadence(tiny: RunConfig, tmp_path: Path) -> None:
+    measured = dataclasses.replace(tiny, measure=dataclasses.replace(tiny.measure, every_tokens=3000))
+    train(measured, tmp_path, quiet=True)
+    found = {
+        line["step"]: line["validation_loss"] for line in run_folder.read_metrics(tmp_path) if "validation_loss" in line
+    }
+    assert sorted(found) == [12, 24]
+    assert found[24] < found[12]
+
+
+def test_wrong_shards_are_refused_before_anything_is_written(tiny: RunConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, fingerprint="0" * 16))
+    with pytest.raises(InputError, match="fingerprint"):
+        train(other, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunConfig, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here (needs root on Linux)")
+    try:
+        kept = dataclasses.replace(tiny.measure, keep=100)
+        config = dataclasses.replace(tiny, measure=kept)
+        (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
+        done = scaling("train", "--file", tmp_path / "c.json", "--folder", disk / "run")
+        assert done.returncode == FULL, done.stderr[-2000:]
+        (line,) = done.stderr.strip().splitlines()
+        assert str(disk / "run") in line
+        assert run_folder.read_metrics(disk / "run")
+        assert run_folder.read_result(disk / "run") is None
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        assert train(config, disk / "run", quiet=True) == "done"
+        assert len(run_folder.read_metrics(disk / "run")) == config.steps
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_state_that_no_device_holds_ends_before_a_step(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices that tell their memory, as GPUs and TPUs do, are believed."""
+
+    class Small:
+        def memory_stats(self) -> dict[str, int]:
+            return {"bytes_limit": 1000}
+
+    monkeypatch.setattr(jax.sharding.Mesh, "local_devices", property(lambda mesh: [Small()]))
+    times = math.ceil(state_bytes(build(tiny, make_mesh(tiny.mesh)).abstract_state) / 1000)
+    with pytest.raises(InputError, match=rf"mesh\.fsdp.*mesh\.tensor.*\b{times}\b"):
+        train(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,66 @@
+"""A sweep of stand-in runs (stand_in_trainer.py), for the tests of the plan, the runner and the status."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from scaling.files import read_json
+from sweeps.catalog import smoke
+from sweeps.grids import Sweep
+from sweeps.planning.plan import RUNS, Plan, build, freeze
+from sweeps.planning.wall_time import Rate
+from sweeps.running.runner import Command
+
+TRAINER = Path(__file__).with_name("stand_in_trainer.py")
+PACE = Rate(per_run=1.0, per_step=0.0, per_token=0.0, flops_per_second=1e9, source="a test")
+
+
+@dataclass(frozen=True)
+class StandInCorpus:
+    fingerprint: str = "f00d"
+    tokens: int = 5_000
+
+    def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int:
+        return min(tokens_trained, self.tokens)
+
+
+def stand_in_sweep(*habits: str) -> Sweep:
+    """One cell per habit, named c0:habit and so on."""
+    base = smoke.sweep()
+    cells = (
+        dataclasses.replace(base.cells[0], seed=i, name=f"c{i}:{habit}" if habit else f"c{i}")
+        for i, habit in enumerate(habits)
+    )
+    return dataclasses.replace(base, name="stand_in", cells=tuple(cells))
+
+
+def stand_in_plan(folder: Path, *habits: str) -> Plan:
+    return freeze(folder, build(stand_in_sweep(*habits), PACE, lambda config: StandInCorpus()))
+
+
+def command(step_seconds: float = 0.0) -> Command:
+    return lambda *folders: [sys.executable, "-I", "-S", str(TRAINER), str(step_seconds), *map(str, folders)]
+
+
+def rows(folder: Path) -> dict[str, dict]:
+    """Results by run_id, less what a clock gave."""
+    found = {}
+    for path in sorted((folder / RUNS).glob("*/result.json")):
+        result = read_json(path)
+        timed = ("seconds", "tokens_per_second")
+        row = {name: value for name, value in result["row"].items() if name not in timed}
+        found[path.parent.name] = {"status": result["status"], "reason": result["reason"], **row} | {
+            name: value for name, value in result["measurements"].items() if name not in timed
+        }
+    return found
+
+
+def starts(folder: Path) -> dict[str, int]:
+    """How often each run was started."""
+    return {p.parent.name: p.read_text().count("\n") for p in (folder / RUNS).glob("*/starts")}
+
+
+def overlaps(folder: Path) -> list[Path]:
+    """Runs that two processes wrote at once: there must be none."""
+    return list((folder / RUNS).glob("*/overlap"))

@@ -1,0 +1,124 @@
+"""The Ray executor without a cluster: what it asks for, what it refuses. With one: tests/cluster/test_ray.py."""
+
+import dataclasses
+import re
+import socket
+from collections.abc import Mapping, Sequence
+
+import pytest
+import tyro
+
+from scaling.errors import InputError
+from sweeps.clusters import ray_cluster
+from sweeps.clusters.ray_cluster import Ray, RayActors
+from sweeps.clusters.ray_connection import carried, connect
+from sweeps.running.attempt_log import Budgets
+from sweeps.running.cluster import Work
+from tests.conftest import in_process
+from tests.support.stand_in_sweep import stand_in_plan
+
+GPU_HOSTS = [{"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 4.0, "GPU": 4.0}]
+CPU_HOSTS = [{}, {"CPU": 2.0}, {"CPU": 4.0}]
+
+
+@pytest.fixture
+def on(monkeypatch, tmp_path):
+    """A cluster of such hosts, nobody asked."""
+
+    def cluster(nodes: Sequence[Mapping[str, float]], **options: int) -> RayActors:
+        monkeypatch.setattr(ray_cluster, "connect", lambda address: None)
+        monkeypatch.setattr(RayActors, "nodes", lambda self: nodes)
+        return Ray(**options).cluster(tmp_path)
+
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "devices", "count", "each", "demand", "room"),
+    [
+        (GPU_HOSTS, {}, 1, 1, 1, {"CPU": 1, "GPU": 1}, 12),
+        (GPU_HOSTS, {"cpus": 4}, 1, 1, 1, {"CPU": 4, "GPU": 1}, 9),
+        (GPU_HOSTS, {}, 3, 1, 3, {"CPU": 3, "GPU": 3}, 3),
+        (GPU_HOSTS, {}, 8, 2, 4, {"CPU": 4, "GPU": 4}, 1),
+        (GPU_HOSTS, {"cpus": 4}, 12, 3, 4, {"CPU": 16, "GPU": 4}, 0),
+        (GPU_HOSTS, {"devices_per_host": 2}, 4, 2, 2, {"CPU": 2, "GPU": 2}, 1),
+        (CPU_HOSTS, {}, 1, 1, 1, {"CPU": 1}, 6),
+        (CPU_HOSTS, {"cpus": 4}, 1, 1, 1, {"CPU": 4}, 1),
+        (CPU_HOSTS, {}, 2, 2, 1, {"CPU": 1}, 1),
+        (CPU_HOSTS, {"devices_per_host": 4}, 4, 1, 4, {"CPU": 4}, 1),
+    ],
+)
+def test_what_a_run_takes_and_how_many_there_is_room_for(on, nodes, options, devices, count, each, demand, room):
+    cluster = on(nodes, **options)
+    hosts = cluster.hosts(devices)
+    assert (hosts.count, hosts.devices, hosts.demand) == (count, each, demand)
+    assert cluster.room(devices) == room
+
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "says"),
+    [
+        (GPU_HOSTS, 16, r"devices.*\b16\b.*\b4\b.*\b12\b.*\b38\b"),
+        (GPU_HOSTS, 6, r"devices.*\b6\b.*\b4\b"),
+        (CPU_HOSTS, 3, r"devices.*\b3\b.*\b2\b.*\b0\b.*\b6\b"),
+    ],
+)
+def test_more_than_there_is(on, nodes, devices, says):
+    with pytest.raises(InputError, match=says):
+        on(nodes).check([1, devices])
+    on(nodes).check([1])
+
+
+@pytest.mark.parametrize("field", ["cpus", "devices_per_host"])
+def test_options_are_checked(field):
+    with pytest.raises(InputError, match=rf"{field}.*\b0\b"):
+        Ray(**{field: 0})
+
+
+def test_options_are_flags():
+    assert tyro.cli(Ray, args=["--address", "head:6379", "--cpus", "4"]) == Ray("head:6379", cpus=4)
+
+
+def test_without_ray(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"scaling-laws\[ray\]"):
+        connect("auto")
+
+
+@pytest.mark.parametrize("address", ["head", "ray://head:10001", "head:x", ":6379"])
+def test_an_address_that_is_none(address):
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=f"address.*{re.escape(address)}"):
+        connect(address)
+
+
+def test_nobody_listens(tmp_path):
+    pytest.importorskip("ray")
+    stand_in_plan(tmp_path / "stand_in", "")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = in_process("sweep", "run", "stand_in", "--out", tmp_path, "ray", "--address", address, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.match(f"error: .*address.*{re.escape(address)}", done.stderr)
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b" / "a", tmp_path / "b"]
+    clusters = [dataclasses.replace(on(CPU_HOSTS), folder=folder) for folder in folders]
+    assert len({cluster.sweep() for cluster in clusters}) == 3
+    cluster, folder = clusters[0], folders[0]
+    works = [Work(folder), Work(folder, devices=2), Work(folder, members=4), Work(folder, budgets=Budgets(failures=5))]
+    assert len({cluster.prefix(work) for work in works}) == 4
+    assert cluster.prefix(Work(folder)) == cluster.prefix(Work(folder, crew=7))
+    assert ray_cluster.asked(works[0]) == ray_cluster.asked(works[1]) != ray_cluster.asked(works[2])
+
+
+def test_what_runs_elsewhere_see_of_this_shell(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setenv("JAX_PROCESS_ID", "3")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    found = carried()
+    assert found["XLA_FLAGS"] == "--xla_a=1"
+    assert not {"JAX_PROCESS_ID", "WANDB_API_KEY", "PATH"} & set(found)

@@ -1,0 +1,231 @@
+"""A plan is found by name, costs what its cells cost, and stays frozen."""
+
+import dataclasses
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from scaling.accounting import counts
+from scaling.accounting.chips import topology
+from scaling.config.run_config import from_dict
+from scaling.errors import InputError
+from scaling.performance import compile_ahead
+from sweeps.commands import plan as plan_
+from sweeps.grids import overlay
+from sweeps.local.processes import Slot
+from sweeps.planning import plan, wall_time
+from sweeps.planning.plan import PLAN, as_dict, build, find, freeze, load, makespan, summary, table
+from sweeps.planning.wall_time import Price, Rate, price, rate
+from tests.support.stand_in_sweep import PACE, StandInCorpus, stand_in_plan, stand_in_sweep
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("stdlib_cp", r"\bstdlib_cp\b.*\bstdlib_cpu\b"),
+        ("plan", r"\bplan\b.*\bsmoke\b.*\bstdlib_cpu\b"),
+        ("executors", r"\bexecutors\b.*\bsmoke\b"),
+        ("no/such", r"no/such\b.*\bsmoke\b"),
+    ],
+)
+def test_unknown_sweep_names_the_nearest(name, says):
+    with pytest.raises(InputError, match=says):
+        find(name)
+
+
+def test_plan_on_disk_says_what_it_will_cost(tmp_path):
+    made = stand_in_plan(tmp_path / "s", "", "", "")
+    held = json.loads((tmp_path / "s" / PLAN).read_text())
+    assert held == as_dict(made)
+    for cell in held["cells"]:
+        config = from_dict(cell["config"])
+        assert config.run_id == cell["run_id"]
+        assert config.sweep == "stand_in"
+        assert config.data.fingerprint == "f00d"
+        T = config.data.sequence_length
+        assert cell["flops"] == counts.train_flops(config.model, T, config.tokens, "exact_causal")
+        assert cell["flops_6nd"] == 6 * cell["params_matmul"] * cell["tokens"]
+        assert cell["estimated_seconds"] > PACE.per_run
+    for key in ("tokens", "flops", "flops_6nd", "estimated_seconds"):
+        assert held["totals"][key] == sum(cell[key] for cell in held["cells"])
+    assert held["totals"]["cells"] == 3
+    assert load(tmp_path / "s") == made
+
+
+def test_repeated_text_is_counted_as_such():
+    cells = build(find("smoke"), PACE, lambda config: StandInCorpus(tokens=5_000)).cells
+    assert [cell.unique_tokens for cell in cells[:3]] == [2_048, 4_096, 5_000]
+
+
+def test_the_same_cells_again_change_nothing(tmp_path):
+    made = stand_in_plan(tmp_path, "", "")
+    before = (tmp_path / PLAN).read_bytes()
+    slower = build(stand_in_sweep("", ""), dataclasses.replace(PACE, per_run=99.0), lambda config: StandInCorpus())
+    assert freeze(tmp_path, slower) == made
+    assert (tmp_path / PLAN).read_bytes() == before
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    stand_in_plan(tmp_path, "", "")
+    renamed = stand_in_plan(tmp_path, "crash", "")
+    assert load(tmp_path) == renamed
+    assert renamed.cells[0].name == "c0:crash"
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        (lambda cells: cells[:1], r"\b1\b.*\bc1\b.*\b0\b"),
+        (lambda cells: cells[::-1], PLAN),
+        (
+            lambda cells: (cells[0], dataclasses.replace(cells[1], tokens=4_096)),
+            r"\b1\b.*\bc1\b.*\btokens\b.*\b2048\b.*\b4096\b",
+        ),
+    ],
+)
+def test_another_plan_in_the_folder_is_refused(tmp_path, cells, says):
+    stand_in_plan(tmp_path, "", "")
+    before = (tmp_path / PLAN).read_bytes()
+    sweep = stand_in_sweep("", "")
+    other = build(dataclasses.replace(sweep, cells=cells(sweep.cells)), PACE, lambda config: StandInCorpus())
+    with pytest.raises(InputError, match=says) as caught:
+        freeze(tmp_path, other)
+    assert "--out" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert (tmp_path / PLAN).read_bytes() == before
+
+
+def test_another_corpus_is_another_plan(tmp_path):
+    stand_in_plan(tmp_path, "")
+    with pytest.raises(InputError, match=r"\bdata\.fingerprint\b.*\bf00d\b.*\bbeef\b"):
+        freeze(tmp_path, build(stand_in_sweep(""), PACE, lambda config: StandInCorpus("beef")))
+
+
+def test_equal_cells_are_refused():
+    sweep = stand_in_sweep("")
+    twin = dataclasses.replace(sweep.cells[0], name="twin")
+    with pytest.raises(InputError, match=r"\bc0\b.*\btwin\b"):
+        build(dataclasses.replace(sweep, cells=(*sweep.cells, twin)), PACE, lambda config: StandInCorpus())
+
+
+def test_corpus_that_is_not_prepared_is_bad_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"scaling data prepare.*{find('smoke').cells[0].data.corpus}"):
+        plan_.plan("smoke")
+    assert not (tmp_path / "out/smoke").exists()
+
+
+def test_the_verb_prints_every_cell_and_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "build", lambda sweep, pace: build(sweep, pace, lambda config: StandInCorpus()))
+    made = plan_.plan("smoke", tmp_path, tmp_path / "facts.json")
+    printed = capsys.readouterr().out
+    for cell in made.cells:
+        assert cell.run_id in printed
+        assert cell.name in printed
+        assert f"{cell.row['flops']:.2e}" in printed
+    assert made.created_with["time"] in printed
+    assert json.loads((tmp_path / "facts.json").read_text()) == json.loads((tmp_path / "smoke" / PLAN).read_text())
+
+
+@pytest.mark.parametrize(("name", "runs"), [("stdlib_cpu", 42), ("stdlib_rates", 30)])
+def test_table_and_summary_fit_80_columns(capsys, name, runs):
+    made = build(find(name), PACE, lambda config: StandInCorpus())
+    from rich.console import Console
+
+    console = Console(width=80)
+    console.print(table(made))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert f"{max(cell.config.tokens for cell in made.cells):,}" in printed
+    assert re.match(rf"{runs}\b", summary(made, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "scaling sweep plan"),
+        ('{"schema": 1, "cells"', ""),
+        ('{"schema": 7}', r"\bschema\b.*\b7\b"),
+        ("{}", "schema"),
+    ],
+)
+def test_absent_or_torn_plan_is_bad_input(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / PLAN).write_text(text)
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / PLAN))}.*{says}"):
+        load(tmp_path)
+
+
+def test_makespan_takes_the_longest_first():
+    assert makespan([1, 2, 3, 4], 1) == 10
+    assert makespan([1, 2, 3, 4], 2) == 5
+    assert makespan([1, 1, 7], 2) == 7
+
+
+def test_time_grows_with_every_term():
+    config = find("smoke").cells[0]
+    base = Rate(10.0, 0.1, 1e-3, 1e8, "")
+    tokens = config.steps * config.data.batch_tokens + config.measure.validation_tokens / 3
+    flops = counts.train_flops(config.model, config.data.sequence_length, round(tokens), "exact")
+    assert base.seconds(config) == pytest.approx(10 + 0.1 * config.steps + 1e-3 * tokens + flops / 1e8)
+
+
+def test_a_price_compiles_each_shape_once_and_sums_the_runs():
+    asked = []
+
+    def cost(config, target):
+        asked.append(config.model)
+        return SimpleNamespace(fastest=2.0 * config.model.width, slowest=3.0 * config.model.width)
+
+    cells = find("smoke").cells
+    priced = price(cells, topology("v5e:2x2"), wall_time)
+    assert len(asked) == len(set(asked)) == 2
+    hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
+    assert priced == Price("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
+    printed = re.escape(f"{priced.overlapped:,.2f}"), re.escape(f"{priced.in_turn:,.2f}")
+    assert re.search(rf"v5e:2x2\b.*\b{printed[0]}\b.*\b{printed[1]}\b.*\b2\b", str(priced))
+
+
+def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
+    wsd = {"schedule.kind": "wsd", "schedule.cooldown_fraction": 0.25, "schedule.warmup_tokens": 0}
+    trunk = overlay(find("smoke").cells[3], wsd)
+    alone = overlay(trunk, {"tokens": trunk.tokens // 2})
+    branch = dataclasses.replace(alone, branch_of=trunk.run_id)
+    muon = overlay(trunk, {"optimizer.kind": "muon"})
+    target = topology("v5e:4x4")
+
+    def cost(config, target):
+        return SimpleNamespace(fastest=1.0, slowest=2.0)
+
+    priced = [price([config], target, wall_time).overlapped for config in (trunk, alone, branch)]
+    assert priced[1] == pytest.approx(priced[0] / 2)
+    assert priced[2] == pytest.approx(priced[1] / 4)
+    assert price([trunk, muon], target, wall_time).programs == 2
+
+
+def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
+    made = stand_in_plan(tmp_path / "stand_in", "", "")
+    monkeypatch.setattr(plan, "build", lambda *arguments: made)
+    monkeypatch.setattr(plan, "find", lambda name: None)
+    monkeypatch.setattr(plan, "rate", lambda slot: PACE)
+    monkeypatch.setattr(compile_ahead, "estimate", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0))
+    plan_.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
+    assert "v5e:4x4" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    steps = sum(cell.config.steps for cell in made.cells)
+    assert facts["price"]["overlapped"] == pytest.approx(steps * 16 / 3600)
+    assert "price" not in json.loads((tmp_path / "stand_in" / PLAN).read_text())
+    with pytest.raises(InputError, match=r"\bv5e:3x3\b"):
+        plan_.plan("stand_in", out=tmp_path, topology="v5e:3x3")
+
+
+def test_cpu_rate_is_measured_and_gpu_rate_is_not(monkeypatch):
+    measured = rate(Slot(cores=(0,)))
+    assert 1e8 < measured.flops_per_second < 1e13
+    monkeypatch.setattr(wall_time, "core_flops_per_second", lambda: 7e9)
+    assert rate(Slot(cores=(0,))).flops_per_second == pytest.approx(wall_time.SUSTAINED * 7e9)
+    assert re.search(r"\b7\b", rate(Slot(cores=(0,))).source)
+    monkeypatch.setattr(wall_time, "core_flops_per_second", lambda: pytest.fail("it was measured"))
+    assert rate(Slot(gpu="0")).source

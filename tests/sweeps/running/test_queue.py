@@ -1,0 +1,144 @@
+"""The queue of a runner says what a look at all cells would say, without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import pytest
+
+from sweeps.catalog import smoke
+from sweeps.grids import Sweep, apply, axis, product
+from sweeps.planning.plan import Cell, build
+from sweeps.running.queue import Waiting
+from tests.support.stand_in_sweep import PACE, StandInCorpus
+
+
+def cells(seeds: int) -> list[Cell]:
+    """Two widths, each seed with a trunk and three branches."""
+    varied = product(axis("model.width", 8, 16), axis("seed", *range(seeds)), axis("tokens", 4096, 8192, 16384, 32768))
+    sweep = Sweep("waiting", apply(smoke.sweep().cells[0], varied), "")
+    made = build(sweep, PACE, lambda config: StandInCorpus()).cells
+    return sorted(made, key=lambda cell: bool(cell.config.branch_of))
+
+
+@dataclass
+class Trunks:
+    """Which cells may start, by how far their trunks have come; counts how often it is asked."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
+
+    def ready(self, cell: Cell) -> bool:
+        self.asked += 1
+        return not cell.config.branch_of or self.steps.get(cell.config.branch_of, 0) >= cell.config.branch_step
+
+
+def width(cell: Cell) -> Hashable:
+    return cell.config.model.width
+
+
+def names(found: list[Cell]) -> list[str]:
+    return [cell.run_id for cell in found]
+
+
+@dataclass
+class Plain:
+    """The same queue, as a list that is looked through."""
+
+    trunks: Trunks
+    waiting: list[Cell] = field(default_factory=list)
+    until: dict[str, float] = field(default_factory=dict)
+
+    def due(self, now: float) -> list[Cell]:
+        return [c for c in self.waiting if self.until.get(c.run_id, 0.0) <= now and self.trunks.ready(c)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_says_what_a_list_would(seed: int) -> None:
+    chance, trunks, made = random.Random(seed), Trunks(), cells(4)
+    queue, plain, now = Waiting(trunks.ready, width), Plain(trunks), 1.0
+    queue.add(made)
+    plain.waiting += made
+    out: list[Cell] = []
+    for _ in range(300):
+        now += chance.random()
+        for cell in out:
+            if not cell.config.branch_of and chance.random() < 0.3:
+                trunks.steps[cell.run_id] = trunks.steps.get(cell.run_id, 0) + 8
+        first, due = queue.next(now), plain.due(now)
+        assert names([first] if first else []) == names(due[:1])
+        assert len(queue) == len(plain.waiting)
+        assert sorted(names(list(queue))) == sorted(names(plain.waiting))
+        assert queue.seconds == pytest.approx(sum(cell.seconds for cell in plain.waiting))
+        if first:
+            company = list(queue.company(first))
+            assert names(company) == names([cell for cell in due if width(cell) == width(first)])
+            if chance.random() < 0.3:
+                plain.until[first.run_id] = now + 2
+                queue.sleep(first, now + 2)
+            else:
+                for cell in company[: chance.choice((1, 3))]:
+                    queue.remove(cell)
+                    plain.waiting.remove(cell)
+                    out.append(cell)
+        if out and chance.random() < 0.4:
+            back, ahead, until = (
+                out.pop(chance.randrange(len(out))),
+                chance.random() < 0.5,
+                chance.choice((0.0, now + 3)),
+            )
+            queue.add([back], ahead=ahead, until=until)
+            plain.until[back.run_id] = until
+            plain.waiting.insert(0 if ahead else len(plain.waiting), back)
+    assert out
+
+
+def test_a_branch_whose_trunk_is_taken_back_waits_again() -> None:
+    trunks, branch = Trunks(), cells(1)[-1]
+    trunk, queue = branch.config.branch_of, Waiting(trunks.ready, width)
+    trunks.steps[trunk] = branch.config.branch_step
+    queue.add([branch])
+    assert queue.next(1.0) == branch
+    trunks.steps.clear()
+    assert queue.next(2.0) is None
+    trunks.steps[trunk] = branch.config.branch_step
+    assert queue.next(3.0) == branch
+
+
+def drained(seeds: int) -> tuple[int, int]:
+    """Questions asked while all cells start, eight at a time, and how many cells there were."""
+    trunks, made = Trunks(), cells(seeds)
+    queue, running = Waiting(trunks.ready, width), []
+    queue.add(made)
+    while len(queue):
+        first = queue.next(1.0)
+        assert first is not None
+        queue.remove(first)
+        running.append(first)
+        if len(running) == 8:
+            trunks.steps |= {cell.run_id: cell.config.steps for cell in running}
+            running.clear()
+        if not queue.due:
+            trunks.steps |= {cell.run_id: cell.config.steps for cell in running}
+    return trunks.asked, len(made)
+
+
+def test_few_questions_are_asked_however_many_wait() -> None:
+    for seeds in (10, 100):
+        asked, count = drained(seeds)
+        assert asked < 20 * count
+
+
+def test_a_cell_has_a_place_of_its_own_however_often_it_comes_back() -> None:
+    one = dataclasses.replace(cells(1)[0], seconds=5.0)
+    queue = Waiting(Trunks().ready, width)
+    for _ in range(3):
+        queue.add([one], until=7.0)
+        assert queue.next(6.0) is None
+        assert queue.next(7.0) == one
+        queue.remove(one)
+        assert queue.next(9.0) is None
+        assert (len(queue), queue.seconds) == (0, 0.0)
