@@ -40,7 +40,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of planted laws, named like the public ones: for tests of how those are read and fitted."""
-    import made_tables
+    from tests.support import made_tables
 
     return made_tables.write(tmp_path_factory.mktemp("made_data"))
 

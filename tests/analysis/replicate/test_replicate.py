@@ -12,7 +12,6 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import made_tables
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +20,7 @@ from analysis.commands import replicate
 from analysis.errors import TableError
 from analysis.replicate import approach2, chinchilla, datablations, fetch, gadre, nanochat, porian, steplaw
 from analysis.replicate.study import File, Reason, Row, Study, at_most, compare, holds
+from tests.support import made_tables
 
 
 def test_a_verdict_is_computed() -> None:
