@@ -14,7 +14,7 @@ from scaling.exit_codes import DIVERGED
 from scaling.files import write_json
 from scaling.record.run_folder import read_result
 from scaling.training.failures import exit_code
-from scaling.training.session import stamped
+from scaling.training.session import with_data_fingerprint
 from scaling.training.train import train as train_run
 
 DEFAULT = RunConfig()
@@ -41,7 +41,7 @@ def train(
     """
     del file  # scaling.cli has read it into `config`
     if folder is None:
-        config = stamped(config)
+        config = with_data_fingerprint(config)
         folder = Path("out/train") / config.run_id
     try:
         status = train_run(config, folder, quiet=quiet)

@@ -36,7 +36,7 @@ from scaling.training.monitor import bar, signals
 from scaling.training.out_of_memory import is_out_of_memory
 from scaling.training.population_limits import check_alike
 from scaling.training.population_loop import Group, Lane, Outcome, takes_turns, together, train_lanes
-from scaling.training.session import Session, begin, inputs, settled, stamped
+from scaling.training.session import Session, initial_state, open_data, final_status, with_data_fingerprint
 from scaling.training.train_step import Program, build
 
 
@@ -52,10 +52,10 @@ def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Pa
     waiting: dict[Path, RunConfig] = {}
     for folder in folders:
         with _refusal(outcomes, folder):
-            config = stamped(load(folder / run_folder.CONFIG), folder)
+            config = with_data_fingerprint(load(folder / run_folder.CONFIG), folder)
             if simulated_run.asked(config):
                 outcomes[folder] = simulated_run.train(config, folder)
-            elif (status := settled(config, folder)) is not None:
+            elif (status := final_status(config, folder)) is not None:
                 outcomes[folder] = status
             else:
                 waiting[folder] = config
@@ -95,7 +95,7 @@ def _train(waiting: dict[Path, RunConfig], outcomes: dict[Path, Outcome], quiet:
             with _refusal(outcomes, folder):
                 about = {"members": len(waiting), "lane": len(lanes)}
                 s = open_sessions.enter_context(_session(config, folder, program, stop, about))
-                start, state = begin(s)
+                start, state = initial_state(s)
                 lanes.append(Lane(s, start))
                 states.append(jax.device_get(state))
         if lanes:
@@ -126,7 +126,7 @@ def _check_memory(program: Program, members: int) -> None:
 def _session(
     config: RunConfig, folder: Path, program: Program, stop: Callable[[], bool], about: dict[str, int]
 ) -> Iterator[Session]:
-    tokens, vocabulary = inputs(config)
+    tokens, vocabulary = open_data(config)
     measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
     with (
         run_folder.held(folder, config, program.model.kernel, population=about),

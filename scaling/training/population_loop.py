@@ -27,7 +27,7 @@ from scaling.training import branching
 from scaling.training.monitor import Clock, Stopped, Watch
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetched
-from scaling.training.session import Session, due, finish, judged, log, validate
+from scaling.training.session import Session, crosses, record_result, final_measurements, record_step, record_validation_loss
 from scaling.training.train import batch_rows
 from scaling.training.train_step import Program, State
 
@@ -95,12 +95,12 @@ class Lane:
         self.pending = None
         own = {name: np.asarray(value)[row] for name, value in metrics.items()}
         self.loss = float(own["loss"])
-        return log(self.session, step, own, self.clock, self.watch)
+        return record_step(self.session, step, own, self.clock, self.watch)
 
     def end(self, status: run_folder.Status, outcomes: dict[Path, Outcome], reason: str = "") -> None:
         """Writes the result; what was saved is whole before that."""
         self.session.checkpoints.wait()
-        finish(self.session, status, self.taken, self.clock, self.found if status == "done" else {}, reason)
+        record_result(self.session, status, self.taken, self.clock, self.found if status == "done" else {}, reason)
         self.ended, outcomes[self.session.folder] = True, status
 
 
@@ -187,7 +187,7 @@ def _note(
     s, c, step = lane.session, lane.session.config, lane.taken
     reason, lane.taken, last = lane.note(), step + 1, lane.left == 1
     lane.pending = (step, row, metrics)
-    saving, measuring = stopping or due(s, step, c.checkpoint_tokens), due(s, step, c.measure.every_tokens)
+    saving, measuring = stopping or crosses(s, step, c.checkpoint_tokens), crosses(s, step, c.measure.every_tokens)
     if not reason and (last or saving or measuring or lane.taken in c.measure.branch_at_steps):
         reason = lane.note()
         if not reason:
@@ -195,7 +195,7 @@ def _note(
                 own = g.pick(state, row)
                 branching.keep(s.folder, c, lane.taken, own)
                 if measuring:
-                    validate(s, step, own)
+                    record_validation_loss(s, step, own)
                 reason = _conclude(lane, own) if last else ""
             if saving and not last:
                 s.checkpoints.save(lane.taken, own)
@@ -206,7 +206,7 @@ def _note(
 
 def _conclude(lane: Lane, own: State) -> str:
     """Measures the last state of a member and begins to save it; returns why the run diverged in the last step."""
-    lane.found, reason = judged(lane.session, own)
+    lane.found, reason = final_measurements(lane.session, own)
     if not reason:
         lane.session.checkpoints.save(lane.taken, own)
     return reason

@@ -40,7 +40,7 @@ class Session:
     show: Callable[[int, float, float], None]
 
 
-def stamped(config: RunConfig, folder: Path | None = None) -> RunConfig:
+def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunConfig:
     """The config with the fingerprint of its data, so that its run_id names them: that of the run folder where it has
     begun, else that of what is prepared. Raises InputError when nothing is."""
     if config.data.fingerprint:
@@ -54,7 +54,7 @@ def stamped(config: RunConfig, folder: Path | None = None) -> RunConfig:
     return replace(config, data=replace(config.data, fingerprint=fingerprint))
 
 
-def settled(config: RunConfig, folder: Path) -> run_folder.Status | None:
+def final_status(config: RunConfig, folder: Path) -> run_folder.Status | None:
     """The status of a run with nothing left to train: it has ended, or its trunk diverged before this one leaves, which
     is then written down. None when it is to be trained.
 
@@ -74,7 +74,7 @@ def settled(config: RunConfig, folder: Path) -> run_folder.Status | None:
     return None
 
 
-def inputs(config: RunConfig) -> tuple[TokenSet, Vocabulary]:
+def open_data(config: RunConfig) -> tuple[TokenSet, Vocabulary]:
     """The tokens of a run and its vocabulary. Raises InputError when they are not there or do not suit it."""
     tokens = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary, config.data.fingerprint)
     tokens = limited(tokens, config.data.unique_tokens)
@@ -87,7 +87,7 @@ def inputs(config: RunConfig) -> tuple[TokenSet, Vocabulary]:
     return tokens, load_vocabulary(config.data.vocabulary)
 
 
-def begin(s: Session) -> tuple[int, State]:
+def initial_state(s: Session) -> tuple[int, State]:
     """Steps taken, and the state after them: that of the last checkpoint, of the run it branches from, or anew."""
     latest = s.checkpoints.latest()
     if latest is not None:
@@ -97,13 +97,13 @@ def begin(s: Session) -> tuple[int, State]:
     return 0, s.program.init(jax.random.key(s.config.seed))
 
 
-def due(s: Session, step: int, every: int | None) -> bool:
+def crosses(s: Session, step: int, every: int | None) -> bool:
     """Whether a multiple of `every` tokens is passed in this step."""
     batch_tokens = s.config.data.batch_tokens
     return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
 
 
-def log(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: Watch) -> str:
+def record_step(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: Watch) -> str:
     """Records one step's metrics, which are numbers by now; returns why the run diverged, or nothing."""
     loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     clock.tick()
@@ -111,22 +111,22 @@ def log(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: 
     s.show(done, loss, clock.tokens_per_second)
     if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
         line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}
-        append(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.rates())
+        record_metrics(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.rates())
     return reason
 
 
-def append(s: Session, line: dict[str, Any]) -> None:
+def record_metrics(s: Session, line: dict[str, Any]) -> None:
     """One line of metrics, by the first process."""
     if jax.process_index() == 0:
         run_folder.append_metrics(s.folder, line)
 
 
-def validate(s: Session, step: int, state: State) -> None:
+def record_validation_loss(s: Session, step: int, state: State) -> None:
     """Logs the validation loss after a step."""
-    append(s, {"step": step + 1, "validation_loss": measured(s, state)["loss/nats"][0]})
+    record_metrics(s, {"step": step + 1, "validation_loss": measure_state(s, state)["loss/nats"][0]})
 
 
-def measured(s: Session, state: State) -> dict[str, run_folder.Measurement]:
+def measure_state(s: Session, state: State) -> dict[str, run_folder.Measurement]:
     """Everything that a run measures of a state, by "<name>/<metric>"."""
     found = s.measure.run(
         s.program.model, state.params, s.vocabulary, jax.random.key(0), s.config.measure.validation_tokens
@@ -134,14 +134,14 @@ def measured(s: Session, state: State) -> dict[str, run_folder.Measurement]:
     return {f"{s.measure.name}/{metric}": value for metric, value in found.items()}
 
 
-def judged(s: Session, state: State) -> tuple[dict[str, run_folder.Measurement], str]:
+def final_measurements(s: Session, state: State) -> tuple[dict[str, run_folder.Measurement], str]:
     """What is measured after the last step, and why the run diverged in it, or nothing."""
-    found = measured(s, state)
+    found = measure_state(s, state)
     loss = found["loss/nats"][0]
     return found, "" if math.isfinite(loss) else f"validation loss is {loss} after the last step"
 
 
-def finish(
+def record_result(
     s: Session,
     status: run_folder.Status,
     steps: int,

@@ -25,7 +25,7 @@ from scaling.training.memory import check_memory
 from scaling.training.monitor import Clock, Stopped, Watch, bar, signals
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetched
-from scaling.training.session import Session, begin, due, finish, inputs, judged, log, settled, stamped, validate
+from scaling.training.session import Session, initial_state, crosses, record_result, open_data, final_measurements, record_step, final_status, with_data_fingerprint, record_validation_loss
 from scaling.training.train_step import State, build
 
 
@@ -36,17 +36,17 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> run_folder
     several processes train the run and one is lost, this one ends (gang.one_fate).
     """
     if simulated_run.asked(config):
-        return simulated_run.train(stamped(config, folder), folder)
+        return simulated_run.train(with_data_fingerprint(config, folder), folder)
     keep_freed_pages()
     multihost.join()
     with multihost.one_fate():
-        return _train(stamped(config, folder), folder, quiet)
+        return _train(with_data_fingerprint(config, folder), folder, quiet)
 
 
 def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
-    if (status := settled(config, folder)) is not None:
+    if (status := final_status(config, folder)) is not None:
         return status
-    tokens, vocabulary = inputs(config)
+    tokens, vocabulary = open_data(config)
     mesh = sharding.make_mesh(config.mesh)
     program = build(config, mesh)
     if limit := (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit"):
@@ -66,7 +66,7 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
 
 def _loop(s: Session) -> run_folder.Status:
     """Restore, step, measure, record. The metrics of step n - 1 are fetched after step n is dispatched."""
-    start, state = begin(s)
+    start, state = initial_state(s)
     with prefetched(functools.partial(feed, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
         return _steps(s, state, start, feeds)
 
@@ -81,7 +81,7 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_f
         state, metrics = s.program.step(state, given.tokens_BS, given.rates)
         reason = _log(s, pending, clock, watch)
         pending, stopping = (step, metrics), stop()
-        saving, measuring = stopping or due(s, step, c.checkpoint_tokens), due(s, step, c.measure.every_tokens)
+        saving, measuring = stopping or crosses(s, step, c.checkpoint_tokens), crosses(s, step, c.measure.every_tokens)
         if (saving or measuring or step + 1 in c.measure.branch_at_steps) and not reason:
             reason, pending = _log(s, pending, clock, watch), None
         if reason:
@@ -90,26 +90,26 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_f
             branching.keep(s.folder, c, step + 1, state)
         if measuring:
             with clock.paused():
-                validate(s, step, state)
+                record_validation_loss(s, step, state)
         if saving:
             save.save(step + 1, state)
         if stopping:
             save.wait()
             raise Stopped(f"stopped at step {step + 1} of {c.steps}; the same command goes on from there")
     reason = reason or _log(s, pending, clock, watch)
-    found, reason = ({}, reason) if reason else judged(s, state)
+    found, reason = ({}, reason) if reason else final_measurements(s, state)
     if reason:
-        finish(s, "diverged", step + 1, clock, {}, reason)
+        record_result(s, "diverged", step + 1, clock, {}, reason)
         return "diverged"
     save.save(c.steps, state)
     save.wait()
-    finish(s, "done", c.steps, clock, found)
+    record_result(s, "done", c.steps, clock, found)
     return "done"
 
 
 def _log(s: Session, pending: tuple[int, dict[str, jax.Array]] | None, clock: Clock, watch: Watch) -> str:
     """Fetches and records one step's metrics; returns why the run diverged, or nothing."""
-    return "" if pending is None else log(s, pending[0], jax.device_get(pending[1]), clock, watch)
+    return "" if pending is None else record_step(s, pending[0], jax.device_get(pending[1]), clock, watch)
 
 
 @dataclass(frozen=True)
