@@ -23,7 +23,7 @@ from scaling.accounting import counts
 from scaling.config.run_config import RunConfig
 
 DIVERGED_STEPS = 200
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -68,7 +68,7 @@ class Clock:
 
 
 @dataclass
-class Watch:
+class DivergenceMonitor:
     """Notices divergence: a loss that is not finite, or above ln V for DIVERGED_STEPS steps on end within a session."""
 
     limit: float
@@ -85,7 +85,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether a signal to stop has come: SIGTERM, SIGUSR1, SIGUSR2 (which schedulers send
     ahead of a preemption, and which would end the run at once) or ctrl-C; a second ctrl-C interrupts as usual.
 
@@ -101,7 +101,7 @@ def signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, hear) for number in STOPS}
+    before = {number: signal.signal(number, hear) for number in STOP_SIGNALS}
     try:
         yield lambda: bool(came)
     finally:
@@ -110,7 +110,7 @@ def signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def patience(what: str, seconds: float, code: int, every: float = 60.0) -> Iterator[None]:
+def timeout_with_notice(what: str, seconds: float, code: int, every: float = 60.0) -> Iterator[None]:
     """Says on stderr each minute that the block still waits for `what`, and ends the process with an exit code and one
     line after `seconds`: for a wait inside XLA, which no exception reaches and which would end in a stack trace."""
     over, start = threading.Event(), time.monotonic()
@@ -133,7 +133,7 @@ def patience(what: str, seconds: float, code: int, every: float = 60.0) -> Itera
 
 
 @contextlib.contextmanager
-def bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[int, float, float], None]]:
+def progress_bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[int, float, float], None]]:
     """A progress bar on a terminal, nothing elsewhere. Yields show(step, loss, tokens per second)."""
     columns = (
         TextColumn("{task.description}"),

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from scaling.errors import InputError
 from scaling.exit_codes import INTERRUPTED, LOST
 from scaling.training.failures import exit_code
-from scaling.training.monitor import Stopped, patience
+from scaling.training.monitor import Stopped, timeout_with_notice
 from scaling.training.out_of_memory import first_line, is_out_of_memory
 
 START_SECONDS = 1800
@@ -50,7 +50,7 @@ def join() -> None:
     given = [f"{name}={os.environ[name]}" for name in PROCESS_VARIABLES if name in os.environ]
     others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
     try:
-        with patience(others, START_SECONDS - 2, LOST):
+        with timeout_with_notice(others, START_SECONDS - 2, LOST):
             initialize()
     except ValueError as error:
         raise InputError(f"{', '.join(given)}: {error}") from None

@@ -32,7 +32,7 @@ from scaling.training import simulated_run
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.malloc import keep_freed_pages
 from scaling.training.memory import GIB, state_bytes
-from scaling.training.monitor import bar, signals
+from scaling.training.monitor import progress_bar, stop_signals
 from scaling.training.out_of_memory import is_out_of_memory
 from scaling.training.population_limits import check_alike
 from scaling.training.population_loop import Group, Lane, Outcome, takes_turns, together, train_lanes
@@ -87,8 +87,8 @@ def _train(waiting: dict[Path, RunConfig], outcomes: dict[Path, Outcome], quiet:
     total = sum(config.steps for config in waiting.values())
     with (
         contextlib.ExitStack() as open_sessions,
-        signals() as stop,
-        bar(f"{len(waiting)} runs {first.sweep}", total, quiet) as show,
+        stop_signals() as stop,
+        progress_bar(f"{len(waiting)} runs {first.sweep}", total, quiet) as show,
     ):
         lanes, states = [], []
         for folder, config in waiting.items():

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.record import run_folder
 from scaling.training import branching
-from scaling.training.monitor import Clock, Stopped, Watch
+from scaling.training.monitor import Clock, Stopped, DivergenceMonitor
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetched
 from scaling.training.session import Session, crosses, record_result, final_measurements, record_step, record_validation_loss
@@ -77,11 +77,11 @@ class Lane:
     loss: float = math.nan
     found: dict[str, run_folder.Measurement] = field(default_factory=dict)
     clock: Clock = field(init=False)
-    watch: Watch = field(init=False)
+    watch: DivergenceMonitor = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.session.config
-        self.clock, self.watch = Clock(config), Watch(math.log(config.model.vocab_size))
+        self.clock, self.watch = Clock(config), DivergenceMonitor(math.log(config.model.vocab_size))
 
     @property
     def left(self) -> int:

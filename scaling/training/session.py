@@ -20,7 +20,7 @@ from scaling.measurements import Measure
 from scaling.record import run_folder
 from scaling.training import branching, simulated_run
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.monitor import Clock, Watch
+from scaling.training.monitor import Clock, DivergenceMonitor
 from scaling.training.optimizer import step_learning_rate
 from scaling.training.train_step import Program, State
 
@@ -103,7 +103,7 @@ def crosses(s: Session, step: int, every: int | None) -> bool:
     return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
 
 
-def record_step(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: Watch) -> str:
+def record_step(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: DivergenceMonitor) -> str:
     """Records one step's metrics, which are numbers by now; returns why the run diverged, or nothing."""
     loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     clock.tick()

@@ -22,7 +22,7 @@ from scaling.training import branching, multihost, simulated_run
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.malloc import keep_freed_pages
 from scaling.training.memory import check_memory
-from scaling.training.monitor import Clock, Stopped, Watch, bar, signals
+from scaling.training.monitor import Clock, Stopped, DivergenceMonitor, progress_bar, stop_signals
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetched
 from scaling.training.session import Session, initial_state, crosses, record_result, open_data, final_measurements, record_step, final_status, with_data_fingerprint, record_validation_loss
@@ -55,8 +55,8 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
     with (
         run_folder.held(folder, config, program.model.kernel) if jax.process_index() == 0 else nullcontext(),
         Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
-        signals() as stop,
-        bar(config.name or config.run_id, config.steps, quiet) as show,
+        stop_signals() as stop,
+        progress_bar(config.name or config.run_id, config.steps, quiet) as show,
         multihost.one_fate(),
     ):
         status = _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
@@ -73,7 +73,7 @@ def _loop(s: Session) -> run_folder.Status:
 
 def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_folder.Status:
     c, save = s.config, s.checkpoints
-    clock, watch = Clock(c), Watch(math.log(c.model.vocab_size))
+    clock, watch = Clock(c), DivergenceMonitor(math.log(c.model.vocab_size))
     pending, reason, step = None, "", start - 1
     poll = multihost.polls(s.stop, s.program.mesh)
     for step, given in enumerate(feeds, start):
@@ -107,7 +107,7 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_f
     return "done"
 
 
-def _log(s: Session, pending: tuple[int, dict[str, jax.Array]] | None, clock: Clock, watch: Watch) -> str:
+def _log(s: Session, pending: tuple[int, dict[str, jax.Array]] | None, clock: Clock, watch: DivergenceMonitor) -> str:
     """Fetches and records one step's metrics; returns why the run diverged, or nothing."""
     return "" if pending is None else record_step(s, pending[0], jax.device_get(pending[1]), clock, watch)
 

@@ -11,16 +11,16 @@ import pytest
 
 from scaling.accounting import counts
 from scaling.config.run_config import PrecisionConfig, RunConfig
-from scaling.training.monitor import DIVERGED_STEPS, STOPS, Clock, Watch, patience, signals
+from scaling.training.monitor import DIVERGED_STEPS, STOP_SIGNALS, Clock, DivergenceMonitor, timeout_with_notice, stop_signals
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
-    assert re.search(r"\bnan\b.*\b7\b", Watch(5.0).reason(7, math.nan))
-    assert re.search(r"\binf\b.*\b7\b", Watch(5.0).reason(7, math.inf))
+    assert re.search(r"\bnan\b.*\b7\b", DivergenceMonitor(5.0).reason(7, math.nan))
+    assert re.search(r"\binf\b.*\b7\b", DivergenceMonitor(5.0).reason(7, math.inf))
 
 
 def test_a_loss_above_ln_v_is_divergence_only_when_it_lasts() -> None:
-    watch = Watch(5.0)
+    watch = DivergenceMonitor(5.0)
     for step in range(DIVERGED_STEPS - 1):
         assert watch.reason(step, 5.1) == ""
     assert watch.reason(0, 4.9) == "", "one good step starts the count again"
@@ -41,10 +41,10 @@ def test_rates_leave_out_the_first_step_and_pauses() -> None:
     assert clock.tokens_per_second == RunConfig().data.batch_tokens / clock.seconds
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_told_and_the_old_handler_comes_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with signals() as stop:
+    with stop_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         time.sleep(0.01)
@@ -53,7 +53,7 @@ def test_a_signal_is_told_and_the_old_handler_comes_back(number: signal.Signals)
 
 
 def test_a_second_ctrl_c_interrupts() -> None:
-    with signals(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+    with stop_signals(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
@@ -61,12 +61,12 @@ def test_a_second_ctrl_c_interrupts() -> None:
 
 def test_patience_says_what_it_waits_for_and_nothing_when_it_is_short(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    with patience("the other half", seconds=60, code=74, every=0.05):
+    with timeout_with_notice("the other half", seconds=60, code=74, every=0.05):
         time.sleep(0.13)
     said = capfd.readouterr().err.splitlines()
     assert 1 <= len(said) <= (time.monotonic() - began) / 0.05, said
     assert all("the other half" in line for line in said)
-    with patience("the other half", seconds=60, code=74):
+    with timeout_with_notice("the other half", seconds=60, code=74):
         pass
     assert capfd.readouterr().err == ""
 
