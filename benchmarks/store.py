@@ -119,7 +119,7 @@ def simulate(folder: Path, count: int) -> list[Path]:
     runs = []
     for config in apply(base, product(*axes)):
         runs.append(folder / "runs" / config.run_id)
-        simulated_run.train(config, runs[-1])
+        simulated_run.simulate_run(config, runs[-1])
     return runs
 
 

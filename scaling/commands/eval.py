@@ -110,7 +110,7 @@ def runs(path: Path) -> list[tuple[Path, RunConfig]]:
     else:
         raise InputError(f"{path}: {'neither a run nor a sweep with runs/' if path.is_dir() else 'no such folder'}")
     for folder, config in found:
-        if simulated_run.asked(config):
+        if simulated_run.is_simulated(config):
             raise InputError(f"{folder}: corpus {config.data.corpus!r} is simulated: there is no model to ask")
     return sorted(found, key=lambda one: (canonical(asdict(one[1].model)), one[1].data.sequence_length))
 

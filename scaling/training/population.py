@@ -53,8 +53,8 @@ def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Pa
     for folder in folders:
         with _refusal(outcomes, folder):
             config = with_data_fingerprint(load(folder / run_folder.CONFIG), folder)
-            if simulated_run.asked(config):
-                outcomes[folder] = simulated_run.train(config, folder)
+            if simulated_run.is_simulated(config):
+                outcomes[folder] = simulated_run.simulate_run(config, folder)
             elif (status := final_status(config, folder)) is not None:
                 outcomes[folder] = status
             else:

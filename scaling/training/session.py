@@ -45,8 +45,8 @@ def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunC
     begun, else that of what is prepared. Raises InputError when nothing is."""
     if config.data.fingerprint:
         return config
-    if simulated_run.asked(config):
-        return replace(config, data=replace(config.data, fingerprint=simulated_run.source(config).fingerprint))
+    if simulated_run.is_simulated(config):
+        return replace(config, data=replace(config.data, fingerprint=simulated_run.true_law(config).fingerprint))
     if folder is not None and (folder / run_folder.CONFIG).exists():
         fingerprint = load(folder / run_folder.CONFIG).data.fingerprint
     else:

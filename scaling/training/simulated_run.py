@@ -31,28 +31,28 @@ from scaling.config.run_config import RunConfig, to_dict
 from scaling.data.simulated_corpus import KIND, Simulated
 from scaling.record import run_folder
 
-LINES = 60
+MAX_LOGGED_STEPS = 60
 """Logged steps of a run, at most."""
-UNDECAYED = 0.06
+UNDECAYED_EXCESS = 0.06
 """How much higher the loss stands before the learning rate has decayed, relatively."""
 STEP_NOISE = 0.01
 """Relative noise of a logged batch's loss."""
-VALIDATION_SPREAD = 1.0
+TOKEN_LOSS_STD = 1.0
 """Standard deviation of a token's nats, for the standard error of a validation set."""
 
 
-def asked(config: RunConfig) -> bool:
+def is_simulated(config: RunConfig) -> bool:
     """Whether a run is to be simulated."""
     return config.data.corpus.partition("?")[0] == KIND
 
 
-def source(config: RunConfig) -> Simulated:
+def true_law(config: RunConfig) -> Simulated:
     """The truth behind a simulated run. Raises InputError on an unknown field or a wrong value."""
-    return _parsed(config.data.corpus)
+    return _parse_law(config.data.corpus)
 
 
 @functools.cache
-def _parsed(corpus: str) -> Simulated:
+def _parse_law(corpus: str) -> Simulated:
     from scaling.data.corpora import parse_corpus
 
     found = parse_corpus(corpus)
@@ -60,17 +60,17 @@ def _parsed(corpus: str) -> Simulated:
     return found
 
 
-def train(config: RunConfig, folder: Path) -> run_folder.Status:
+def simulate_run(config: RunConfig, folder: Path) -> run_folder.Status:
     """Writes the run folder that training would have: config, environment, metrics, result. Does not wait for the disk:
     what a loss of power tears is made again."""
-    truth = source(config)
+    truth = true_law(config)
     if (ended := run_folder.read_result(folder)) is not None and ended["status"] != "failed":
         return ended["status"]
     asked_for, path = to_dict(config), folder / run_folder.CONFIG
     if not path.exists() or files.read_json(path) != asked_for:
         run_folder.check_folder(folder, config)
         files.write_json(path, asked_for, durable=False)
-    files.write_json(folder / run_folder.ENVIRONMENT, environment(truth), durable=False)
+    files.write_json(folder / run_folder.ENVIRONMENT, _environment(truth), durable=False)
     count, rate = params(config.model).matmul, config.optimizer.learning_rate
     mine = _generator(truth, config.run_id)
     trunk = config.lineage if config.branch_step else config.run_id
@@ -89,7 +89,7 @@ def train(config: RunConfig, folder: Path) -> run_folder.Status:
     )
     nats = math.nan if diverged else factor * truth.loss(count, tokens, rate)
     size = config.measure.validation_tokens
-    stderr = math.nan if diverged else VALIDATION_SPREAD / math.sqrt(size)
+    stderr = math.nan if diverged else TOKEN_LOSS_STD / math.sqrt(size)
     found: dict[str, run_folder.Measurement] = {} if diverged else {"loss/nats": (nats, size, stderr)}
     status: run_folder.Status = "diverged" if diverged else "done"
     row |= {"status": status, "loss": nats, "loss_stderr": stderr, "bits_per_byte": nats / math.log(2)}
@@ -107,16 +107,16 @@ def _write_metrics(
 
     count, peak = params(config.model).matmul, config.optimizer.learning_rate
     lines = []
-    for step in np.unique(np.linspace(1, done, LINES).astype(int)).tolist():
+    for step in np.unique(np.linspace(1, done, MAX_LOGGED_STEPS).astype(int)).tolist():
         tokens, rate = step * config.data.batch_tokens, step_learning_rate(step - 1, config)
-        smooth = factor * truth.loss(count, tokens, peak) * (1 + UNDECAYED * rate / peak)
+        smooth = factor * truth.loss(count, tokens, peak) * (1 + UNDECAYED_EXCESS * rate / peak)
         loss = smooth * math.exp(STEP_NOISE * mine.standard_normal())
         line = {"step": step, "tokens": tokens, "loss": loss, "grad_norm": 1.0, "learning_rate": rate}
         lines.append(json.dumps(line) + "\n")
     (folder / run_folder.METRICS).write_text("".join(lines))
 
 
-def environment(truth: Simulated) -> dict[str, typing.Any]:
+def _environment(truth: Simulated) -> dict[str, typing.Any]:
     """What made the numbers: no device, no kernel."""
     return {"schema": run_folder.SCHEMA, "python": platform.python_version(), "simulated": truth.name}
 

@@ -35,8 +35,8 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> run_folder
     Raises InputError on bad input, before anything is spent, and Stopped after a signal, the state saved. Where
     several processes train the run and one is lost, this one ends (gang.one_fate).
     """
-    if simulated_run.asked(config):
-        return simulated_run.train(with_data_fingerprint(config, folder), folder)
+    if simulated_run.is_simulated(config):
+        return simulated_run.simulate_run(with_data_fingerprint(config, folder), folder)
     keep_freed_pages()
     multihost.join()
     with multihost.one_fate():

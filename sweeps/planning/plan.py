@@ -100,8 +100,8 @@ def named() -> Iterator[str]:
 
 def prepared(config: RunConfig) -> Corpus:
     """The corpus of a config. Raises InputError when it is not prepared."""
-    if simulated_run.asked(config):
-        return simulated_run.source(config)
+    if simulated_run.is_simulated(config):
+        return simulated_run.true_law(config)
     from scaling.data.shards import open_tokens
 
     return open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary)

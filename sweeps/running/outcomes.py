@@ -50,7 +50,7 @@ def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
     elif config.branch_of and not branching.ready(folder, config) and not branching.diverged_before(folder, config):
         config = dataclasses.replace(config, branch_of="")
     config = fitted(config, attempt_log.too_many(folder), devices(folder, cell, asked)) or config
-    write_json(folder / CONFIG, to_dict(config), durable=not simulated_run.asked(config))
+    write_json(folder / CONFIG, to_dict(config), durable=not simulated_run.is_simulated(config))
     return config
 
 

@@ -162,7 +162,7 @@ class Runner:
 
     def solitary(self, cell: Cell) -> bool:
         """Whether a cell starts in a process of its own, whatever the others are."""
-        return cell.run_id in self.alone or cell.demand(self.asked) > 1 or simulated_run.asked(cell.config)
+        return cell.run_id in self.alone or cell.demand(self.asked) > 1 or simulated_run.is_simulated(cell.config)
 
     def kind(self, cell: Cell) -> Hashable:
         """What cells must have in common to start in one process."""
@@ -207,7 +207,7 @@ class Runner:
                 record_failure(folder, cell, f"{spent}: {attempt_log.last_reason(folder)}")
             else:
                 config = prepare(folder, cell, self.asked)
-                if not simulated_run.asked(config):
+                if not simulated_run.is_simulated(config):
                     return True
                 self.simulate(cell, config)
         self.attempts.pulse.release(claims.pop(cell.run_id))
@@ -217,7 +217,7 @@ class Runner:
     def simulate(self, cell: Cell, config: RunConfig) -> None:
         """Makes a simulated cell here and now; its failure is its own."""
         try:
-            simulated_run.train(config, self.path(cell))
+            simulated_run.simulate_run(config, self.path(cell))
         except (InputError, ValueError) as error:
             record_failure(self.path(cell), cell, f"{type(error).__name__}: {error}")
 

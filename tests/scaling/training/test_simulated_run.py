@@ -134,7 +134,7 @@ SIZES = tuple((32_768 * 250) << doubling for doubling in range(7))
 )
 def test_a_wrong_truth_is_named(corpus: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        simulated_run.source(run(corpus))
+        simulated_run.true_law(run(corpus))
 
 
 def test_there_is_no_text_to_prepare() -> None:
