@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from scaling.errors import InputError
-from scaling.training.failures import exit_code
+from scaling.training.failures import report_failure
 from scaling.training.population import train_population
 
 
@@ -27,7 +27,7 @@ def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
     except InputError:
         raise
     except Exception as error:
-        return exit_code(error)
+        return report_failure(error)
     for folder, outcome in outcomes.items():
         if isinstance(outcome, Exception):
             kind = "" if isinstance(outcome, InputError) else f"{type(outcome).__name__}: "

@@ -74,7 +74,7 @@ def profile(
         json: also write the printed facts to this file.
     """
     del folder, file  # scaling.cli has read them into `config`
-    multihost.join()
+    multihost.join_processes()
     found = measured(config, out, steps, warmup)
     if jax.process_index() == 0:
         show(found)

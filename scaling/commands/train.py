@@ -13,7 +13,7 @@ from scaling.errors import InputError
 from scaling.exit_codes import DIVERGED
 from scaling.files import write_json
 from scaling.record.run_folder import read_result
-from scaling.training.failures import exit_code
+from scaling.training.failures import report_failure
 from scaling.training.session import with_data_fingerprint
 from scaling.training.train import train as train_run
 
@@ -48,7 +48,7 @@ def train(
     except InputError:
         raise
     except Exception as error:
-        return exit_code(error)
+        return report_failure(error)
     result = read_result(folder)
     if jax.process_index() == 0 and result is not None:
         loss, bits = result["row"].get("loss"), result["row"].get("bits_per_byte")

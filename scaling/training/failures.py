@@ -15,7 +15,7 @@ from scaling.training.monitor import Stopped
 from scaling.training.out_of_memory import first_line, is_out_of_memory
 
 
-def exit_code(error: Exception) -> int:
+def report_failure(error: Exception) -> int:
     """Says what ended the training, the traceback before the last line where it helps, and returns the exit code."""
     if isinstance(error, Stopped):
         print(error, file=sys.stderr, flush=True)

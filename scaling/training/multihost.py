@@ -21,36 +21,36 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.errors import InputError
 from scaling.exit_codes import INTERRUPTED, LOST
-from scaling.training.failures import exit_code
+from scaling.training.failures import report_failure
 from scaling.training.monitor import Stopped, timeout_with_notice
 from scaling.training.out_of_memory import first_line, is_out_of_memory
 
-START_SECONDS = 1800
+START_TIMEOUT_SECONDS = 1800
 """Large jobs start slowly."""
 
-SILENT_SECONDS = 100
+HEARTBEAT_TIMEOUT_SECONDS = 100
 """After how long without a sign of life a process counts as lost, and XLA aborts the others: JAX's own default. Less is
 risky: pinning memory has kept hosts of eight GPUs silent for longer than ten seconds (jax issue 23599)."""
 
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
-GONE = re.compile(
+LOST_PEER_MESSAGE = re.compile(
     r"Gloo|ncclRemoteError|remote process|UNAVAILABLE|heartbeat|barrier|closed by peer|reset by peer", re.IGNORECASE
 )
 """How XLA's collectives and JAX's coordination service say that another process does not answer."""
 
 
-STATUS = re.compile("(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
+STATUS_PREFIX = re.compile("(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 """How a message of XLA's begins, also where JAX raises a ValueError of it."""
 
 
-def join() -> None:
+def join_processes() -> None:
     """Joins the other processes of a run, if there are any. Raises InputError when the environment names a process
     that cannot be; ends this one, as lost, when the others do not come, just before XLA would abort it."""
     given = [f"{name}={os.environ[name]}" for name in PROCESS_VARIABLES if name in os.environ]
     others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
     try:
-        with timeout_with_notice(others, START_SECONDS - 2, LOST):
+        with timeout_with_notice(others, START_TIMEOUT_SECONDS - 2, LOST):
             initialize()
     except ValueError as error:
         raise InputError(f"{', '.join(given)}: {error}") from None
@@ -68,8 +68,8 @@ def initialize() -> None:
         return
     begin = functools.partial(
         jax.distributed.initialize,
-        initialization_timeout=START_SECONDS,
-        heartbeat_timeout_seconds=SILENT_SECONDS,
+        initialization_timeout=START_TIMEOUT_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
     )
     if given := [name for name in PROCESS_VARIABLES if name in environment]:
         if len(given) < len(PROCESS_VARIABLES):
@@ -92,7 +92,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def polls(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Callable[[], bool]]:
+def any_process_asks(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Callable[[], bool]]:
     """Opens polls on a flag: each call asks every process, and returns what tells, when called, whether any said yes.
 
     All must open a poll at the same place, and get the same answer. Opening one does not wait; the answer takes the
@@ -116,7 +116,7 @@ def polls(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Callable[[], boo
 
 
 @contextlib.contextmanager
-def one_fate() -> Iterator[None]:
+def exit_together() -> Iterator[None]:
     """Inside, whatever ends one of several processes ends all: with exit code LOST where another is gone.
 
     At once, because what would follow waits for processes that do not answer: checkpoints that are being written, and
@@ -129,26 +129,26 @@ def one_fate() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
-        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else _told(error)
+        code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else _report_error(error)
         sys.stdout.flush()
         os._exit(code)
 
 
-def _told(error: Exception) -> int:
-    if not is_gone(error):
-        return exit_code(error)
+def _report_error(error: Exception) -> int:
+    if not lost_peer(error):
+        return report_failure(error)
     print(f"error: another process of this run is gone: {first_line(error)}", file=sys.stderr, flush=True)
     return LOST
 
 
-def is_gone(error: BaseException) -> bool:
+def lost_peer(error: BaseException) -> bool:
     """Whether an error of XLA's, or one that it came from, says that another process is gone."""
     if is_out_of_memory(error):
         return False
     seen: BaseException | None = error
     while seen is not None:
-        of_xla = isinstance(seen, jax.errors.JaxRuntimeError) or STATUS.match(str(seen))
-        if of_xla and GONE.search(str(seen)):
+        of_xla = isinstance(seen, jax.errors.JaxRuntimeError) or STATUS_PREFIX.match(str(seen))
+        if of_xla and LOST_PEER_MESSAGE.search(str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -38,8 +38,8 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> run_folder
     if simulated_run.is_simulated(config):
         return simulated_run.simulate_run(with_data_fingerprint(config, folder), folder)
     keep_freed_pages()
-    multihost.join()
-    with multihost.one_fate():
+    multihost.join_processes()
+    with multihost.exit_together():
         return _train(with_data_fingerprint(config, folder), folder, quiet)
 
 
@@ -57,7 +57,7 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
         Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
         stop_signals() as stop,
         progress_bar(config.name or config.run_id, config.steps, quiet) as show,
-        multihost.one_fate(),
+        multihost.exit_together(),
     ):
         status = _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
         multihost.wait_for_all("the result is written")
@@ -75,7 +75,7 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_f
     c, save = s.config, s.checkpoints
     clock, watch = Clock(c), DivergenceMonitor(math.log(c.model.vocab_size))
     pending, reason, step = None, "", start - 1
-    poll = multihost.polls(s.stop, s.program.mesh)
+    poll = multihost.any_process_asks(s.stop, s.program.mesh)
     for step, given in enumerate(feeds, start):
         stop = poll()
         state, metrics = s.program.step(state, given.tokens_BS, given.rates)

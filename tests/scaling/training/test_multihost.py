@@ -24,7 +24,7 @@ from scaling.errors import InputError
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.multihost import is_gone, one_fate, polls
+from scaling.training.multihost import lost_peer, exit_together, any_process_asks
 from scaling.training.train_step import build
 
 CADENCE = 40
@@ -174,26 +174,26 @@ def test_another_process_that_is_gone_is_told_from_other_errors() -> None:
     def of_xla(text: str) -> Exception:
         return jax.errors.JaxRuntimeError(text)
 
-    assert is_gone(of_xla("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:2726: Connection reset by peer"))
-    assert is_gone(of_xla("INTERNAL: NCCL operation failed: remote process exited or there was a network error"))
+    assert lost_peer(of_xla("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:2726: Connection reset by peer"))
+    assert lost_peer(of_xla("INTERNAL: NCCL operation failed: remote process exited or there was a network error"))
     wrapped = ValueError("checkpoint")
     wrapped.__cause__ = of_xla("UNAVAILABLE: Task 1 heartbeat timeout")
-    assert is_gone(wrapped)
-    assert not is_gone(of_xla("INTERNAL: no kernel for this chip"))
-    assert not is_gone(of_xla("RESOURCE_EXHAUSTED: Out of memory allocating 900801348 bytes; all-gather, barrier"))
-    assert is_gone(ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:5043: Connection reset by peer"))
-    assert not is_gone(ValueError("UNAVAILABLE"))
-    assert not is_gone(ValueError("INTERNAL: no kernel for this chip"))
+    assert lost_peer(wrapped)
+    assert not lost_peer(of_xla("INTERNAL: no kernel for this chip"))
+    assert not lost_peer(of_xla("RESOURCE_EXHAUSTED: Out of memory allocating 900801348 bytes; all-gather, barrier"))
+    assert lost_peer(ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:5043: Connection reset by peer"))
+    assert not lost_peer(ValueError("UNAVAILABLE"))
+    assert not lost_peer(ValueError("INTERNAL: no kernel for this chip"))
 
 
 def test_alone_the_answer_is_ones_own_at_the_time_of_reading() -> None:
     said = [False]
-    answer = polls(lambda: said[0], make_mesh(MeshConfig()))()
+    answer = any_process_asks(lambda: said[0], make_mesh(MeshConfig()))()
     assert not answer()
     said[0] = True
     assert answer()
 
 
 def test_alone_errors_are_raised() -> None:
-    with pytest.raises(InputError, match="wrong"), one_fate():
+    with pytest.raises(InputError, match="wrong"), exit_together():
         raise InputError("wrong")

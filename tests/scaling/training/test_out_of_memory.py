@@ -21,7 +21,7 @@ from scaling.config.run_config import MeshConfig, RunConfig, load, to_dict
 from scaling.errors import InputError
 from scaling.model.sharding import check_fits, make_mesh
 from scaling.record import run_folder
-from scaling.training.failures import exit_code
+from scaling.training.failures import report_failure
 from scaling.training.out_of_memory import halved, is_out_of_memory, killed_for_memory, kills
 from scaling.training.train import train
 
@@ -181,7 +181,7 @@ def wrapped(error: Exception) -> Exception:
 )
 def test_out_of_memory_is_recognised(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert is_out_of_memory(error)
-    assert exit_code(error) == exit_codes.MEMORY
+    assert report_failure(error) == exit_codes.MEMORY
     said = capsys.readouterr().err.strip().splitlines()
     assert re.match("error: .*--data.microbatch-sequences", said[-1])
 
@@ -200,7 +200,7 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     refused = InputError("no space left for a checkpoint")
     refused.__cause__ = MemoryError()
     assert not is_out_of_memory(refused), "who refused it knew better"
-    assert exit_code(refused) == exit_codes.BAD_INPUT
+    assert report_failure(refused) == exit_codes.BAD_INPUT
 
 
 def test_a_machine_that_does_not_count_kills_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
