@@ -29,7 +29,7 @@ from scaling.model import sharding
 from scaling.performance.hlo import parse
 from scaling.performance.hlo_costs import traffic
 from scaling.performance.roofline import Estimate, Talk, roofline
-from scaling.training.memory import GIB, estimated_bytes, likely_fits, state_bytes
+from scaling.training.memory import GIB, estimate_bytes, likely_fitting_changes, state_bytes
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build
 
@@ -172,10 +172,10 @@ def estimate(config: RunConfig, topology: Topology) -> Estimate:
 
 def _way_out(config: RunConfig, topology: Topology, error: DoesNotFit) -> str:
     sizes = sharding.axis_sizes(config.mesh, topology.chips, topology.slices)
-    scale = 1.0 if error.what == STATE else error.needed / estimated_bytes(config, sizes)
+    scale = 1.0 if error.what == STATE else error.needed / estimate_bytes(config, sizes)
     tried: set[str] = set()
     for _ in range(CONFIRMATIONS):
-        guesses = likely_fits(config, sizes, error.available, scale, topology.slices)
+        guesses = likely_fitting_changes(config, sizes, error.available, scale, topology.slices)
         words, changed, mesh = next((one for one in guesses if one[0] not in tried), ("", config, sizes))
         if not words:
             break
@@ -183,7 +183,7 @@ def _way_out(config: RunConfig, topology: Topology, error: DoesNotFit) -> str:
         try:
             fits = apart(dataclasses.replace(changed, mesh=MeshConfig(*mesh)), topology)
         except DoesNotFit as again:
-            scale = max(scale, again.needed / estimated_bytes(changed, mesh))
+            scale = max(scale, again.needed / estimate_bytes(changed, mesh))
         else:
             return f"{words} would fit (compiled: {fits.peak / GIB:.2f} GiB)"
     return _more_chips(config, topology, scale)
@@ -198,7 +198,7 @@ def _more_chips(config: RunConfig, topology: Topology, scale: float) -> str:
         data = dataclasses.replace(config.data, batch_sequences=chips, microbatch_sequences=None)
         alone = dataclasses.replace(config, model=model, data=data, tokens=max(config.tokens, data.batch_tokens))
         width_fits = config.model.width % chips == 0
-        if chips > topology.chips and width_fits and scale * estimated_bytes(alone, (1, chips, 1)) <= chip.memory:
+        if chips > topology.chips and width_fits and scale * estimate_bytes(alone, (1, chips, 1)) <= chip.memory:
             bigger = f"{chip.name}:{'x'.join(map(str, dims))}"
             return f"nothing smaller fits: --topology {bigger} --mesh fsdp={chips} would, by an estimate"
     return (

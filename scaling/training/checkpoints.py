@@ -23,10 +23,10 @@ from scaling.model.sharding import path_name
 # What Orbax's threads log as errors comes back as exceptions as well; once is enough.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-LISTED = 8
-MARGIN = 262_144
+MAX_LISTED = 8
+METADATA_BYTES = 262_144
 """Bytes of Orbax's own metadata, generously."""
-FULL_DISK = ("No space left", f"os_error_code='{errno.ENOSPC}'")
+FULL_DISK_MESSAGES = ("No space left", f"os_error_code='{errno.ENOSPC}'")
 """How TensorStore says it."""
 
 
@@ -66,8 +66,8 @@ class Checkpoints:
         held = self._manager.item_metadata(step)
         differences = tree_differences(held, abstract_state)
         if differences:
-            shown = "; ".join(differences[:LISTED]) + (
-                f"; and {len(differences) - LISTED} more" * (len(differences) > LISTED)
+            shown = "; ".join(differences[:MAX_LISTED]) + (
+                f"; and {len(differences) - MAX_LISTED} more" * (len(differences) > MAX_LISTED)
             )
             raise InputError(f"{self.folder}/{step}: the checkpoint is of another model: {shown}")
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
@@ -80,7 +80,7 @@ class Checkpoints:
         self._guard(self._manager.close)
 
     def _check_room(self, state: Any) -> None:
-        needed = MARGIN + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = METADATA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._full(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
@@ -106,7 +106,7 @@ def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says that the disk is full."""
     chain: BaseException | None = error
     while chain is not None:
-        if getattr(chain, "errno", None) == errno.ENOSPC or any(sign in str(chain) for sign in FULL_DISK):
+        if getattr(chain, "errno", None) == errno.ENOSPC or any(sign in str(chain) for sign in FULL_DISK_MESSAGES):
             return True
         chain = chain.__cause__ or chain.__context__
     return False

@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Parameters of glibc's mallopt(3)."""
 
 
-def only_cpu() -> bool:
+def is_cpu_only() -> bool:
     """Whether JAX will find no accelerator to look for: asked by name, or no plug-in is installed."""
     if asked := os.environ.get("JAX_PLATFORMS"):
         return asked == "cpu"
@@ -29,7 +29,7 @@ def keep_freed_pages() -> bool:
     Only where training will run on CPUs, with glibc; elsewhere nothing happens. Must be called before JAX makes its
     first array: threads keep the arena they have begun with.
     """
-    if not only_cpu():
+    if not is_cpu_only():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -20,7 +20,7 @@ from scaling.model.attention import choose
 from scaling.model.loss import chunks_of
 
 GIB = 2**30
-Sizes = tuple[int, int, int]
+MeshSizes = tuple[int, int, int]
 
 
 def state_bytes(abstract_state: Any) -> int:
@@ -45,7 +45,7 @@ def check_memory(abstract_state: Any, memory: float) -> None:
         )
 
 
-def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
+def estimate_bytes(config: RunConfig, sizes: MeshSizes) -> float:
     """Peak bytes on each device over a mesh of (data, fsdp, tensor): state, gradients, activations. An estimate (ours).
 
     Master weights, two moments and gradients in float32, gradients again where microbatches sum them; two layers and
@@ -73,7 +73,7 @@ def estimated_bytes(config: RunConfig, sizes: Sizes) -> float:
     return state + accumulated + gathered + logits + layer + scores + model.depth * stream * kept
 
 
-def smaller(config: RunConfig, sizes: Sizes, slices: int = 1) -> Iterator[tuple[str, RunConfig, Sizes]]:
+def smaller_configs(config: RunConfig, sizes: MeshSizes, slices: int = 1) -> Iterator[tuple[str, RunConfig, MeshSizes]]:
     """Changes that need less memory, smallest first, and in words: recompute more, fewer sequences at once, a smaller
     batch, weights over more of the devices of a slice, heads over more of them."""
     base = config
@@ -101,7 +101,7 @@ def smaller(config: RunConfig, sizes: Sizes, slices: int = 1) -> Iterator[tuple[
     yield from _more_tensor(words, base, sizes)
 
 
-def _more_tensor(words: str, config: RunConfig, sizes: Sizes) -> Iterator[tuple[str, RunConfig, Sizes]]:
+def _more_tensor(words: str, config: RunConfig, sizes: MeshSizes) -> Iterator[tuple[str, RunConfig, MeshSizes]]:
     """Heads and hidden widths over more devices, taken from fsdp: each holds as much state, and more sequences."""
     model = config.model
     for factor in (2, 4, 8):
@@ -114,12 +114,12 @@ def _more_tensor(words: str, config: RunConfig, sizes: Sizes) -> Iterator[tuple[
             yield words.split("--microbatch")[0] + text, dataclasses.replace(config, data=data), mesh
 
 
-def likely_fits(
-    config: RunConfig, sizes: Sizes, memory: float, scale: float = 1.0, slices: int = 1
-) -> list[tuple[str, RunConfig, Sizes]]:
+def likely_fitting_changes(
+    config: RunConfig, sizes: MeshSizes, memory: float, scale: float = 1.0, slices: int = 1
+) -> list[tuple[str, RunConfig, MeshSizes]]:
     """Changes that may fit, `memory` in bytes, the best guess first: those whose estimate times `scale` does, smallest
     change first; then those whose plain estimate does, least memory first."""
-    made = [(estimated_bytes(one[1], one[2]), one) for one in smaller(config, sizes, slices)]
+    made = [(estimate_bytes(one[1], one[2]), one) for one in smaller_configs(config, sizes, slices)]
     likely = [one for needed, one in made if needed * scale <= memory]
     perhaps = sorted((needed, index) for index, (needed, _) in enumerate(made) if needed <= memory < needed * scale)
     return likely + [made[index][1] for _, index in perhaps]

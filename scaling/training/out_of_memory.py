@@ -13,11 +13,11 @@ from pathlib import Path
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 
-SIGNS = re.compile(r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|_ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+OUT_OF_MEMORY_MESSAGE = re.compile(r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|_ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 """How XLA says it of a CPU, GPU or TPU, and CUDA's libraries of a GPU."""
 
-KILLS = Path("/proc/vmstat")
-LONGEST = 200
+VMSTAT = Path("/proc/vmstat")
+MAX_LINE_LENGTH = 200
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -29,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     seen: BaseException | None = error
     while seen is not None:
-        of_xla = type(seen).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and SIGNS.search(str(seen))
+        of_xla = type(seen).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and OUT_OF_MEMORY_MESSAGE.search(str(seen))
         if isinstance(seen, MemoryError) or of_xla or getattr(seen, "errno", None) == errno.ENOMEM:
             return True
         seen = seen.__cause__ or seen.__context__
@@ -39,27 +39,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, shortened: those of compilers have hundreds."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+    return line if len(line) <= MAX_LINE_LENGTH else line[: MAX_LINE_LENGTH - 3] + "..."
 
 
-def row_shards(config: RunConfig, devices: int) -> int:
+def batch_shards(config: RunConfig, devices: int) -> int:
     """How many of a run's devices the sequences of a batch are dealt to."""
     mesh = config.mesh
     return (mesh.data or max(devices // (mesh.fsdp * mesh.tensor), 1)) * mesh.fsdp
 
 
-def sequences(config: RunConfig, devices: int = 1) -> int:
+def sequences_per_device(config: RunConfig, devices: int = 1) -> int:
     """Sequences that each device has at once, rounded up."""
-    return -(-(config.data.microbatch_sequences or config.data.batch_sequences) // row_shards(config, devices))
+    return -(-(config.data.microbatch_sequences or config.data.batch_sequences) // batch_shards(config, devices))
 
 
-def halved(config: RunConfig, devices: int = 1) -> RunConfig | None:
+def with_smaller_microbatch(config: RunConfig, devices: int = 1) -> RunConfig | None:
     """The same run with the next smaller microbatch: about half as many sequences at once; None when none is smaller.
 
     devices: how many the run has. Each of those that the batch is dealt to (mesh axes data and fsdp) takes as many
     sequences as the others, and each microbatch as many as the others, so that their mean is the gradient of the batch.
     """
-    batch, rows = config.data.batch_sequences, row_shards(config, devices)
+    batch, rows = config.data.batch_sequences, batch_shards(config, devices)
     now = config.data.microbatch_sequences or batch
     fitting = [size for size in range(rows, now // 2 + 1, rows) if batch % size == 0]
     if not fitting:
@@ -67,19 +67,19 @@ def halved(config: RunConfig, devices: int = 1) -> RunConfig | None:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, microbatch_sequences=fitting[-1]))
 
 
-def kills() -> int | None:
+def count_oom_kills() -> int | None:
     """How many processes of this machine the kernel has killed for memory since it started; None where it does not say.
 
     More than before, and a process that ended by SIGKILL: it is likely that memory was why.
     """
     try:
-        found = re.search(r"^oom_kill (\d+)$", KILLS.read_text(), re.MULTILINE)
+        found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) if found else None
 
 
-def killed_for_memory(before: int | None) -> bool:
+def oom_kill_since(before: int | None) -> bool:
     """Whether the kernel has killed a process of this machine for memory since `before`, an earlier `kills()`."""
-    now = kills()
+    now = count_oom_kills()
     return before is not None and now is not None and now > before

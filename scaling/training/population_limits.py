@@ -82,10 +82,10 @@ def members_that_fit(config: RunConfig, memory: float, platform: str) -> int:
 
     platform: "cpu", where members take turns and share one set of activations; elsewhere each has its own.
     """
-    from scaling.training.memory import estimated_bytes
+    from scaling.training.memory import estimate_bytes
 
     reference = replace(config, model=replace(config.model, attention="xla"))
-    room, one = MEMORY_FRACTION * memory, estimated_bytes(reference, (1, 1, 1))
+    room, one = MEMORY_FRACTION * memory, estimate_bytes(reference, (1, 1, 1))
     if platform != "cpu":
         return int(room // one)
     return max(int((room - one) // (STATE_BYTES * counts.params(config.model).total)) + 1, 0)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
-from scaling.training.out_of_memory import KILLS
+from scaling.training.out_of_memory import VMSTAT
 from sweeps.local import child
 from sweeps.local.launch import Handle, Launch, Slot
 from sweeps.local.processes import LOG, compiled_once, environment, start
@@ -41,11 +41,11 @@ trap '' USR1 USR2
 trap 'exit {STOPPED}' TERM
 first=$1; log=$2; own=$2; shift 2
 [ "$SLURM_PROCID" = 0 ] || own=$log.$SLURM_PROCID
-before=$(grep '^oom_kill ' {KILLS} 2>/dev/null)
+before=$(grep '^oom_kill ' {VMSTAT} 2>/dev/null)
 trap : TERM
 "$@" >>"$own" 2>&1
 code=$?
-[ $code = 137 ] && [ "$(grep '^oom_kill ' {KILLS} 2>/dev/null)" != "$before" ] && code={MEMORY}
+[ $code = 137 ] && [ "$(grep '^oom_kill ' {VMSTAT} 2>/dev/null)" != "$before" ] && code={MEMORY}
 [ $code = 0 ] && exit 0
 if (set -C; echo $code >"$first") 2>/dev/null && [ "$own" != "$log" ]; then tail -n 60 "$own" >>"$log"; fi
 case $code in {STOPPED}|{DIVERGED}) exit 0;; esac

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from scaling.errors import InputError
 from scaling.exit_codes import MEMORY
-from scaling.training.out_of_memory import killed_for_memory, kills
+from scaling.training.out_of_memory import oom_kill_since, count_oom_kills
 from sweeps.local import child
 from sweeps.local.launch import Slot
 
@@ -155,8 +155,8 @@ class Process:
     some seconds ago, and since; killed: whether this process killed it."""
 
     popen: subprocess.Popen[bytes]
-    before: int | None = field(default_factory=kills)
-    lately: int | None = field(default_factory=kills)
+    before: int | None = field(default_factory=count_oom_kills)
+    lately: int | None = field(default_factory=count_oom_kills)
     read_at: float = field(default_factory=time.monotonic)
     killed: bool = False
 
@@ -164,8 +164,8 @@ class Process:
         """As the run ended; a SIGKILL that the kernel sent for want of memory is its MEMORY."""
         code = self.popen.poll()
         if code is None and time.monotonic() - self.read_at > KILLS_SECONDS:
-            self.before, self.lately, self.read_at = self.lately, kills(), time.monotonic()
-        starved = code == -signal.SIGKILL and not self.killed and killed_for_memory(self.before)
+            self.before, self.lately, self.read_at = self.lately, count_oom_kills(), time.monotonic()
+        starved = code == -signal.SIGKILL and not self.killed and oom_kill_since(self.before)
         return MEMORY if starved else code
 
     def terminate(self) -> None:

@@ -25,7 +25,7 @@ from scaling.record.run_folder import (
     write_result,
 )
 from scaling.training import branching, simulated_run
-from scaling.training.out_of_memory import halved, sequences
+from scaling.training.out_of_memory import with_smaller_microbatch, sequences_per_device
 from sweeps.local.processes import last_line, traceback
 from sweeps.planning.plan import RUNS, Cell
 from sweeps.running import attempt_log
@@ -70,8 +70,8 @@ def fitted(config: RunConfig, too_many: int | None, devices: int) -> RunConfig |
     """The config with the largest microbatch that leaves each of `devices` fewer than `too_many` sequences at once;
     None when there is none."""
     fitting: RunConfig | None = config
-    while fitting is not None and too_many is not None and sequences(fitting, devices) >= too_many:
-        fitting = halved(fitting, devices)
+    while fitting is not None and too_many is not None and sequences_per_device(fitting, devices) >= too_many:
+        fitting = with_smaller_microbatch(fitting, devices)
     return fitting
 
 
@@ -150,7 +150,7 @@ def exhausted(folder: Path, cell: Cell, kind: attempt_log.Kind, budgets: attempt
 
 def at_once(folder: Path, cell: Cell, asked: int | None) -> int:
     """Sequences that each device had at once in a run's last attempt."""
-    return sequences(_held(folder) or cell.config, devices(folder, cell, asked))
+    return sequences_per_device(_held(folder) or cell.config, devices(folder, cell, asked))
 
 
 def final(code: int) -> bool:

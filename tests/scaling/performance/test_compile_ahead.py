@@ -33,7 +33,7 @@ from scaling.performance import compile_ahead
 from scaling.performance.hlo_costs import Collective
 from scaling.performance.interconnect import path_of, seconds
 from scaling.performance.roofline import Estimate
-from scaling.training.memory import check_memory, estimated_bytes, likely_fits, smaller, state_bytes
+from scaling.training.memory import check_memory, estimate_bytes, likely_fitting_changes, smaller_configs, state_bytes
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build
 from tests.conftest import ROOT
@@ -256,24 +256,24 @@ def big(**changes: Any) -> RunConfig:
 
 def test_changes_come_smallest_first() -> None:
     sizes = (8, 2, 1)
-    made = list(smaller(big(), sizes))
+    made = list(smaller_configs(big(), sizes))
     words = [words for words, _, _ in made]
     assert words[0] == "--remat full"
     assert words[1:5] == [f"--remat full --microbatch {n}" for n in (128, 64, 32, 16)]
     assert words[5:9] == [f"--remat full --batch-sequences {n}" for n in (128, 64, 32, 16)]
     assert words[9] == "--remat full --microbatch 16 --mesh data=4,fsdp=4,tensor=1"
-    needs = [estimated_bytes(config, mesh) for _, config, mesh in made]
+    needs = [estimate_bytes(config, mesh) for _, config, mesh in made]
     for kind in (needs[1:5], needs[5:9], [needs[4], *needs[9:12]]):
         assert sorted(kind, reverse=True) == kind, "each needs less than the one before"
     assert all(accumulated > whole for accumulated, whole in zip(needs[1:5], needs[5:9], strict=True))
     enough = (needs[6] + needs[7]) / 2
-    assert likely_fits(big(), sizes, enough)[0][0] == words[7]
-    assert likely_fits(big(), sizes, enough, scale=enough / needs[8])[0][0] == words[8]
+    assert likely_fitting_changes(big(), sizes, enough)[0][0] == words[7]
+    assert likely_fitting_changes(big(), sizes, enough, scale=enough / needs[8])[0][0] == words[8]
     assert min(needs) < enough
-    assert likely_fits(big(), sizes, enough, scale=1e3)[0][0] == words[needs.index(min(needs))]
-    assert likely_fits(big(), sizes, 2**20) == []
+    assert likely_fitting_changes(big(), sizes, enough, scale=1e3)[0][0] == words[needs.index(min(needs))]
+    assert likely_fitting_changes(big(), sizes, 2**20) == []
     assert all(
-        "--mesh" not in words for words, _, _ in smaller(big(remat="full"), (2, 8, 1), slices=2) if "tensor=1" in words
+        "--mesh" not in words for words, _, _ in smaller_configs(big(remat="full"), (2, 8, 1), slices=2) if "tensor=1" in words
     )
 
 
@@ -309,7 +309,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> list[RunCon
 
 def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(big(remat="full"), mesh=MeshConfig(data=1, fsdp=16))
-    short = compile_ahead.DoesNotFit(estimated_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
+    short = compile_ahead.DoesNotFit(estimate_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
     still = compile_ahead.DoesNotFit(16 * 2**30, 15.75 * 2**30, "the step")
     asked = scripted(monkeypatch, [short, still, SimpleNamespace(peak=9 * 2**30)])
     with pytest.raises(InputError, match=r"v5e:4x4.*15\.75.*--microbatch \d+.*\b9\.") as error:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from scaling.training.malloc import only_cpu
+from scaling.training.malloc import is_cpu_only
 
 FAULTS = """
 import resource, sys
@@ -41,4 +41,4 @@ def test_temporaries_are_not_new_pages_at_every_step(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("asked", "answer"), [("cpu", True), ("cuda,cpu", False), ("tpu", False)])
 def test_a_platform_asked_for_by_name_is_believed(monkeypatch: pytest.MonkeyPatch, asked: str, answer: bool) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", asked)
-    assert only_cpu() is answer
+    assert is_cpu_only() is answer

@@ -22,7 +22,7 @@ from scaling.errors import InputError
 from scaling.model.sharding import check_fits, make_mesh
 from scaling.record import run_folder
 from scaling.training.failures import report_failure
-from scaling.training.out_of_memory import halved, is_out_of_memory, killed_for_memory, kills
+from scaling.training.out_of_memory import with_smaller_microbatch, is_out_of_memory, oom_kill_since, count_oom_kills
 from scaling.training.train import train
 
 LIMITED = "resource.setrlimit(resource.RLIMIT_AS, (1900 * 2**20,) * 2)"
@@ -64,7 +64,7 @@ def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_micr
         assert run_folder.read_result(tmp_path) is None
     smaller = hungry
     for _ in range(3):
-        smaller = halved(smaller) or smaller
+        smaller = with_smaller_microbatch(smaller) or smaller
     assert smaller.run_id == hungry.run_id
     done = attempt(smaller, tmp_path, "train", LIMITED)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -89,16 +89,16 @@ def cgroup(name: str, limit: int) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_run_that_the_kernel_kills_for_memory_is_told_from_other_kills(hungry: RunConfig, tmp_path: Path) -> None:
     with cgroup(f"scaling-test-{os.getpid()}", 700 * 2**20) as place:
-        before = kills()
+        before = count_oom_kills()
         killed = attempt(hungry, tmp_path, "train", f"open('{place}/cgroup.procs', 'w').write('0')")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
-    assert killed_for_memory(before)
+    assert oom_kill_since(before)
     other = subprocess.Popen(["sleep", "60"])
-    before = kills()
+    before = count_oom_kills()
     other.kill()
     assert other.wait() == -signal.SIGKILL
-    assert not killed_for_memory(before)
-    assert not killed_for_memory(None)
+    assert not oom_kill_since(before)
+    assert not oom_kill_since(None)
 
 
 def test_a_microbatch_halved_midway_ends_where_the_whole_batch_does(tiny: RunConfig, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_microbatch_halved_midway_ends_where_the_whole_batch_does(tiny: RunCon
         shutil.rmtree(parts / run_folder.CHECKPOINTS / str(step))
     kept = (parts / run_folder.METRICS).read_text().splitlines(keepends=True)[:16]
     (parts / run_folder.METRICS).write_text("".join(kept))
-    smaller = halved(keep)
+    smaller = with_smaller_microbatch(keep)
     assert smaller is not None
     assert smaller.data.microbatch_sequences == tiny.data.batch_sequences // 2
     assert train(smaller, parts, quiet=True) == "done"
@@ -148,13 +148,13 @@ def test_the_next_smaller_microbatch_divides_batch_and_devices(
     tiny: RunConfig, batch: int, micro: int | None, mesh: MeshConfig, devices: int, then: int | None
 ) -> None:
     data = dataclasses.replace(tiny.data, batch_sequences=batch, microbatch_sequences=micro)
-    found = halved(dataclasses.replace(tiny, data=data, mesh=mesh, tokens=data.batch_tokens * 32), devices)
+    found = with_smaller_microbatch(dataclasses.replace(tiny, data=data, mesh=mesh, tokens=data.batch_tokens * 32), devices)
     assert (found.data.microbatch_sequences if found else None) == then
 
 
 def test_what_is_halved_to_the_end_still_fits(tiny: RunConfig) -> None:
     config, mesh = tiny, make_mesh(MeshConfig())
-    while (smaller := halved(config)) is not None:
+    while (smaller := with_smaller_microbatch(config)) is not None:
         check_fits(smaller, mesh)
         config = smaller
     assert config.data.microbatch_sequences == 1
@@ -204,6 +204,6 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
 
 
 def test_a_machine_that_does_not_count_kills_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaling.training.out_of_memory.KILLS", tmp_path / "absent")
-    assert kills() is None
-    assert not killed_for_memory(0)
+    monkeypatch.setattr("scaling.training.out_of_memory.VMSTAT", tmp_path / "absent")
+    assert count_oom_kills() is None
+    assert not oom_kill_since(0)

@@ -20,7 +20,7 @@ from scaling.config.run_config import ModelConfig, OptimizerConfig, PrecisionCon
 from scaling.errors import InputError
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
-from scaling.training.memory import estimated_bytes
+from scaling.training.memory import estimate_bytes
 from scaling.training.monitor import Stopped
 from scaling.training.optimizer import Rates
 from scaling.training.population import shared, train_population
@@ -194,7 +194,7 @@ def test_what_members_may_differ_in_leaves_the_key_of_their_program_alone(tiny: 
 
 
 def test_members_that_fit_share_activations_only_where_they_take_turns(tiny: RunConfig) -> None:
-    one, state = estimated_bytes(tiny, (1, 1, 1)), STATE_BYTES * params(tiny.model).total
+    one, state = estimate_bytes(tiny, (1, 1, 1)), STATE_BYTES * params(tiny.model).total
     room = (one + 3 * state) / MEMORY_FRACTION * (1 + 1e-9)
     assert members_that_fit(tiny, room, "cpu") == 4
     assert members_that_fit(tiny, 4 * one / MEMORY_FRACTION * (1 + 1e-9), "gpu") == 4
