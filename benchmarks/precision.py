@@ -42,7 +42,7 @@ from scaling.data.tokenizer import load_vocabulary
 from scaling.measurements import validation_loss
 from scaling.model import sharding
 from scaling.record.run_folder import environment
-from scaling.training.prefetch import prefetched
+from scaling.training.prefetch import prefetch
 from scaling.training.train import feed
 from scaling.training.train_step import build
 
@@ -78,7 +78,7 @@ def run(name: str, config: RunConfig, weights: int, tokens: TokenSet) -> Curve:
     program = build(config, sharding.make_mesh(config.mesh))
     state = program.init(jax.random.key(weights))
     losses, start = [], time.perf_counter()
-    with prefetched(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
+    with prefetch(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
         for given in feeds:
             state, metrics = program.step(state, given.tokens_BS, given.rates)
             losses.append(metrics["loss"])

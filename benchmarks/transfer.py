@@ -40,7 +40,7 @@ from scaling.measurements import validation_loss
 from scaling.model import sharding
 from scaling.record.run_folder import environment
 from scaling.training.optimizer import step_rates
-from scaling.training.prefetch import prefetched
+from scaling.training.prefetch import prefetch
 from scaling.training.train import feed
 from scaling.training.train_step import Program, build
 
@@ -94,7 +94,7 @@ def trained(cell: Cell, program: Program, tokens: TokenSet, data: DataConfig, ra
     """One run. loss: validation, nats per token; infinite where it diverged."""
     config, start = cell.config(data, rate, seed), time.process_time()
     state = program.init(jax.random.key(seed))
-    with prefetched(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
+    with prefetch(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
         for step, given in enumerate(feeds):
             state, _ = program.step(state, given.tokens_BS, step_rates(step, config))
     measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)

@@ -24,7 +24,7 @@ from scaling.files import write_json
 from scaling.model import sharding
 from scaling.performance import trace
 from scaling.training import multihost
-from scaling.training.prefetch import prefetched
+from scaling.training.prefetch import prefetch
 from scaling.training.train import Feed, feed
 from scaling.training.train_step import Program, State, build
 
@@ -133,7 +133,7 @@ class Loop:
         """Returns when the last step is done."""
         make = functools.partial(feed, self.config, self.tokens, self.program.mesh)
         pending = None
-        with prefetched(make, range(steps)) as feeds:
+        with prefetch(make, range(steps)) as feeds:
             for given in feeds:
                 state, metrics = self.step(state, given)
                 self.host()

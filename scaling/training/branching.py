@@ -29,12 +29,12 @@ def trunk_folder(folder: Path, config: RunConfig) -> Path:
     return folder.parent / config.branch_of
 
 
-def ready(folder: Path, config: RunConfig) -> bool:
+def has_branch_state(folder: Path, config: RunConfig) -> bool:
     """Whether the state that a run branches from is there, whole."""
     return (trunk_folder(folder, config) / run_folder.BRANCHES / str(config.branch_step)).is_dir()
 
 
-def keep(folder: Path, config: RunConfig, step: int, state: Any) -> None:
+def save_branch_state(folder: Path, config: RunConfig, step: int, state: Any) -> None:
     """Writes the state after `step` steps for others to branch from, if the config asks for it; returns when whole.
 
     It is waited for so that no later checkpoint can be whole while this one is not: a resumed run would not pass here
@@ -47,7 +47,7 @@ def keep(folder: Path, config: RunConfig, step: int, state: Any) -> None:
             kept.save(step, state)
 
 
-def begin(folder: Path, config: RunConfig, abstract_state: Any) -> Any:
+def restore_branch_state(folder: Path, config: RunConfig, abstract_state: Any) -> Any:
     """The state that a run branches from; its trunk's metrics up to there become this run's own. After `check`."""
     import jax
 
@@ -61,7 +61,7 @@ def begin(folder: Path, config: RunConfig, abstract_state: Any) -> Any:
         return kept.restore(config.branch_step, abstract_state)
 
 
-def check(folder: Path, config: RunConfig) -> None:
+def check_branch(folder: Path, config: RunConfig) -> None:
     """Raises InputError unless a run can branch where its config says."""
     trunk = trunk_folder(folder, config)
     named = f"RunConfig.branch_of = {config.branch_of!r}"
@@ -69,22 +69,22 @@ def check(folder: Path, config: RunConfig) -> None:
         raise InputError(f"{named}: {trunk} is no run; train it first, or leave branch_of empty to train alone")
     if config.lineage != load(trunk / run_folder.CONFIG).lineage:
         raise InputError(f"{named}: {trunk} is not the same run but for its budget; leave branch_of empty")
-    if not ready(folder, config) and not diverged_before(folder, config):
+    if not has_branch_state(folder, config) and not trunk_diverged_before(folder, config):
         raise InputError(
             f"{named}: {trunk} keeps no state at step {config.branch_step}; train it with that step in "
             "measure.branch_at_steps, or leave branch_of empty to train alone"
         )
 
 
-def diverged_before(folder: Path, config: RunConfig) -> bool:
+def trunk_diverged_before(folder: Path, config: RunConfig) -> bool:
     """Whether the trunk diverged before this run leaves it, as this run would have."""
     result = run_folder.read_result(trunk_folder(folder, config))
-    if result is None or result["status"] != "diverged" or ready(folder, config):
+    if result is None or result["status"] != "diverged" or has_branch_state(folder, config):
         return False
     return result["row"]["tokens"] <= config.branch_step * config.data.batch_tokens
 
 
-def diverge(folder: Path, config: RunConfig) -> None:
+def write_diverged_result(folder: Path, config: RunConfig) -> None:
     """Writes the result of a run whose trunk diverged before it left: what it would have been alone."""
     trunk = run_folder.read_result(trunk_folder(folder, config)) or {}
     before = trunk["row"]

@@ -20,8 +20,8 @@ from scaling.config.run_config import ModelConfig, OptimizerConfig, RunConfig, S
 from scaling.model.parametrization import Multipliers, multipliers, row_of, times
 from scaling.model.sharding import path_name
 
-MUON_RMS = 0.2
-STACKED = optax.contrib.MuonDimensionNumbers(1, 2)
+UPDATE_RMS = 0.2
+STACKED_MATRICES = optax.contrib.MuonDimensionNumbers(1, 2)
 
 
 @struct.dataclass
@@ -60,7 +60,7 @@ def step_rates(step: int, config: RunConfig) -> Rates:
     return Rates(np.float32(step_learning_rate(step, config)), np.float32(config.optimizer.weight_decay))
 
 
-def transformation(config: OptimizerConfig, weight_decay: Any, model: ModelConfig) -> optax.GradientTransformation:
+def gradient_transformation(config: OptimizerConfig, weight_decay: Any, model: ModelConfig) -> optax.GradientTransformation:
     """Clip by global norm, Adam or Muon, decoupled decay of matrices; each weight's numbers times what the model's
     parametrisation gives it. The caller scales by minus the learning rate.
 
@@ -68,8 +68,8 @@ def transformation(config: OptimizerConfig, weight_decay: Any, model: ModelConfi
     times as small: Adam's update depends on their quotient alone.
     """
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    inner = adam if config.kind == "adamw" else muon_and(adam, config.momentum)
-    decay = optax.add_decayed_weights(weight_decay, mask=decayed)
+    inner = adam if config.kind == "adamw" else muon_with_rest(adam, config.momentum)
+    decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
 
     def scale(tree: Any, number: Callable[[Multipliers], float]) -> Any:
         if model.parametrization == "standard":
@@ -92,13 +92,13 @@ def transformation(config: OptimizerConfig, weight_decay: Any, model: ModelConfi
     )
 
 
-def muon_and(rest: optax.GradientTransformation, momentum: float) -> optax.GradientTransformation:
+def muon_with_rest(rest: optax.GradientTransformation, momentum: float) -> optax.GradientTransformation:
     """Muon for the matrices of blocks, stacked [L, I, O] and made orthogonal layer by layer; `rest` for the rest.
 
     Jordan et al. 2024: five steps of Newton and Schulz on Nesterov momentum. Times 0.2 sqrt(max(I, O)), the update's
     RMS is that of AdamW's, so that one learning rate and one decay serve both (Liu et al. 2025, equation 4).
     """
-    muon = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=dimension_numbers)
+    muon = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=muon_dimension_numbers)
     coefficients: Any = muon.init({})
 
     # The coefficients of the iteration are constants: no part of the state.
@@ -108,18 +108,18 @@ def muon_and(rest: optax.GradientTransformation, momentum: float) -> optax.Gradi
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         after: Any = muon.update(updates, state._replace(ns_coeffs=coefficients.ns_coeffs), params)
-        same_rms = jax.tree.map(lambda u: MUON_RMS * max(u.shape[1:]) ** 0.5 * u, after[0])
+        same_rms = jax.tree.map(lambda u: UPDATE_RMS * max(u.shape[1:]) ** 0.5 * u, after[0])
         return same_rms, after[1]._replace(ns_coeffs=())
 
-    return optax.partition({"muon": optax.GradientTransformation(init, update), "adamw": rest}, kinds)
+    return optax.partition({"muon": optax.GradientTransformation(init, update), "adamw": rest}, optimizer_labels)
 
 
-def dimension_numbers(tree: Any) -> Any:
+def muon_dimension_numbers(tree: Any) -> Any:
     """For optax: rows and columns of every weight here, all of them stacked matrices."""
-    return jax.tree.map(lambda _: STACKED, tree)
+    return jax.tree.map(lambda _: STACKED_MATRICES, tree)
 
 
-def kinds(params: Any) -> Any:
+def optimizer_labels(params: Any) -> Any:
     """Tree of which optimizer a weight has where Muon is asked for: "muon" for the matrices of blocks."""
 
     def kind(path: tuple[Any, ...], _: Any) -> str:
@@ -128,6 +128,6 @@ def kinds(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(kind, params)
 
 
-def decayed(params: Any) -> Any:
+def decay_mask(params: Any) -> Any:
     """Tree of bools: every weight but the gains of norms, whose last path entry is `scale`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)

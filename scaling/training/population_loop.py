@@ -26,7 +26,7 @@ from scaling.record import run_folder
 from scaling.training import branching
 from scaling.training.monitor import Clock, Stopped, DivergenceMonitor
 from scaling.training.optimizer import Rates, step_rates
-from scaling.training.prefetch import prefetched
+from scaling.training.prefetch import prefetch
 from scaling.training.session import Session, crosses, record_result, final_measurements, record_step, record_validation_loss
 from scaling.training.train import batch_rows
 from scaling.training.train_step import Program, State
@@ -143,7 +143,7 @@ def _ticks(g: Group, lanes: list[Lane], state: State) -> State:
     take as long as the others there. The metrics of a step are fetched after the next is dispatched."""
     enough = 0 if takes_turns(g.program.mesh) else len(lanes) // 2
     make = functools.partial(_feed, lanes, [lane.taken for lane in lanes], g.everywhere)
-    with prefetched(make, range(max(lane.left for lane in lanes))) as feeds:
+    with prefetch(make, range(max(lane.left for lane in lanes))) as feeds:
         for tokens_EBS, rates in feeds:
             live = [(row, lane) for row, lane in enumerate(lanes) if not lane.ended]
             if len(live) <= enough:
@@ -193,7 +193,7 @@ def _note(
         if not reason:
             with _paused(lanes):
                 own = g.pick(state, row)
-                branching.keep(s.folder, c, lane.taken, own)
+                branching.save_branch_state(s.folder, c, lane.taken, own)
                 if measuring:
                     record_validation_loss(s, step, own)
                 reason = _conclude(lane, own) if last else ""

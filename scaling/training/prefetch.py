@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-AHEAD = 2
+ITEMS_AHEAD = 2
 """Items ready at once. One hides the making of a batch behind a step; the second evens out a slow read."""
 
 
 @contextlib.contextmanager
-def prefetched(make: Callable[[int], Item], steps: Iterable[int], ahead: int = AHEAD) -> Iterator[Iterator[Item]]:
+def prefetch(make: Callable[[int], Item], steps: Iterable[int], ahead: int = ITEMS_AHEAD) -> Iterator[Iterator[Item]]:
     """Yields an iterator over make(step), in order; `ahead` items beyond the one in hand are ready or in the making.
 
     What `make` raises comes out of the iterator in its turn, after the items before it. However the block is left, the

@@ -65,11 +65,11 @@ def final_status(config: RunConfig, folder: Path) -> run_folder.Status | None:
     if ended is not None and ended["status"] != "failed":
         return ended["status"]
     if config.branch_of:
-        branching.check(folder, config)
-        if branching.diverged_before(folder, config):
+        branching.check_branch(folder, config)
+        if branching.trunk_diverged_before(folder, config):
             if jax.process_index() == 0:
                 with run_folder.held(folder, config, "none"):
-                    branching.diverge(folder, config)
+                    branching.write_diverged_result(folder, config)
             return "diverged"
     return None
 
@@ -93,7 +93,7 @@ def initial_state(s: Session) -> tuple[int, State]:
     if latest is not None:
         return latest, s.checkpoints.restore(latest, s.program.abstract_state)
     if s.config.branch_of:
-        return s.config.branch_step, branching.begin(s.folder, s.config, s.program.abstract_state)
+        return s.config.branch_step, branching.restore_branch_state(s.folder, s.config, s.program.abstract_state)
     return 0, s.program.init(jax.random.key(s.config.seed))
 
 

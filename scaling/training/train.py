@@ -24,7 +24,7 @@ from scaling.training.malloc import keep_freed_pages
 from scaling.training.memory import check_memory
 from scaling.training.monitor import Clock, Stopped, DivergenceMonitor, progress_bar, stop_signals
 from scaling.training.optimizer import Rates, step_rates
-from scaling.training.prefetch import prefetched
+from scaling.training.prefetch import prefetch
 from scaling.training.session import Session, initial_state, crosses, record_result, open_data, final_measurements, record_step, final_status, with_data_fingerprint, record_validation_loss
 from scaling.training.train_step import State, build
 
@@ -67,7 +67,7 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
 def _loop(s: Session) -> run_folder.Status:
     """Restore, step, measure, record. The metrics of step n - 1 are fetched after step n is dispatched."""
     start, state = initial_state(s)
-    with prefetched(functools.partial(feed, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
+    with prefetch(functools.partial(feed, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
         return _steps(s, state, start, feeds)
 
 
@@ -87,7 +87,7 @@ def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_f
         if reason:
             break
         with clock.paused():
-            branching.keep(s.folder, c, step + 1, state)
+            branching.save_branch_state(s.folder, c, step + 1, state)
         if measuring:
             with clock.paused():
                 record_validation_loss(s, step, state)

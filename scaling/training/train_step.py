@@ -19,7 +19,7 @@ from scaling.model import sharding
 from scaling.model.attention import choose
 from scaling.model.decoder import Decoder, head, hidden
 from scaling.model.loss import chunked_training_loss, chunks_of
-from scaling.training.optimizer import Rates, transformation
+from scaling.training.optimizer import Rates, gradient_transformation
 
 
 @struct.dataclass
@@ -55,11 +55,11 @@ def build(config: RunConfig, mesh: Mesh) -> Program:
 
     def init(key: jax.Array) -> State:
         params = rolled.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-        return State(jnp.zeros((), jnp.int32), params, transformation(config.optimizer, 0.0, config.model).init(params))
+        return State(jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params))
 
     def step(state: State, tokens_BS: jax.Array, rates: Rates) -> tuple[State, dict[str, jax.Array]]:
         grads, nats = gradients(model, config, state.params, tokens_BS)
-        optimizer = transformation(config.optimizer, rates.weight_decay, config.model)
+        optimizer = gradient_transformation(config.optimizer, rates.weight_decay, config.model)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rates.learning_rate * u, state.params, updates)
         squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))

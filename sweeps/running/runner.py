@@ -157,7 +157,7 @@ class Runner:
     def ready(self, cell: Cell) -> bool:
         """Whether the trunk of a cell has come to where it leaves, or will not."""
         trunk = cell.config.branch_of
-        waits = trunk and not branching.ready(self.path(cell), cell.config)
+        waits = trunk and not branching.has_branch_state(self.path(cell), cell.config)
         return not waits or result_status(self.folder / RUNS / trunk) is not None
 
     def solitary(self, cell: Cell) -> bool:

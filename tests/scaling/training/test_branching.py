@@ -102,7 +102,7 @@ def test_reading_a_trunk_leaves_alone_what_it_is_writing(
     config = of(trunk, alone[12])
     folder = tmp_path / config.run_id
     folder.mkdir()
-    branching.begin(folder, config, build(config, make_mesh(config.mesh)).abstract_state)
+    branching.restore_branch_state(folder, config, build(config, make_mesh(config.mesh)).abstract_state)
     assert unfinished.is_dir()
 
 
@@ -132,7 +132,7 @@ def test_a_trunk_that_diverged_after_a_branch_left_says_nothing_of_it(
     for steps, diverged in ((15, True), (16, False)):
         row = {"tokens": steps * trunk.data.batch_tokens, "unique_tokens": 1}
         run_folder.write_result(run, status="diverged", row=row, measurements={}, reason="nan")
-        assert branching.diverged_before(tmp_path / config.run_id, config) is diverged
+        assert branching.trunk_diverged_before(tmp_path / config.run_id, config) is diverged
 
 
 def test_a_trunk_that_is_not_there_or_not_the_same_run_is_named(

@@ -15,7 +15,7 @@ from scaling.model import sharding
 from scaling.model.parametrization import multipliers
 from scaling.model.sharding import path_name
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.optimizer import Rates, decayed, learning_rate, step_learning_rate, transformation
+from scaling.training.optimizer import Rates, decay_mask, learning_rate, step_learning_rate, gradient_transformation
 from scaling.training.train_step import State, build
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
@@ -59,9 +59,9 @@ def test_equals_adamw_of_optax_with_the_gains_left_undecayed() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=0.3)
     params = {"q": {"kernel": np.full((2, 2), 3.0, np.float32)}, "norm": {"scale": np.full(2, 3.0, np.float32)}}
     reference = optax.chain(
-        optax.clip_by_global_norm(0.3), optax.adamw(0.1, 0.9, 0.95, 1e-8, weight_decay=0.5, mask=decayed)
+        optax.clip_by_global_norm(0.3), optax.adamw(0.1, 0.9, 0.95, 1e-8, weight_decay=0.5, mask=decay_mask)
     )
-    ours = transformation(config, config.weight_decay, ModelConfig())
+    ours = gradient_transformation(config, config.weight_decay, ModelConfig())
 
     @jax.jit
     def step(a: Any, b: Any, state_a: Any, state_b: Any, grads: Any) -> Any:
@@ -76,7 +76,7 @@ def test_equals_adamw_of_optax_with_the_gains_left_undecayed() -> None:
         grads = jax.tree.map(lambda x, number=number: np.sin(x * (number + 1)), params)
         a, b, state_a, state_b = step(a, b, state_a, state_b, grads)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
-    assert decayed(params) == {"q": {"kernel": True}, "norm": {"scale": False}}
+    assert decay_mask(params) == {"q": {"kernel": True}, "norm": {"scale": False}}
 
 
 def weights(seed: int) -> dict:
@@ -97,7 +97,7 @@ def test_each_weight_has_the_rate_the_decay_and_the_epsilon_of_its_row() -> None
     """Against Adam told of another epsilon, one weight at a time; epsilon is large, so that it matters."""
     model = ModelConfig(width=8, heads=2, depth=6, base_width=2, base_depth=2, parametrization="completep")
     config = OptimizerConfig(epsilon=0.3, clip_norm=1e9)
-    params, ours = weights(0), transformation(config, 0.5, model)
+    params, ours = weights(0), gradient_transformation(config, 0.5, model)
     by_name = {path_name(path): weight for path, weight in jax.tree_util.tree_leaves_with_path(params)}
     adams = {
         name: optax.scale_by_adam(config.beta1, config.beta2, config.epsilon * multipliers(model, name).epsilon)
@@ -125,8 +125,8 @@ def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adamw() -> None
     """Against Newton and Schulz by hand, layer by layer, on Nesterov momentum over two steps."""
     near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     config, model = OptimizerConfig(kind="muon", momentum=0.8, clip_norm=1e9), ModelConfig()
-    params, ours = weights(0), transformation(config, 0.5, model)
-    adamw = transformation(dataclasses.replace(config, kind="adamw"), 0.5, model)
+    params, ours = weights(0), gradient_transformation(config, 0.5, model)
+    adamw = gradient_transformation(dataclasses.replace(config, kind="adamw"), 0.5, model)
     state, other = ours.init(params), adamw.init(params)
     both = jax.jit(lambda grads, state, other: (ours.update(grads, state, params), adamw.update(grads, other, params)))
     momentum = {"q": 0.0, "down": 0.0}
