@@ -43,8 +43,8 @@ from scaling.measurements import validation_loss
 from scaling.model import sharding
 from scaling.record.run_folder import environment
 from scaling.training.prefetch import prefetch
-from scaling.training.train import feed
-from scaling.training.train_step import build
+from scaling.training.train import step_input
+from scaling.training.train_step import build_program
 
 FLOAT, BF16 = "float32", "bfloat16"
 WINDOW = 50  # steps in a moving average
@@ -75,10 +75,10 @@ class Curve:
 
 def run(name: str, config: RunConfig, weights: int, tokens: TokenSet) -> Curve:
     """Trains on the batches of `config`, from the initial weights of seed `weights`."""
-    program = build(config, sharding.make_mesh(config.mesh))
+    program = build_program(config, sharding.make_mesh(config.mesh))
     state = program.init(jax.random.key(weights))
     losses, start = [], time.perf_counter()
-    with prefetch(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
+    with prefetch(functools.partial(step_input, config, tokens, program.mesh), range(config.steps)) as feeds:
         for given in feeds:
             state, metrics = program.step(state, given.tokens_BS, given.rates)
             losses.append(metrics["loss"])
@@ -86,7 +86,7 @@ def run(name: str, config: RunConfig, weights: int, tokens: TokenSet) -> Curve:
     seconds = time.perf_counter() - start
     measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
     vocabulary, budget = load_vocabulary(config.data.vocabulary), config.measure.validation_tokens
-    exact = build(replace(config, precision=PrecisionConfig(FLOAT)), program.mesh).model
+    exact = build_program(replace(config, precision=PrecisionConfig(FLOAT)), program.mesh).model
     found, in_float32 = (
         measure.run(model, state.params, vocabulary, jax.random.key(0), budget)["nats"]
         for model in (program.model, exact)

@@ -116,12 +116,12 @@ def serve(lines: IO[str]) -> None:
 
     from scaling.accounting.counts import params
     from scaling.model import sharding
-    from scaling.training.train_step import build
+    from scaling.training.train_step import build_program
 
     shape = json.loads(lines.readline())
     config = small(shape["width"], shape["depth"], shape["heads"])
     mesh = sharding.make_mesh(MeshConfig())
-    program = build(config, mesh)
+    program = build_program(config, mesh)
     rng = np.random.default_rng(0)
     batches = [
         sharding.put_batch(lambda rows, b=b: b[rows], b.shape, mesh)
@@ -233,7 +233,7 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
     from scaling.accounting import counts
     from scaling.accounting.model_shapes import shape
     from scaling.model import sharding
-    from scaling.training.train_step import build
+    from scaling.training.train_step import build_program
 
     data = DataConfig(
         sequence_length=length, batch_sequences=GPU_BATCH_TOKENS // length, microbatch_sequences=microbatch
@@ -244,7 +244,7 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(MeshConfig(data=1))
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (data.batch_sequences, length + 1))
     try:
-        program = build(config, mesh)
+        program = build_program(config, mesh)
         state = program.init(jax.random.key(0))
         batch = sharding.put_batch(lambda rows: tokens.astype(np.int32)[rows], tokens.shape, mesh)
         start = time.perf_counter()

@@ -41,8 +41,8 @@ from scaling.model import sharding
 from scaling.record.run_folder import environment
 from scaling.training.optimizer import step_rates
 from scaling.training.prefetch import prefetch
-from scaling.training.train import feed
-from scaling.training.train_step import Program, build
+from scaling.training.train import step_input
+from scaling.training.train_step import Program, build_program
 
 Parametrization = Literal["standard", "mup", "completep"]
 HERE = Path(__file__).parent
@@ -94,7 +94,7 @@ def trained(cell: Cell, program: Program, tokens: TokenSet, data: DataConfig, ra
     """One run. loss: validation, nats per token; infinite where it diverged."""
     config, start = cell.config(data, rate, seed), time.process_time()
     state = program.init(jax.random.key(seed))
-    with prefetch(functools.partial(feed, config, tokens, program.mesh), range(config.steps)) as feeds:
+    with prefetch(functools.partial(step_input, config, tokens, program.mesh), range(config.steps)) as feeds:
         for step, given in enumerate(feeds):
             state, _ = program.step(state, given.tokens_BS, step_rates(step, config))
     measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
@@ -129,7 +129,7 @@ def train(directory: Path = Path("out/corpora"), json_file: Path = JSON, seeds: 
         bar = progress.add_task("learning rates", total=len(left) * len(RATES), completed=len(done))
         for cell, seed in left:
             missing = [r for r in RATES if key({**asdict(cell), "learning_rate": r, "seed": seed}) not in done]
-            program = build(cell.config(data, RATES[0], seed), sharding.make_mesh(MeshConfig())) if missing else None
+            program = build_program(cell.config(data, RATES[0], seed), sharding.make_mesh(MeshConfig())) if missing else None
             for rate in missing:
                 assert program is not None
                 facts["runs"].append(trained(cell, program, tokens, data, rate, seed))

@@ -30,7 +30,7 @@ from scaling.model.decoder import Block, Decoder, exact_products, logits
 from scaling.model.parametrization import simplest
 from scaling.record.run_folder import environment
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 Parametrization = Literal["standard", "mup", "completep"]
 Axis = Literal["width", "depth"]
@@ -93,7 +93,7 @@ def change(now: dict[str, jax.Array], start: dict[str, jax.Array]) -> dict[str, 
 
 def moved(config: RunConfig, tokens_SBS: np.ndarray, seeds: int) -> np.ndarray:
     """Change since the start after each step, [seeds, steps, len(KINDS)]. tokens_SBS: a batch [B, T + 1] each step."""
-    program = build(config, sharding.make_mesh(MeshConfig()))
+    program = build_program(config, sharding.make_mesh(MeshConfig()))
     rates = Rates(np.float32(config.optimizer.learning_rate), np.float32(config.optimizer.weight_decay))
     out = np.zeros((seeds, len(tokens_SBS), len(KINDS)))
     probe_BT = jnp.asarray(tokens_SBS[0][:, :-1])

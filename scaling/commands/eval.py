@@ -31,7 +31,7 @@ from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
 from scaling.record.run_folder import CONFIG, Measurement, plain, read_result
 from scaling.training import simulated_run
-from scaling.training.restore import restore, saved_steps
+from scaling.training.restore import restore_model, checkpoint_steps
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def differing(asked: Sequence[Checkpoint]) -> list[str]:
 
 def steps(folder: Path, asked: str) -> list[int]:
     """The kept steps that are asked for. Raises InputError when there are none."""
-    kept = saved_steps(folder)
+    kept = checkpoint_steps(folder)
     if asked not in ("last", "all") and not asked.isdecimal():
         raise InputError(f"--step {asked}: must be last, all, or a number of steps")
     if not kept:
@@ -167,7 +167,7 @@ def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int, again: bool)
                 before, most = known.get((measure.name, one.step)), questions_of(measure.name, budget)
                 if not again and before is not None and (before.budget, before.seed) == (most, seed):
                     continue
-                model = model or restore(one.folder, one.step)
+                model = model or restore_model(one.folder, one.step)
                 found = measure.run(model.model, model.params, model.vocabulary, jax.random.key(seed), most)
                 named = {f"{measure.name}/{metric}": value for metric, value in found.items()}
                 evaluations.append(one.folder, Evaluation(one.step, model.tokens, measure.name, most, seed, named))

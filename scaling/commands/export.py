@@ -11,7 +11,7 @@ from rich.table import Table
 
 from scaling.export.export import export
 from scaling.files import write_json
-from scaling.training.restore import restore
+from scaling.training.restore import restore_model
 
 
 def export_verb(
@@ -31,7 +31,7 @@ def export_verb(
         stablehlo: also write forward.stablehlo, the model as jax.export serialises it for CPUs, CUDA and TPUs.
         json: also write what was written to this file.
     """
-    restored = restore(run, step)
+    restored = restore_model(run, step)
     folder = out if out is not None else Path("out/export") / restored.config.run_id
     files = export(restored, folder, stablehlo=stablehlo)
     table = Table("file", "bytes", box=None)

@@ -18,7 +18,7 @@ from scaling.data.tokenizer import Vocabulary, piece
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.generation.decode import Sampling, stream
-from scaling.training.restore import Restored, restore
+from scaling.training.restore import TrainedModel, restore_model
 
 
 def generate_verb(
@@ -65,7 +65,7 @@ def generate_verb(
     if samples > 1 and temperature == 0:
         raise InputError(f"samples = {samples}: must be 1 at temperature = 0, where all would be the same")
     text = _prompt(prompt, prompt_file)
-    restored = restore(run, step)
+    restored = restore_model(run, step)
     vocabulary, trained = restored.vocabulary, restored.config.data.sequence_length
     ids = prompt_ids(vocabulary, text)
     if window is not None and min(window, len(ids) + tokens) > trained:
@@ -117,7 +117,7 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
         raise InputError(f"prompt_file = {str(prompt_file)!r}: is not UTF-8 (byte {error.start})") from None
 
 
-def _shown(text: str, restored: Restored, ids: Iterable[int]) -> list[int]:
+def _shown(text: str, restored: TrainedModel, ids: Iterable[int]) -> list[int]:
     """The ids, their text written as they come."""
     made: list[int] = []
 
@@ -135,7 +135,7 @@ def _shown(text: str, restored: Restored, ids: Iterable[int]) -> list[int]:
 
 
 def _facts(
-    restored: Restored,
+    restored: TrainedModel,
     text: str,
     sampling: Sampling,
     seed: int,

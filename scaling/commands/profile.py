@@ -25,8 +25,8 @@ from scaling.model import sharding
 from scaling.performance import trace
 from scaling.training import multihost
 from scaling.training.prefetch import prefetch
-from scaling.training.train import Feed, feed
-from scaling.training.train_step import Program, State, build
+from scaling.training.train import StepInput, step_input
+from scaling.training.train_step import Program, TrainState, build_program
 
 DEFAULT = RunConfig()
 WINDOW = "scaling profile"
@@ -100,7 +100,7 @@ def measured(
         validation_tokens=config.measure.validation_tokens,
         vocab_size=config.model.vocab_size,
     )
-    program = build(config, sharding.make_mesh(config.mesh))
+    program = build_program(config, sharding.make_mesh(config.mesh))
     loop = Loop(config, program, tokens, host)
     state = loop.run(program.init(jax.random.key(config.seed)), warmup)
     start = time.perf_counter()
@@ -129,9 +129,9 @@ class Loop:
     tokens: TokenSet
     host: Callable[[], object]
 
-    def run(self, state: State, steps: int) -> State:
+    def run(self, state: TrainState, steps: int) -> TrainState:
         """Returns when the last step is done."""
-        make = functools.partial(feed, self.config, self.tokens, self.program.mesh)
+        make = functools.partial(step_input, self.config, self.tokens, self.program.mesh)
         pending = None
         with prefetch(make, range(steps)) as feeds:
             for given in feeds:
@@ -142,11 +142,11 @@ class Loop:
         jax.block_until_ready((state, pending))
         return state
 
-    def step(self, state: State, given: Feed) -> tuple[State, Any]:
+    def step(self, state: TrainState, given: StepInput) -> tuple[TrainState, Any]:
         return self.program.step(state, given.tokens_BS, given.rates)
 
-    def program_text(self, state: State) -> str:
-        given = feed(self.config, self.tokens, self.program.mesh, 0)
+    def program_text(self, state: TrainState) -> str:
+        given = step_input(self.config, self.tokens, self.program.mesh, 0)
         lowered = self.program.step.lower(state, given.tokens_BS, given.rates)  # pyrefly: ignore
         return lowered.compile().as_text()
 

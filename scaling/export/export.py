@@ -35,7 +35,7 @@ from scaling.errors import InputError
 from scaling.export.tokenizer_json import tokenizer_files
 from scaling.model.decoder import Decoder, logits
 from scaling.model.parametrization import logit, residual, times
-from scaling.training.restore import Restored
+from scaling.training.restore import TrainedModel
 
 RUN_FILE = Path(__file__).with_name("runfile.py")
 WEIGHTS, STABLEHLO, SENTENCEPIECE = "model.safetensors", "forward.stablehlo", "tokenizer.model"
@@ -53,7 +53,7 @@ LAYER = {
 """Hugging Face's name of each weight of a layer, and ours. Kernels stand transposed there, [out, in]."""
 
 
-def export(restored: Restored, out: Path, *, stablehlo: bool = False) -> list[Path]:
+def export(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> list[Path]:
     """Writes the files above into `out`, whole or not at all, and returns them. A folder that an export wrote before is
     replaced.
 
@@ -125,7 +125,7 @@ def folded(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, parametrization="standard")
 
 
-def hugging_face_config(restored: Restored) -> dict[str, Any]:
+def hugging_face_config(restored: TrainedModel) -> dict[str, Any]:
     """config.json. The dtype is that of the weights; a run that computed in bfloat16 says so under "scaling"."""
     c, data = restored.model.config, restored.config.data
     kind = "qwen3" if c.qk_norm else "llama"

@@ -31,7 +31,7 @@ from scaling.performance.hlo_costs import traffic
 from scaling.performance.roofline import Estimate, Talk, roofline
 from scaling.training.memory import GIB, estimate_bytes, likely_fitting_changes, state_bytes
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 CONFIRMATIONS = 4
 STATE = "weights and optimizer state"
@@ -80,7 +80,7 @@ def compiled(config: RunConfig, topology: Topology) -> Estimate:
     require_libtpu()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, unroll=config.model.unroll or 1))
     mesh = sharding.make_mesh(config.mesh, devices_of(topology))
-    program = build(config, mesh)
+    program = build_program(config, mesh)
     state = state_bytes(program.abstract_state)
     if state > topology.chip.memory:
         raise DoesNotFit(state, topology.chip.memory, STATE)

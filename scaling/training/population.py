@@ -37,7 +37,7 @@ from scaling.training.out_of_memory import is_out_of_memory
 from scaling.training.population_limits import check_alike
 from scaling.training.population_loop import Group, Lane, Outcome, takes_turns, together, train_lanes
 from scaling.training.session import Session, initial_state, open_data, final_status, with_data_fingerprint
-from scaling.training.train_step import Program, build
+from scaling.training.train_step import Program, build_program
 
 
 def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Path, Outcome]:
@@ -82,7 +82,7 @@ def _train(waiting: dict[Path, RunConfig], outcomes: dict[Path, Outcome], quiet:
     """All members from here on: sessions opened, states stacked, stepped until the last has ended."""
     first = next(iter(waiting.values()))
     mesh = sharding.make_mesh(first.mesh, jax.devices()[:1])
-    program = build(shared(first, mesh), mesh)
+    program = build_program(shared(first, mesh), mesh)
     _check_memory(program, len(waiting))
     total = sum(config.steps for config in waiting.values())
     with (

@@ -28,11 +28,11 @@ from scaling.training.monitor import Clock, Stopped, DivergenceMonitor
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetch
 from scaling.training.session import Session, crosses, record_result, final_measurements, record_step, record_validation_loss
-from scaling.training.train import batch_rows
-from scaling.training.train_step import Program, State
+from scaling.training.train import read_batch
+from scaling.training.train_step import Program, TrainState
 
 Outcome = run_folder.Status | Exception
-Step = Callable[[State, jax.Array, Rates, jax.Array], tuple[State, dict[str, jax.Array]]]
+Step = Callable[[TrainState, jax.Array, Rates, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def takes_turns(mesh: Mesh) -> bool:
@@ -46,15 +46,15 @@ def together(program: Program) -> Step:
 
     update = jax.jit(program.update)  # traced once, however often it is named below
 
-    def turn(member: tuple[State, jax.Array, Rates, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+    def turn(member: tuple[TrainState, jax.Array, Rates, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         state, tokens_BS, rates, live = member
         _, metrics = jax.eval_shape(update, state, tokens_BS, rates)
         frozen = state, {name: jnp.zeros(like.shape, like.dtype) for name, like in metrics.items()}
         return jax.lax.cond(live, lambda: update(state, tokens_BS, rates), lambda: frozen)
 
     def step(
-        state: State, tokens_EBS: jax.Array, rates: Rates, live_E: jax.Array
-    ) -> tuple[State, dict[str, jax.Array]]:
+        state: TrainState, tokens_EBS: jax.Array, rates: Rates, live_E: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         if takes_turns(program.mesh):
             return jax.lax.map(turn, (state, tokens_EBS, rates, live_E))
         stepped, metrics = jax.vmap(update)(state, tokens_EBS, rates)
@@ -119,13 +119,13 @@ class Group:
         return NamedSharding(self.program.mesh, P())
 
     @functools.cached_property
-    def pick(self) -> Callable[[State, Any], State]:
+    def pick(self) -> Callable[[TrainState, Any], TrainState]:
         """A copy of the state in one row, laid out as that of a run alone."""
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.program.abstract_state)
         return jax.jit(lambda state, row: jax.tree.map(lambda x: x[row], state), out_shardings=layout)
 
 
-def train_lanes(g: Group, lanes: list[Lane], state: State) -> None:
+def train_lanes(g: Group, lanes: list[Lane], state: TrainState) -> None:
     """Steps until every member has ended. Raises Stopped when a signal came, all saved."""
     for row, lane in enumerate(lanes):
         if lane.left == 0:
@@ -138,7 +138,7 @@ def train_lanes(g: Group, lanes: list[Lane], state: State) -> None:
         state = _ticks(g, lanes, state)
 
 
-def _ticks(g: Group, lanes: list[Lane], state: State) -> State:
+def _ticks(g: Group, lanes: list[Lane], state: TrainState) -> TrainState:
     """Steps these members until all have ended; where they go side by side, until half have, for those that have ended
     take as long as the others there. The metrics of a step are fetched after the next is dispatched."""
     enough = 0 if takes_turns(g.program.mesh) else len(lanes) // 2
@@ -173,14 +173,14 @@ def _feed(lanes: Sequence[Lane], starts: Sequence[int], where: NamedSharding, ti
             batches.append(np.zeros((c.data.batch_sequences, c.data.sequence_length + 1), np.int32))
         else:
             if same not in made:
-                made[same] = batch_rows(c, lane.session.tokens, step)
+                made[same] = read_batch(c, lane.session.tokens, step)
             batches.append(made[same])
         rates.append(step_rates(step, c))
     return jax.device_put((np.stack(batches), jax.tree.map(lambda *one: np.stack(one), *rates)), where)
 
 
 def _note(
-    g: Group, lanes: Sequence[Lane], lane: Lane, row: int, state: State, metrics: dict[str, jax.Array], stopping: bool
+    g: Group, lanes: Sequence[Lane], lane: Lane, row: int, state: TrainState, metrics: dict[str, jax.Array], stopping: bool
 ) -> bool:
     """What is recorded, measured and saved of one member after a step; whether it was its last, in which it did not
     diverge."""
@@ -204,7 +204,7 @@ def _note(
     return last and not reason
 
 
-def _conclude(lane: Lane, own: State) -> str:
+def _conclude(lane: Lane, own: TrainState) -> str:
     """Measures the last state of a member and begins to save it; returns why the run diverged in the last step."""
     lane.found, reason = final_measurements(lane.session, own)
     if not reason:

@@ -19,11 +19,11 @@ from scaling.model.decoder import Decoder
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 
 @dataclass(frozen=True)
-class Restored:
+class TrainedModel:
     """A run's model as it was after `step` optimizer steps, on one device. Attention is XLA's reference, which takes
     sequences of any length on any device, whatever kernel the config names."""
 
@@ -40,7 +40,7 @@ class Restored:
         return self.step * self.config.data.batch_tokens
 
 
-def saved_steps(folder: Path) -> list[int]:
+def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the whole checkpoints in a run folder, ascending. Raises InputError when the folder is no run."""
     if not (folder / run_folder.CONFIG).exists():
         raise InputError(f"{folder}: no run folder, as it holds no {run_folder.CONFIG}")
@@ -48,12 +48,12 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def restore(folder: Path, step: int | None = None) -> Restored:
+def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
     """The model of a run folder after `step` steps; by default at its last checkpoint.
 
     Raises InputError when the folder is no run, holds no checkpoint, or none of that step.
     """
-    steps = saved_steps(folder)
+    steps = checkpoint_steps(folder)
     if not steps:
         raise InputError(f"{folder}: no checkpoint in {run_folder.CHECKPOINTS}/: train the run, or give another")
     if step is None:
@@ -62,8 +62,8 @@ def restore(folder: Path, step: int | None = None) -> Restored:
         raise InputError(f"{folder}: step = {step}: checkpoints are kept of {', '.join(map(str, steps))}")
     config = load(folder / run_folder.CONFIG)
     anywhere = replace(config, model=replace(config.model, attention="xla"))
-    program = build(anywhere, make_mesh(MeshConfig(), jax.devices()[:1]))
+    program = build_program(anywhere, make_mesh(MeshConfig(), jax.devices()[:1]))
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as kept:
         state = kept.restore(step, program.abstract_state)
     model = Decoder(program.model.config, jnp.dtype(config.precision.compute), "xla")
-    return Restored(folder, config, step, model, state.params, load_vocabulary(config.data.vocabulary))
+    return TrainedModel(folder, config, step, model, state.params, load_vocabulary(config.data.vocabulary))

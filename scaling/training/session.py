@@ -22,7 +22,7 @@ from scaling.training import branching, simulated_run
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.monitor import Clock, DivergenceMonitor
 from scaling.training.optimizer import step_learning_rate
-from scaling.training.train_step import Program, State
+from scaling.training.train_step import Program, TrainState
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def open_data(config: RunConfig) -> tuple[TokenSet, Vocabulary]:
     return tokens, load_vocabulary(config.data.vocabulary)
 
 
-def initial_state(s: Session) -> tuple[int, State]:
+def initial_state(s: Session) -> tuple[int, TrainState]:
     """Steps taken, and the state after them: that of the last checkpoint, of the run it branches from, or anew."""
     latest = s.checkpoints.latest()
     if latest is not None:
@@ -121,12 +121,12 @@ def record_metrics(s: Session, line: dict[str, Any]) -> None:
         run_folder.append_metrics(s.folder, line)
 
 
-def record_validation_loss(s: Session, step: int, state: State) -> None:
+def record_validation_loss(s: Session, step: int, state: TrainState) -> None:
     """Logs the validation loss after a step."""
     record_metrics(s, {"step": step + 1, "validation_loss": measure_state(s, state)["loss/nats"][0]})
 
 
-def measure_state(s: Session, state: State) -> dict[str, run_folder.Measurement]:
+def measure_state(s: Session, state: TrainState) -> dict[str, run_folder.Measurement]:
     """Everything that a run measures of a state, by "<name>/<metric>"."""
     found = s.measure.run(
         s.program.model, state.params, s.vocabulary, jax.random.key(0), s.config.measure.validation_tokens
@@ -134,7 +134,7 @@ def measure_state(s: Session, state: State) -> dict[str, run_folder.Measurement]
     return {f"{s.measure.name}/{metric}": value for metric, value in found.items()}
 
 
-def final_measurements(s: Session, state: State) -> tuple[dict[str, run_folder.Measurement], str]:
+def final_measurements(s: Session, state: TrainState) -> tuple[dict[str, run_folder.Measurement], str]:
     """What is measured after the last step, and why the run diverged in it, or nothing."""
     found = measure_state(s, state)
     loss = found["loss/nats"][0]

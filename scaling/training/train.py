@@ -26,7 +26,7 @@ from scaling.training.monitor import Clock, Stopped, DivergenceMonitor, progress
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetch
 from scaling.training.session import Session, initial_state, crosses, record_result, open_data, final_measurements, record_step, final_status, with_data_fingerprint, record_validation_loss
-from scaling.training.train_step import State, build
+from scaling.training.train_step import TrainState, build_program
 
 
 def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> run_folder.Status:
@@ -48,7 +48,7 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
         return status
     tokens, vocabulary = open_data(config)
     mesh = sharding.make_mesh(config.mesh)
-    program = build(config, mesh)
+    program = build_program(config, mesh)
     if limit := (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit"):
         check_memory(program.abstract_state, limit)
     measure = validation_loss.measure(tokens, config.data.sequence_length, mesh)
@@ -67,11 +67,11 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
 def _loop(s: Session) -> run_folder.Status:
     """Restore, step, measure, record. The metrics of step n - 1 are fetched after step n is dispatched."""
     start, state = initial_state(s)
-    with prefetch(functools.partial(feed, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
+    with prefetch(functools.partial(step_input, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
         return _steps(s, state, start, feeds)
 
 
-def _steps(s: Session, state: State, start: int, feeds: Iterator[Feed]) -> run_folder.Status:
+def _steps(s: Session, state: TrainState, start: int, feeds: Iterator[StepInput]) -> run_folder.Status:
     c, save = s.config, s.checkpoints
     clock, watch = Clock(c), DivergenceMonitor(math.log(c.model.vocab_size))
     pending, reason, step = None, "", start - 1
@@ -113,7 +113,7 @@ def _log(s: Session, pending: tuple[int, dict[str, jax.Array]] | None, clock: Cl
 
 
 @dataclass(frozen=True)
-class Feed:
+class StepInput:
     """What a step takes, on the devices already. tokens_BS: [B, T + 1], each row read by the process that holds it;
     rates: float32 scalars on every device."""
 
@@ -121,18 +121,18 @@ class Feed:
     rates: Rates
 
 
-def batch_rows(config: RunConfig, tokens: TokenSet, step: int, part: slice | None = None) -> np.ndarray:
+def read_batch(config: RunConfig, tokens: TokenSet, step: int, part: slice | None = None) -> np.ndarray:
     """Rows `part` of the batch of a step, [rows, T + 1]; all by default."""
     B, T, V = config.data.batch_sequences, config.data.sequence_length, config.model.vocab_size
     order = config.data_order
     return batch(tokens, seed=order, step=step, batch_sequences=B, sequence_length=T, rows=part, vocab_size=V)
 
 
-def feed(config: RunConfig, tokens: TokenSet, mesh: Mesh, step: int) -> Feed:
+def step_input(config: RunConfig, tokens: TokenSet, mesh: Mesh, step: int) -> StepInput:
     """The input of a step: a pure function of (seed, step)."""
     B, T = config.data.batch_sequences, config.data.sequence_length
     everywhere = NamedSharding(mesh, PartitionSpec())
     rates = jax.tree.map(
         lambda rate: jax.make_array_from_callback((), everywhere, lambda _: rate), step_rates(step, config)
     )
-    return Feed(sharding.put_batch(functools.partial(batch_rows, config, tokens, step), (B, T + 1), mesh), rates)
+    return StepInput(sharding.put_batch(functools.partial(read_batch, config, tokens, step), (B, T + 1), mesh), rates)

@@ -23,7 +23,7 @@ from scaling.training.optimizer import Rates, gradient_transformation
 
 
 @struct.dataclass
-class State:
+class TrainState:
     """What a checkpoint holds. step: optimizer steps taken."""
 
     step: jax.Array
@@ -40,30 +40,30 @@ class Program:
     model: Decoder
     mesh: Mesh
     abstract_state: Any
-    init: Callable[[jax.Array], State]
-    step: Callable[[State, jax.Array, Rates], tuple[State, dict[str, jax.Array]]]
-    update: Callable[[State, jax.Array, Rates], tuple[State, dict[str, jax.Array]]]
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, dict[str, jax.Array]]]
+    update: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def build(config: RunConfig, mesh: Mesh) -> Program:
+def build_program(config: RunConfig, mesh: Mesh) -> Program:
     """Model, shardings and jitted functions. Raises InputError when the config does not fit the mesh."""
     sharding.check_fits(config, mesh)
-    model = decoder(config, mesh)
+    model = build_decoder(config, mesh)
 
     # One layer's worth of program, whatever the depth: unrolled, drawing the weights compiles as long as training.
     rolled = Decoder(replace(config.model, unroll=1), kernel="xla")
 
-    def init(key: jax.Array) -> State:
+    def init(key: jax.Array) -> TrainState:
         params = rolled.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-        return State(jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params))
 
-    def step(state: State, tokens_BS: jax.Array, rates: Rates) -> tuple[State, dict[str, jax.Array]]:
-        grads, nats = gradients(model, config, state.params, tokens_BS)
+    def step(state: TrainState, tokens_BS: jax.Array, rates: Rates) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, nats = batch_gradients(model, config, state.params, tokens_BS)
         optimizer = gradient_transformation(config.optimizer, rates.weight_decay, config.model)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rates.learning_rate * u, state.params, updates)
         squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
-        return State(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
+        return TrainState(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.shard_state(shapes, mesh)
@@ -79,7 +79,7 @@ def build(config: RunConfig, mesh: Mesh) -> Program:
     )
 
 
-def decoder(config: RunConfig, mesh: Mesh) -> Decoder:
+def build_decoder(config: RunConfig, mesh: Mesh) -> Decoder:
     """The model as it will run on the devices of a mesh: what the config leaves open is decided here.
 
     Layers are unrolled on CPUs, where flat code runs up to twice as fast, unless remat needs the loop.
@@ -91,7 +91,7 @@ def decoder(config: RunConfig, mesh: Mesh) -> Decoder:
     return Decoder(replace(config.model, unroll=unroll), dtype, kernel, mesh if mesh.size > 1 else None)
 
 
-def gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
+def batch_gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
     """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
 
     micro = config.data.microbatch_sequences or config.data.batch_sequences

@@ -24,7 +24,7 @@ from scaling.measurements import registry
 from scaling.measurements.recall import recall
 from scaling.record import evaluations, run_folder
 from scaling.record.evaluations import Evaluation
-from scaling.training.restore import saved_steps
+from scaling.training.restore import checkpoint_steps
 from scaling.training.train import train
 from tests.conftest import in_process
 
@@ -54,7 +54,7 @@ def sweep(trained: Path, tmp_path: Path) -> Path:
 def runs(sweep: Path) -> list[Path]:
     """The finished runs, the one with more checkpoints first."""
     done = [run for run in (sweep / "runs").iterdir() if run_folder.read_result(run)["status"] == "done"]
-    return sorted(done, key=lambda run: -len(saved_steps(run)))
+    return sorted(done, key=lambda run: -len(checkpoint_steps(run)))
 
 
 def with_length(run: Path, length: int) -> None:
@@ -139,7 +139,7 @@ def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -
 
 def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
     run = runs(sweep)[0]
-    kept = saved_steps(run)
+    kept = checkpoint_steps(run)
     assert len(kept) == 4
     eval.evaluate(run, "recall", step="all", budget=64)
     table = analysis.evaluations(run)
@@ -158,7 +158,7 @@ def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
 
 def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     many, other = runs(sweep)
-    early, *_, last = saved_steps(many)
+    early, *_, last = checkpoint_steps(many)
     eval.evaluate(sweep, "recall", step=str(early), budget=16)
     assert re.search(rf"{other}\b.*--step\D*{early}\b\D*{last}\b", capsys.readouterr().out)
     assert [line["step"] for line in lines(many)] == [early]
@@ -203,7 +203,7 @@ def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureF
     run = runs(sweep)[1]
     eval.evaluate(run, MADE_UP, budget=16)
     shown = {row[0]: row for row in (line.split() for line in capsys.readouterr().out.splitlines()) if row}
-    measured = evaluations.read(run)["addition", saved_steps(run)[-1]].measurements
+    measured = evaluations.read(run)["addition", checkpoint_steps(run)[-1]].measurements
     accuracy, n, stderr = measured["addition/accuracy"]
     assert shown["addition"][1:5] == ["0.250", f"{accuracy:.3f}", "+-", f"{stderr:.3f}"]
     assert shown["addition"][-1] == str(n) == "16"

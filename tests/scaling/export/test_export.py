@@ -24,7 +24,7 @@ from scaling.errors import InputError
 from scaling.export.export import RUN_FILE, export, folded, tensors, tree
 from scaling.generation.decode import generate, stream
 from scaling.model.decoder import Decoder, logits
-from scaling.training.restore import Restored, restore
+from scaling.training.restore import TrainedModel, restore_model
 from scaling.training.train import train
 from tests.conftest import ROOT, in_process
 from tests.support.transformers_env import COMMAND, interpreter
@@ -43,13 +43,13 @@ plainly = jax.jit(logits, static_argnums=0)
 
 
 @functools.cache
-def random_run(vocabulary: str = "byte", gain: float = 2.0, **shape: Any) -> Restored:
+def random_run(vocabulary: str = "byte", gain: float = 2.0, **shape: Any) -> TrainedModel:
     """A run as its weights begin, but larger, so that tokens are not all alike."""
     model = ModelConfig(width=32, depth=2, heads=4, vocab_size=load_vocabulary(vocabulary).size, **shape)
     config = RunConfig(model=model, data=DataConfig(vocabulary=vocabulary, sequence_length=48))
     decoder = Decoder(model)
     params = jax.jit(decoder.init)(jax.random.key(8), jnp.zeros((1, 2), jnp.int32))["params"]
-    return Restored(Path(), config, 0, decoder, jax.tree.map(lambda x: gain * x, params), load_vocabulary(vocabulary))
+    return TrainedModel(Path(), config, 0, decoder, jax.tree.map(lambda x: gain * x, params), load_vocabulary(vocabulary))
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def loaded(folder: Path) -> ModuleType:
     return module
 
 
-def greedy(restored: Restored, text: str) -> list[int]:
+def greedy(restored: TrainedModel, text: str) -> list[int]:
     """Whatever the length that the model was trained on, as transformers does."""
     ids = prompt_ids(restored.vocabulary, text)
     return generate(restored.model, restored.params, [ids], 256, stop_id=restored.vocabulary.eos_id)[0].tolist()
 
 
-def shown(restored: Restored, text: str) -> list[int]:
+def shown(restored: TrainedModel, text: str) -> list[int]:
     """As `scaling generate --temperature 0` does."""
     ids, trained = prompt_ids(restored.vocabulary, text), restored.config.data.sequence_length
     return list(stream(restored.model, restored.params, ids, 256, trained, stop_id=restored.vocabulary.eos_id))
@@ -97,7 +97,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_none_of_256_tokens_of_a_trained_run_differ(trained: Path, tmp_path: Path) -> None:
-    restored = restore(trained)
+    restored = restore_model(trained)
     export(restored, tmp_path / "out")
     expected = shown(restored, "abc")
     assert len(expected) == 256
@@ -272,7 +272,7 @@ def test_transformers_agrees(shape: str, request: pytest.FixtureRequest, tmp_pat
     if python is None:
         pytest.skip(f"no environment with torch and transformers: {COMMAND} makes one")
     if shape == "trained":
-        restored = restore(request.getfixturevalue("trained"))
+        restored = restore_model(request.getfixturevalue("trained"))
     elif shape == "sentencepiece":
         restored = random_run(request.getfixturevalue("pieces").name)
     else:

@@ -14,7 +14,7 @@ from scaling.model import parametrization, sharding
 from scaling.model.decoder import Decoder, hidden, logits
 from scaling.model.parametrization import Multipliers, multipliers, simplest
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
 Name = Literal["standard", "mup", "completep"]
@@ -82,7 +82,7 @@ def test_muon_follows_width_by_its_square_root_and_only_matrices_of_blocks() -> 
 
 def lowered(model: ModelConfig, kind: Literal["adamw", "muon"]) -> tuple[str, str]:
     """The programs of init and of a step, before they are compiled."""
-    program: Any = build(RunConfig(model=model, optimizer=OptimizerConfig(kind=kind)), sharding.make_mesh(MeshConfig()))
+    program: Any = build_program(RunConfig(model=model, optimizer=OptimizerConfig(kind=kind)), sharding.make_mesh(MeshConfig()))
     tokens_BS = jax.ShapeDtypeStruct((16, 129), jnp.int32)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     step = program.step.lower(program.abstract_state, tokens_BS, Rates(scalar, scalar))

@@ -35,7 +35,7 @@ from scaling.performance.interconnect import path_of, seconds
 from scaling.performance.roofline import Estimate
 from scaling.training.memory import check_memory, estimate_bytes, likely_fitting_changes, smaller_configs, state_bytes
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 from tests.conftest import ROOT
 
 TABLE = ROOT / "benchmarks" / "topologies.json"
@@ -134,7 +134,7 @@ def run(**changes: Any) -> RunConfig:
 
 def traced(config: RunConfig) -> Any:
     """The jaxpr of the train step on one device."""
-    program = build(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+    program = build_program(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
     tokens_BS = jax.ShapeDtypeStruct((config.data.batch_sequences, config.data.sequence_length + 1), jnp.int32)
     return jax.make_jaxpr(program.step)(program.abstract_state, tokens_BS, Rates(1e-3, 0.1))
 
@@ -239,7 +239,7 @@ def test_collectives_take_as_long_as_their_links_need() -> None:
 
 def test_state_is_counted_as_it_is_sharded() -> None:
     config = run()
-    program = build(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+    program = build_program(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
     needed = state_bytes(program.abstract_state)
     assert needed == pytest.approx(12 * counts.params(config.model).total, abs=64)
     check_memory(program.abstract_state, needed)

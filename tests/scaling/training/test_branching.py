@@ -16,7 +16,7 @@ from scaling.record import run_folder
 from scaling.training import branching
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.train import train
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 SPENT = {"seconds", "tokens_per_second", "branch_of", "flops_spent"}
 
@@ -50,7 +50,7 @@ def of(trunk: RunConfig, config: RunConfig) -> RunConfig:
 
 def end(config: RunConfig, folder: Path) -> tuple[Any, list[Any], dict[str, Any], dict[str, Any]]:
     """Weights and optimizer, losses, row, measurements: all that a run is, but for what it cost."""
-    program = build(config, make_mesh(config.mesh))
+    program = build_program(config, make_mesh(config.mesh))
     with Checkpoints(folder / run_folder.CHECKPOINTS, 1) as save:
         state = jax.tree.map(np.asarray, save.restore(config.steps, program.abstract_state))
     lines = [
@@ -102,7 +102,7 @@ def test_reading_a_trunk_leaves_alone_what_it_is_writing(
     config = of(trunk, alone[12])
     folder = tmp_path / config.run_id
     folder.mkdir()
-    branching.restore_branch_state(folder, config, build(config, make_mesh(config.mesh)).abstract_state)
+    branching.restore_branch_state(folder, config, build_program(config, make_mesh(config.mesh)).abstract_state)
     assert unfinished.is_dir()
 
 

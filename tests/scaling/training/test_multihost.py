@@ -25,7 +25,7 @@ from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.multihost import lost_peer, exit_together, any_process_asks
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 CADENCE = 40
 SOON = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -89,7 +89,7 @@ def wait_until(true: Callable[[], Any], pair: list[subprocess.Popen[str]]) -> No
 
 
 def final_state(config: RunConfig, folder: Path) -> Any:
-    program = build(dataclasses.replace(config, mesh=MeshConfig()), make_mesh(MeshConfig()))
+    program = build_program(dataclasses.replace(config, mesh=MeshConfig()), make_mesh(MeshConfig()))
     with Checkpoints(folder / run_folder.CHECKPOINTS, keep=1) as save:
         return save.restore(config.steps, program.abstract_state)
 

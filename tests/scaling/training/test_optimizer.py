@@ -16,7 +16,7 @@ from scaling.model.parametrization import multipliers
 from scaling.model.sharding import path_name
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.optimizer import Rates, decay_mask, learning_rate, step_learning_rate, gradient_transformation
-from scaling.training.train_step import State, build
+from scaling.training.train_step import TrainState, build_program
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
 OPTIMIZER = OptimizerConfig(learning_rate=2.0)
@@ -159,11 +159,11 @@ def newton_schulz(x_IO: np.ndarray) -> np.ndarray:
 
 def test_muon_learns_and_its_state_comes_back_from_a_checkpoint(tiny: RunConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(tiny, optimizer=OptimizerConfig(kind="muon"))
-    program = build(config, sharding.make_mesh(config.mesh))
+    program = build_program(config, sharding.make_mesh(config.mesh))
     tokens_BS = np.random.default_rng(0).integers(0, 259, (8, 33)).astype(np.int32)
     state, losses = program.init(jax.random.key(0)), []
 
-    def step(state: State) -> State:
+    def step(state: TrainState) -> TrainState:
         state, metrics = program.step(state, tokens_BS, Rates(np.float32(0.02), np.float32(0.1)))
         losses.append(float(metrics["loss"]))
         return state

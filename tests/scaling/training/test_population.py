@@ -27,7 +27,7 @@ from scaling.training.population import shared, train_population
 from scaling.training.population_limits import MEMORY_FRACTION, STATE_BYTES, members_that_fit, packable
 from scaling.training.population_loop import together
 from scaling.training.train import train
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 from tests.scaling.training.test_train import facts, final_state
 
 
@@ -209,7 +209,7 @@ def test_only_those_of_the_mask_change(
     monkeypatch.setattr("scaling.training.population_loop.takes_turns", lambda mesh: turns)
     monkeypatch.setattr("scaling.training.population.takes_turns", lambda mesh: turns)
     mesh = make_mesh(tiny.mesh)
-    program = build(shared(tiny, mesh), mesh)
+    program = build_program(shared(tiny, mesh), mesh)
     before = [jax.device_get(program.init(jax.random.key(seed))) for seed in range(count)]
     tokens = np.zeros((count, tiny.data.batch_sequences, tiny.data.sequence_length + 1), np.int32)
     live = np.arange(count) % 2 == 0

@@ -13,7 +13,7 @@ from scaling.config.run_config import RunConfig, load, to_dict
 from scaling.measurements.likelihood import Pair, score
 from scaling.model.attention import Kernel
 from scaling.record import run_folder
-from scaling.training.restore import restore
+from scaling.training.restore import restore_model
 from scaling.training.train import train
 
 
@@ -23,10 +23,10 @@ def test_a_run_of_a_kernel_that_cannot_run_here_is_restored(kernel: Kernel, tiny
         pytest.skip("the kernel may run here")
     config = replace(tiny, tokens=8 * 8 * 32)
     assert train(config, tmp_path, quiet=True) == "done"
-    plain = restore(tmp_path)
+    plain = restore_model(tmp_path)
     named = replace(load(tmp_path / run_folder.CONFIG), model=replace(config.model, attention=kernel))
     files.write_json(tmp_path / run_folder.CONFIG, to_dict(named))
-    found = restore(tmp_path)
+    found = restore_model(tmp_path)
     assert found.config.model.attention == kernel
     asked = [Pair([1, 5, 9], [4, 4])]
     nats, expected = (float(score(one.model, one.params, asked, 32).nats_P[0]) for one in (found, plain))

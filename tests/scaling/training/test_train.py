@@ -31,14 +31,14 @@ from scaling.training.checkpoints import Checkpoints
 from scaling.training.memory import state_bytes
 from scaling.training.optimizer import Rates
 from scaling.training.train import train
-from scaling.training.train_step import build, gradients
+from scaling.training.train_step import build_program, batch_gradients
 from tests.conftest import scaling
 
 TIMING = {"seconds", "tokens_per_second"}
 
 
 def final_state(config: RunConfig, folder: Path) -> Any:
-    program = build(config, make_mesh(config.mesh))
+    program = build_program(config, make_mesh(config.mesh))
     with Checkpoints(folder / run_folder.CHECKPOINTS, keep=1) as save:
         return save.restore(config.steps, program.abstract_state)
 
@@ -58,7 +58,7 @@ def unbroken(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_explains_itself(tiny: RunConfig, unbroken: Path) -> None:
     assert from_dict(files.read_json(unbroken / run_folder.CONFIG)) == tiny
-    kernel = build(tiny, make_mesh(tiny.mesh)).model.kernel
+    kernel = build_program(tiny, make_mesh(tiny.mesh)).model.kernel
     assert files.read_json(unbroken / run_folder.ENVIRONMENT)["attention_kernel"] == kernel != "auto"
     lines = run_folder.read_metrics(unbroken)
     assert [line["step"] for line in lines] == list(range(1, 33))
@@ -242,7 +242,7 @@ def test_a_step_is_dispatched_before_the_last_ones_metrics_are_read_and_moves_no
     quiet = dataclasses.replace(tiny.measure, checkpoint_every_tokens=tiny.tokens, log_every_steps=1000)
     config = dataclasses.replace(tiny, measure=quiet, tokens=6 * tiny.data.batch_tokens, schedule=ScheduleConfig())
     events: list[str] = []
-    built = build(config, make_mesh(config.mesh))
+    built = build_program(config, make_mesh(config.mesh))
 
     def step(*arguments: Any) -> Any:
         events.append("dispatch")
@@ -280,12 +280,12 @@ def test_microbatches_learn_what_the_batch_learns(tiny: RunConfig, unbroken: Pat
 
 def test_microbatches_are_looped_over(tiny: RunConfig) -> None:
     parts = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, microbatch_sequences=2))
-    program = build(parts, make_mesh(parts.mesh))
+    program = build_program(parts, make_mesh(parts.mesh))
     params = program.abstract_state.params
     tokens_BS = jax.ShapeDtypeStruct((8, 33), np.int32)
-    text = str(jax.make_jaxpr(lambda p, t: gradients(program.model, parts, p, t))(params, tokens_BS))
+    text = str(jax.make_jaxpr(lambda p, t: batch_gradients(program.model, parts, p, t))(params, tokens_BS))
     assert "length=4" in text
-    assert "length=4" not in str(jax.make_jaxpr(lambda p, t: gradients(program.model, tiny, p, t))(params, tokens_BS))
+    assert "length=4" not in str(jax.make_jaxpr(lambda p, t: batch_gradients(program.model, tiny, p, t))(params, tokens_BS))
 
 
 def test_weights_that_are_ruined_by_the_last_step_are_divergence(tiny: RunConfig, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path:
         tmp_path,
         quiet=True,
     )
-    program = build(tiny, make_mesh(tiny.mesh))
+    program = build_program(tiny, make_mesh(tiny.mesh))
     tokens = open_tokens(tiny.data.directory, "walk")
     first = {}
     for start in (0, 1):
@@ -421,7 +421,7 @@ def test_a_state_that_no_device_holds_ends_before_a_step(
             return {"bytes_limit": 1000}
 
     monkeypatch.setattr(jax.sharding.Mesh, "local_devices", property(lambda mesh: [Small()]))
-    times = math.ceil(state_bytes(build(tiny, make_mesh(tiny.mesh)).abstract_state) / 1000)
+    times = math.ceil(state_bytes(build_program(tiny, make_mesh(tiny.mesh)).abstract_state) / 1000)
     with pytest.raises(InputError, match=rf"mesh\.fsdp.*mesh\.tensor.*\b{times}\b"):
         train(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from scaling.model import sharding
 from scaling.model.decoder import logits
 from scaling.model.loss import training_loss
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build, decoder, gradients
+from scaling.training.train_step import build_program, build_decoder, batch_gradients
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("soon_compiled")
 )
 def test_what_the_config_leaves_open_is_decided_for_the_devices(remat: str, asked: int | None, unroll: int) -> None:
     config = RunConfig(model=ModelConfig(depth=4, unroll=asked, remat=remat))  # pyrefly: ignore
-    model = decoder(config, sharding.make_mesh(MeshConfig()))
+    model = build_decoder(config, sharding.make_mesh(MeshConfig()))
     assert (model.kernel, model.config.unroll, model.mesh) == ("blocked", unroll, None)
 
 
 def test_a_kernel_that_cannot_run_ends_before_anything_is_built() -> None:
     config = RunConfig(model=ModelConfig(attention="splash"))
     with pytest.raises(InputError, match=r"model\.attention.*splash"):
-        build(config, sharding.make_mesh(MeshConfig()))
+        build_program(config, sharding.make_mesh(MeshConfig()))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -38,7 +38,7 @@ def test_gradients_are_those_of_the_plain_loss_with_the_reference_kernel(tiny: R
     """Chunks, blocks, products side by side, in microbatches and not, against logits, one kernel and one batch."""
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, tied=tied, kv_heads=1))
     mesh = sharding.make_mesh(MeshConfig())
-    plain = dataclasses.replace(decoder(config, mesh), kernel="xla")
+    plain = dataclasses.replace(build_decoder(config, mesh), kernel="xla")
     tokens_BS = np.random.default_rng(0).integers(0, 259, (8, 33)).astype(np.int32)
     params = jax.jit(plain.init)(jax.random.key(0), tokens_BS[:, :-1])["params"]
 
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_plain_loss_with_the_reference_kernel(tiny: R
     for microbatch in (None, 4):
         parts = dataclasses.replace(config.data, microbatch_sequences=microbatch)
         one = dataclasses.replace(config, data=parts)
-        found, nats = jax.jit(lambda p, c=one: gradients(decoder(c, mesh), c, p, tokens_BS))(params)
+        found, nats = jax.jit(lambda p, c=one: batch_gradients(build_decoder(c, mesh), c, p, tokens_BS))(params)
         assert np.isclose(nats, expected_nats), microbatch
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, atol=3e-6 + 1e-5 * np.abs(b).max(), err_msg=str(microbatch))
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_plain_loss_with_the_reference_kernel(tiny: R
 def test_the_state_is_given_up_to_the_step() -> None:
     """Donated: the weights and moments before a step share memory with those after it."""
     config = RunConfig(model=ModelConfig(width=32, depth=1, heads=2), precision=PrecisionConfig("bfloat16"))
-    program = build(config, sharding.make_mesh(MeshConfig()))
+    program = build_program(config, sharding.make_mesh(MeshConfig()))
     state = program.init(jax.random.key(0))
     tokens_BS = jnp.zeros((16, 129), jnp.int32)
     after, _ = program.step(state, tokens_BS, Rates(1e-3, 0.1))
