@@ -34,8 +34,8 @@ from scaling.training.malloc import keep_freed_pages
 from scaling.training.memory import GIB, state_bytes
 from scaling.training.monitor import progress_bar, stop_signals
 from scaling.training.out_of_memory import is_out_of_memory
-from scaling.training.population_limits import check_alike
-from scaling.training.population_loop import Group, Lane, Outcome, takes_turns, together, train_lanes
+from scaling.training.population_limits import check_same_program
+from scaling.training.population_loop import MemberGroup, Member, Outcome, sequential_on_device, batched_step, train_members
 from scaling.training.session import Session, initial_state, open_data, final_status, with_data_fingerprint
 from scaling.training.train_step import Program, build_program
 
@@ -60,7 +60,7 @@ def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Pa
             else:
                 waiting[folder] = config
     if waiting:
-        check_alike([*waiting.values()])
+        check_same_program([*waiting.values()])
         _train(waiting, outcomes, quiet)
     return {folder: outcomes[folder] for folder in folders}
 
@@ -96,18 +96,18 @@ def _train(waiting: dict[Path, RunConfig], outcomes: dict[Path, Outcome], quiet:
                 about = {"members": len(waiting), "lane": len(lanes)}
                 s = open_sessions.enter_context(_session(config, folder, program, stop, about))
                 start, state = initial_state(s)
-                lanes.append(Lane(s, start))
+                lanes.append(Member(s, start))
                 states.append(jax.device_get(state))
         if lanes:
-            g = Group(program, together(program), outcomes, stop, show)
+            g = MemberGroup(program, batched_step(program), outcomes, stop, show)
             state = jax.device_put(jax.tree.map(lambda *one: np.stack(one), *states), g.everywhere)
             states.clear()
-            train_lanes(g, lanes, state)
+            train_members(g, lanes, state)
 
 
 def shared(config: RunConfig, mesh: Mesh) -> RunConfig:
     """The config with the attention that runs under vmap."""
-    turns, model = takes_turns(mesh), config.model
+    turns, model = sequential_on_device(mesh), config.model
     return config if turns or model.attention != "auto" else replace(config, model=replace(model, attention="xla"))
 
 

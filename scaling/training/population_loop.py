@@ -32,15 +32,15 @@ from scaling.training.train import read_batch
 from scaling.training.train_step import Program, TrainState
 
 Outcome = run_folder.Status | Exception
-Step = Callable[[TrainState, jax.Array, Rates, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+BatchedStep = Callable[[TrainState, jax.Array, Rates, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def takes_turns(mesh: Mesh) -> bool:
+def sequential_on_device(mesh: Mesh) -> bool:
     """Whether members are stepped one after the other within the program, not side by side."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def together(program: Program) -> Step:
+def batched_step(program: Program) -> BatchedStep:
     """The compiled step of all members: states [E, ...], tokens [E, B, T + 1], rates [E] and a mask [E] of those that
     still train -> states, metrics [E]. What the mask leaves out keeps its state; its metrics mean nothing."""
 
@@ -55,7 +55,7 @@ def together(program: Program) -> Step:
     def step(
         state: TrainState, tokens_EBS: jax.Array, rates: Rates, live_E: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        if takes_turns(program.mesh):
+        if sequential_on_device(program.mesh):
             return jax.lax.map(turn, (state, tokens_EBS, rates, live_E))
         stepped, metrics = jax.vmap(update)(state, tokens_EBS, rates)
         kept = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(live_E, new, old), stepped, state)
@@ -66,7 +66,7 @@ def together(program: Program) -> Step:
 
 
 @dataclass
-class Lane:
+class Member:
     """A member while it trains. taken: steps so far. pending: a step whose metrics are still on the device, and its row
     among the members stepped together. found: what was measured after the last step."""
 
@@ -105,11 +105,11 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Group:
+class MemberGroup:
     """What members share."""
 
     program: Program
-    step: Step
+    step: BatchedStep
     outcomes: dict[Path, Outcome]
     stop: Callable[[], bool]
     show: Callable[[int, float, float], None]
@@ -125,24 +125,24 @@ class Group:
         return jax.jit(lambda state, row: jax.tree.map(lambda x: x[row], state), out_shardings=layout)
 
 
-def train_lanes(g: Group, lanes: list[Lane], state: TrainState) -> None:
+def train_members(g: MemberGroup, lanes: list[Member], state: TrainState) -> None:
     """Steps until every member has ended. Raises Stopped when a signal came, all saved."""
     for row, lane in enumerate(lanes):
         if lane.left == 0:
             reason = _conclude(lane, g.pick(state, row))
             lane.end("diverged" if reason else "done", g.outcomes, reason)
     while live := [row for row, lane in enumerate(lanes) if not lane.ended]:
-        if len(live) < len(lanes) and not takes_turns(g.program.mesh):
+        if len(live) < len(lanes) and not sequential_on_device(g.program.mesh):
             lanes, kept = [lanes[row] for row in live], np.array(live)
             state = jax.jit(lambda state, kept=kept: jax.tree.map(lambda x: x[kept], state))(state)
-        state = _ticks(g, lanes, state)
+        state = _run_steps(g, lanes, state)
 
 
-def _ticks(g: Group, lanes: list[Lane], state: TrainState) -> TrainState:
+def _run_steps(g: MemberGroup, lanes: list[Member], state: TrainState) -> TrainState:
     """Steps these members until all have ended; where they go side by side, until half have, for those that have ended
     take as long as the others there. The metrics of a step are fetched after the next is dispatched."""
-    enough = 0 if takes_turns(g.program.mesh) else len(lanes) // 2
-    make = functools.partial(_feed, lanes, [lane.taken for lane in lanes], g.everywhere)
+    enough = 0 if sequential_on_device(g.program.mesh) else len(lanes) // 2
+    make = functools.partial(_group_input, lanes, [lane.taken for lane in lanes], g.everywhere)
     with prefetch(make, range(max(lane.left for lane in lanes))) as feeds:
         for tokens_EBS, rates in feeds:
             live = [(row, lane) for row, lane in enumerate(lanes) if not lane.ended]
@@ -151,10 +151,10 @@ def _ticks(g: Group, lanes: list[Lane], state: TrainState) -> TrainState:
             live_E = jax.device_put(np.array([not lane.ended for lane in lanes]), g.everywhere)
             state, metrics = g.step(state, tokens_EBS, rates, live_E)
             stopping = g.stop()
-            done = [lane for row, lane in live if _note(g, lanes, lane, row, state, metrics, stopping)]
+            done = [lane for row, lane in live if _record_member(g, lanes, lane, row, state, metrics, stopping)]
             for lane in done:
                 lane.end("done", g.outcomes)
-            _tell(g, lanes)
+            _report(g, lanes)
             if stopping and (left := sum(not lane.ended for lane in lanes)):
                 for lane in lanes:
                     lane.session.checkpoints.wait()
@@ -162,7 +162,7 @@ def _ticks(g: Group, lanes: list[Lane], state: TrainState) -> TrainState:
     return state
 
 
-def _feed(lanes: Sequence[Lane], starts: Sequence[int], where: NamedSharding, tick: int) -> tuple[jax.Array, Rates]:
+def _group_input(lanes: Sequence[Member], starts: Sequence[int], where: NamedSharding, tick: int) -> tuple[jax.Array, Rates]:
     """The input of one step of all members: tokens [E, B, T + 1] and rates [E]. Of one that has ended, anything."""
     made: dict[tuple[int, int, int | None], np.ndarray] = {}
     batches, rates = [], []
@@ -179,8 +179,8 @@ def _feed(lanes: Sequence[Lane], starts: Sequence[int], where: NamedSharding, ti
     return jax.device_put((np.stack(batches), jax.tree.map(lambda *one: np.stack(one), *rates)), where)
 
 
-def _note(
-    g: Group, lanes: Sequence[Lane], lane: Lane, row: int, state: TrainState, metrics: dict[str, jax.Array], stopping: bool
+def _record_member(
+    g: MemberGroup, lanes: Sequence[Member], lane: Member, row: int, state: TrainState, metrics: dict[str, jax.Array], stopping: bool
 ) -> bool:
     """What is recorded, measured and saved of one member after a step; whether it was its last, in which it did not
     diverge."""
@@ -204,7 +204,7 @@ def _note(
     return last and not reason
 
 
-def _conclude(lane: Lane, own: TrainState) -> str:
+def _conclude(lane: Member, own: TrainState) -> str:
     """Measures the last state of a member and begins to save it; returns why the run diverged in the last step."""
     lane.found, reason = final_measurements(lane.session, own)
     if not reason:
@@ -213,7 +213,7 @@ def _conclude(lane: Lane, own: TrainState) -> str:
 
 
 @contextlib.contextmanager
-def _paused(lanes: Sequence[Lane]) -> Iterator[None]:
+def _paused(lanes: Sequence[Member]) -> Iterator[None]:
     """Time inside is no member's."""
     with contextlib.ExitStack() as stack:
         for lane in lanes:
@@ -221,7 +221,7 @@ def _paused(lanes: Sequence[Lane]) -> Iterator[None]:
         yield
 
 
-def _tell(g: Group, lanes: Sequence[Lane]) -> None:
+def _report(g: MemberGroup, lanes: Sequence[Member]) -> None:
     live = [lane for lane in lanes if not lane.ended] or lanes
     rate = sum(lane.clock.tokens_per_second for lane in live)
     g.show(sum(lane.taken for lane in lanes), sum(lane.loss for lane in live) / len(live), rate)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
-from scaling.training.population_limits import members_that_fit, packable
+from scaling.training.population_limits import members_that_fit, program_key
 from sweeps.local.launch import Slot
 from sweeps.local.processes import uses_tpu
 from sweeps.planning.plan import Cell
@@ -44,11 +44,11 @@ def pack(ready: Iterable[Cell], waiting: float, slot: Slot, slots: int, most: in
     fit = max(members_that_fit(first.config, memory(slot, slots), platform(slot)), 1)
     most = min(most or fit, fit)
     limit = 1.001 * max(first.seconds, waiting / (SHARES * slots))
-    key, chosen, seconds = packable(first.config), [first], first.seconds
+    key, chosen, seconds = program_key(first.config), [first], first.seconds
     for cell in itertools.chain([second], rest):
         if len(chosen) == most:
             break
-        if seconds + cell.seconds <= limit and packable(cell.config) == key and alike(first, cell, slot):
+        if seconds + cell.seconds <= limit and program_key(cell.config) == key and alike(first, cell, slot):
             chosen.append(cell)
             seconds += cell.seconds
     return tuple(chosen)

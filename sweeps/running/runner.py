@@ -21,7 +21,7 @@ from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.exit_codes import FULL, STOPPED
 from scaling.training import branching, simulated_run
-from scaling.training.population_limits import packable
+from scaling.training.population_limits import program_key
 from sweeps.local.launch import Launch, Slot
 from sweeps.local.processes import joined, last_line, start
 from sweeps.local.signals import heard
@@ -150,7 +150,7 @@ class Runner:
             if self.solitary(first):
                 self.take((first,), slots, slot)
             else:
-                most = self.narrow.get(packable(first.config), self.members)
+                most = self.narrow.get(program_key(first.config), self.members)
                 company = self.pending.company(first)
                 self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
 
@@ -166,7 +166,7 @@ class Runner:
 
     def kind(self, cell: Cell) -> Hashable:
         """What cells must have in common to start in one process."""
-        return cell.run_id if self.solitary(cell) else packable(cell.config)
+        return cell.run_id if self.solitary(cell) else program_key(cell.config)
 
     def take(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
         """Starts cells in one process, but for those that another runner has or had."""
@@ -267,7 +267,7 @@ class Runner:
         """A population ended without a member's result: too large a one is tried by halves, any other one by one."""
         half = len(attempt.cells) // 2
         if kind == "memory" and half > 1:
-            self.narrow[packable(cell.config)] = half
+            self.narrow[program_key(cell.config)] = half
             self.say(f"{cell.run_id} {cell.name}: its population of {len(attempt.cells)} {reason}; trying {half}")
         else:
             self.alone.add(cell.run_id)

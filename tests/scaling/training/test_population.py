@@ -24,8 +24,8 @@ from scaling.training.memory import estimate_bytes
 from scaling.training.monitor import Stopped
 from scaling.training.optimizer import Rates
 from scaling.training.population import shared, train_population
-from scaling.training.population_limits import MEMORY_FRACTION, STATE_BYTES, members_that_fit, packable
-from scaling.training.population_loop import together
+from scaling.training.population_limits import MEMORY_FRACTION, STATE_BYTES_PER_PARAM, members_that_fit, program_key
+from scaling.training.population_loop import batched_step
 from scaling.training.train import train
 from scaling.training.train_step import build_program
 from tests.scaling.training.test_train import facts, final_state
@@ -183,18 +183,18 @@ def test_runs_of_different_programs_are_refused_before_anything_is_spent(
     with pytest.raises(InputError, match=words):
         train_population(folders, quiet=True)
     assert [path.name for folder in folders for path in folder.iterdir()] == [run_folder.CONFIG] * 2
-    assert packable(tiny) != packable(other)
+    assert program_key(tiny) != program_key(other)
 
 
 def test_what_members_may_differ_in_leaves_the_key_of_their_program_alone(tiny: RunConfig) -> None:
-    keys = {packable(config) for config in members(tiny)}
+    keys = {program_key(config) for config in members(tiny)}
     assert len(keys) == 1
     resolved = dataclasses.replace(tiny.model, kv_heads=tiny.model.heads, ff_width=tiny.model.num_ff)
-    assert packable(dataclasses.replace(tiny, model=resolved, sweep="s", recipe="r", overrides=("x",))) in keys
+    assert program_key(dataclasses.replace(tiny, model=resolved, sweep="s", recipe="r", overrides=("x",))) in keys
 
 
 def test_members_that_fit_share_activations_only_where_they_take_turns(tiny: RunConfig) -> None:
-    one, state = estimate_bytes(tiny, (1, 1, 1)), STATE_BYTES * params(tiny.model).total
+    one, state = estimate_bytes(tiny, (1, 1, 1)), STATE_BYTES_PER_PARAM * params(tiny.model).total
     room = (one + 3 * state) / MEMORY_FRACTION * (1 + 1e-9)
     assert members_that_fit(tiny, room, "cpu") == 4
     assert members_that_fit(tiny, 4 * one / MEMORY_FRACTION * (1 + 1e-9), "gpu") == 4
@@ -206,7 +206,7 @@ def test_only_those_of_the_mask_change(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, turns: bool, count: int
 ) -> None:
     """Taking turns as on CPUs, and side by side; a batch and a rate that would ruin the others."""
-    monkeypatch.setattr("scaling.training.population_loop.takes_turns", lambda mesh: turns)
+    monkeypatch.setattr("scaling.training.population_loop.sequential_on_device", lambda mesh: turns)
     monkeypatch.setattr("scaling.training.population.takes_turns", lambda mesh: turns)
     mesh = make_mesh(tiny.mesh)
     program = build_program(shared(tiny, mesh), mesh)
@@ -215,7 +215,7 @@ def test_only_those_of_the_mask_change(
     live = np.arange(count) % 2 == 0
     rates = Rates(np.where(live, 1e-3, np.nan).astype(np.float32), np.zeros(count, np.float32))
     given = jax.device_put((jax.tree.map(lambda *x: np.stack(x), *before), tokens, rates, live))
-    after, metrics = together(program)(*given)
+    after, metrics = batched_step(program)(*given)
     for member, (start, alive) in enumerate(zip(before, live, strict=True)):
         end = jax.tree.map(lambda x, row=member: np.asarray(x)[row], after)
         assert int(end.step) == int(alive)
