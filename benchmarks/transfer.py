@@ -129,7 +129,9 @@ def train(directory: Path = Path("out/corpora"), json_file: Path = JSON, seeds: 
         bar = progress.add_task("learning rates", total=len(left) * len(RATES), completed=len(done))
         for cell, seed in left:
             missing = [r for r in RATES if key({**asdict(cell), "learning_rate": r, "seed": seed}) not in done]
-            program = build_program(cell.config(data, RATES[0], seed), sharding.make_mesh(MeshConfig())) if missing else None
+            program = (
+                build_program(cell.config(data, RATES[0], seed), sharding.make_mesh(MeshConfig())) if missing else None
+            )
             for rate in missing:
                 assert program is not None
                 facts["runs"].append(trained(cell, program, tokens, data, rate, seed))

@@ -31,7 +31,7 @@ from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
 from scaling.record.run_folder import CONFIG, Measurement, plain, read_result
 from scaling.training import simulated_run
-from scaling.training.restore import restore_model, checkpoint_steps
+from scaling.training.restore import checkpoint_steps, restore_model
 
 
 @dataclass(frozen=True)

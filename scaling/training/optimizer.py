@@ -60,7 +60,9 @@ def step_rates(step: int, config: RunConfig) -> Rates:
     return Rates(np.float32(step_learning_rate(step, config)), np.float32(config.optimizer.weight_decay))
 
 
-def gradient_transformation(config: OptimizerConfig, weight_decay: Any, model: ModelConfig) -> optax.GradientTransformation:
+def gradient_transformation(
+    config: OptimizerConfig, weight_decay: Any, model: ModelConfig
+) -> optax.GradientTransformation:
     """Clip by global norm, Adam or Muon, decoupled decay of matrices; each weight's numbers times what the model's
     parametrisation gives it. The caller scales by minus the learning rate.
 

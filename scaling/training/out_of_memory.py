@@ -13,7 +13,9 @@ from pathlib import Path
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 
-OUT_OF_MEMORY_MESSAGE = re.compile(r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|_ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+OUT_OF_MEMORY_MESSAGE = re.compile(
+    r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|_ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
 """How XLA says it of a CPU, GPU or TPU, and CUDA's libraries of a GPU."""
 
 VMSTAT = Path("/proc/vmstat")
@@ -29,7 +31,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     seen: BaseException | None = error
     while seen is not None:
-        of_xla = type(seen).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and OUT_OF_MEMORY_MESSAGE.search(str(seen))
+        of_xla = type(seen).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and OUT_OF_MEMORY_MESSAGE.search(
+            str(seen)
+        )
         if isinstance(seen, MemoryError) or of_xla or getattr(seen, "errno", None) == errno.ENOMEM:
             return True
         seen = seen.__cause__ or seen.__context__

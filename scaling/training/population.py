@@ -35,8 +35,15 @@ from scaling.training.memory import GIB, state_bytes
 from scaling.training.monitor import progress_bar, stop_signals
 from scaling.training.out_of_memory import is_out_of_memory
 from scaling.training.population_limits import check_same_program
-from scaling.training.population_loop import MemberGroup, Member, Outcome, sequential_on_device, batched_step, train_members
-from scaling.training.session import Session, initial_state, open_data, final_status, with_data_fingerprint
+from scaling.training.population_loop import (
+    Member,
+    MemberGroup,
+    Outcome,
+    batched_step,
+    sequential_on_device,
+    train_members,
+)
+from scaling.training.session import Session, final_status, initial_state, open_data, with_data_fingerprint
 from scaling.training.train_step import Program, build_program
 
 

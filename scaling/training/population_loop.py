@@ -24,10 +24,17 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.record import run_folder
 from scaling.training import branching
-from scaling.training.monitor import Clock, Stopped, DivergenceMonitor
+from scaling.training.monitor import Clock, DivergenceMonitor, Stopped
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetch
-from scaling.training.session import Session, crosses, record_result, final_measurements, record_step, record_validation_loss
+from scaling.training.session import (
+    Session,
+    crosses,
+    final_measurements,
+    record_result,
+    record_step,
+    record_validation_loss,
+)
 from scaling.training.train import read_batch
 from scaling.training.train_step import Program, TrainState
 
@@ -162,7 +169,9 @@ def _run_steps(g: MemberGroup, lanes: list[Member], state: TrainState) -> TrainS
     return state
 
 
-def _group_input(lanes: Sequence[Member], starts: Sequence[int], where: NamedSharding, tick: int) -> tuple[jax.Array, Rates]:
+def _group_input(
+    lanes: Sequence[Member], starts: Sequence[int], where: NamedSharding, tick: int
+) -> tuple[jax.Array, Rates]:
     """The input of one step of all members: tokens [E, B, T + 1] and rates [E]. Of one that has ended, anything."""
     made: dict[tuple[int, int, int | None], np.ndarray] = {}
     batches, rates = [], []
@@ -180,7 +189,13 @@ def _group_input(lanes: Sequence[Member], starts: Sequence[int], where: NamedSha
 
 
 def _record_member(
-    g: MemberGroup, lanes: Sequence[Member], lane: Member, row: int, state: TrainState, metrics: dict[str, jax.Array], stopping: bool
+    g: MemberGroup,
+    lanes: Sequence[Member],
+    lane: Member,
+    row: int,
+    state: TrainState,
+    metrics: dict[str, jax.Array],
+    stopping: bool,
 ) -> bool:
     """What is recorded, measured and saved of one member after a step; whether it was its last, in which it did not
     diverge."""

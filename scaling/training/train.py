@@ -22,10 +22,21 @@ from scaling.training import branching, multihost, simulated_run
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.malloc import keep_freed_pages
 from scaling.training.memory import check_memory
-from scaling.training.monitor import Clock, Stopped, DivergenceMonitor, progress_bar, stop_signals
+from scaling.training.monitor import Clock, DivergenceMonitor, Stopped, progress_bar, stop_signals
 from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetch
-from scaling.training.session import Session, initial_state, crosses, record_result, open_data, final_measurements, record_step, final_status, with_data_fingerprint, record_validation_loss
+from scaling.training.session import (
+    Session,
+    crosses,
+    final_measurements,
+    final_status,
+    initial_state,
+    open_data,
+    record_result,
+    record_step,
+    record_validation_loss,
+    with_data_fingerprint,
+)
 from scaling.training.train_step import TrainState, build_program
 
 
@@ -67,7 +78,9 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
 def _loop(s: Session) -> run_folder.Status:
     """Restore, step, measure, record. The metrics of step n - 1 are fetched after step n is dispatched."""
     start, state = initial_state(s)
-    with prefetch(functools.partial(step_input, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)) as feeds:
+    with prefetch(
+        functools.partial(step_input, s.config, s.tokens, s.program.mesh), range(start, s.config.steps)
+    ) as feeds:
         return _steps(s, state, start, feeds)
 
 

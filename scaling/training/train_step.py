@@ -55,7 +55,9 @@ def build_program(config: RunConfig, mesh: Mesh) -> Program:
 
     def init(key: jax.Array) -> TrainState:
         params = rolled.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params))
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params)
+        )
 
     def step(state: TrainState, tokens_BS: jax.Array, rates: Rates) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, nats = batch_gradients(model, config, state.params, tokens_BS)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from scaling.errors import InputError
 from scaling.exit_codes import MEMORY
-from scaling.training.out_of_memory import oom_kill_since, count_oom_kills
+from scaling.training.out_of_memory import count_oom_kills, oom_kill_since
 from sweeps.local import child
 from sweeps.local.launch import Slot
 

@@ -170,7 +170,11 @@ class Fleet:
     def ready(self, cell: Cell) -> bool:
         """Whether a cell could start: its trunk has come to where it leaves, or has ended; nobody holds it."""
         trunk, run = cell.config.branch_of, self.folder / RUNS / cell.run_id
-        waits = trunk and not branching.has_branch_state(run, cell.config) and result_status(self.folder / RUNS / trunk) is None
+        waits = (
+            trunk
+            and not branching.has_branch_state(run, cell.config)
+            and result_status(self.folder / RUNS / trunk) is None
+        )
         return not waits and claimable(run)
 
     def holder(self, cell: Cell) -> tuple[object, object]:

@@ -25,7 +25,7 @@ from scaling.record.run_folder import (
     write_result,
 )
 from scaling.training import branching, simulated_run
-from scaling.training.out_of_memory import with_smaller_microbatch, sequences_per_device
+from scaling.training.out_of_memory import sequences_per_device, with_smaller_microbatch
 from sweeps.local.processes import last_line, traceback
 from sweeps.planning.plan import RUNS, Cell
 from sweeps.running import attempt_log
@@ -47,7 +47,11 @@ def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
     config, begun = cell.config, _held(folder)
     if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
         config = dataclasses.replace(config, branch_of=begun.branch_of)
-    elif config.branch_of and not branching.has_branch_state(folder, config) and not branching.trunk_diverged_before(folder, config):
+    elif (
+        config.branch_of
+        and not branching.has_branch_state(folder, config)
+        and not branching.trunk_diverged_before(folder, config)
+    ):
         config = dataclasses.replace(config, branch_of="")
     config = fitted(config, attempt_log.too_many(folder), devices(folder, cell, asked)) or config
     write_json(folder / CONFIG, to_dict(config), durable=not simulated_run.is_simulated(config))

@@ -49,7 +49,9 @@ def random_run(vocabulary: str = "byte", gain: float = 2.0, **shape: Any) -> Tra
     config = RunConfig(model=model, data=DataConfig(vocabulary=vocabulary, sequence_length=48))
     decoder = Decoder(model)
     params = jax.jit(decoder.init)(jax.random.key(8), jnp.zeros((1, 2), jnp.int32))["params"]
-    return TrainedModel(Path(), config, 0, decoder, jax.tree.map(lambda x: gain * x, params), load_vocabulary(vocabulary))
+    return TrainedModel(
+        Path(), config, 0, decoder, jax.tree.map(lambda x: gain * x, params), load_vocabulary(vocabulary)
+    )
 
 
 @pytest.fixture(scope="module")

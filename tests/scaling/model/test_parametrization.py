@@ -82,7 +82,9 @@ def test_muon_follows_width_by_its_square_root_and_only_matrices_of_blocks() -> 
 
 def lowered(model: ModelConfig, kind: Literal["adamw", "muon"]) -> tuple[str, str]:
     """The programs of init and of a step, before they are compiled."""
-    program: Any = build_program(RunConfig(model=model, optimizer=OptimizerConfig(kind=kind)), sharding.make_mesh(MeshConfig()))
+    program: Any = build_program(
+        RunConfig(model=model, optimizer=OptimizerConfig(kind=kind)), sharding.make_mesh(MeshConfig())
+    )
     tokens_BS = jax.ShapeDtypeStruct((16, 129), jnp.int32)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     step = program.step.lower(program.abstract_state, tokens_BS, Rates(scalar, scalar))

@@ -273,7 +273,9 @@ def test_changes_come_smallest_first() -> None:
     assert likely_fitting_changes(big(), sizes, enough, scale=1e3)[0][0] == words[needs.index(min(needs))]
     assert likely_fitting_changes(big(), sizes, 2**20) == []
     assert all(
-        "--mesh" not in words for words, _, _ in smaller_configs(big(remat="full"), (2, 8, 1), slices=2) if "tensor=1" in words
+        "--mesh" not in words
+        for words, _, _ in smaller_configs(big(remat="full"), (2, 8, 1), slices=2)
+        if "tensor=1" in words
     )
 
 

@@ -11,7 +11,14 @@ import pytest
 
 from scaling.accounting import counts
 from scaling.config.run_config import PrecisionConfig, RunConfig
-from scaling.training.monitor import DIVERGED_STEPS, STOP_SIGNALS, Clock, DivergenceMonitor, timeout_with_notice, stop_signals
+from scaling.training.monitor import (
+    DIVERGED_STEPS,
+    STOP_SIGNALS,
+    Clock,
+    DivergenceMonitor,
+    stop_signals,
+    timeout_with_notice,
+)
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:

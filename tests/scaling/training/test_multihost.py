@@ -24,7 +24,7 @@ from scaling.errors import InputError
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.multihost import lost_peer, exit_together, any_process_asks
+from scaling.training.multihost import any_process_asks, exit_together, lost_peer
 from scaling.training.train_step import build_program
 
 CADENCE = 40
@@ -181,7 +181,9 @@ def test_another_process_that_is_gone_is_told_from_other_errors() -> None:
     assert lost_peer(wrapped)
     assert not lost_peer(of_xla("INTERNAL: no kernel for this chip"))
     assert not lost_peer(of_xla("RESOURCE_EXHAUSTED: Out of memory allocating 900801348 bytes; all-gather, barrier"))
-    assert lost_peer(ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:5043: Connection reset by peer"))
+    assert lost_peer(
+        ValueError("UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:5043: Connection reset by peer")
+    )
     assert not lost_peer(ValueError("UNAVAILABLE"))
     assert not lost_peer(ValueError("INTERNAL: no kernel for this chip"))
 

@@ -15,7 +15,7 @@ from scaling.model import sharding
 from scaling.model.parametrization import multipliers
 from scaling.model.sharding import path_name
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.optimizer import Rates, decay_mask, learning_rate, step_learning_rate, gradient_transformation
+from scaling.training.optimizer import Rates, decay_mask, gradient_transformation, learning_rate, step_learning_rate
 from scaling.training.train_step import TrainState, build_program
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")

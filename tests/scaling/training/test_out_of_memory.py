@@ -22,7 +22,7 @@ from scaling.errors import InputError
 from scaling.model.sharding import check_fits, make_mesh
 from scaling.record import run_folder
 from scaling.training.failures import report_failure
-from scaling.training.out_of_memory import with_smaller_microbatch, is_out_of_memory, oom_kill_since, count_oom_kills
+from scaling.training.out_of_memory import count_oom_kills, is_out_of_memory, oom_kill_since, with_smaller_microbatch
 from scaling.training.train import train
 
 LIMITED = "resource.setrlimit(resource.RLIMIT_AS, (1900 * 2**20,) * 2)"
@@ -148,7 +148,9 @@ def test_the_next_smaller_microbatch_divides_batch_and_devices(
     tiny: RunConfig, batch: int, micro: int | None, mesh: MeshConfig, devices: int, then: int | None
 ) -> None:
     data = dataclasses.replace(tiny.data, batch_sequences=batch, microbatch_sequences=micro)
-    found = with_smaller_microbatch(dataclasses.replace(tiny, data=data, mesh=mesh, tokens=data.batch_tokens * 32), devices)
+    found = with_smaller_microbatch(
+        dataclasses.replace(tiny, data=data, mesh=mesh, tokens=data.batch_tokens * 32), devices
+    )
     assert (found.data.microbatch_sequences if found else None) == then
 
 

@@ -83,8 +83,8 @@ def test_side_by_side_survivors_are_their_solo_runs(
     tiny: RunConfig, alone: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on accelerators, vmapped, with XLA's attention; half die, and the others are stepped without them."""
-    for module in ("lanes", "population"):
-        monkeypatch.setattr(f"scaling.{module}.takes_turns", lambda mesh: False)
+    for module in ("population_loop", "population"):
+        monkeypatch.setattr(f"scaling.training.{module}.sequential_on_device", lambda mesh: False)
     chosen = [members(tiny)[i] for i in (1, 2, 4, 3)]
     folders = place(chosen, tmp_path)
     assert list(train_population(folders, quiet=True).values()) == ["done", "diverged", "diverged", "done"]
@@ -115,10 +115,10 @@ def test_runs_go_on_alone_and_together_in_any_turn(
     configs = [members(tiny)[i] for i in (0, 1, 3)]
     a, b, c = place(configs, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("scaling.training.train.signals", stop_after(4))
+        patch.setattr("scaling.training.train.stop_signals", stop_after(4))
         with pytest.raises(Stopped):
             train(configs[0], a, quiet=True)
-        patch.setattr("scaling.training.population.signals", stop_after(3))
+        patch.setattr("scaling.training.population.stop_signals", stop_after(3))
         with pytest.raises(Stopped, match=r"\b2\b"):
             train_population([a, b], quiet=True)
     held = [[int(path.name) for path in (folder / run_folder.CHECKPOINTS).iterdir()] for folder in (a, b)]
@@ -207,7 +207,7 @@ def test_only_those_of_the_mask_change(
 ) -> None:
     """Taking turns as on CPUs, and side by side; a batch and a rate that would ruin the others."""
     monkeypatch.setattr("scaling.training.population_loop.sequential_on_device", lambda mesh: turns)
-    monkeypatch.setattr("scaling.training.population.takes_turns", lambda mesh: turns)
+    monkeypatch.setattr("scaling.training.population.sequential_on_device", lambda mesh: turns)
     mesh = make_mesh(tiny.mesh)
     program = build_program(shared(tiny, mesh), mesh)
     before = [jax.device_get(program.init(jax.random.key(seed))) for seed in range(count)]

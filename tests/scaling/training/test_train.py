@@ -31,7 +31,7 @@ from scaling.training.checkpoints import Checkpoints
 from scaling.training.memory import state_bytes
 from scaling.training.optimizer import Rates
 from scaling.training.train import train
-from scaling.training.train_step import build_program, batch_gradients
+from scaling.training.train_step import batch_gradients, build_program
 from tests.conftest import scaling
 
 TIMING = {"seconds", "tokens_per_second"}
@@ -220,7 +220,8 @@ def test_a_process_that_cannot_be_is_refused(
 def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tmp_path: Path) -> None:
     """Three seconds instead of half an hour: XLA would abort at five."""
     files.write_json(tmp_path / "c.json", to_dict(tiny))
-    program = "import sys; from scaling import cli, gang; gang.START_SECONDS = 5; cli.main(sys.argv[1:])"
+    program = "import sys; from scaling import cli; from scaling.training import multihost; "
+    program += "multihost.START_TIMEOUT_SECONDS = 5; cli.main(sys.argv[1:])"
     alone = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
     command = [sys.executable, "-c", program, "train", "--file", str(tmp_path / "c.json")]
     command += ["--folder", str(tmp_path / "run")]
@@ -257,7 +258,9 @@ def test_a_step_is_dispatched_before_the_last_ones_metrics_are_read_and_moves_no
             events.append("read")
         return value.fget(self)
 
-    monkeypatch.setattr("scaling.training.train.build", lambda config, mesh: dataclasses.replace(built, step=step))
+    monkeypatch.setattr(
+        "scaling.training.train.build_program", lambda config, mesh: dataclasses.replace(built, step=step)
+    )
     monkeypatch.setattr(array, "_value", property(read))
     assert train(config, tmp_path, quiet=True) == "done"
     loop = events[: len(events) - events[::-1].index("dispatch")]
@@ -285,7 +288,9 @@ def test_microbatches_are_looped_over(tiny: RunConfig) -> None:
     tokens_BS = jax.ShapeDtypeStruct((8, 33), np.int32)
     text = str(jax.make_jaxpr(lambda p, t: batch_gradients(program.model, parts, p, t))(params, tokens_BS))
     assert "length=4" in text
-    assert "length=4" not in str(jax.make_jaxpr(lambda p, t: batch_gradients(program.model, tiny, p, t))(params, tokens_BS))
+    assert "length=4" not in str(
+        jax.make_jaxpr(lambda p, t: batch_gradients(program.model, tiny, p, t))(params, tokens_BS)
+    )
 
 
 def test_weights_that_are_ruined_by_the_last_step_are_divergence(tiny: RunConfig, tmp_path: Path) -> None:

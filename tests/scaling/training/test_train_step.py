@@ -13,7 +13,7 @@ from scaling.model import sharding
 from scaling.model.decoder import logits
 from scaling.model.loss import training_loss
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build_program, build_decoder, batch_gradients
+from scaling.training.train_step import batch_gradients, build_decoder, build_program
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
 

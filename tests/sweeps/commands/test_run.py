@@ -566,14 +566,14 @@ def test_a_branch_that_began_alone_goes_on_alone(tmp_path):
 
 def test_a_simulated_cell_that_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     plan = trunk_plan(tmp_path)
-    real = running.simulated.train
+    real = running.simulated_run.simulate_run
 
     def train(config, folder):
         if config.run_id == plan.cells[0].run_id:
             raise ValueError("the law is out")
         return real(config, folder)
 
-    monkeypatch.setattr(running.simulated, "train", train)
+    monkeypatch.setattr(running.simulated_run, "simulate_run", train)
     assert execute(tmp_path) == 1
     assert [rows(tmp_path)[cell.run_id]["status"] for cell in plan.cells] == ["failed", "done", "done"]
     assert rows(tmp_path)[plan.cells[0].run_id]["reason"] == "ValueError: the law is out"
