@@ -24,7 +24,7 @@ from scaling.accounting.chips import topology
 from scaling.commands.compile import named_run
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.files import write_json
-from scaling.performance.compile_ahead import apart
+from scaling.performance.compile_ahead import compile_in_subprocess
 from scaling.performance.roofline import Estimate
 
 OUT = Path(__file__).with_suffix(".json")
@@ -70,7 +70,7 @@ ROWS = (
 
 def measure(row: Row) -> dict[str, Any]:
     """The facts of one row, compiled now."""
-    made: Estimate = apart(row.run, topology(row.topology, row.slices))
+    made: Estimate = compile_in_subprocess(row.run, topology(row.topology, row.slices))
     return {"name": row.name, "model": row.model} | made.facts()
 
 

@@ -3,7 +3,7 @@
     python benchmarks/transfer.py            # writes benchmarks/transfer.json after every run; again to go on
     python benchmarks/transfer_report.py     # docs/transfer.png and docs/transfer.md from that file
 
-Every run sees the same batches as the others of its seed. Where two parametrisations are one (parametrization.simplest)
+Every run sees the same batches as the others of its seed. Where two parametrisations are one (simplest_equivalent)
 their runs are one: muP over depth is standard over depth here, CompleteP over width is muP over width.
 """
 

@@ -35,7 +35,7 @@ from transfer import (  # pyrefly: ignore[missing-import]
 
 from scaling.commands.coordinate_check import KINDS
 from scaling.config.run_config import DataConfig
-from scaling.model.parametrization import simplest
+from scaling.model.parametrization import simplest_equivalent
 
 COORDINATES, DOCS = HERE / "coordinates.json", HERE.parent / "docs"
 AROUND = 2  # rates on each side of the least loss that a parabola is fitted to
@@ -127,7 +127,7 @@ def scan(facts: dict[str, Any], axis: str, parametrization: Parametrization) -> 
     out = []
     for size in WIDTHS if axis == "width" else DEPTHS:
         width, depth = (size, BASE_DEPTH) if axis == "width" else (BASE_WIDTH, size)
-        model = simplest(Cell(parametrization, width, depth).config(DataConfig(), 1.0, 0).model)
+        model = simplest_equivalent(Cell(parametrization, width, depth).config(DataConfig(), 1.0, 0).model)
         wanted = (model.parametrization, width, depth)
         out.append(optimum(size, [run for run in facts["runs"] if key(run)[:3] == wanted]))
     return out

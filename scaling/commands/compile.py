@@ -18,7 +18,7 @@ from scaling.config.run_config import DataConfig, MeshConfig, PrecisionConfig, R
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.model import sharding
-from scaling.performance.compile_ahead import estimate, require_libtpu
+from scaling.performance.compile_ahead import estimate_step, require_libtpu
 from scaling.performance.roofline import Estimate
 from scaling.training.memory import GIB
 
@@ -83,7 +83,7 @@ def compile(
     )
     sharding.axis_sizes(config.mesh, target.chips, target.slices)
     require_libtpu()
-    made = estimate(config, target)
+    made = estimate_step(config, target)
     show(made, model)
     if json is not None:
         write_json(json, {"model": model} | made.facts())

@@ -26,8 +26,8 @@ from scaling.data.shards import batch, open_tokens
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.model import sharding
-from scaling.model.decoder import Block, Decoder, exact_products, logits
-from scaling.model.parametrization import simplest
+from scaling.model.decoder import Block, Decoder, logits, matmul_precision
+from scaling.model.parametrization import simplest_equivalent
 from scaling.record.run_folder import environment
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
@@ -74,7 +74,7 @@ def activations(model: Decoder, params: Any, tokens_BT: jax.Array) -> dict[str, 
         ((attention_BTM, _),), (ff_BTM,) = (seen["intermediates"][name]["__call__"] for name in ("attention", "ff"))
         return x_BTM, (attention_BTM, ff_BTM)
 
-    with exact_products(model):
+    with matmul_precision(model):
         embedding_BTM = params["embedding"][tokens_BT].astype(model.dtype)
         residual_BTM, (attention_LBTM, ff_LBTM) = jax.lax.scan(layer, embedding_BTM, params["blocks"])
     found = (embedding_BTM, attention_LBTM, ff_LBTM, residual_BTM, logits(model, params, tokens_BT))
@@ -133,7 +133,7 @@ def trends(
         models = [
             shape(*((s, base[1]) if axis == "width" else (base[0], s)), parametrization, base, head) for s in sizes
         ]
-        last = np.array([np.exp(np.log(found[simplest(model)][:, -1]).mean(axis=0)) for model in models])
+        last = np.array([np.exp(np.log(found[simplest_equivalent(model)][:, -1]).mean(axis=0)) for model in models])
         out += [
             Trend(axis, parametrization, kind, sizes, tuple(map(float, last[:, k]))) for k, kind in enumerate(KINDS)
         ]
@@ -177,7 +177,9 @@ def coordinates(
     data = DataConfig(corpus=corpus, fingerprint=tokens.fingerprint, sequence_length=SEQUENCE, batch_sequences=BATCH)
     base = (widths[0], depths[0])
     sizes = [(w, base[1]) for w in widths] + [(base[0], d) for d in depths]
-    wanted = {simplest(shape(*size, p, base, head_width)) for size in sizes for p in get_args(Parametrization)}
+    wanted = {
+        simplest_equivalent(shape(*size, p, base, head_width)) for size in sizes for p in get_args(Parametrization)
+    }
     shapes: Any = {"batch_sequences": BATCH, "sequence_length": SEQUENCE, "vocab_size": ModelConfig.vocab_size}
     batches = np.stack([batch(tokens, seed=0, step=step, **shapes) for step in range(steps)])
     found = {}

@@ -108,8 +108,8 @@ def measured(
     wall = (time.perf_counter() - start) / steps
     with jax.profiler.trace(out, profiler_options=_options()), jax.profiler.TraceAnnotation(WINDOW):
         state = loop.run(state, steps)
-    of_kind, containers = trace.kinds(loop.program_text(state))
-    activity = trace.activity(trace.read(out, WINDOW, containers), of_kind, steps)
+    of_kind, containers = trace.operation_kinds(loop.program_text(state))
+    activity = trace.measure_activity(trace.read_trace(out, WINDOW, containers), of_kind, steps)
     return _profile(config, program, wall, activity, steps, out)
 
 

@@ -34,7 +34,7 @@ from scaling.data.tokenizer import SentencePieceVocabulary
 from scaling.errors import InputError
 from scaling.export.tokenizer_json import tokenizer_files
 from scaling.model.decoder import Decoder, logits
-from scaling.model.parametrization import logit, residual, times
+from scaling.model.parametrization import logit_multiplier, residual_multiplier, scale
 from scaling.training.restore import TrainedModel
 
 RUN_FILE = Path(__file__).with_name("runfile.py")
@@ -90,14 +90,14 @@ def export(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> lis
 def tensors(params: Any, config: ModelConfig) -> dict[str, Any]:
     """Every weight under Hugging Face's name, multipliers folded in: of the residual branches into what they end with,
     of the logits into the final norm."""
-    scale_M = times(params["final_norm"]["scale"], logit(config))
+    scale_M = scale(params["final_norm"]["scale"], logit_multiplier(config))
     out = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": scale_M}
     if not config.tied:
         out["lm_head.weight"] = params["head"]["kernel"].T
     for name, path in _layer_names(config):
         stacked = functools.reduce(operator.getitem, path, params["blocks"])
         if path[1] in ("o", "down"):
-            stacked = times(stacked, residual(config))
+            stacked = scale(stacked, residual_multiplier(config))
         out |= {f"model.layers.{layer}.{name}.weight": stacked[layer].T for layer in range(config.depth)}
     return out
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from scaling.config.fields import check_types, require
 from scaling.errors import InputError
-from scaling.model.decoder import Cache, Decoder, by_layer, empty_cache, following
+from scaling.model.decoder import Decoder, KVCache, decode_step, empty_cache, split_layers
 
 SHORTEST, CACHE_BYTES = 16, 2**28
 
@@ -56,7 +56,7 @@ class State(NamedTuple):
 
     tokens_BS: jax.Array
     length_B: jax.Array
-    cache: list[Cache]
+    cache: list[KVCache]
     seed_B: jax.Array
     made: jax.Array
     ended_B: jax.Array
@@ -202,7 +202,7 @@ def _begun(
     return _read(model, layered, tokens_BS, length_B, place_B, ended_B, T, key, _limits(sampling), _stop(stop_id))
 
 
-_by_layer = jax.jit(by_layer)
+_by_layer = jax.jit(split_layers)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "T"))
@@ -220,7 +220,7 @@ def _read(
 ) -> State:
     B, S = tokens_BS.shape
     nothing_B = jnp.zeros(B, jnp.int32)
-    logits_BV, cache = following(model, layered, tokens_BS[:, :T], nothing_B, length_B - 1, empty_cache(model, B, S))
+    logits_BV, cache = decode_step(model, layered, tokens_BS[:, :T], nothing_B, length_B - 1, empty_cache(model, B, S))
     seed_B = jax.vmap(functools.partial(jax.random.fold_in, key))(place_B)
     state = State(tokens_BS, length_B, cache, seed_B, jnp.int32(0), ended_B)
     return _with(state, logits_BV, cache, limits, stop)
@@ -236,15 +236,15 @@ def _continued(
         return (state.made < most) & ~state.ended_B.all()
 
     def step(state: State) -> State:
-        held_B = state.length_B - 1
-        last_B1 = jnp.take_along_axis(state.tokens_BS, held_B[:, None], axis=1)
-        logits_BV, cache = following(model, layered, last_B1, held_B, jnp.zeros_like(held_B), state.cache)
+        cached_B = state.length_B - 1
+        last_B1 = jnp.take_along_axis(state.tokens_BS, cached_B[:, None], axis=1)
+        logits_BV, cache = decode_step(model, layered, last_B1, cached_B, jnp.zeros_like(cached_B), state.cache)
         return _with(state, logits_BV, cache, limits, stop)
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def _with(state: State, logits_BV: jax.Array, cache: list[Cache], limits: Limits | None, stop: jax.Array) -> State:
+def _with(state: State, logits_BV: jax.Array, cache: list[KVCache], limits: Limits | None, stop: jax.Array) -> State:
     """One token more in every row that has not ended."""
     key_B = jax.vmap(jax.random.fold_in, (0, None))(state.seed_B, state.made)
     next_B = jax.vmap(chosen, (0, 0, None))(logits_BV, key_B, limits)

@@ -15,8 +15,8 @@ from scaling.data.shards import TokenSet, validation_windows
 from scaling.data.tokenizer import Vocabulary
 from scaling.measurements import Measure
 from scaling.model import sharding
-from scaling.model.decoder import Decoder, head, hidden
-from scaling.model.loss import bits_per_byte, chunked_nats, chunks_of
+from scaling.model.decoder import Decoder, features, head_weights
+from scaling.model.loss import bits_per_byte, chunk_count, chunked_nats
 from scaling.record.run_folder import Measurement
 
 BATCH_TOKENS = 16_384
@@ -45,7 +45,7 @@ def statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np
 
 def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: Mesh) -> np.ndarray:
     """float64 [W]. Windows go in batches that divide over the mesh; the last is filled up with repeats, then cut."""
-    rows = sharding.row_shards(mesh)
+    rows = sharding.batch_shards(mesh)
     B = rows * max(BATCH_TOKENS // tokens_WS.shape[1] // rows, 1)
     out = []
     for start in range(0, len(tokens_WS), B):
@@ -58,7 +58,7 @@ def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: M
 @functools.partial(jax.jit, static_argnames="model")
 def _nats(model: Decoder, params: Any, tokens_BS: jax.Array) -> jax.Array:
     """Nats of each window, [B]."""
-    x_BTM, targets_BT = hidden(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
-    rows = len(x_BTM) // sharding.row_shards(model.mesh)
-    chunks = chunks_of(rows, targets_BT.shape[1], model.config.vocab_size)
-    return chunked_nats(x_BTM, head(model, params), targets_BT, chunks).sum(axis=1)
+    x_BTM, targets_BT = features(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
+    rows = len(x_BTM) // sharding.batch_shards(model.mesh)
+    chunks = chunk_count(rows, targets_BT.shape[1], model.config.vocab_size)
+    return chunked_nats(x_BTM, head_weights(model, params), targets_BT, chunks).sum(axis=1)

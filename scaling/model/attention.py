@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
-from scaling.model.cpu_attention import blocked
-from scaling.model.sharding import ROWS
+from scaling.model.cpu_attention import attend_in_blocks
+from scaling.model.sharding import BATCH_AXES
 
 Kernel = Literal["xla", "blocked", "cudnn", "splash"]
 
@@ -31,7 +31,7 @@ SPLASH_LANES = 128
 SPLASH_BLOCK = 512
 
 
-def choose(model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str) -> Kernel:
+def choose_kernel(model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str) -> Kernel:
     """The kernel that will run. platform: "cpu", "gpu" or "tpu", of the devices compiled for.
 
     "auto" takes blocks on CPUs, cuDNN on GPUs and splash on TPUs, and XLA's where these cannot run. Raises InputError
@@ -41,16 +41,18 @@ def choose(model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform:
     preferred: dict[str, Kernel] = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}
     if model.attention == "auto":
         wanted = preferred.get(platform, "xla")
-        return "xla" if obstacle(wanted, model, dtype, sequence_length, platform) else wanted
-    if reason := obstacle(model.attention, model, dtype, sequence_length, platform):
-        able = [k for k in get_args(Kernel) if not obstacle(k, model, dtype, sequence_length, platform)]
+        return "xla" if unsupported_reason(wanted, model, dtype, sequence_length, platform) else wanted
+    if reason := unsupported_reason(model.attention, model, dtype, sequence_length, platform):
+        able = [k for k in get_args(Kernel) if not unsupported_reason(k, model, dtype, sequence_length, platform)]
         raise InputError(
             f"model.attention = {model.attention!r}: {reason}; here it must be auto or {' or '.join(able)}"
         )
     return model.attention
 
 
-def obstacle(kernel: Kernel, model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str) -> str:
+def unsupported_reason(
+    kernel: Kernel, model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str
+) -> str:
     """Why a kernel cannot run; empty when it can."""
     if platform not in PLATFORMS[kernel]:
         return f"runs on {' and '.join(PLATFORMS[kernel])}, not on {platform}"
@@ -86,32 +88,32 @@ def attend(
     arrays are sharded (sharding.py), needed by the kernels that the compiler cannot split.
     """
     if kernel == "xla":
-        return _reference(q_BTHD, k_BTKD, v_BTKD, segments_BT)
+        return _reference_attention(q_BTHD, k_BTKD, v_BTKD, segments_BT)
     if kernel == "blocked":
-        return blocked(q_BTHD, k_BTKD, v_BTKD, segments_BT)
-    run = _cudnn if kernel == "cudnn" else splash
+        return attend_in_blocks(q_BTHD, k_BTKD, v_BTKD, segments_BT)
+    run = _cudnn_attention if kernel == "cudnn" else splash_attention
     if mesh is None:
         return run(q_BTHD, k_BTKD, v_BTKD, segments_BT)
-    batch, heads = P(ROWS), P(ROWS, None, "tensor")
+    batch, heads = P(BATCH_AXES), P(BATCH_AXES, None, "tensor")
     specs = (heads, heads, heads, None if segments_BT is None else batch)
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(
         q_BTHD, k_BTKD, v_BTKD, segments_BT
     )
 
 
-def attend_cached(q_BTHD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, held_B: jax.Array) -> jax.Array:
-    """As `attend`, for queries of T positions that follow held_B others: row b's first query sees the first
-    held_B[b] + 1 of its S keys and values, which are kept by head."""
+def attend_cached(q_BTHD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, cached_B: jax.Array) -> jax.Array:
+    """As `attend`, for queries of T positions that follow cached_B others: row b's first query sees the first
+    cached_B[b] + 1 of its S keys and values, which are kept by head."""
     k_BSKD, v_BSKD = k_BKSD.transpose(0, 2, 1, 3), v_BKSD.transpose(0, 2, 1, 3)
-    return _reference(q_BTHD, k_BSKD, v_BSKD, None, held_B)
+    return _reference_attention(q_BTHD, k_BSKD, v_BSKD, None, cached_B)
 
 
-def _reference(
+def _reference_attention(
     q_BTHD: jax.Array,
     k_BTKD: jax.Array,
     v_BTKD: jax.Array,
     segments_BT: jax.Array | None,
-    held_B: jax.Array | None = None,
+    cached_B: jax.Array | None = None,
 ) -> jax.Array:
     """In plain operations, which any platform runs. The query heads of a group are folded into rows, N = (H // K) * T,
     and weights are normalised after they have met the values: D divisions a row, not T."""
@@ -120,11 +122,11 @@ def _reference(
     N = H // K * T
     q_BKND = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).reshape(B, K, N, D)
     scores_BKNS = jnp.matmul(q_BKND, k_BTKD.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
-    if held_B is None:
+    if cached_B is None:
         row_N1, column_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
         seen = column_S <= row_N1
     else:
-        row_B1N1 = held_B[:, None, None, None] + jnp.arange(N)[:, None] % T
+        row_B1N1 = cached_B[:, None, None, None] + jnp.arange(N)[:, None] % T
         seen = jnp.arange(k_BTKD.shape[1]) <= row_B1N1
     if segments_BT is not None:
         seen &= jnp.tile(segments_BT[:, :, None] == segments_BT[:, None, :], (1, H // K, 1))[:, None]
@@ -137,13 +139,15 @@ def _reference(
     return out_BTHD.astype(q_BTHD.dtype)
 
 
-def _cudnn(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+def _cudnn_attention(
+    q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
     """cuDNN's flash attention through JAX, which raises where it cannot run. Segments become an additive mask."""
     own_B1TS = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     return jax.nn.dot_product_attention(q_BTHD, k_BTKD, v_BTKD, mask=own_B1TS, is_causal=True, implementation="cudnn")
 
 
-def splash(
+def splash_attention(
     q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None, *, interpret: bool = False
 ) -> jax.Array:
     """The splash kernel that JAX ships for TPUs. interpret: run it step by step on any platform, for tests."""

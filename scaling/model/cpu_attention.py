@@ -15,27 +15,31 @@ import numpy as np
 
 from scaling.model.matmul import matmul
 
-BLOCK_AT_LEAST = 64
-BLOCKS_AT_MOST = 8
-MASKED = -1e30
+MIN_BLOCK_ROWS = 64
+MAX_BLOCKS = 8
+MASK_VALUE = -1e30
 
 
-def block_rows(T: int) -> int:
-    """Queries a block: BLOCK_AT_LEAST, or more where that would make more than BLOCKS_AT_MOST."""
-    return max(BLOCK_AT_LEAST, -(-T // BLOCKS_AT_MOST))
+def rows_per_block(T: int) -> int:
+    """Queries a block: MIN_BLOCK_ROWS, or more where that would make more than MAX_BLOCKS."""
+    return max(MIN_BLOCK_ROWS, -(-T // MAX_BLOCKS))
 
 
-def blocked(q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+def attend_in_blocks(
+    q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
     """[B, T, H, D] in and out, in the dtype of q; softmax in float32. A row sees rows before it of its own segment."""
     B, T, H, D = q_BTHD.shape
     K = k_BTKD.shape[2]
     q_BKGTD = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4)
-    out_BKGTD = _attend(q_BKGTD, k_BTKD.transpose(0, 2, 1, 3), v_BTKD.transpose(0, 2, 1, 3), segments_BT)
+    out_BKGTD = _block_attention(q_BKGTD, k_BTKD.transpose(0, 2, 1, 3), v_BTKD.transpose(0, 2, 1, 3), segments_BT)
     return out_BKGTD.transpose(0, 3, 1, 2, 4).reshape(B, T, H, D).astype(q_BTHD.dtype)
 
 
 @jax.custom_vjp
-def _attend(q_BKGTD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+def _block_attention(
+    q_BKGTD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, segments_BT: jax.Array | None
+) -> jax.Array:
     return _forward(q_BKGTD, k_BKSD, v_BKSD, segments_BT)[0]
 
 
@@ -44,18 +48,18 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     k_BKDS = k_BKSD.swapaxes(2, 3)
     outs, kept = [], []
-    for start, end in _spans(q_BKGTD.shape[3]):
-        scores_BKNS = _scores(q_BKGTD, k_BKDS, segments_BT, start, end)
+    for start, end in _block_ranges(q_BKGTD.shape[3]):
+        scores_BKNS = _masked_scores(q_BKGTD, k_BKDS, segments_BT, start, end)
         top_BKN1 = scores_BKNS.max(axis=-1, keepdims=True)
         weights_BKNS = jnp.exp(scores_BKNS - top_BKN1)
         total_BKN1 = weights_BKNS.sum(axis=-1, keepdims=True)
         out_BKND = matmul(weights_BKNS.astype(v_BKSD.dtype), v_BKSD[:, :, :end]) / total_BKN1
-        outs.append(_unrows(out_BKND, q_BKGTD.shape[2]))
+        outs.append(_unfold_groups(out_BKND, q_BKGTD.shape[2]))
         kept.append((weights_BKNS.astype(v_BKSD.dtype), total_BKN1))
     return jnp.concatenate(outs, axis=3), tuple(kept)
 
 
-def _save(
+def _forward_with_residuals(
     q_BKGTD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, segments_BT: jax.Array | None
 ) -> tuple[jax.Array, tuple]:
     out_BKGTD, kept = _forward(q_BKGTD, k_BKSD, v_BKSD, segments_BT)
@@ -68,44 +72,46 @@ def _backward(saved: tuple, gradient_BKGTD: jax.Array) -> tuple[jax.Array, jax.A
     k_BKDS, v_BKDS = k_BKSD.swapaxes(2, 3), v_BKSD.swapaxes(2, 3)
     dtype = q_BKGTD.dtype
     dq, dk_BKDS, dv_BKDS = [], jnp.zeros(k_BKDS.shape, jnp.float32), jnp.zeros(v_BKDS.shape, jnp.float32)
-    for (start, end), (weights_BKNS, total_BKN1) in zip(_spans(q_BKGTD.shape[3]), kept, strict=True):
-        gradient_BKND = _rows(gradient_BKGTD[..., start:end, :]) / total_BKN1
-        delta_BKN1 = (gradient_BKND * _rows(out_BKGTD[..., start:end, :])).sum(axis=-1, keepdims=True)
+    for (start, end), (weights_BKNS, total_BKN1) in zip(_block_ranges(q_BKGTD.shape[3]), kept, strict=True):
+        gradient_BKND = _fold_groups(gradient_BKGTD[..., start:end, :]) / total_BKN1
+        delta_BKN1 = (gradient_BKND * _fold_groups(out_BKGTD[..., start:end, :])).sum(axis=-1, keepdims=True)
         low_BKND = gradient_BKND.astype(dtype)
         slope_BKNS = weights_BKNS * (matmul(low_BKND, v_BKDS[..., :end]) - delta_BKN1)
         slope_BKNS, weights_BKNS = slope_BKNS.astype(dtype), weights_BKNS.astype(dtype)
-        dq.append(_unrows(matmul(slope_BKNS, k_BKSD[:, :, :end]), q_BKGTD.shape[2]))
+        dq.append(_unfold_groups(matmul(slope_BKNS, k_BKSD[:, :, :end]), q_BKGTD.shape[2]))
         dv_BKDS = dv_BKDS.at[..., :end].add(matmul(low_BKND.swapaxes(2, 3), weights_BKNS))
-        dk_BKDS = dk_BKDS.at[..., :end].add(matmul(_rows(q_BKGTD[..., start:end, :]).swapaxes(2, 3), slope_BKNS))
+        dk_BKDS = dk_BKDS.at[..., :end].add(matmul(_fold_groups(q_BKGTD[..., start:end, :]).swapaxes(2, 3), slope_BKNS))
     dq_BKGTD = jnp.concatenate(dq, axis=3).astype(dtype)
     return dq_BKGTD, dk_BKDS.swapaxes(2, 3).astype(k_BKSD.dtype), dv_BKDS.swapaxes(2, 3).astype(v_BKSD.dtype), None
 
 
-_attend.defvjp(_save, _backward)
+_block_attention.defvjp(_forward_with_residuals, _backward)
 
 
-def _spans(T: int) -> list[tuple[int, int]]:
-    rows = block_rows(T)
+def _block_ranges(T: int) -> list[tuple[int, int]]:
+    rows = rows_per_block(T)
     return [(start, min(start + rows, T)) for start in range(0, T, rows)]
 
 
-def _rows(x_BKGTD: jax.Array) -> jax.Array:
+def _fold_groups(x_BKGTD: jax.Array) -> jax.Array:
     """The query heads of a group, one after the other: N = G * T rows."""
     B, K, G, T, D = x_BKGTD.shape
     return x_BKGTD.reshape(B, K, G * T, D)
 
 
-def _unrows(x_BKND: jax.Array, G: int) -> jax.Array:
+def _unfold_groups(x_BKND: jax.Array, G: int) -> jax.Array:
     B, K, N, D = x_BKND.shape
     return x_BKND.reshape(B, K, G, N // G, D)
 
 
-def _scores(q_BKGTD: jax.Array, k_BKDS: jax.Array, segments_BT: jax.Array | None, start: int, end: int) -> jax.Array:
+def _masked_scores(
+    q_BKGTD: jax.Array, k_BKDS: jax.Array, segments_BT: jax.Array | None, start: int, end: int
+) -> jax.Array:
     """Scores of queries start to end against keys 0 to end, float32 [B, K, N, S], masked."""
     G = q_BKGTD.shape[2]
-    scores_BKNS = matmul(_rows(q_BKGTD[..., start:end, :]), k_BKDS[..., :end])
+    scores_BKNS = matmul(_fold_groups(q_BKGTD[..., start:end, :]), k_BKDS[..., :end])
     seen_NS = np.tile(np.arange(end) <= np.arange(start, end)[:, None], (G, 1))
     if segments_BT is None:
-        return scores_BKNS + np.where(seen_NS, 0.0, MASKED).astype(np.float32)
+        return scores_BKNS + np.where(seen_NS, 0.0, MASK_VALUE).astype(np.float32)
     own_BNS = jnp.tile(segments_BT[:, start:end, None] == segments_BT[:, None, :end], (1, G, 1))
-    return jnp.where(seen_NS & own_BNS[:, None], scores_BKNS, MASKED)
+    return jnp.where(seen_NS & own_BNS[:, None], scores_BKNS, MASK_VALUE)

@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.config.run_config import ModelConfig
 from scaling.model.attention import Kernel, attend, attend_cached
-from scaling.model.parametrization import logit, multipliers, residual, times
-from scaling.model.sharding import ROWS
+from scaling.model.parametrization import logit_multiplier, multipliers, residual_multiplier, scale
+from scaling.model.sharding import BATCH_AXES
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     """A layer's keys and values of up to S tokens a row, so that a token that follows them is one step of work."""
 
     k_BKSD: jax.Array
@@ -33,26 +33,26 @@ class Cache(NamedTuple):
     def length(self) -> int:
         return self.k_BKSD.shape[-2]
 
-    def extended(self, k_BTKD: jax.Array, v_BTKD: jax.Array, held_B: jax.Array) -> Cache:
-        """With T more tokens a row, from place held_B on."""
+    def extend(self, k_BTKD: jax.Array, v_BTKD: jax.Array, cached_B: jax.Array) -> KVCache:
+        """With T more tokens a row, from place cached_B on."""
 
-        def put(kept_KSD: jax.Array, new_TKD: jax.Array, held: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(kept_KSD, new_TKD.transpose(1, 0, 2), (0, held, 0))
+        def write(cached_KSD: jax.Array, new_TKD: jax.Array, cached: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(cached_KSD, new_TKD.transpose(1, 0, 2), (0, cached, 0))
 
-        return Cache(jax.vmap(put)(self.k_BKSD, k_BTKD, held_B), jax.vmap(put)(self.v_BKSD, v_BTKD, held_B))
+        return KVCache(jax.vmap(write)(self.k_BKSD, k_BTKD, cached_B), jax.vmap(write)(self.v_BKSD, v_BTKD, cached_B))
 
 
-def rope(x_BTHD: jax.Array, theta: float, held_B: jax.Array | None = None, length: int = 0) -> jax.Array:
+def apply_rope(x_BTHD: jax.Array, theta: float, cached_B: jax.Array | None = None, length: int = 0) -> jax.Array:
     """Rotary positions, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021).
 
-    Positions begin at 0, or at held_B and end below `length`; their angles are the same numbers either way.
+    Positions begin at 0, or at cached_B and end below `length`; their angles are the same numbers either way.
     """
     T, D = x_BTHD.shape[1], x_BTHD.shape[-1]
     frequency_D = theta ** (-np.arange(0, D, 2) / D)
-    angle_T1D = np.arange(T if held_B is None else length)[:, None, None] * frequency_D
+    angle_T1D = np.arange(T if cached_B is None else length)[:, None, None] * frequency_D
     cos_T1D, sin_T1D = np.cos(angle_T1D).astype(np.float32), np.sin(angle_T1D).astype(np.float32)
-    if held_B is not None:
-        position_BT = held_B[:, None] + jnp.arange(T)
+    if cached_B is not None:
+        position_BT = cached_B[:, None] + jnp.arange(T)
         cos_T1D, sin_T1D = jnp.asarray(cos_T1D)[position_BT], jnp.asarray(sin_T1D)[position_BT]
     low, high = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D], axis=-1)
@@ -66,16 +66,16 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        gain = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 * inverse * scale).astype(x.dtype)
+        return (x32 * inverse * gain).astype(x.dtype)
 
 
 class Linear(nn.Module):
     """x_NI @ kernel_IO without bias. Initial standard deviation: gain / sqrt(I). out: dtype of the result."""
 
-    features: int
+    out_features: int
     gain: float = 1.0
     out: jnp.dtype | None = None
 
@@ -87,17 +87,17 @@ class Linear(nn.Module):
     def kernel(self, fan_in: int) -> jax.Array:
         """The weights alone, float32."""
         init = nn.initializers.normal(self.gain * fan_in**-0.5)
-        return self.param("kernel", init, (fan_in, self.features), jnp.float32)
+        return self.param("kernel", init, (fan_in, self.out_features), jnp.float32)
 
 
-def side_by_side(x_NI: jax.Array, mesh: Mesh | None, *layers: Linear) -> list[jax.Array]:
+def fused_linear(x_NI: jax.Array, mesh: Mesh | None, *layers: Linear) -> list[jax.Array]:
     """What each layer makes of x. One product in place of several: x is read once, forward and backward. Where
     outputs are sharded over tensor, one would have to be dealt out again: there each layer runs alone."""
     if mesh is not None and mesh.shape["tensor"] > 1:
         return [layer(x_NI) for layer in layers]
     kernel_IO = jnp.concatenate([layer.kernel(x_NI.shape[-1]) for layer in layers], axis=1)
     out_NO = jnp.matmul(x_NI, kernel_IO.astype(x_NI.dtype))
-    return jnp.split(out_NO, np.cumsum([layer.features for layer in layers])[:-1], axis=1)
+    return jnp.split(out_NO, np.cumsum([layer.out_features for layer in layers])[:-1], axis=1)
 
 
 class Attention(nn.Module):
@@ -110,44 +110,44 @@ class Attention(nn.Module):
         self,
         x_BTM: jax.Array,
         segments_BT: jax.Array | None,
-        held_B: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        cached_B: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
         B, T, M = x_BTM.shape
         H, K, D = c.heads, c.num_kv_heads, c.head_width
         x_NM = x_BTM.reshape(B * T, M)
-        q, k, v = side_by_side(
+        q, k, v = fused_linear(
             x_NM, self.mesh, Linear(H * D, name="q"), Linear(K * D, name="k"), Linear(K * D, name="v")
         )
         q_BTHD, k_BTKD, v_BTKD = q.reshape(B, T, H, D), k.reshape(B, T, K, D), v.reshape(B, T, K, D)
         if c.qk_norm:
             q_BTHD = RMSNorm(c.norm_epsilon, name="q_norm")(q_BTHD)
             k_BTKD = RMSNorm(c.norm_epsilon, name="k_norm")(k_BTKD)
-        if cache is None or held_B is None:
-            q_BTHD, k_BTKD = rope(q_BTHD, c.rope_theta), rope(k_BTKD, c.rope_theta)
+        if cache is None or cached_B is None:
+            q_BTHD, k_BTKD = apply_rope(q_BTHD, c.rope_theta), apply_rope(k_BTKD, c.rope_theta)
             out_BTHD = attend(q_BTHD, k_BTKD, v_BTKD, segments_BT, kernel=self.kernel, mesh=self.mesh)
         else:
-            q_BTHD, k_BTKD = (rope(x, c.rope_theta, held_B, cache.length) for x in (q_BTHD, k_BTKD))
-            cache = cache.extended(k_BTKD, v_BTKD, held_B)
-            out_BTHD = attend_cached(q_BTHD, *cache, held_B)
+            q_BTHD, k_BTKD = (apply_rope(x, c.rope_theta, cached_B, cache.length) for x in (q_BTHD, k_BTKD))
+            cache = cache.extend(k_BTKD, v_BTKD, cached_B)
+            out_BTHD = attend_cached(q_BTHD, *cache, cached_B)
         gain = (2 * c.depth) ** -0.5 * multipliers(c, "blocks/attention/o/kernel").init
         return Linear(M, gain=gain, name="o")(out_BTHD.reshape(B * T, H * D)).reshape(B, T, M), cache
 
 
 @jax.custom_vjp
-def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+def gated_silu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up. Only the two arguments are kept for the backward pass, in which each gradient is one pass."""
     return nn.silu(gate) * up
 
 
-def _gated_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gated_silu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     gate, up = saved
     sigmoid = nn.sigmoid(gate)
     return gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), gradient * gate * sigmoid
 
 
-gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
+gated_silu.defvjp(lambda gate, up: (gated_silu(gate, up), (gate, up)), _gated_silu_backward)
 
 
 class SwiGLU(nn.Module):
@@ -160,7 +160,9 @@ class SwiGLU(nn.Module):
     def __call__(self, x_BTM: jax.Array) -> jax.Array:
         c = self.config
         x_NM = x_BTM.reshape(-1, c.width)
-        hidden_NF = gated(*side_by_side(x_NM, self.mesh, Linear(c.num_ff, name="gate"), Linear(c.num_ff, name="up")))
+        hidden_NF = gated_silu(
+            *fused_linear(x_NM, self.mesh, Linear(c.num_ff, name="gate"), Linear(c.num_ff, name="up"))
+        )
         gain = (2 * c.depth) ** -0.5 * multipliers(c, "blocks/ff/down/kernel").init
         return Linear(c.width, gain=gain, name="down")(hidden_NF).reshape(x_BTM.shape)
 
@@ -175,23 +177,23 @@ class Block(nn.Module):
         self,
         x_BTM: jax.Array,
         segments_BT: jax.Array | None,
-        held_B: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+        cached_B: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
         attention, ff = Attention(c, self.kernel, self.mesh, name="attention"), SwiGLU(c, self.mesh, name="ff")
         normed_BTM = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTM)
-        read_BTM, cache = attention(normed_BTM, segments_BT, held_B, cache)
-        x_BTM = x_BTM + times(read_BTM, residual(c))
-        x_BTM = x_BTM + times(ff(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM)), residual(c))
-        return by_rows(x_BTM, self.mesh), cache
+        read_BTM, cache = attention(normed_BTM, segments_BT, cached_B, cache)
+        x_BTM = x_BTM + scale(read_BTM, residual_multiplier(c))
+        x_BTM = x_BTM + scale(ff(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM)), residual_multiplier(c))
+        return shard_batch(x_BTM, self.mesh), cache
 
 
-def by_rows(x_BTM: jax.Array, mesh: Mesh | None) -> jax.Array:
+def shard_batch(x_BTM: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Activations sharded as the batch is (sharding.py); as they are without a mesh."""
     if mesh is None:
         return x_BTM
-    return jax.lax.with_sharding_constraint(x_BTM, NamedSharding(mesh, P(ROWS, None, None)))
+    return jax.lax.with_sharding_constraint(x_BTM, NamedSharding(mesh, P(BATCH_AXES, None, None)))
 
 
 class Decoder(nn.Module):
@@ -217,7 +219,7 @@ class Decoder(nn.Module):
             self.head = Linear(c.vocab_size, gain=gain, out=jnp.dtype(jnp.float32))
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        x_BTM = self.hidden(tokens_BT, segments_BT)
+        x_BTM = self.features(tokens_BT, segments_BT)
         x_NM = x_BTM.reshape(-1, self.config.width)
         if self.config.tied:
             logits_NV = jnp.matmul(x_NM, self.embedding.T.astype(self.dtype), preferred_element_type=jnp.float32)
@@ -225,11 +227,11 @@ class Decoder(nn.Module):
             logits_NV = self.head(x_NM)
         return logits_NV.reshape(*tokens_BT.shape, self.config.vocab_size)
 
-    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+    def features(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         """What the head multiplies, [B, T, M] in `dtype`: the multiplier of the logits included."""
-        x_BTM = by_rows(self.embedding[tokens_BT].astype(self.dtype), self.mesh)
+        x_BTM = shard_batch(self.embedding[tokens_BT].astype(self.dtype), self.mesh)
         x_BTM, _ = self.blocks(x_BTM, segments_BT)
-        return times(self.final_norm(x_BTM), logit(self.config))
+        return scale(self.final_norm(x_BTM), logit_multiplier(self.config))
 
     def _blocks(self) -> nn.Module:
         c = self.config
@@ -242,55 +244,57 @@ class Decoder(nn.Module):
         return scanned(c, self.kernel, self.mesh)
 
 
-def exact_products(model: Decoder) -> Any:
+def matmul_precision(model: Decoder) -> Any:
     """A context in which products of float32 are float32 everywhere; GPUs and TPUs would round them by default."""
     return jax.default_matmul_precision("highest" if model.dtype == jnp.float32 else "default")
 
 
 def logits(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
     """Float32 [B, T, V]."""
-    with exact_products(model):
+    with matmul_precision(model):
         return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT))
 
 
-def hidden(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+def features(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
     """What the head multiplies, [B, T, M] in the dtype of the products: for a loss in chunks."""
-    with exact_products(model):
-        return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT, method="hidden"))
+    with matmul_precision(model):
+        return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT, method="features"))
 
 
-def head(model: Decoder, params: Any) -> jax.Array:
+def head_weights(model: Decoder, params: Any) -> jax.Array:
     """The weights that turn `hidden` into logits, float32 [M, V]."""
     return params["embedding"].T if model.config.tied else params["head"]["kernel"]
 
 
-def by_layer(params: Any) -> Any:
+def split_layers(params: Any) -> Any:
     """The same weights, each layer's an array of its own: what `following` takes."""
     depth = len(params["blocks"]["attention_norm"]["scale"])
     return params | {"blocks": [jax.tree.map(operator.itemgetter(l), params["blocks"]) for l in range(depth)]}
 
 
-def empty_cache(model: Decoder, rows: int, length: int) -> list[Cache]:
+def empty_cache(model: Decoder, rows: int, length: int) -> list[KVCache]:
     """For `following`: room for `length` tokens in each of `rows`, layer by layer."""
     c = model.config
     shape_BKSD = (rows, c.num_kv_heads, length, c.head_width)
-    return [Cache(jnp.zeros(shape_BKSD, model.dtype), jnp.zeros(shape_BKSD, model.dtype)) for _ in range(c.depth)]
+    return [KVCache(jnp.zeros(shape_BKSD, model.dtype), jnp.zeros(shape_BKSD, model.dtype)) for _ in range(c.depth)]
 
 
-def following(
-    model: Decoder, layered: Any, tokens_BT: jax.Array, held_B: jax.Array, last_B: jax.Array, cache: Sequence[Cache]
-) -> tuple[jax.Array, list[Cache]]:
-    """Float32 logits [B, V] of what comes after place last_B of tokens_BT, which follow the first held_B tokens of a
+def decode_step(
+    model: Decoder, layered: Any, tokens_BT: jax.Array, cached_B: jax.Array, last_B: jax.Array, cache: Sequence[KVCache]
+) -> tuple[jax.Array, list[KVCache]]:
+    """Float32 logits [B, V] of what comes after place last_B of tokens_BT, which follow the first cached_B tokens of a
     cache; and the cache that holds them too. layered: weights as `by_layer` gives them. A layer's keys and values are
     an array of their own, since a stack of them would be copied at every step."""
     c = model.config
     block, out = Block(c, "xla"), []
-    with exact_products(model):
+    with matmul_precision(model):
         x_BTM = layered["embedding"][tokens_BT].astype(model.dtype)
         for weights, kept in zip(layered["blocks"], cache, strict=True):
-            x_BTM, kept = cast(Any, block.apply({"params": weights}, x_BTM, None, held_B, kept))
+            x_BTM, kept = cast(Any, block.apply({"params": weights}, x_BTM, None, cached_B, kept))
             out.append(kept)
         x_BM = x_BTM[jnp.arange(len(last_B)), last_B]
-        x_BM = times(cast(Any, RMSNorm(c.norm_epsilon).apply({"params": layered["final_norm"]}, x_BM)), logit(c))
-        head_MV = head(model, layered).astype(model.dtype)
+        x_BM = scale(
+            cast(Any, RMSNorm(c.norm_epsilon).apply({"params": layered["final_norm"]}, x_BM)), logit_multiplier(c)
+        )
+        head_MV = head_weights(model, layered).astype(model.dtype)
         return jnp.matmul(x_BM, head_MV, preferred_element_type=jnp.float32), out

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from scaling.model.matmul import matmul
-from scaling.model.sharding import ROWS
+from scaling.model.sharding import BATCH_AXES
 
 CHUNK_BYTES = 256 * 2**20
 
@@ -37,7 +37,7 @@ def training_loss(logits_BTV: jax.Array, targets_BT: jax.Array, z_loss: float) -
     return nats + z_loss * jnp.mean(log_z_BT**2), nats
 
 
-def chunks_of(rows: int, sequence_length: int, vocab_size: int) -> int:
+def chunk_count(rows: int, sequence_length: int, vocab_size: int) -> int:
     """Chunks of the sequence so that the float32 logits of `rows` sequences stay under CHUNK_BYTES; a divisor of T."""
     wanted = min(math.ceil(4 * rows * sequence_length * vocab_size / CHUNK_BYTES), sequence_length)
     return next(c for c in range(wanted, sequence_length + 1) if sequence_length % c == 0)
@@ -56,21 +56,21 @@ def chunked_training_loss(
     return objective, nats
 
 
-def _with_gradient(
+def _forward_with_gradient(
     x_BTM: jax.Array, head_MV: jax.Array, targets_BT: jax.Array, z_loss: float, chunks: int, mesh: Mesh | None
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
     objective, nats, dx_BTM, dhead_MV = _chunked(x_BTM, head_MV, targets_BT, z_loss, chunks, mesh, True)
     return (objective, nats), (dx_BTM, dhead_MV)
 
 
-def _scaled(
+def _scale_gradient(
     z_loss: float, chunks: int, mesh: Mesh | None, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, None]:
     dx_BTM, dhead_MV = saved
     return (dx_BTM * cotangents[0].astype(dx_BTM.dtype), dhead_MV * cotangents[0].astype(dhead_MV.dtype), None)
 
 
-chunked_training_loss.defvjp(_with_gradient, _scaled)
+chunked_training_loss.defvjp(_forward_with_gradient, _scale_gradient)
 
 
 def _chunked(
@@ -84,22 +84,24 @@ def _chunked(
 ) -> tuple[jax.Array, ...]:
     """The two losses and, if asked for, the gradients of the first. Over a mesh each device holds some rows and, where
     they divide, some of the vocabulary."""
-    run = functools.partial(_sums, z_loss=z_loss, chunks=chunks, tokens=targets_BT.size, differentiate=differentiate)
+    run = functools.partial(
+        _local_sums, z_loss=z_loss, chunks=chunks, tokens=targets_BT.size, differentiate=differentiate
+    )
     head_MV = head_MV.astype(x_BTM.dtype)
     if mesh is None:
         return run(x_BTM, head_MV, targets_BT, rows=(), columns=())
     columns = ("tensor",) if head_MV.shape[1] % mesh.shape["tensor"] == 0 else ()
-    gradients = (P(ROWS), P("fsdp", columns)) if differentiate else ()
+    gradients = (P(BATCH_AXES), P("fsdp", columns)) if differentiate else ()
     return jax.shard_map(
-        functools.partial(run, rows=ROWS, columns=columns),
+        functools.partial(run, rows=BATCH_AXES, columns=columns),
         mesh=mesh,
-        in_specs=(P(ROWS), P(None, columns), P(ROWS)),
+        in_specs=(P(BATCH_AXES), P(None, columns), P(BATCH_AXES)),
         out_specs=(P(), P(), *gradients),
         check_vma=False,
     )(x_BTM, head_MV, targets_BT)
 
 
-def _sums(
+def _local_sums(
     x_BTM: jax.Array,
     head_MV: jax.Array,
     targets_BT: jax.Array,
@@ -118,11 +120,11 @@ def _sums(
     def one(x_BtM: jax.Array, targets_Bt: jax.Array) -> tuple[jax.Array, ...]:
         x_NM, target_N1 = x_BtM.reshape(-1, x_BtM.shape[-1]), targets_Bt.reshape(-1, 1)
         logits_NV = matmul(x_NM, head_MV)
-        top_N1 = _over(jax.lax.pmax, logits_NV.max(axis=-1, keepdims=True), columns)
+        top_N1 = _reduce_over(jax.lax.pmax, logits_NV.max(axis=-1, keepdims=True), columns)
         exp_NV = jnp.exp(logits_NV - top_N1)
-        total_N1 = _over(jax.lax.psum, exp_NV.sum(axis=-1, keepdims=True), columns)
+        total_N1 = _reduce_over(jax.lax.psum, exp_NV.sum(axis=-1, keepdims=True), columns)
         hit_NV = jnp.arange(V) == target_N1 - first
-        target_logit_N1 = _over(jax.lax.psum, jnp.where(hit_NV, logits_NV, 0.0).sum(-1, keepdims=True), columns)
+        target_logit_N1 = _reduce_over(jax.lax.psum, jnp.where(hit_NV, logits_NV, 0.0).sum(-1, keepdims=True), columns)
         log_z_N1 = top_N1 + jnp.log(total_N1)
         nats = (log_z_N1 - target_logit_N1).sum()
         objective = nats + z_loss * (log_z_N1**2).sum()
@@ -132,21 +134,27 @@ def _sums(
         slope_NV = slope_NV.astype(x_NM.dtype)
         return objective, nats, matmul(x_NM.T, slope_NV), matmul(slope_NV, head_MV.T).reshape(x_BtM.shape)
 
-    objective, nats, *gradients = one(x_BTM, targets_BT) if chunks == 1 else _scan(one, x_BTM, targets_BT, chunks)
-    sums = [_over(jax.lax.psum, s / tokens, rows) for s in (objective, nats)]
+    objective, nats, *gradients = (
+        one(x_BTM, targets_BT) if chunks == 1 else _scan_chunks(one, x_BTM, targets_BT, chunks)
+    )
+    sums = [_reduce_over(jax.lax.psum, s / tokens, rows) for s in (objective, nats)]
     if not differentiate:
         return tuple(sums)
     dhead_MV, dx_BTM = gradients
     if rows:
         dhead_MV = jax.lax.psum_scatter(jax.lax.psum(dhead_MV, "data"), "fsdp", scatter_dimension=0, tiled=True)
-    return *sums, _over(jax.lax.psum, dx_BTM, columns).astype(x_BTM.dtype), dhead_MV
+    return *sums, _reduce_over(jax.lax.psum, dx_BTM, columns).astype(x_BTM.dtype), dhead_MV
 
 
-def _over(reduce: Callable[[jax.Array, tuple[str, ...]], jax.Array], x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def _reduce_over(
+    reduce: Callable[[jax.Array, tuple[str, ...]], jax.Array], x: jax.Array, axes: tuple[str, ...]
+) -> jax.Array:
     return reduce(x, axes) if axes else x
 
 
-def _scan(one: Callable[..., tuple[jax.Array, ...]], x_BTM: jax.Array, targets_BT: jax.Array, chunks: int) -> list:
+def _scan_chunks(
+    one: Callable[..., tuple[jax.Array, ...]], x_BTM: jax.Array, targets_BT: jax.Array, chunks: int
+) -> list:
     """`one` over chunks of the sequence: its last result put together again, the others summed."""
 
     def split(a: jax.Array) -> jax.Array:

@@ -55,8 +55,8 @@ TABLE: tuple[Row, ...] = (
     Row("final gain", r"final_norm/scale", epsilon=(-1, 0)),
     Row("head", r"head/kernel", init=(1, 0), epsilon=(-1, 0)),
 )
-RESIDUAL: Powers = (0, -1)
-LOGITS: Powers = (-1, 0)
+RESIDUAL_POWERS: Powers = (0, -1)
+LOGIT_POWERS: Powers = (-1, 0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Multipliers:
     epsilon: float
 
 
-def factor(model: ModelConfig, powers: Powers) -> float:
+def power_factor(model: ModelConfig, powers: Powers) -> float:
     """m_N**a * m_L**b, as far as the model's parametrisation follows width and depth."""
     width, depth = {"standard": (0, 0), "mup": (1, 0), "completep": (1, 1)}[model.parametrization]
     m_N, m_L = model.width / model.base_width, model.depth / model.base_depth
@@ -88,21 +88,21 @@ def multipliers(model: ModelConfig, path: str, optimizer: OptimizerConfig | None
     """Of one parameter path. optimizer: AdamW when not given. Raises LookupError when no row, or several, match."""
     row = row_of(path)
     by_muon = row.muon if optimizer is not None and optimizer.kind == "muon" else None
-    rate = factor(model, by_muon or row.adamw)
-    return Multipliers(factor(model, row.init), rate, 1 / rate, factor(model, row.epsilon))
+    rate = power_factor(model, by_muon or row.adamw)
+    return Multipliers(power_factor(model, row.init), rate, 1 / rate, power_factor(model, row.epsilon))
 
 
-def residual(model: ModelConfig) -> float:
+def residual_multiplier(model: ModelConfig) -> float:
     """What every residual branch is multiplied by."""
-    return factor(model, RESIDUAL)
+    return power_factor(model, RESIDUAL_POWERS)
 
 
-def logit(model: ModelConfig) -> float:
+def logit_multiplier(model: ModelConfig) -> float:
     """What the logits are multiplied by."""
-    return factor(model, LOGITS)
+    return power_factor(model, LOGIT_POWERS)
 
 
-def simplest(model: ModelConfig) -> ModelConfig:
+def simplest_equivalent(model: ModelConfig) -> ModelConfig:
     """The same model under the first of standard, muP and CompleteP that gives it the same numbers: at the base depth
     CompleteP is muP, and at the base width muP is standard."""
     if model.parametrization == "completep" and model.depth == model.base_depth:
@@ -112,6 +112,6 @@ def simplest(model: ModelConfig) -> ModelConfig:
     return model
 
 
-def times(x: jax.Array, number: float) -> jax.Array:
+def scale(x: jax.Array, number: float) -> jax.Array:
     """x * number, and x itself where that is 1: a program without multipliers is the standard one, bit for bit."""
     return x if number == 1 else x * number

@@ -21,8 +21,8 @@ from scaling.config.run_config import MeshConfig, ModelConfig, RunConfig
 from scaling.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
-BATCH = P(ROWS)
+BATCH_AXES = ("data", "fsdp")
+BATCH_SPEC = P(BATCH_AXES)
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"embedding", P(None, ("fsdp", "tensor"))),
@@ -73,17 +73,17 @@ def axis_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, 
     if math.prod(sizes) != devices:
         raise InputError(
             f"mesh data={data} x fsdp={config.fsdp} x tensor={config.tensor} = {math.prod(sizes)}: must be the number "
-            f"of devices, {devices}; {_nearest_mesh(sizes, devices, slices)}"
+            f"of devices, {devices}; {_suggest_mesh(sizes, devices, slices)}"
         )
     if data % slices:
         raise InputError(
             f"mesh data={data}: must be a multiple of the {slices} slices, which only the data axis crosses; "
-            f"{_nearest_mesh(sizes, devices, slices)}"
+            f"{_suggest_mesh(sizes, devices, slices)}"
         )
     return sizes
 
 
-def _nearest_mesh(
+def _suggest_mesh(
     sizes: tuple[int, int, int], devices: int, slices: int, fits: Callable[[tuple[int, int, int]], bool] | None = None
 ) -> str:
     """The mesh over all devices, data over slices, that changes fewest axes, and those least; in words."""
@@ -101,7 +101,7 @@ def _nearest_mesh(
     return "nearest that fits: " + ",".join(f"{axis}={size}" for axis, size in zip(AXES, best, strict=True))
 
 
-def check_fits(config: RunConfig, mesh: Mesh) -> None:
+def check_divisibility(config: RunConfig, mesh: Mesh) -> None:
     """Raises InputError, before anything is spent, when a batch or a weight does not divide over the mesh.
 
     It names the smallest change that would fit: the nearest batch, or the nearest mesh of as many devices.
@@ -116,18 +116,18 @@ def check_fits(config: RunConfig, mesh: Mesh) -> None:
             f"data.{field} = {micro}: must be a multiple of the {rows} devices of mesh axes data and fsdp; "
             f"nearest that fits: {close}"
         )
-    refused = _undivided(config.model, sizes)
+    refused = _divisibility_error(config.model, sizes)
     if refused:
-        close = _nearest_mesh(
+        close = _suggest_mesh(
             sizes,
             math.prod(sizes),
             1,
-            lambda mesh: not _undivided(config.model, mesh) and micro % (mesh[0] * mesh[1]) == 0,
+            lambda mesh: not _divisibility_error(config.model, mesh) and micro % (mesh[0] * mesh[1]) == 0,
         )
         raise InputError(f"{refused}; {close}")
 
 
-def _undivided(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
+def _divisibility_error(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
     """What of a model does not divide over a mesh, in words; empty when all does."""
     _, fsdp, tensor = sizes
     for name, value in (("heads", model.heads), ("kv_heads", model.num_kv_heads), ("ff_width", model.num_ff)):
@@ -151,7 +151,7 @@ def spec_of(path: str) -> P:
     return matches[0]
 
 
-def shard_state(abstract_state: Any, mesh: Mesh) -> Any:
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     """Shardings of a whole training state: scalars replicated, each copy of a parameter as that parameter.
 
     A parameter is found below any key named `params`, `mu` or `nu` (Adam's moments have the parameters' tree).
@@ -166,14 +166,14 @@ def shard_state(abstract_state: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
-def row_shards(mesh: Mesh | None) -> int:
+def batch_shards(mesh: Mesh | None) -> int:
     """Over how many devices the rows of a batch are dealt; one without a mesh."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp; further axes whole."""
-    return NamedSharding(mesh, BATCH)
+    return NamedSharding(mesh, BATCH_SPEC)
 
 
 def put_batch(rows_of: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh) -> jax.Array:

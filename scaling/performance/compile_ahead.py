@@ -26,16 +26,16 @@ from scaling.accounting.chips import topology as parse_topology
 from scaling.config.run_config import MeshConfig, RunConfig, from_dict, to_dict
 from scaling.errors import InputError
 from scaling.model import sharding
-from scaling.performance.hlo import parse
-from scaling.performance.hlo_costs import traffic
-from scaling.performance.roofline import Estimate, Talk, roofline
+from scaling.performance.hlo import parse_module
+from scaling.performance.hlo_costs import step_costs
+from scaling.performance.roofline import CollectiveCost, Estimate, make_estimate
 from scaling.training.memory import GIB, estimate_bytes, likely_fitting_changes, state_bytes
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
 
-CONFIRMATIONS = 4
-STATE = "weights and optimizer state"
-QUIET = {
+MAX_COMPILED_SUGGESTIONS = 4
+STATE_LABEL = "weights and optimizer state"
+SUBPROCESS_ENV = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process at a time, though none has a TPU
@@ -47,7 +47,7 @@ QUIET = {
 }
 
 
-class DoesNotFit(Exception):
+class ChipMemoryExceeded(Exception):
     """The program needs more memory than a chip has. needed, available: bytes of one chip; what: needs them."""
 
     def __init__(self, needed: float, available: float, what: str) -> None:
@@ -61,7 +61,7 @@ def require_libtpu() -> None:
         raise InputError("libtpu is not installed, which compiles for TPUs: pip install 'scaling-laws[tpu-aot]'")
 
 
-def devices_of(topology: Topology) -> list[Any]:
+def topology_devices(topology: Topology) -> list[Any]:
     """The devices of a topology that need not be there, one a chip."""
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.chip.config:
@@ -71,19 +71,19 @@ def devices_of(topology: Topology) -> list[Any]:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices)
 
 
-def compiled(config: RunConfig, topology: Topology) -> Estimate:
+def compile_step(config: RunConfig, topology: Topology) -> Estimate:
     """Compiles the train step of a run for a topology, in this process, and costs it.
 
-    Raises InputError when the mesh does not fit the topology or the shapes, DoesNotFit when the memory does not: before
+    Raises InputError when the mesh does not fit the topology or the shapes; ChipMemoryExceeded, before
     compiling, where weights and optimizer state alone are too many.
     """
     require_libtpu()
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, unroll=config.model.unroll or 1))
-    mesh = sharding.make_mesh(config.mesh, devices_of(topology))
+    mesh = sharding.make_mesh(config.mesh, topology_devices(topology))
     program = build_program(config, mesh)
     state = state_bytes(program.abstract_state)
     if state > topology.chip.memory:
-        raise DoesNotFit(state, topology.chip.memory, STATE)
+        raise ChipMemoryExceeded(state, topology.chip.memory, STATE_LABEL)
     data = config.data
     tokens_BS = jax.ShapeDtypeStruct(
         (data.batch_sequences, data.sequence_length + 1), jnp.int32, sharding=sharding.batch_sharding(mesh)
@@ -94,17 +94,17 @@ def compiled(config: RunConfig, topology: Topology) -> Estimate:
     try:
         executable = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        raise memory_error(str(error), state, topology.chip.memory) or error from None
+        raise parse_memory_error(str(error), state, topology.chip.memory) or error from None
     took = time.perf_counter() - start
     slices = topology.slices
     within = {name: size // slices if name == "data" else size for name, size in mesh.shape.items()}
-    moved = traffic(parse(executable.as_text()), within, slices)
+    moved = step_costs(parse_module(executable.as_text()), within, slices)
     memory, kernel = executable.memory_analysis(), program.model.kernel
-    return roofline(config, topology, mesh, kernel, traced.jaxpr, memory, moved, took)
+    return make_estimate(config, topology, mesh, kernel, traced.jaxpr, memory, moved, took)
 
 
-def memory_error(said: str, state: float, memory: float) -> DoesNotFit | None:
-    """What the compiler said of too little memory, as DoesNotFit; None where it said something else.
+def parse_memory_error(said: str, state: float, memory: float) -> ChipMemoryExceeded | None:
+    """What the compiler said of too little memory, as ChipMemoryExceeded; None where it said something else.
 
     It says either what the whole program needs, or the temporaries alone, to which `state` is added; bytes.
     """
@@ -114,33 +114,37 @@ def memory_error(said: str, state: float, memory: float) -> DoesNotFit | None:
     number = r"([\d.]+)([KMGT]?)"
     if whole := re.search(rf"Used {number}i?B? of {number}i?B? hbm", said):
         needed, available = (float(whole[i]) * units[whole[i + 1]] for i in (1, 3))
-        return DoesNotFit(needed, available, "the step")
+        return ChipMemoryExceeded(needed, available, "the step")
     if part := re.search(rf"\({number}\) exceeds available HBM \({number}\)", said):
         needed, available = (float(part[i]) * units[part[i + 1]] for i in (1, 3))
-        return DoesNotFit(needed + state, available, "the step")
-    return DoesNotFit(memory * 1.01, memory, "the step, or more: the compiler does not say")
+        return ChipMemoryExceeded(needed + state, available, "the step")
+    return ChipMemoryExceeded(memory * 1.01, memory, "the step, or more: the compiler does not say")
 
 
-def apart(config: RunConfig, topology: Topology) -> Estimate:
+def compile_in_subprocess(config: RunConfig, topology: Topology) -> Estimate:
     """As `compiled`, in a process of its own, where libtpu is quiet and finds the variables it wants. The compiler
     itself can fail, by abort: InputError."""
     require_libtpu()
     asked = {"config": to_dict(config), "topology": topology.name, "slices": topology.slices}
     command = [sys.executable, "-m", "scaling.performance.compile_ahead"]
-    done = subprocess.run(command, input=json.dumps(asked), env=os.environ | QUIET, capture_output=True, text=True)
+    done = subprocess.run(
+        command, input=json.dumps(asked), env=os.environ | SUBPROCESS_ENV, capture_output=True, text=True
+    )
     if done.returncode:
         failed = re.search(r"Check failed: .*", done.stderr)
         said = failed[0] if failed else done.stderr.strip()[-300:]
-        raise InputError(f"{topology.name}: the compiler failed, not the run: {' '.join(said.split())}; {_advice()}")
+        raise InputError(
+            f"{topology.name}: the compiler failed, not the run: {' '.join(said.split())}; {_compiler_advice()}"
+        )
     answer = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:
         raise InputError(answer["error"])
     if "needed" in answer:
-        raise DoesNotFit(**answer)
-    return Estimate(**answer | {"collectives": tuple(Talk(**one) for one in answer["collectives"])})
+        raise ChipMemoryExceeded(**answer)
+    return Estimate(**answer | {"collectives": tuple(CollectiveCost(**one) for one in answer["collectives"])})
 
 
-def _advice() -> str:
+def _compiler_advice() -> str:
     """What may help when the compiler fails: the libtpu that jax names, where another is installed."""
     named = (re.fullmatch(r"libtpu==([\d.]+)\*.*", line) for line in requires("jax") or ())
     wanted = next((found[1] for found in named if found), "")
@@ -149,47 +153,47 @@ def _advice() -> str:
     return "another mesh, batch or --attention may pass"
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    """What the other process says: the fields of an Estimate, of DoesNotFit, or an error."""
+def subprocess_main(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the other process says: the fields of an Estimate, of ChipMemoryExceeded, or an error."""
     try:
         return dataclasses.asdict(
-            compiled(from_dict(asked["config"]), parse_topology(asked["topology"], asked["slices"]))
+            compile_step(from_dict(asked["config"]), parse_topology(asked["topology"], asked["slices"]))
         )
-    except DoesNotFit as error:
+    except ChipMemoryExceeded as error:
         return {"needed": error.needed, "available": error.available, "what": error.what}
     except InputError as error:
         return {"error": str(error)}
 
 
-def estimate(config: RunConfig, topology: Topology) -> Estimate:
+def estimate_step(config: RunConfig, topology: Topology) -> Estimate:
     """As `apart`, but a run that does not fit is an InputError that names the smallest change that would: found by the
     estimate of memory.py, then compiled to be sure."""
     try:
-        return apart(config, topology)
-    except DoesNotFit as error:
-        raise InputError(f"{topology.name} {error}; {_way_out(config, topology, error)}") from None
+        return compile_in_subprocess(config, topology)
+    except ChipMemoryExceeded as error:
+        raise InputError(f"{topology.name} {error}; {suggest_fix(config, topology, error)}") from None
 
 
-def _way_out(config: RunConfig, topology: Topology, error: DoesNotFit) -> str:
+def suggest_fix(config: RunConfig, topology: Topology, error: ChipMemoryExceeded) -> str:
     sizes = sharding.axis_sizes(config.mesh, topology.chips, topology.slices)
-    scale = 1.0 if error.what == STATE else error.needed / estimate_bytes(config, sizes)
+    scale = 1.0 if error.what == STATE_LABEL else error.needed / estimate_bytes(config, sizes)
     tried: set[str] = set()
-    for _ in range(CONFIRMATIONS):
+    for _ in range(MAX_COMPILED_SUGGESTIONS):
         guesses = likely_fitting_changes(config, sizes, error.available, scale, topology.slices)
         words, changed, mesh = next((one for one in guesses if one[0] not in tried), ("", config, sizes))
         if not words:
             break
         tried.add(words)
         try:
-            fits = apart(dataclasses.replace(changed, mesh=MeshConfig(*mesh)), topology)
-        except DoesNotFit as again:
+            fits = compile_in_subprocess(dataclasses.replace(changed, mesh=MeshConfig(*mesh)), topology)
+        except ChipMemoryExceeded as again:
             scale = max(scale, again.needed / estimate_bytes(changed, mesh))
         else:
             return f"{words} would fit (compiled: {fits.peak / GIB:.2f} GiB)"
-    return _more_chips(config, topology, scale)
+    return _suggest_larger_slice(config, topology, scale)
 
 
-def _more_chips(config: RunConfig, topology: Topology, scale: float) -> str:
+def _suggest_larger_slice(config: RunConfig, topology: Topology, scale: float) -> str:
     """The smallest slice on which the run would fit, by the estimate, one sequence a chip and everything sharded."""
     chip = topology.chip
     for dims in slices_of(chip):
@@ -207,4 +211,4 @@ def _more_chips(config: RunConfig, topology: Topology, scale: float) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(answer(json.loads(sys.stdin.read()))))
+    print(json.dumps(subprocess_main(json.loads(sys.stdin.read()))))

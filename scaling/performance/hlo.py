@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
-MOST_TRIPS = 1_000_000
+MAX_TRIPS = 1_000_000
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "add": operator.add,
     "subtract": operator.sub,
@@ -33,7 +33,7 @@ COMPARISONS: dict[str, Callable[[int, int], bool]] = {
     "NE": operator.ne,
     "EQ": operator.eq,
 }
-SAME = ("copy", "convert", "bitcast", "reshape", "optimization-barrier")
+PASS_THROUGH = ("copy", "convert", "bitcast", "reshape", "optimization-barrier")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Module:
     partitions: int
 
 
-def parse(text: str) -> Module:
+def parse_module(text: str) -> Module:
     """The text of a compiled module. Raises ValueError where it is not HLO.
 
     An instruction is a line; what Pallas writes into the attributes of its kernels has more, which are left out.
@@ -115,7 +115,7 @@ def parse(text: str) -> Module:
         elif re.match(r"\}(, |$)", line):
             body = None
         elif re.match(r"\s+(ROOT )?%?[\w.\-]+ = ", line):
-            one = _instruction(line)
+            one = _parse_instruction(line)
             body[one.name] = one
     if not entry:
         raise ValueError("no ENTRY computation: not the text of an HLO module")
@@ -123,19 +123,19 @@ def parse(text: str) -> Module:
     return Module(computations, entry, int(partitions[1]) if partitions else 1)
 
 
-def _instruction(line: str) -> Instruction:
+def _parse_instruction(line: str) -> Instruction:
     left, right = line.strip().split(" = ", 1)
-    end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
+    end = _closing_index(right, 0) + 1 if right.startswith("(") else right.index(" ")
     shape, rest = right[:end], right[end:].strip()
     opcode, opening = rest[: rest.index("(")], rest.index("(")
-    closing = _closing(rest, opening)
+    closing = _closing_index(rest, opening)
     argument = rest[opening + 1 : closing]
     operands = re.findall(r"%([\w.\-]+)", argument)
     root = left.startswith("ROOT ")
     return Instruction(
         left.removeprefix("ROOT ").lstrip("%"),
         opcode,
-        tuple(buffers(shape)),
+        tuple(parse_buffers(shape)),
         tuple(operands),
         argument.strip(),
         rest[closing + 1 :],
@@ -143,7 +143,7 @@ def _instruction(line: str) -> Instruction:
     )
 
 
-def _closing(text: str, opening: int) -> int:
+def _closing_index(text: str, opening: int) -> int:
     depth = 0
     for index in range(opening, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -152,7 +152,7 @@ def _closing(text: str, opening: int) -> int:
     raise ValueError(f"no closing parenthesis: {text[:80]}")
 
 
-def buffers(shape: str) -> Iterator[Buffer]:
+def parse_buffers(shape: str) -> Iterator[Buffer]:
     """The arrays of a shape, tuples flattened: `(f32[2,3]{1,0:T(8,128)S(1)}, s32[])`."""
     for dtype, dims, layout in re.findall(r"([a-z]\w*)\[([\d,<=]*)\](\{[^{}]*\})?", shape):
         memory = re.search(r"S\((\d+)\)", layout)
@@ -160,7 +160,7 @@ def buffers(shape: str) -> Iterator[Buffer]:
         yield Buffer(dtype, sizes, int(memory[1]) if memory else 0)
 
 
-def trips(module: Module, inside: Computation, loop: Instruction) -> int:
+def trip_count(module: Module, inside: Computation, loop: Instruction) -> int:
     """How often the body of a while runs. Raises ValueError when that cannot be found."""
     stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if stated:
@@ -170,14 +170,16 @@ def trips(module: Module, inside: Computation, loop: Instruction) -> int:
     initial = inside.instructions[loop.operands[0]]
     state: dict[int, int | None] = {}
     if initial.opcode == "tuple":
-        state = {index: _scalar(module, inside, name, {}) for index, name in enumerate(initial.operands)}
-    for count in range(MOST_TRIPS):
-        going = _scalar(module, condition, condition.root.name, {0: state})
+        state = {index: _scalar_value(module, inside, name, {}) for index, name in enumerate(initial.operands)}
+    for count in range(MAX_TRIPS):
+        going = _scalar_value(module, condition, condition.root.name, {0: state})
         if going is None:
             break
         if not going:
             return count
-        changed = {index: _scalar(module, body, name, {0: state}) for index, name in enumerate(body.root.operands)}
+        changed = {
+            index: _scalar_value(module, body, name, {0: state}) for index, name in enumerate(body.root.operands)
+        }
         state = {index: value for index, value in changed.items() if value is not None}
     raise ValueError(f"loop {loop.name}: its trip count was not found")
 
@@ -185,10 +187,10 @@ def trips(module: Module, inside: Computation, loop: Instruction) -> int:
 Scalars = dict[int, "dict[int, int | None] | int | None"]
 
 
-def _scalar(module: Module, inside: Computation, name: str, given: Scalars) -> int | None:
+def _scalar_value(module: Module, inside: Computation, name: str, given: Scalars) -> int | None:
     """The value of a scalar that follows from constants and the parameters given; None when it does not."""
     one = inside.instructions[name]
-    get = functools.partial(_scalar, module, inside, given=given)
+    get = functools.partial(_scalar_value, module, inside, given=given)
     if one.opcode == "constant":
         text = {"true": "1", "false": "0"}.get(one.argument, one.argument)
         return int(text) if re.fullmatch(r"-?\d+", text) else None
@@ -199,12 +201,12 @@ def _scalar(module: Module, inside: Computation, name: str, given: Scalars) -> i
         source = inside.instructions[one.operands[0]]
         held = given.get(int(source.argument)) if source.opcode == "parameter" else None
         return held.get(int(str(one.attribute("index")))) if isinstance(held, dict) else None
-    if one.opcode in SAME:
+    if one.opcode in PASS_THROUGH:
         return get(one.operands[0])
     if one.opcode == "fusion":
         fused = module.computations[str(one.attribute("calls"))]
         inputs: Scalars = {index: get(operand) for index, operand in enumerate(one.operands)}
-        return _scalar(module, fused, fused.root.name, inputs)
+        return _scalar_value(module, fused, fused.root.name, inputs)
     if one.opcode in OPERATIONS or one.opcode == "compare":
         left, right = (get(operand) for operand in one.operands)
         function = COMPARISONS[str(one.attribute("direction"))] if one.opcode == "compare" else OPERATIONS[one.opcode]
@@ -212,7 +214,7 @@ def _scalar(module: Module, inside: Computation, name: str, given: Scalars) -> i
     return None
 
 
-def runs(module: Module) -> Iterator[tuple[Computation, Instruction, int, bool]]:
+def executed_instructions(module: Module) -> Iterator[tuple[Computation, Instruction, int, bool]]:
     """Every instruction that runs: its computation, itself, how often a step runs it, and whether inside a fusion.
 
     Of a conditional, every branch counts once. Reducers and comparators of a single number are left out.
@@ -223,7 +225,7 @@ def runs(module: Module) -> Iterator[tuple[Computation, Instruction, int, bool]]
         for one in inside.instructions.values():
             yield inside, one, times, fused
             if one.opcode == "while":
-                yield from walk(str(one.attribute("body")), times * trips(module, inside, one), fused)
+                yield from walk(str(one.attribute("body")), times * trip_count(module, inside, one), fused)
             elif one.opcode == "fusion":
                 yield from walk(str(one.attribute("calls")), times, True)
             elif one.opcode in ("call", "async-start"):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.performance.hlo import Buffer, Computation, Instruction, Module, runs
+from scaling.performance.hlo import Buffer, Computation, Instruction, Module, executed_instructions
 
 # Bytes that a device sends, per byte of its operand, in a group of n (Thakur et al. 2005, bandwidth terms).
-SENT = {
+SENT_PER_BYTE = {
     "all-gather": lambda n: n - 1,
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -42,7 +42,7 @@ NO_BYTES = {
     "domain",
 }
 NO_COPY = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "AssumeGather")
-CROSSING = "_xla_megascale_transfer_type"
+TRANSFER_TYPE = "_xla_megascale_transfer_type"
 LOOKUPS = ("dynamic-slice", "slice", "gather", "slice-start")
 VIEWS = ("bitcast", "reshape")
 
@@ -63,7 +63,7 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class StepCosts:
     """What one device does in one run of the program. flops: of matrix products, two a multiply-add; kernels that XLA
     cannot see into (Pallas) are not in it. memory: bytes of main memory (HBM) read and written."""
 
@@ -72,7 +72,7 @@ class Traffic:
     collectives: tuple[Collective, ...]
 
 
-def traffic(module: Module, mesh: dict[str, int], slices: int = 1) -> Traffic:
+def step_costs(module: Module, mesh: dict[str, int], slices: int = 1) -> StepCosts:
     """Totals of a module that was partitioned over a mesh (axis name -> size, in the order of the devices).
 
     slices: TPU slices, joined by a data-centre network. The module is then the program of one slice, and `mesh` the
@@ -83,18 +83,18 @@ def traffic(module: Module, mesh: dict[str, int], slices: int = 1) -> Traffic:
         raise ValueError(f"mesh {mesh} of a program for {module.partitions} devices")
     flops, memory = 0.0, 0.0
     collectives: list[Collective] = []
-    spread = {_channel(one) for fused in module.computations.values() for one in _started(fused)}
-    for inside, one, times, fused in runs(module):
+    spread = {_channel(one) for fused in module.computations.values() for one in _started_collectives(fused)}
+    for inside, one, times, fused in executed_instructions(module):
         if one.opcode in ("dot", "convolution"):
             flops += times * product_flops(inside, one)
-        if (kind := one.opcode.removesuffix("-start")) in SENT:
-            if not fused or _channel(one) not in spread or one in _started(inside):
-                collectives.append(_collective(inside, one, kind, times, mesh))
-        elif one.opcode == "send" and CROSSING in one.attributes:
-            collectives.append(_crossing(inside, one, times, slices))
+        if (kind := one.opcode.removesuffix("-start")) in SENT_PER_BYTE:
+            if not fused or _channel(one) not in spread or one in _started_collectives(inside):
+                collectives.append(_slice_collective(inside, one, kind, times, mesh))
+        elif one.opcode == "send" and TRANSFER_TYPE in one.attributes:
+            collectives.append(_cross_slice_collective(inside, one, times, slices))
         elif not fused:
             memory += times * memory_bytes(module, inside, one)
-    return Traffic(flops, memory + sum(one.times * one.memory for one in collectives), tuple(collectives))
+    return StepCosts(flops, memory + sum(one.times * one.memory for one in collectives), tuple(collectives))
 
 
 def _channel(one: Instruction) -> str:
@@ -102,14 +102,14 @@ def _channel(one: Instruction) -> str:
     return found[1] if found else one.name
 
 
-def _started(fused: Computation) -> list[Instruction]:
+def _started_collectives(fused: Computation) -> list[Instruction]:
     """Collectives that this fusion starts. TPUs spread one collective over the fusions that run meanwhile, each of
     which names it again: only its start counts."""
     starts = [one for one in fused.instructions.values() if "AsyncCollectiveStart" in one.attributes]
     return [fused.instructions[name] for one in starts for name in one.operands]
 
 
-def _collective(inside: Computation, one: Instruction, kind: str, times: int, mesh: dict[str, int]) -> Collective:
+def _slice_collective(inside: Computation, one: Instruction, kind: str, times: int, mesh: dict[str, int]) -> Collective:
     if kind == "all-reduce" and inside.root.opcode == "dynamic-slice":
         kind = "reduce-scatter"
     operands = [array for name in one.operands for array in inside.instructions[name].arrays]
@@ -120,18 +120,20 @@ def _collective(inside: Computation, one: Instruction, kind: str, times: int, me
     results = one.arrays[len(operands) :] if one.opcode.endswith("-start") else one.arrays
     read = sum(array.bytes for array in operands if array.memory == 0)
     written = bytes_in * grows if any(array.memory == 0 for array in results) else 0.0
-    return Collective(kind, axes_of(groups, mesh), group, times, SENT[kind](group) * bytes_in, read + written)
+    return Collective(
+        kind, mesh_axes(groups, mesh), group, times, SENT_PER_BYTE[kind](group) * bytes_in, read + written
+    )
 
 
-def _crossing(inside: Computation, one: Instruction, times: int, slices: int) -> Collective:
+def _cross_slice_collective(inside: Computation, one: Instruction, times: int, slices: int) -> Collective:
     """A collective between slices, as libtpu writes it: a send that says what the network does with it."""
-    named = re.search(CROSSING + r'="(\w+)"', one.attributes)
+    named = re.search(TRANSFER_TYPE + r'="(\w+)"', one.attributes)
     kind = named[1].lower().replace("_", "-") if named else ""
     kind = "collective-permute" if kind == "one-to-one" else kind
-    if kind not in SENT:
+    if kind not in SENT_PER_BYTE:
         raise ValueError(f"transfer between slices that is not understood: {one.attributes[:400]}")
     sent = inside.instructions[one.operands[0]].arrays[0]
-    return Collective(kind, ("slices",), slices, times, SENT[kind](slices) * sent.bytes, 2 * sent.bytes)
+    return Collective(kind, ("slices",), slices, times, SENT_PER_BYTE[kind](slices) * sent.bytes, 2 * sent.bytes)
 
 
 def replica_groups(attributes: str, mesh: dict[str, int]) -> list[list[int]]:
@@ -148,11 +150,11 @@ def replica_groups(attributes: str, mesh: dict[str, int]) -> list[list[int]]:
         return ids.transpose([int(n) for n in iota[3].split(",")] if iota[3] else None).reshape(shape).tolist()
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\((.*?)\))? ?\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        return _named_groups(sizes, _ordered(named[2], everyone), named[3])
+        return _named_groups(sizes, _device_order(named[2], everyone), named[3])
     raise ValueError(f"collective whose groups are not understood: {attributes[:200]}")
 
 
-def _ordered(text: str | None, everyone: int) -> np.ndarray:
+def _device_order(text: str | None, everyone: int) -> np.ndarray:
     """Devices in the order of a mesh: `[2,4]T(1,0)`, or those listed, or as they are."""
     ids = np.arange(everyone)
     if not text:
@@ -178,7 +180,7 @@ def _named_groups(sizes: dict[str, int], devices: np.ndarray, used: str) -> list
     return grid.reshape(-1, math.prod(shape[axis] for axis in along)).tolist()
 
 
-def axes_of(groups: list[list[int]], mesh: dict[str, int]) -> tuple[str, ...]:
+def mesh_axes(groups: list[list[int]], mesh: dict[str, int]) -> tuple[str, ...]:
     """The mesh axes along which partitions of one group differ. Partition p is the p-th device of the mesh."""
     sizes = list(mesh.values())
     crossed = set()
@@ -246,15 +248,15 @@ def _fusion_bytes(module: Module, one: Instruction, operands: list[tuple[Buffer,
     for index, arrays in enumerate(operands):
         parameter = fused.parameter(index)
         if parameter is not None and arrays and arrays[0].memory == 0:
-            total += _used(module, fused, parameter)
+            total += _bytes_read(module, fused, parameter)
     root = fused.root
     results = root.operands if root.opcode == "tuple" else (root.name,) * len(one.arrays)
     return total + sum(
-        _written(fused, name, made) for name, made in zip(results, one.arrays, strict=False) if made.memory == 0
+        _bytes_written(fused, name, made) for name, made in zip(results, one.arrays, strict=False) if made.memory == 0
     )
 
 
-def _used(module: Module, fused: Computation, parameter: Instruction) -> float:
+def _bytes_read(module: Module, fused: Computation, parameter: Instruction) -> float:
     """Bytes that a fused computation reads of one of its parameters."""
     whole = parameter.arrays[0].bytes
     total = 0.0
@@ -264,36 +266,36 @@ def _used(module: Module, fused: Computation, parameter: Instruction) -> float:
         if user.opcode in LOOKUPS and user.operands[0] == parameter.name:
             total += user.arrays[0].bytes
         elif user.opcode in VIEWS:
-            total += _used(module, fused, user)
+            total += _bytes_read(module, fused, user)
         elif (
             (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name)
             or user.opcode == "tuple"
-            or _carries(user)
+            or _is_collective_part(user)
         ):
             continue
         elif user.opcode == "fusion":
             inner = module.computations[str(user.attribute("calls"))]
             for index, name in enumerate(user.operands):
                 below = inner.parameter(index) if name == parameter.name else None
-                total += _used(module, inner, below) if below is not None else 0.0
+                total += _bytes_read(module, inner, below) if below is not None else 0.0
         else:
             return whole
     return min(total, whole)
 
 
-def _written(fused: Computation, name: str, made: Buffer) -> float:
+def _bytes_written(fused: Computation, name: str, made: Buffer) -> float:
     """Bytes that a fused computation writes of one result: of an update in place, the update; nothing of what it
     hands on, or of what a collective writes, which is counted there."""
     one = fused.instructions[name]
     while one.opcode in (*VIEWS, "dynamic-slice") and fused.instructions[one.operands[0]].opcode != "parameter":
         one = fused.instructions[one.operands[0]]
-    if one.opcode == "parameter" or _carries(one):
+    if one.opcode == "parameter" or _is_collective_part(one):
         return 0.0
     if one.opcode == "dynamic-update-slice":
         return fused.instructions[one.operands[1]].arrays[0].bytes
     return made.bytes
 
 
-def _carries(one: Instruction) -> bool:
+def _is_collective_part(one: Instruction) -> bool:
     """Whether this is a collective, or part of one spread over fusions."""
-    return one.opcode.removesuffix("-start") in SENT or "AsyncCollective" in one.attributes
+    return one.opcode.removesuffix("-start") in SENT_PER_BYTE or "AsyncCollective" in one.attributes

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from scaling.accounting.chips import Topology
 from scaling.performance.hlo_costs import Collective
 
-SLICES = ("slices",)
+SLICE_AXIS = ("slices",)
 
 
 @dataclass(frozen=True)
-class Path:
+class PhysicalSpan:
     """The physical axes that devices of one group span: (devices along it, whether it closes into a ring)."""
 
     spans: tuple[tuple[int, bool], ...]
@@ -34,7 +34,7 @@ class Path:
         return sum(size / 4 if ring else (size * size - 1) / (3 * size) for size, ring in self.spans)
 
 
-def path_of(mesh: Mesh, axes: tuple[str, ...], topology: Topology) -> Path:
+def physical_span(mesh: Mesh, axes: tuple[str, ...], topology: Topology) -> PhysicalSpan:
     """The physical axes along which the devices of the first group of these mesh axes lie."""
     first = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
     coords = np.array([device.coords for device in mesh.devices[first].flat])
@@ -43,10 +43,10 @@ def path_of(mesh: Mesh, axes: tuple[str, ...], topology: Topology) -> Path:
         met = len(np.unique(coords[:, axis]))
         if met > 1:
             spans.append((met, wraps and met == size))
-    return Path(tuple(spans) or ((1, False),))
+    return PhysicalSpan(tuple(spans) or ((1, False),))
 
 
-def seconds(one: Collective, mesh: Mesh, topology: Topology) -> float:
+def collective_seconds(one: Collective, mesh: Mesh, topology: Topology) -> float:
     """Seconds of all runs of a collective in a step, mesh: that of one slice.
 
     Every chip sends at the rate of the links its group lies on. Chips that exchange all with all send each byte over
@@ -54,9 +54,9 @@ def seconds(one: Collective, mesh: Mesh, topology: Topology) -> float:
     """
     chip = topology.chip
     sent = one.times * one.sent
-    if one.axes == SLICES:
+    if one.axes == SLICE_AXIS:
         return sent / chip.dcn
-    path = path_of(mesh, one.axes, topology)
+    path = physical_span(mesh, one.axes, topology)
     if one.kind == "collective-permute":
         return sent / (min(path.links, 2) * chip.link)
     if one.kind.endswith("all-to-all"):

@@ -20,14 +20,14 @@ from scaling.accounting import counts
 from scaling.accounting.chips import Topology
 from scaling.accounting.flops import kernel_flops, program_flops
 from scaling.config.run_config import RunConfig
-from scaling.performance.hlo_costs import Traffic
-from scaling.performance.interconnect import SLICES, seconds
+from scaling.performance.hlo_costs import StepCosts
+from scaling.performance.interconnect import SLICE_AXIS, collective_seconds
 
 FLOAT32_PASSES = 6  # bfloat16 products that make one float32 product at the highest precision
 
 
 @dataclass(frozen=True)
-class Talk:
+class CollectiveCost:
     """All collectives of one kind over the same mesh axes, in one step. sent: bytes that each chip sends."""
 
     kind: str
@@ -71,7 +71,7 @@ class Estimate:
     flops_chip: float
     useful_flops: float
     hbm_bytes: float
-    collectives: tuple[Talk, ...]
+    collectives: tuple[CollectiveCost, ...]
     compute_seconds: float
     hbm_seconds: float
     ici_seconds: float
@@ -129,14 +129,14 @@ class Estimate:
         }
 
 
-def roofline(
+def make_estimate(
     config: RunConfig,
     topology: Topology,
     mesh: Mesh,
     kernel: str,
     jaxpr: Any,
     memory: Any,
-    moved: Traffic,
+    moved: StepCosts,
     took: float,
 ) -> Estimate:
     """The estimate of a compiled step. mesh: over all slices; kernel: of attention; jaxpr: of the step; memory: the
@@ -146,8 +146,8 @@ def roofline(
     per_chip = moved.flops + kernels
     rate = chip.bfloat16 / (1 if config.precision.compute == "bfloat16" else FLOAT32_PASSES)
     slice_mesh = Mesh(mesh.devices[: mesh.shape["data"] // topology.slices], mesh.axis_names)
-    talks = talk(moved, slice_mesh, topology)
-    crossing = sum(one.seconds for one in talks if one.axes == SLICES[0])
+    talks = collective_costs(moved, slice_mesh, topology)
+    crossing = sum(one.seconds for one in talks if one.axes == SLICE_AXIS[0])
     params = counts.params(config.model).total
     useful = counts.train_flops(config.model, data.sequence_length, data.batch_tokens, "exact_causal")
     return Estimate(
@@ -183,20 +183,20 @@ def roofline(
     )
 
 
-def talk(moved: Traffic, mesh: Mesh, topology: Topology) -> tuple[Talk, ...]:
+def collective_costs(moved: StepCosts, mesh: Mesh, topology: Topology) -> tuple[CollectiveCost, ...]:
     """Collectives gathered by kind and axes, those that take longest first. mesh: that of one slice."""
     groups = defaultdict(list)
     for one in moved.collectives:
         if one.axes:
             groups[one.kind, one.axes, one.group].append(one)
     made = [
-        Talk(
+        CollectiveCost(
             kind,
             "+".join(axes),
-            math.prod(mesh.shape[name] for name in axes) if axes != SLICES else topology.slices,
+            math.prod(mesh.shape[name] for name in axes) if axes != SLICE_AXIS else topology.slices,
             sum(one.times for one in ones),
             sum(one.times * one.sent for one in ones),
-            sum(seconds(one, mesh, topology) for one in ones),
+            sum(collective_seconds(one, mesh, topology) for one in ones),
         )
         for (kind, axes, _), ones in groups.items()
     ]

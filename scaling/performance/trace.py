@@ -26,22 +26,22 @@ Interval = tuple[float, float]
 CONTAINERS = ("while", "call", "conditional")
 """Their bodies are in the trace too."""
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
-MOVES = {
+DATA_MOVEMENT = {
     *("copy", "copy-start", "copy-done", "transpose", "bitcast", "reshape", "broadcast", "slice", "dynamic-slice"),
     *("dynamic-update-slice", "concatenate", "pad", "reverse", "gather", "iota", "tuple", "get-tuple-element"),
     *("parameter", "constant"),
 }
 ATTENTION = re.compile(r"/attention/(?!([qkvo]|[qk]_norm)/)")
 """In the names that JAX gives operations: all of the module but its projections and norms. RoPE counts."""
-BY_NAME: tuple[tuple[Kind, str], ...] = (
+KIND_PATTERNS: tuple[tuple[Kind, str], ...] = (
     ("collective", "nccl|" + "|".join(COLLECTIVES)),
     ("attention", "fmha|flash|sdpa|splash|attention"),
     ("product", "gemm|cutlass|nvjet|xmma|cublas|matmul|dot|conv"),
     ("copy", "memcpy|memset|copy|transpose|slice|concatenate|gather|broadcast"),
 )
 """For operations that the program does not name, such as kernels inside a CUDA graph."""
-BUSY = 0.9
-COMPUTE, HOST, WITHIN = "compute-bound", "waiting for the host", "idle within the step"
+BUSY_SHARE = 0.9
+COMPUTE_BOUND, WAITING_FOR_HOST, IDLE_WITHIN_STEP = "compute-bound", "waiting for the host", "idle within the step"
 """What a verdict begins with."""
 
 
@@ -90,23 +90,23 @@ class Activity:
     @property
     def verdict(self) -> str:
         idle = self.wall * (1 - self.busy)
-        if self.busy >= BUSY:
-            return f"{COMPUTE}: the devices are busy {self.busy:.0%} of the time"
+        if self.busy >= BUSY_SHARE:
+            return f"{COMPUTE_BOUND}: the devices are busy {self.busy:.0%} of the time"
         if self.gap is not None and self.gap >= idle / 2:
-            return f"{HOST}: {self.gap:.3f} of {idle:.3f} idle ms a step lie between steps"
-        return f"{WITHIN}: {idle:.3f} ms a step, in many short stretches"
+            return f"{WAITING_FOR_HOST}: {self.gap:.3f} of {idle:.3f} idle ms a step lie between steps"
+        return f"{IDLE_WITHIN_STEP}: {idle:.3f} ms a step, in many short stretches"
 
 
-def read(folder: Path, window: str, left_out: Iterable[str] = ()) -> Trace:
+def read_trace(folder: Path, window: str, left_out: Iterable[str] = ()) -> Trace:
     """The newest trace under `folder`. window: name of the TraceAnnotation around the steps. left_out: operations that
     only contain others. Raises InputError when there is no trace in it, or no operation, or no such annotation."""
     found = sorted(folder.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"{folder}: holds no trace (*.xplane.pb)")
-    return trace_of(ProfileData.from_file(str(found[-1])), window, left_out)
+    return parse_profile(ProfileData.from_file(str(found[-1])), window, left_out)
 
 
-def trace_of(profile: ProfileData, window: str, left_out: Iterable[str] = ()) -> Trace:
+def parse_profile(profile: ProfileData, window: str, left_out: Iterable[str] = ()) -> Trace:
     """See `read`."""
     marks = [
         (event.start_ns, event.end_ns)
@@ -136,12 +136,12 @@ def _operations(profile: ProfileData) -> Iterator[tuple[str, Op]]:
         for line in plane.lines:
             if line.name.startswith("Stream") or line.name == "XLA Ops":
                 for event in line.events:
-                    yield plane.name, Op(_name(event), event.start_ns, event.end_ns)
+                    yield plane.name, Op(_operation_name(event), event.start_ns, event.end_ns)
     if not accelerators:
         yield from (pair for plane in planes if plane.name == "/host:CPU" for pair in _host_operations(plane))
 
 
-def _name(event: Any) -> str:
+def _operation_name(event: Any) -> str:
     """As in the program. A TPU writes the whole instruction, `%fusion.1 = ...`; a GPU's kernel carries a stat."""
     named = dict(event.stats).get("hlo_op")
     return str(named) if named else event.name.split(" = ")[0].lstrip("%")
@@ -165,15 +165,15 @@ def _host_operations(plane: Any) -> Iterator[tuple[str, Op]]:
         yield device, Op(op.name, op.start, max(op.end, done.get(key, op.end)))
 
 
-def kinds(program: str) -> tuple[dict[str, Kind], frozenset[str]]:
+def operation_kinds(program: str) -> tuple[dict[str, Kind], frozenset[str]]:
     """From the text of a compiled program: the kind of each operation, and the names of those that contain others."""
-    module = hlo.parse(program)
+    module = hlo.parse_module(program)
     every = [one for computation in module.computations.values() for one in computation.instructions.values()]
     contain = frozenset(one.name for one in every if one.opcode in CONTAINERS)
-    return {one.name: _kind(module, one) for one in every if one.name not in contain}, contain
+    return {one.name: _operation_kind(module, one) for one in every if one.name not in contain}, contain
 
 
-def _kind(module: hlo.Module, one: hlo.Instruction) -> Kind:
+def _operation_kind(module: hlo.Module, one: hlo.Instruction) -> Kind:
     """Collectives first, then all of attention, then what holds a product; what only moves numbers is a copy."""
     opcodes = set(_opcodes(module, one))
     if any(opcode.startswith(COLLECTIVES) for opcode in opcodes):
@@ -182,10 +182,10 @@ def _kind(module: hlo.Module, one: hlo.Instruction) -> Kind:
     if op_name and ATTENTION.search(op_name[1]):
         return "attention"
     if one.opcode == "custom-call":
-        return by_name(one.attribute("custom_call_target") or _quoted(one, "custom_call_target"))
+        return kind_from_name(one.attribute("custom_call_target") or _quoted(one, "custom_call_target"))
     if opcodes & {"dot", "convolution"}:
         return "product"
-    return "copy" if opcodes <= MOVES else "elementwise"
+    return "copy" if opcodes <= DATA_MOVEMENT else "elementwise"
 
 
 def _opcodes(module: hlo.Module, one: hlo.Instruction) -> Iterator[str]:
@@ -203,12 +203,12 @@ def _quoted(one: hlo.Instruction, name: str) -> str:
     return found[1] if found else one.name
 
 
-def by_name(name: str) -> Kind:
+def kind_from_name(name: str) -> Kind:
     """The kind of a kernel of which only the name is known."""
-    return next((kind for kind, pattern in BY_NAME if re.search(pattern, name.lower())), "elementwise")
+    return next((kind for kind, pattern in KIND_PATTERNS if re.search(pattern, name.lower())), "elementwise")
 
 
-def merged(intervals: Iterable[Interval]) -> list[Interval]:
+def merge_intervals(intervals: Iterable[Interval]) -> list[Interval]:
     """Their union as disjoint intervals in order."""
     out: list[Interval] = []
     for start, end in sorted(intervals):
@@ -219,12 +219,12 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
     return out
 
 
-def activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> Activity:
+def measure_activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> Activity:
     """What the devices did in a window of `steps` steps."""
     start, end = trace.window
-    covered = {device: merged((op.start, op.end) for op in ops) for device, ops in trace.devices.items()}
+    covered = {device: merge_intervals((op.start, op.end) for op in ops) for device, ops in trace.devices.items()}
     busy = [sum(b - a for a, b in intervals) / (end - start) for intervals in covered.values()]
-    gaps = [_gap(trace.devices[device], intervals, steps) for device, intervals in covered.items()]
+    gaps = [_idle_gap(trace.devices[device], intervals, steps) for device, intervals in covered.items()]
     known = [gap for gap in gaps if gap is not None]
     per_step = 1e6 * steps * len(covered)
     time: defaultdict[str, float] = defaultdict(float)
@@ -234,7 +234,13 @@ def activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> Activity:
         calls[op.name] += 1
     total = sum(time.values())
     ops = [
-        OpShare(name, of_kind.get(name) or by_name(name), spent / total, spent / per_step, calls[name] * 1e6 / per_step)
+        OpShare(
+            name,
+            of_kind.get(name) or kind_from_name(name),
+            spent / total,
+            spent / per_step,
+            calls[name] * 1e6 / per_step,
+        )
         for name, spent in sorted(time.items(), key=lambda item: -item[1])
     ]
     shares: defaultdict[Kind, float] = defaultdict(float)
@@ -251,7 +257,7 @@ def activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> Activity:
     )
 
 
-def _gap(ops: tuple[Op, ...], covered: list[Interval], steps: int) -> float | None:
+def _idle_gap(ops: tuple[Op, ...], covered: list[Interval], steps: int) -> float | None:
     """Median over steps of the longest idle stretch between the starts of two, in nanoseconds. A step starts with the
     first operation that runs once in each."""
     often = Counter(op.name for op in ops)

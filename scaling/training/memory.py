@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from scaling.accounting import counts
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
-from scaling.model.attention import choose
-from scaling.model.loss import chunks_of
+from scaling.model.attention import choose_kernel
+from scaling.model.loss import chunk_count
 
 GIB = 2**30
 MeshSizes = tuple[int, int, int]
@@ -63,10 +63,10 @@ def estimate_bytes(config: RunConfig, sizes: MeshSizes) -> float:
     accumulated = 4 * params.total / (fsdp * tensor) if config.data.microbatch_sequences else 0.0
     gathered = width * 2 * params.blocks / model.depth / tensor + (4 + width) * model.vocab_size * model.width
     rows = max(round(sequences), 1)
-    logits = tokens * model.vocab_size * (4 + width) / chunks_of(rows, T, model.vocab_size)
+    logits = tokens * model.vocab_size * (4 + width) / chunk_count(rows, T, model.vocab_size)
     attention = 8 * model.width + 2 * model.num_kv_heads * model.head_width
     layer = tokens * width * (attention + 4 * model.num_ff) / tensor
-    kernel = choose(model, jnp.dtype(config.precision.compute), T, "tpu")
+    kernel = choose_kernel(model, jnp.dtype(config.precision.compute), T, "tpu")
     scores = sequences * model.heads / tensor * T * T * (4 + width) if kernel == "xla" else 0.0
     stream = tokens * width * model.width
     kept = {"full": 1, "dots": 1 + layer / (2 * stream), "none": 1 + (layer + scores) / stream}[model.remat]

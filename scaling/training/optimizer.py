@@ -17,7 +17,7 @@ import optax.contrib
 from flax import struct
 
 from scaling.config.run_config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from scaling.model.parametrization import Multipliers, multipliers, row_of, times
+from scaling.model.parametrization import Multipliers, multipliers, row_of, scale
 from scaling.model.sharding import path_name
 
 UPDATE_RMS = 0.2
@@ -73,19 +73,19 @@ def gradient_transformation(
     inner = adam if config.kind == "adamw" else muon_with_rest(adam, config.momentum)
     decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
 
-    def scale(tree: Any, number: Callable[[Multipliers], float]) -> Any:
+    def scale_tree(tree: Any, number: Callable[[Multipliers], float]) -> Any:
         if model.parametrization == "standard":
             return tree
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: times(x, number(multipliers(model, path_name(path), config))), tree
+            lambda path, x: scale(x, number(multipliers(model, path_name(path), config))), tree
         )
 
     def moments(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return inner.update(scale(updates, lambda m: 1 / m.epsilon), state, params)
+        return inner.update(scale_tree(updates, lambda m: 1 / m.epsilon), state, params)
 
     def decays(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = decay.update(updates, state, scale(params, lambda m: m.weight_decay))
-        return scale(updates, lambda m: m.learning_rate), state
+        updates, state = decay.update(updates, state, scale_tree(params, lambda m: m.weight_decay))
+        return scale_tree(updates, lambda m: m.learning_rate), state
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from scaling.config.run_config import RunConfig
 from scaling.model import sharding
-from scaling.model.attention import choose
-from scaling.model.decoder import Decoder, head, hidden
-from scaling.model.loss import chunked_training_loss, chunks_of
+from scaling.model.attention import choose_kernel
+from scaling.model.decoder import Decoder, features, head_weights
+from scaling.model.loss import chunk_count, chunked_training_loss
 from scaling.training.optimizer import Rates, gradient_transformation
 
 
@@ -47,7 +47,7 @@ class Program:
 
 def build_program(config: RunConfig, mesh: Mesh) -> Program:
     """Model, shardings and jitted functions. Raises InputError when the config does not fit the mesh."""
-    sharding.check_fits(config, mesh)
+    sharding.check_divisibility(config, mesh)
     model = build_decoder(config, mesh)
 
     # One layer's worth of program, whatever the depth: unrolled, drawing the weights compiles as long as training.
@@ -68,7 +68,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> Program:
         return TrainState(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = sharding.shard_state(shapes, mesh)
+    shardings = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
     options = sharding.compiler_options(mesh)
     return Program(
@@ -89,7 +89,7 @@ def build_decoder(config: RunConfig, mesh: Mesh) -> Decoder:
     platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(config.precision.compute)
     flat = platform == "cpu" and config.model.remat == "none"
     unroll = min(config.model.unroll or (config.model.depth if flat else 1), config.model.depth)
-    kernel = choose(config.model, dtype, config.data.sequence_length, platform)
+    kernel = choose_kernel(config.model, dtype, config.data.sequence_length, platform)
     return Decoder(replace(config.model, unroll=unroll), dtype, kernel, mesh if mesh.size > 1 else None)
 
 
@@ -97,13 +97,13 @@ def batch_gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: j
     """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
 
     micro = config.data.microbatch_sequences or config.data.batch_sequences
-    rows = micro // sharding.row_shards(model.mesh)
-    chunks = chunks_of(rows, config.data.sequence_length, config.model.vocab_size)
+    rows = micro // sharding.batch_shards(model.mesh)
+    chunks = chunk_count(rows, config.data.sequence_length, config.model.vocab_size)
 
     def objective(params: Any, tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BTM, targets_BT = hidden(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
+        x_BTM, targets_BT = features(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
         return chunked_training_loss(
-            x_BTM, head(model, params), targets_BT, config.optimizer.z_loss, chunks, model.mesh
+            x_BTM, head_weights(model, params), targets_BT, config.optimizer.z_loss, chunks, model.mesh
         )
 
     def one(tokens_BS: jax.Array) -> tuple[Any, jax.Array]:

@@ -40,4 +40,4 @@ def priced_on(plan: Plan, topology: str) -> Price:
     from scaling.accounting import chips
     from scaling.performance import compile_ahead
 
-    return price((cell.config for cell in plan.cells), chips.topology(topology), compile_ahead.estimate)
+    return price((cell.config for cell in plan.cells), chips.topology(topology), compile_ahead.estimate_step)

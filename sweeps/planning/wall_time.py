@@ -97,7 +97,7 @@ class Price:
 
 
 def price(configs: Iterable[RunConfig], target: Topology, cost: Callable[[RunConfig, Topology], Estimate]) -> Price:
-    """The price of runs on a topology; cost: as scaling.performance.compile_ahead.estimate. Raises InputError where
+    """The price of runs on a topology; cost: as compile_ahead.estimate_step. Raises InputError where
     one does not fit it."""
     made: dict[Any, Estimate] = {}
     overlapped, in_turn = 0.0, 0.0

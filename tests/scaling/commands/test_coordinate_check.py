@@ -13,7 +13,7 @@ from scaling.commands.coordinate_check import KINDS, activations, coordinates, m
 from scaling.config.run_config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder, RMSNorm
-from scaling.model.parametrization import logit, residual, simplest
+from scaling.model.parametrization import logit_multiplier, residual_multiplier, simplest_equivalent
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
 
@@ -32,11 +32,11 @@ def test_activations_are_those_of_the_model() -> None:
     assert set(found) == set(KINDS)
     np.testing.assert_array_equal(found["embedding"], params["embedding"][tokens_BT])
     branches_BTM = found["attention"].sum(axis=0) + found["ff"].sum(axis=0)
-    expected = found["embedding"] + residual(config) * branches_BTM
+    expected = found["embedding"] + residual_multiplier(config) * branches_BTM
     np.testing.assert_allclose(found["residual"], expected, atol=1e-5)
-    assert residual(config) == pytest.approx(1 / 3)
+    assert residual_multiplier(config) == pytest.approx(1 / 3)
     x_BTM = RMSNorm(config.norm_epsilon).apply({"params": params["final_norm"]}, found["residual"])
-    product = logit(config) * x_BTM @ params["head"]["kernel"]
+    product = logit_multiplier(config) * x_BTM @ params["head"]["kernel"]
     np.testing.assert_allclose(found["logits"], product, atol=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_slopes_and_verdicts_of_planted_powers() -> None:
     found = {}
     for size in sizes:
         for name in ("standard", "mup", "completep"):
-            model = simplest(shape(*size, name, (16, 1), 8))  # pyrefly: ignore
+            model = simplest_equivalent(shape(*size, name, (16, 1), 8))  # pyrefly: ignore
             found[model] = planted(RunConfig(model=model), np.zeros((2, 1, 1)), 3)
     assert len(found) == 9, "what is equal is trained once"
     result = {(t.axis, t.parametrization, t.kind): t for t in trends(found, widths, depths, 8)}

@@ -15,7 +15,7 @@ from scaling.commands.profile import Profile, measured
 from scaling.config.run_config import RunConfig, to_dict
 from scaling.errors import InputError
 from scaling.files import write_json
-from scaling.performance.trace import HOST
+from scaling.performance.trace import WAITING_FOR_HOST
 
 STEPS = 8
 
@@ -49,7 +49,7 @@ def test_a_host_that_is_slow_is_seen(tiny: RunConfig, usual: Profile, tmp_path: 
     assert a.busy < min(0.5, usual.activity.busy)
     assert a.gap is not None
     assert a.gap > pause / 2
-    assert a.verdict.startswith(HOST)
+    assert a.verdict.startswith(WAITING_FOR_HOST)
 
 
 def test_the_verb_prints_a_table_writes_the_same_and_keeps_the_trace(

@@ -13,7 +13,7 @@ import pytest
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
 from scaling.generation.decode import GREEDY, Limits, Sampling, chosen, generate, stream
-from scaling.model.decoder import Decoder, by_layer, empty_cache, following, logits
+from scaling.model.decoder import Decoder, decode_step, empty_cache, logits, split_layers
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
 SHAPES = {
@@ -87,16 +87,16 @@ def test_the_logits_are_those_of_the_plain_model_at_rows_of_any_length() -> None
     ids_BT = np.random.default_rng(1).integers(0, 61, (3, 30)).astype(np.int32)
     params = jax.jit(model.init)(jax.random.key(5), ids_BT)["params"]
     expected = plainly(model, params, ids_BT)
-    layered = by_layer(params)
-    step, nothing_B = jax.jit(following, static_argnums=0), np.zeros(3, np.int32)
-    held_B, cache = np.array([5, 9, 1], np.int32), empty_cache(model, 3, 32)
-    found, cache = step(model, layered, ids_BT[:, :9], nothing_B, held_B - 1, cache)
-    np.testing.assert_allclose(found, expected[np.arange(3), held_B - 1], atol=1e-5)
-    while held_B.max() < 30:
-        next_B1 = ids_BT[np.arange(3), held_B][:, None]
-        found, cache = step(model, layered, next_B1, held_B, nothing_B, cache)
-        np.testing.assert_allclose(found, expected[np.arange(3), held_B], atol=1e-5)
-        held_B = held_B + 1
+    layered = split_layers(params)
+    step, nothing_B = jax.jit(decode_step, static_argnums=0), np.zeros(3, np.int32)
+    cached_B, cache = np.array([5, 9, 1], np.int32), empty_cache(model, 3, 32)
+    found, cache = step(model, layered, ids_BT[:, :9], nothing_B, cached_B - 1, cache)
+    np.testing.assert_allclose(found, expected[np.arange(3), cached_B - 1], atol=1e-5)
+    while cached_B.max() < 30:
+        next_B1 = ids_BT[np.arange(3), cached_B][:, None]
+        found, cache = step(model, layered, next_B1, cached_B, nothing_B, cache)
+        np.testing.assert_allclose(found, expected[np.arange(3), cached_B], atol=1e-5)
+        cached_B = cached_B + 1
 
 
 def test_a_row_is_the_same_alone_streamed_and_beside_others(plain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,9 @@ def test_the_stop_id_ends_its_row_and_no_other(plain) -> None:
 def test_another_temperature_or_seed_is_no_other_program(plain, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(*plain, PROMPTS, MOST, Sampling(0.5), jax.random.key(0))
     compiled: list[str] = []
-    monkeypatch.setattr("scaling.generation.decode.following", lambda *given: compiled.append("") or following(*given))
+    monkeypatch.setattr(
+        "scaling.generation.decode.decode_step", lambda *given: compiled.append("") or decode_step(*given)
+    )
     cold, warm, other = (
         generate(*plain, PROMPTS, MOST, Sampling(temperature), jax.random.key(seed))
         for temperature, seed in ((1e-4, 0), (1.5, 0), (1.5, 1))

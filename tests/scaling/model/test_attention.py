@@ -13,12 +13,12 @@ import pytest
 
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
-from scaling.model.attention import Kernel, attend, choose, splash
-from scaling.model.cpu_attention import BLOCK_AT_LEAST, block_rows
+from scaling.model.attention import Kernel, attend, choose_kernel, splash_attention
+from scaling.model.cpu_attention import MIN_BLOCK_ROWS, rows_per_block
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
 Attend = Callable[..., jax.Array]
-LONG = 2 * BLOCK_AT_LEAST + 10
+LONG = 2 * MIN_BLOCK_ROWS + 10
 
 
 def textbook(
@@ -92,7 +92,7 @@ def test_splash_equals_the_textbook(segments: bool) -> None:
     """JAX's kernel, its layout and masks as we call it, interpreted step by step."""
     arguments = qkv(2, 1, 256, 64)
     (found,) = differences(
-        [functools.partial(splash, interpret=True)], arguments, packed(256) if segments else None, jnp.float32
+        [functools.partial(splash_attention, interpret=True)], arguments, packed(256) if segments else None, jnp.float32
     )
     assert max(found) < 5e-5, found
 
@@ -126,12 +126,12 @@ def test_blocks_leave_out_scores_that_the_mask_would_hide() -> None:
         compiled = jax.jit(jax.grad(objective, argnums=(0, 1, 2))).lower(*qkv(2, 2, 512, 64)).compile()
         return compiled.cost_analysis()["flops"]
 
-    assert block_rows(512) == 64
+    assert rows_per_block(512) == 64
     assert flops("blocked") < 0.7 * flops("xla")
 
 
 def test_the_blocks_of_a_long_sequence_are_few() -> None:
-    assert [block_rows(T) for T in (1, 128, 512, 4096)] == [64, 64, 64, 512]
+    assert [rows_per_block(T) for T in (1, 128, 512, 4096)] == [64, 64, 64, 512]
 
 
 LOW, HIGH = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
@@ -151,7 +151,7 @@ WIDE = ModelConfig(width=256, heads=4)
     ],
 )
 def test_auto_takes_the_fastest_that_can_run(platform: str, dtype: jnp.dtype, length: int, kernel: str) -> None:
-    assert choose(WIDE, dtype, length, platform) == kernel
+    assert choose_kernel(WIDE, dtype, length, platform) == kernel
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_kernel_that_cannot_run_is_an_error_and_never_another(
 ) -> None:
     model = ModelConfig(width=256, heads=heads, attention=kernel)
     with pytest.raises(InputError, match=rf"model\.attention.*{words}"):
-        choose(model, dtype, length, platform)
+        choose_kernel(model, dtype, length, platform)
 
 
 def test_cudnn_asked_for_on_a_cpu_does_not_run_as_something_else() -> None:

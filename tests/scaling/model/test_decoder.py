@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from scaling.config.run_config import ModelConfig
 from scaling.model import decoder
-from scaling.model.decoder import Block, Decoder, Linear, RMSNorm, gated, rope, side_by_side
+from scaling.model.decoder import Block, Decoder, Linear, RMSNorm, apply_rope, fused_linear, gated_silu
 from scaling.model.loss import training_loss
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
@@ -112,7 +112,7 @@ def test_the_gate_has_the_gradient_of_its_formula() -> None:
         out, pull = jax.vjp(f, x, y)
         return out, pull(cotangent)
 
-    ours, theirs = jax.jit(lambda: (both(gated), both(plain)))()
+    ours, theirs = jax.jit(lambda: (both(gated_silu), both(plain)))()
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
     for a, b in zip(ours[1], theirs[1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -123,7 +123,7 @@ def test_layers_side_by_side_are_the_layers_one_by_one() -> None:
         @nn.compact
         def __call__(self, x_NI: jax.Array) -> list[jax.Array]:
             a, b = Linear(3, name="a"), Linear(5, name="b")
-            return [*side_by_side(x_NI, None, a, b), a(x_NI), b(x_NI)]
+            return [*fused_linear(x_NI, None, a, b), a(x_NI), b(x_NI)]
 
     x_NI = jax.random.normal(jax.random.key(0), (4, 6))
     (one, two, first, second), params = jax.jit(Both().init_with_output)(jax.random.key(1), x_NI)
@@ -134,8 +134,8 @@ def test_layers_side_by_side_are_the_layers_one_by_one() -> None:
 
 def test_rope_makes_scores_depend_on_distance_alone() -> None:
     q_D, k_D = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
-    turned_q = rope(jnp.tile(q_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
-    turned_k = rope(jnp.tile(k_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
+    turned_q = apply_rope(jnp.tile(q_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
+    turned_k = apply_rope(jnp.tile(k_D, (1, 20, 1, 1)), 100.0)[0, :, 0]
     scores_TS = np.asarray(turned_q @ turned_k.T)
     for distance in (0, 3, 7):
         diagonal = np.diagonal(scores_TS, -distance)

@@ -12,9 +12,9 @@ import pytest
 from scaling.model.loss import (
     CHUNK_BYTES,
     bits_per_byte,
+    chunk_count,
     chunked_nats,
     chunked_training_loss,
-    chunks_of,
     cross_entropy,
     training_loss,
 )
@@ -105,9 +105,9 @@ def test_float32_logits_of_one_chunk_exist_at_a_time() -> None:
 
 
 def test_chunks_are_the_fewest_that_keep_the_logits_small() -> None:
-    assert chunks_of(16, 128, 259) == 1
+    assert chunk_count(16, 128, 259) == 1
     rows, T, V = 8, 2048, 128_256
-    chunks = chunks_of(rows, T, V)
+    chunks = chunk_count(rows, T, V)
     assert 4 * rows * T * V / chunks <= CHUNK_BYTES < 4 * rows * T * V / (chunks / 2)
     assert T % chunks == 0
-    assert chunks_of(10**6, 7, 10**6) == 7
+    assert chunk_count(10**6, 7, 10**6) == 7

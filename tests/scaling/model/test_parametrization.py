@@ -11,8 +11,8 @@ import pytest
 
 from scaling.config.run_config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from scaling.model import parametrization, sharding
-from scaling.model.decoder import Decoder, hidden, logits
-from scaling.model.parametrization import Multipliers, multipliers, simplest
+from scaling.model.decoder import Decoder, features, logits
+from scaling.model.parametrization import Multipliers, multipliers, simplest_equivalent
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
 
@@ -106,14 +106,14 @@ def test_at_the_base_size_all_three_are_one_program(kind: Literal["adamw", "muon
 
 def test_simplest_names_models_of_the_same_numbers() -> None:
     completep = named(LARGE, "completep")
-    assert simplest(completep) == completep
-    assert simplest(dataclasses.replace(completep, depth=2)).parametrization == "mup"
-    assert simplest(named(BASE, "completep")).parametrization == "standard"
+    assert simplest_equivalent(completep) == completep
+    assert simplest_equivalent(dataclasses.replace(completep, depth=2)).parametrization == "mup"
+    assert simplest_equivalent(named(BASE, "completep")).parametrization == "standard"
     narrow = dataclasses.replace(completep, width=16, heads=2)
-    assert simplest(narrow) == narrow, "CompleteP follows depth at the base width too"
+    assert simplest_equivalent(narrow) == narrow, "CompleteP follows depth at the base width too"
     for path in paths(BASE):
         other = dataclasses.replace(completep, depth=2)
-        assert multipliers(simplest(other), path) == multipliers(other, path)
+        assert multipliers(simplest_equivalent(other), path) == multipliers(other, path)
 
 
 def test_initial_weights_and_multipliers_of_the_model() -> None:
@@ -130,7 +130,7 @@ def test_initial_weights_and_multipliers_of_the_model() -> None:
 
     @functools.partial(jax.jit, static_argnums=0)
     def seen(decoder: Decoder, params: Any) -> tuple[jax.Array, jax.Array]:
-        return hidden(decoder, params, TOKENS_BT), logits(decoder, params, TOKENS_BT)
+        return features(decoder, params, TOKENS_BT), logits(decoder, params, TOKENS_BT)
 
     scaled, product = seen(Decoder(named(LARGE, "completep")), params)
     rms = float(jnp.sqrt(jnp.mean(scaled**2)))

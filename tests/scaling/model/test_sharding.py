@@ -41,7 +41,7 @@ def test_an_unmatched_path_raises(path: str) -> None:
 
 
 def test_two_matches_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "RULES", (*sharding.RULES, (r"emb.*", sharding.BATCH)))
+    monkeypatch.setattr(sharding, "RULES", (*sharding.RULES, (r"emb.*", sharding.BATCH_SPEC)))
     with pytest.raises(LookupError, match=r"embedding.*\b2\b"):
         sharding.spec_of("embedding")
 
@@ -71,7 +71,7 @@ def test_the_nearest_mesh_is_named(mesh: MeshConfig, devices: int, slices: int, 
 
 
 class Shape:
-    """A mesh as check_fits sees it: axis sizes."""
+    """A mesh as check_divisibility sees it: axis sizes."""
 
     def __init__(self, **sizes: int) -> None:
         self.shape = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
@@ -88,8 +88,8 @@ class Shape:
 def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> None:
     config = RunConfig(data=DataConfig(batch_sequences=batch))
     with pytest.raises(InputError, match=words):
-        sharding.check_fits(config, mesh)  # pyrefly: ignore
-    sharding.check_fits(config, Shape(data=8, tensor=2))  # pyrefly: ignore
+        sharding.check_divisibility(config, mesh)  # pyrefly: ignore
+    sharding.check_divisibility(config, Shape(data=8, tensor=2))  # pyrefly: ignore
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_the_mesh_that_is_named_fits_the_batch_too(batch: int, named: list[str])
     """None is, where none over these devices fits."""
     config = RunConfig(data=DataConfig(batch_sequences=batch))
     with pytest.raises(InputError, match=r"mesh\.tensor.*\b7\b") as error:
-        sharding.check_fits(config, Shape(tensor=7))  # pyrefly: ignore
+        sharding.check_divisibility(config, Shape(tensor=7))  # pyrefly: ignore
     assert re.findall(r"data=\d+,fsdp=\d+,tensor=\d+", str(error.value)) == named
 
 
 def test_a_microbatch_must_divide_as_well() -> None:
     config = RunConfig(data=DataConfig(batch_sequences=16, microbatch_sequences=4))
     with pytest.raises(InputError, match=r"data\.microbatch_sequences.*\b4\b.*\b8\b"):
-        sharding.check_fits(config, Shape(data=8))  # pyrefly: ignore
+        sharding.check_divisibility(config, Shape(data=8))  # pyrefly: ignore
 
 
 EIGHT = """

@@ -31,7 +31,7 @@ from scaling.errors import InputError
 from scaling.model import sharding
 from scaling.performance import compile_ahead
 from scaling.performance.hlo_costs import Collective
-from scaling.performance.interconnect import path_of, seconds
+from scaling.performance.interconnect import collective_seconds, physical_span
 from scaling.performance.roofline import Estimate
 from scaling.training.memory import check_memory, estimate_bytes, likely_fitting_changes, smaller_configs, state_bytes
 from scaling.training.optimizer import Rates
@@ -227,14 +227,16 @@ def test_collectives_take_as_long_as_their_links_need() -> None:
     """v5e: 50 GB/s a link. A ring of 16 has two links out of each chip, a line of 4 one, 4 x 4 two lines."""
     pod, small = topology("v5e:16x16"), topology("v5e:4x4")
     gather = Collective("all-gather", ("fsdp",), 16, times=2, sent=50e9, memory=0.0)
-    assert path_of(slice_mesh(16, 16, (16, 16)), ("fsdp",), pod).spans == ((16, True),)
-    assert seconds(gather, slice_mesh(16, 16, (16, 16)), pod) == pytest.approx(1.0)
-    assert seconds(gather, slice_mesh(4, 4, (4, 4)), small) == pytest.approx(2.0)
-    assert seconds(gather, slice_mesh(1, 16, (4, 4)), small) == pytest.approx(1.0)
+    assert physical_span(slice_mesh(16, 16, (16, 16)), ("fsdp",), pod).spans == ((16, True),)
+    assert collective_seconds(gather, slice_mesh(16, 16, (16, 16)), pod) == pytest.approx(1.0)
+    assert collective_seconds(gather, slice_mesh(4, 4, (4, 4)), small) == pytest.approx(2.0)
+    assert collective_seconds(gather, slice_mesh(1, 16, (4, 4)), small) == pytest.approx(1.0)
     swap = dataclasses.replace(gather, kind="all-to-all")
-    assert seconds(swap, slice_mesh(16, 16, (16, 16)), pod) == pytest.approx(4.0), "a quarter of the ring away"
+    assert collective_seconds(swap, slice_mesh(16, 16, (16, 16)), pod) == pytest.approx(4.0), (
+        "a quarter of the ring away"
+    )
     crossing = dataclasses.replace(gather, axes=("slices",))
-    assert seconds(crossing, slice_mesh(4, 4, (4, 4)), small) == pytest.approx(2 * 50 / 3.125)
+    assert collective_seconds(crossing, slice_mesh(4, 4, (4, 4)), small) == pytest.approx(2 * 50 / 3.125)
 
 
 def test_state_is_counted_as_it_is_sharded() -> None:
@@ -287,11 +289,11 @@ def test_changes_come_smallest_first() -> None:
     ],
 )
 def test_what_the_compiler_says_of_memory_is_understood(said: str, needed: float) -> None:
-    error = compile_ahead.memory_error(said, state=2**30, memory=16 * 2**30)
+    error = compile_ahead.parse_memory_error(said, state=2**30, memory=16 * 2**30)
     assert error is not None
     assert error.needed == pytest.approx(needed * 2**30)
     assert error.available == 15.75 * 2**30
-    assert compile_ahead.memory_error("INTERNAL: else", 0, 1) is None
+    assert compile_ahead.parse_memory_error("INTERNAL: else", 0, 1) is None
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> list[RunConfig]:
@@ -305,17 +307,17 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> list[RunCon
             raise given
         return given
 
-    monkeypatch.setattr(compile_ahead, "apart", apart)
+    monkeypatch.setattr(compile_ahead, "compile_in_subprocess", apart)
     return asked
 
 
 def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(big(remat="full"), mesh=MeshConfig(data=1, fsdp=16))
-    short = compile_ahead.DoesNotFit(estimate_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
-    still = compile_ahead.DoesNotFit(16 * 2**30, 15.75 * 2**30, "the step")
+    short = compile_ahead.ChipMemoryExceeded(estimate_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
+    still = compile_ahead.ChipMemoryExceeded(16 * 2**30, 15.75 * 2**30, "the step")
     asked = scripted(monkeypatch, [short, still, SimpleNamespace(peak=9 * 2**30)])
     with pytest.raises(InputError, match=r"v5e:4x4.*15\.75.*--microbatch \d+.*\b9\.") as error:
-        compile_ahead.estimate(config, topology("v5e:4x4"))
+        compile_ahead.estimate_step(config, topology("v5e:4x4"))
     first, second, third = (one.data.microbatch_sequences or one.data.batch_sequences for one in asked)
     assert first == 256
     assert first > second > third, "what does not fit either makes the next guess smaller"
@@ -323,13 +325,13 @@ def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.
 
 
 def test_more_chips_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = compile_ahead.DoesNotFit(48 * 2**30, 16 * 2**30, compile_ahead.STATE)
+    state = compile_ahead.ChipMemoryExceeded(48 * 2**30, 16 * 2**30, compile_ahead.STATE_LABEL)
     model = dataclasses.replace(shape("llama-2-70b").model, remat="full")
     data = DataConfig(sequence_length=2048, batch_sequences=16)
     config = dataclasses.replace(big(), model=model, mesh=MeshConfig(data=1, fsdp=16), data=data)
     scripted(monkeypatch, [state] * 4)
     with pytest.raises(InputError, match=r"--topology v5e:\d+x\d+ --mesh fsdp=\d+"):
-        compile_ahead.estimate(config, topology("v5e:4x4"))
+        compile_ahead.estimate_step(config, topology("v5e:4x4"))
 
 
 def test_the_verb_needs_a_topology_and_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +385,9 @@ def test_a_compile_gives_the_row_of_the_table(name: str) -> None:
     otherwise, not multiply otherwise."""
     held = next(row for row in rows() if row["name"] == name)
     target = topology(held["topology"], held["slices"])
-    made: Estimate = compile_ahead.apart(compile.named_run(held["model"], target, MeshConfig(**held["mesh"])), target)
+    made: Estimate = compile_ahead.compile_in_subprocess(
+        compile.named_run(held["model"], target, MeshConfig(**held["mesh"])), target
+    )
     assert made.flops == pytest.approx(held["flops"], rel=0.01)
     assert made.flops_chip == pytest.approx(held["flops_chip"], rel=0.05)
     assert made.arguments == held["arguments"]
@@ -399,25 +403,25 @@ def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(compile_ahead.subprocess, "run", lambda *command, **options: died)
     monkeypatch.setattr(compile_ahead, "version", lambda package: "0.0.1")
     with pytest.raises(InputError, match=r"v5e:4x4.*Check failed: loop makes no progress") as e:
-        compile_ahead.apart(big(), topology("v5e:4x4"))
+        compile_ahead.compile_in_subprocess(big(), topology("v5e:4x4"))
     assert "\n" not in str(e.value)
     assert re.search(r"0\.0\.1\b.*'libtpu==\d[\d.]*\*'", str(e.value)), "what is installed, and what to install"
 
 
 SLICES = """
 import math
-from scaling import ahead
+from scaling.performance import compile_ahead
 from scaling.accounting.chips import CHIPS, Topology, slices_of
 made = [Topology(chip, dims) for chip in CHIPS.values() for dims in slices_of(chip) if math.prod(dims) <= 256]
 for one in (*made, Topology(CHIPS["v5p"], (4, 4, 4), slices=3)):
-    assert len(ahead.devices_of(one)) == one.chips, one.name
+    assert len(compile_ahead.topology_devices(one)) == one.chips, one.name
 """
 
 
 @needs_libtpu
 def test_every_slice_is_one_that_the_compiler_knows() -> None:
     command = [sys.executable, "-c", SLICES]
-    done = subprocess.run(command, env=os.environ | compile_ahead.QUIET, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | compile_ahead.SUBPROCESS_ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == "", "libtpu is quiet"
 
@@ -425,7 +429,7 @@ def test_every_slice_is_one_that_the_compiler_knows() -> None:
 @needs_libtpu
 def test_a_run_that_no_chip_holds_is_refused_before_it_is_compiled() -> None:
     target = topology("v5e:4x4")
-    with pytest.raises(compile_ahead.DoesNotFit) as error:
-        compile_ahead.apart(compile.named_run("llama-2-70b", target), target)
-    assert error.value.what == compile_ahead.STATE
+    with pytest.raises(compile_ahead.ChipMemoryExceeded) as error:
+        compile_ahead.compile_in_subprocess(compile.named_run("llama-2-70b", target), target)
+    assert error.value.what == compile_ahead.STATE_LABEL
     assert error.value.needed / 2**30 == pytest.approx(48.19, abs=0.01)

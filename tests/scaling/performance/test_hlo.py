@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from scaling.performance.hlo import Buffer, buffers, parse, runs
-from scaling.performance.hlo_costs import axes_of, product_flops, replica_groups, traffic
+from scaling.performance.hlo import Buffer, executed_instructions, parse_buffers, parse_module
+from scaling.performance.hlo_costs import mesh_axes, product_flops, replica_groups, step_costs
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 2}
 
@@ -69,7 +69,7 @@ def programs() -> dict[str, dict[str, Any]]:
 
 
 def totals(programs: dict[str, dict[str, Any]], name: str) -> Any:
-    return traffic(parse(programs[name]["text"]), {"data": 2, "fsdp": 4})
+    return step_costs(parse_module(programs[name]["text"]), {"data": 2, "fsdp": 4})
 
 
 def by_kind(moved: Any) -> dict[tuple[str, tuple[str, ...]], tuple[int, float]]:
@@ -138,7 +138,7 @@ def test_a_permutation_is_found_by_its_pairs(programs: dict[str, dict[str, Any]]
     ],
 )
 def test_groups_name_their_axes(groups: str, axes: tuple[str, ...]) -> None:
-    assert axes_of(replica_groups(f", channel_id=1, {groups}, dimensions={{0}}", MESH), MESH) == axes
+    assert mesh_axes(replica_groups(f", channel_id=1, {groups}, dimensions={{0}}", MESH), MESH) == axes
 
 
 def test_groups_that_are_not_understood_raise() -> None:
@@ -148,7 +148,7 @@ def test_groups_that_are_not_understood_raise() -> None:
 
 def test_shapes_know_their_memory() -> None:
     text = "(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, (f32[]), s32[4]{0}, pred[5]{0:T(512)}, token[])"
-    made = list(buffers(text))
+    made = list(parse_buffers(text))
     assert made[:3] == [Buffer("bf16", (2, 3), 1), Buffer("f32", ()), Buffer("s32", (4,))]
     assert [one.bytes for one in made] == [12, 4, 16, 5, 0]
 
@@ -232,7 +232,7 @@ ENTRY %main (p: bf16[8,4], x: bf16[16,16], g: f32[64]) -> bf16[8,64] {
 def test_what_tpus_write_is_read() -> None:
     """Counter from 0 by 2 below 9: five trips. The gather that is spread over the loop's fusions runs once, an
     all-reduce whose slice alone is kept is a reduce-scatter, a send to other slices is what it says."""
-    moved = traffic(parse(TPU), MESH, slices=2)
+    moved = step_costs(parse_module(TPU), MESH, slices=2)
     assert by_kind(moved) == {
         ("all-gather", ("data", "fsdp", "tensor")): (1, 8 * 4 * 2 * 15),
         ("reduce-scatter", ("fsdp",)): (5, 5 * 64 * 4 * 3 / 4),
@@ -248,12 +248,12 @@ def test_what_tpus_write_is_read() -> None:
 def test_a_loop_of_unknown_length_raises() -> None:
     endless = TPU.replace("%limit = s32[] constant(9)", "%limit = s32[] rng()").replace("%loop", "%while.7")
     with pytest.raises(ValueError, match=r"while\.7\b"):
-        list(runs(parse(endless)))
+        list(executed_instructions(parse_module(endless)))
 
 
 def test_a_mesh_of_other_size_raises() -> None:
     with pytest.raises(ValueError, match=r"\b2\b.*\b4\b.*\b16\b"):
-        traffic(parse(TPU), {"data": 2, "fsdp": 4})
+        step_costs(parse_module(TPU), {"data": 2, "fsdp": 4})
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ ENTRY %main (a: f32[8,32]) -> f32[] {{
   %f = f32[3,32,16] parameter(5)
   ROOT %out = {line}
 }}"""
-    main = parse(text).computations["main"]
+    main = parse_module(text).computations["main"]
     assert product_flops(main, main.root) == flops
 
 
 def test_what_is_not_hlo_raises() -> None:
     with pytest.raises(ValueError, match="ENTRY"):
-        parse("module @jit_f {\n}\n")
+        parse_module("module @jit_f {\n}\n")

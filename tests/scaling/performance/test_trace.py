@@ -92,7 +92,7 @@ def op(name: str, start: float, end: float) -> Event:
 
 
 def test_the_program_says_of_what_kind_an_operation_is() -> None:
-    kinds, containers = trace.kinds(PROGRAM)
+    kinds, containers = trace.operation_kinds(PROGRAM)
     wanted: dict[str, trace.Kind] = {
         "fusion.1": "product",
         "fusion.2": "copy",
@@ -118,7 +118,7 @@ def test_the_program_says_of_what_kind_an_operation_is() -> None:
     ],
 )
 def test_a_kernel_that_the_program_does_not_name_goes_by_its_own(name: str, kind: trace.Kind) -> None:
-    assert trace.by_name(name) == kind
+    assert trace.kind_from_name(name) == kind
 
 
 def test_a_gpu_is_busy_where_any_stream_is() -> None:
@@ -128,17 +128,17 @@ def test_a_gpu_is_busy_where_any_stream_is() -> None:
         "Stream #9(Memcpy)": [("MemcpyH2D", -20, -10, {}), op("all-reduce-start.3", 65, 75)],
         "XLA Modules": [("jit_step", 0, 100, {})],
     }
-    kinds, containers = trace.kinds(PROGRAM)
-    read = trace.trace_of(profile(plane("/device:GPU:0", streams), host(0, 100)), "window", containers)
+    kinds, containers = trace.operation_kinds(PROGRAM)
+    read = trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window", containers)
     assert {device: len(ops) for device, ops in read.devices.items()} == {"/device:GPU:0": 4}
-    found = trace.activity(read, kinds, steps=2)
+    found = trace.measure_activity(read, kinds, steps=2)
     assert found.wall == pytest.approx(0.05)
     assert found.busy == found.least_busy == pytest.approx(0.6)
     assert found.gap == pytest.approx(0.02)
     assert found.op_time == pytest.approx(0.035)
     assert found.kinds == pytest.approx({"product": 50 / 70, "collective": 10 / 70, "elementwise": 10 / 70})
     assert found.ops[0] == trace.OpShare("fusion.1", "product", pytest.approx(50 / 70), pytest.approx(0.025), 1)
-    assert re.match(rf"{trace.HOST}\b.*\b0\.020\b.*\b0\.020\b", found.verdict)
+    assert re.match(rf"{trace.WAITING_FOR_HOST}\b.*\b0\.020\b.*\b0\.020\b", found.verdict)
 
 
 def test_tpus_name_whole_instructions_and_loops_hold_what_they_run() -> None:
@@ -151,14 +151,16 @@ def test_tpus_name_whole_instructions_and_loops_hold_what_they_run() -> None:
         )
         for number, end in enumerate((100, 50))
     ]
-    kinds, containers = trace.kinds(PROGRAM)
-    found = trace.activity(trace.trace_of(profile(*planes, host(0, 100)), "window", containers), kinds, steps=1)
+    kinds, containers = trace.operation_kinds(PROGRAM)
+    found = trace.measure_activity(
+        trace.parse_profile(profile(*planes, host(0, 100)), "window", containers), kinds, steps=1
+    )
     assert found.busy == pytest.approx(0.75)
     assert found.least_busy == pytest.approx(0.5)
     assert found.kinds == pytest.approx({"attention": 1.0})
     assert [(one.name, one.calls) for one in found.ops] == [("scores", 1)]
     assert found.gap is None, "one step has no next"
-    assert found.verdict.startswith(trace.WITHIN)
+    assert found.verdict.startswith(trace.IDLE_WITHIN_STEP)
 
 
 def test_a_cpus_product_ends_where_other_threads_say() -> None:
@@ -168,29 +170,33 @@ def test_a_cpus_product_ends_where_other_threads_say() -> None:
         "tf_XLAEigen/2": [("end: fusion.1", 50, 50.1, {"_c": "7"}), ("ThunkExecutor::Execute", 0, 100, {})],
         "python": [("window", 0, 100, {})],
     }
-    read = trace.trace_of(profile(plane("/host:CPU", threads)), "window")
+    read = trace.parse_profile(profile(plane("/host:CPU", threads)), "window")
     assert read.devices == {"CPU:0": (trace.Op("fusion.1", 11_000, 51_000),)}
-    assert trace.activity(read, {}, steps=1).busy == pytest.approx(0.4)
+    assert trace.measure_activity(read, {}, steps=1).busy == pytest.approx(0.4)
 
 
 def test_operations_are_cut_to_the_window() -> None:
     streams = {"Stream #7(Compute)": [op("fusion.1", -10, 10), op("fusion.1", 90, 130), op("fusion.1", 130, 140)]}
-    found = trace.activity(trace.trace_of(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2)
+    found = trace.measure_activity(
+        trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2
+    )
     assert found.busy == pytest.approx(0.2)
     assert found.gap == pytest.approx(0.08)
 
 
 def test_a_busy_device_is_compute_bound() -> None:
     streams = {"Stream #7(Compute)": [op("fusion.1", 0, 48), op("fusion.1", 50, 100)]}
-    found = trace.activity(trace.trace_of(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2)
-    assert re.match(rf"{trace.COMPUTE}\b.*\b98%", found.verdict)
+    found = trace.measure_activity(
+        trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2
+    )
+    assert re.match(rf"{trace.COMPUTE_BOUND}\b.*\b98%", found.verdict)
 
 
 def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
-        trace.read(tmp_path, "window")
+        trace.read_trace(tmp_path, "window")
     with pytest.raises(InputError, match="'other'"):
-        trace.trace_of(profile(host(0, 100)), "other")
+        trace.parse_profile(profile(host(0, 100)), "other")
     with pytest.raises(InputError) as error:
-        trace.trace_of(profile(host(0, 100)), "window")
+        trace.parse_profile(profile(host(0, 100)), "window")
     assert "'window'" not in str(error.value), "the annotation is there, operations are not"

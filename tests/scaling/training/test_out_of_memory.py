@@ -19,7 +19,7 @@ import pytest
 from scaling import exit_codes, files
 from scaling.config.run_config import MeshConfig, RunConfig, load, to_dict
 from scaling.errors import InputError
-from scaling.model.sharding import check_fits, make_mesh
+from scaling.model.sharding import check_divisibility, make_mesh
 from scaling.record import run_folder
 from scaling.training.failures import report_failure
 from scaling.training.out_of_memory import count_oom_kills, is_out_of_memory, oom_kill_since, with_smaller_microbatch
@@ -157,7 +157,7 @@ def test_the_next_smaller_microbatch_divides_batch_and_devices(
 def test_what_is_halved_to_the_end_still_fits(tiny: RunConfig) -> None:
     config, mesh = tiny, make_mesh(MeshConfig())
     while (smaller := with_smaller_microbatch(config)) is not None:
-        check_fits(smaller, mesh)
+        check_divisibility(smaller, mesh)
         config = smaller
     assert config.data.microbatch_sequences == 1
 

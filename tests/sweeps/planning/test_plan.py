@@ -210,7 +210,9 @@ def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "build", lambda *arguments: made)
     monkeypatch.setattr(plan, "find", lambda name: None)
     monkeypatch.setattr(plan, "rate", lambda slot: PACE)
-    monkeypatch.setattr(compile_ahead, "estimate", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0))
+    monkeypatch.setattr(
+        compile_ahead, "estimate_step", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0)
+    )
     plan_.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
     assert "v5e:4x4" in capsys.readouterr().out
     facts = json.loads((tmp_path / "facts.json").read_text())

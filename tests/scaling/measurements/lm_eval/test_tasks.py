@@ -23,7 +23,7 @@ from scaling.data.tokenizer import ByteVocabulary, train_sentencepiece
 from scaling.errors import InputError
 from scaling.measurements.likelihood import Pair, score
 from scaling.measurements.lm_eval import tasks
-from scaling.model.decoder import Decoder, head, hidden, logits
+from scaling.model.decoder import Decoder, features, head_weights, logits
 from scaling.model.loss import chunked_nats
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
@@ -138,8 +138,8 @@ def test_perplexity_is_the_training_loss_on_the_same_text(model, folder: Path, a
         metric_list=[{"metric": "bits_per_byte"}],
     )
     tokens_WS = np.lib.stride_tricks.sliding_window_view(ids(text), LENGTH + 1)[::LENGTH]
-    x_BTM = hidden(*model, jnp.asarray(tokens_WS[:, :-1]))
-    nats = float(chunked_nats(x_BTM, head(*model), jnp.asarray(tokens_WS[:, 1:]), 1).mean())
+    x_BTM = features(*model, jnp.asarray(tokens_WS[:, :-1]))
+    nats = float(chunked_nats(x_BTM, head_weights(*model), jnp.asarray(tokens_WS[:, 1:]), 1).mean())
     value, n, stderr = ask("whole")["bits_per_byte"]
     assert value == pytest.approx(nats / math.log(2), rel=1e-5)
     assert n == 1
