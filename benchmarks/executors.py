@@ -45,7 +45,7 @@ from scaling.record.run_folder import CONFIG, RESULT
 from sweeps.catalog import smoke
 from sweeps.commands.run import execute
 from sweeps.grids import Sweep, apply, axis, overlay, product
-from sweeps.local.processes import slots, start
+from sweeps.local.processes import make_slots, start_process
 from sweeps.planning.plan import RUNS as FOLDERS
 from sweeps.planning.plan import Plan, build, freeze, load
 from sweeps.planning.wall_time import Rate
@@ -218,13 +218,13 @@ def starts(times: int = 100) -> dict[str, float]:
     """Seconds from start to end of a process that does nothing, in turns: tied to its parent and its core by
     sweeps/local/child.py, and plainly. Medians."""
     seconds: dict[str, list[float]] = {"tied": [], "plain": []}
-    slot = slots(AT_ONCE)[0]
+    slot = make_slots(AT_ONCE)[0]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "runs" / "one"
         folder.mkdir(parents=True)
         for _ in range(times):
             for name, begin in (
-                ("tied", lambda: start(["true"], folder, slot)),
+                ("tied", lambda: start_process(["true"], folder, slot)),
                 ("plain", lambda: subprocess.Popen(["true"])),
             ):
                 began = time.perf_counter()

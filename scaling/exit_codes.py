@@ -40,7 +40,7 @@ UNHEARD = 141
 """Nobody reads its standard output any more, as of `scaling ... | head`: what a shell says of SIGPIPE."""
 
 
-def of_gang(codes: Sequence[int]) -> int:
+def combined_exit_code(codes: Sequence[int]) -> int:
     """The exit code of several processes that trained one run, from theirs, negative for a signal as subprocess has it.
 
     When one ends all others end, of its loss or killed by who started them: what counts is why the first ended. So, in

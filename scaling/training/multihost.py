@@ -51,12 +51,12 @@ def join_processes() -> None:
     others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
     try:
         with timeout_with_notice(others, START_TIMEOUT_SECONDS - 2, LOST):
-            initialize()
+            initialize_distributed()
     except ValueError as error:
         raise InputError(f"{', '.join(given)}: {error}") from None
 
 
-def initialize() -> None:
+def initialize_distributed() -> None:
     """Makes this process one of several. A process alone does nothing, and so does a second call.
 
     srun, mpirun and TPU pods tell JAX who they are. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and

@@ -44,7 +44,7 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> run_folder
     """Trains one run in its folder, from its last checkpoint if there is one; returns at once when it has ended.
 
     Raises InputError on bad input, before anything is spent, and Stopped after a signal, the state saved. Where
-    several processes train the run and one is lost, this one ends (gang.one_fate).
+    several processes train the run and one is lost, this one ends (multihost.exit_together).
     """
     if simulated_run.is_simulated(config):
         return simulated_run.simulate_run(with_data_fingerprint(config, folder), folder)

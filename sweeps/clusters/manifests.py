@@ -30,15 +30,15 @@ HOST_CHIPS = 4
 """Chips of a host of a slice of several hosts."""
 FLAT_HOST_CHIPS = 8
 """Chips that one host of v5e or v6e has at most; a slice of no more has one host."""
-RESTARTS = 100
-LEFT_SECONDS = 30
+MAX_RESTARTS = 100
+RUNNER_SECONDS = 30
 """Seconds after the runner's patience with its runs, for the runner itself."""
 
 Scheduler = Literal["skypilot", "jobset"]
 
 
 @dataclass(frozen=True)
-class Names:
+class ChipNames:
     """What Google calls a chip. node: on GKE's nodes; type: in Cloud TPU's types, before a count of chips, or of cores
     where a chip is counted as two."""
 
@@ -47,16 +47,16 @@ class Names:
     cores: int = 1
 
 
-NAMES = {
-    "v4": Names("tpu-v4-podslice", "tpu-v4", 2),
-    "v5e": Names("tpu-v5-lite-podslice", "tpu-v5litepod"),
-    "v5p": Names("tpu-v5p-slice", "tpu-v5p", 2),
-    "v6e": Names("tpu-v6e-slice", "tpu-v6e"),
+CHIP_NAMES = {
+    "v4": ChipNames("tpu-v4-podslice", "tpu-v4", 2),
+    "v5e": ChipNames("tpu-v5-lite-podslice", "tpu-v5litepod"),
+    "v5p": ChipNames("tpu-v5p-slice", "tpu-v5p", 2),
+    "v6e": ChipNames("tpu-v6e-slice", "tpu-v6e"),
 }
 
 
 @dataclass(frozen=True)
-class Order:
+class ManifestSpec:
     """What is asked for. folder: of the sweeps, as the machines see it; volume: what is mounted there; infra: where
     SkyPilot looks for machines."""
 
@@ -76,7 +76,7 @@ class Order:
 
     @property
     def grace(self) -> int:
-        return int(GRACE_SECONDS) + LEFT_SECONDS
+        return int(GRACE_SECONDS) + RUNNER_SECONDS
 
 
 def manifest(
@@ -124,8 +124,8 @@ def manifest(
         raise InputError(f"folder = {folder}: must be absolute, as /mnt/sweeps")
     target = parse_topology(topology)
     check_meshes(name, out, target)
-    order = Order(name, target, workers, folder, volume, image, queue, infra, spot)
-    text = skypilot(order) if scheduler == "skypilot" else jobset(order)
+    order = ManifestSpec(name, target, workers, folder, volume, image, queue, infra, spot)
+    text = skypilot_manifest(order) if scheduler == "skypilot" else jobset_manifest(order)
     if file is None:
         sys.stdout.write(text)
     else:
@@ -146,32 +146,32 @@ def check_meshes(name: str, out: Path, target: Topology) -> None:
             raise InputError(f"topology {target.name}: {error}") from None
 
 
-def hosts_of(target: Topology) -> int:
+def count_hosts(target: Topology) -> int:
     """Machines of a slice: one where its chips fit one, else one for every four chips."""
     one = FLAT_HOST_CHIPS if len(target.dims) == 2 else HOST_CHIPS
     return 1 if target.chips <= one else target.chips // HOST_CHIPS
 
 
-def worker(order: Order, gang: str, rank: str) -> str:
+def host_command(order: ManifestSpec, gang: str, rank: str) -> str:
     """The command of each host of a slice, for a shell."""
-    arguments = [order.place, gang, rank, str(hosts_of(order.slice)), str(order.slice.chips)]
+    arguments = [order.place, gang, rank, str(count_hosts(order.slice)), str(order.slice.chips)]
     return " ".join(["exec python -m sweeps.clusters.shared_disk_hosts", *arguments])
 
 
-def skypilot(order: Order) -> str:
+def skypilot_manifest(order: ManifestSpec) -> str:
     """A task; each `sky jobs launch` of it is a worker. SkyPilot runs it on every host of the slice."""
     from scaling.exit_codes import LOST, STOPPED
 
     if not order.volume or ":/" not in order.volume:
         raise InputError(f"volume = {order.volume!r}: must be what NFS serves, as SERVER:/PATH")
-    names = NAMES[order.slice.chip.name]
+    names = CHIP_NAMES[order.slice.chip.name]
     resources: dict[str, Any] = {
         "infra": order.infra,
         "accelerators": f"{names.type}-{order.slice.chips * names.cores}",
         "use_spot": order.spot,
         "job_recovery": {
             "strategy": "FAILOVER",
-            "max_restarts_on_errors": RESTARTS,
+            "max_restarts_on_errors": MAX_RESTARTS,
             "recover_on_exit_codes": [LOST, STOPPED],
         },
     }
@@ -187,27 +187,31 @@ def skypilot(order: Order) -> str:
         "workdir": ".",
         "resources": resources,
         "setup": "\n".join(["set -e", *mount, *([] if order.image else ["pip install -e '.[tpu]'"])]) + "\n",
-        "run": worker(order, '"$SKYPILOT_TASK_ID"', '"$SKYPILOT_NODE_RANK"') + "\n",
+        "run": host_command(order, '"$SKYPILOT_TASK_ID"', '"$SKYPILOT_NODE_RANK"') + "\n",
     }
     if order.image:
         del task["workdir"]
     start = f"# Start {order.workers}: for i in $(seq {order.workers}); do sky jobs launch --yes --async FILE; done\n"
-    return head(order, "SkyPilot") + start + dump(task)
+    return header_comment(order, "SkyPilot") + start + to_yaml(task)
 
 
-def jobset(order: Order) -> str:
+def jobset_manifest(order: ManifestSpec) -> str:
     """A JobSet for each worker, so that one which is restarted disturbs no other and Kueue admits each by itself."""
     if not order.image:
         raise InputError("image: must be given, a container image with this package and jax[tpu]")
     if not order.volume:
         raise InputError("volume: must be given, the name of a persistent volume claim that many pods may write")
     start = "# Start: kubectl apply -f FILE\n---\n"
-    return head(order, "JobSet") + start + "---\n".join(dump(one_set(order, i)) for i in range(order.workers))
+    return (
+        header_comment(order, "JobSet")
+        + start
+        + "---\n".join(to_yaml(worker_jobset(order, i)) for i in range(order.workers))
+    )
 
 
-def one_set(order: Order, index: int) -> dict[str, Any]:
+def worker_jobset(order: ManifestSpec, index: int) -> dict[str, Any]:
     """The JobSet of one worker: a pod a host. If one fails, all are made anew."""
-    hosts, own = hosts_of(order.slice), f"{order.name.replace('_', '-')}-{index}"
+    hosts, own = count_hosts(order.slice), f"{order.name.replace('_', '-')}-{index}"
     about: dict[str, Any] = {"name": own, "labels": {"kueue.x-k8s.io/queue-name": order.queue}}
     if hosts > 1:
         about["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
@@ -216,23 +220,23 @@ def one_set(order: Order, index: int) -> dict[str, Any]:
         "completions": hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "template": {"spec": pod(order, own)},
+        "template": {"spec": pod_spec(order, own)},
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": about,
         "spec": {
-            "failurePolicy": {"maxRestarts": RESTARTS},
+            "failurePolicy": {"maxRestarts": MAX_RESTARTS},
             "replicatedJobs": [{"name": "slice", "replicas": 1, "template": {"spec": job}}],
         },
     }
 
 
-def pod(order: Order, gang: str) -> dict[str, Any]:
+def pod_spec(order: ManifestSpec, gang: str) -> dict[str, Any]:
     """One host."""
     selector = {
-        "cloud.google.com/gke-tpu-accelerator": NAMES[order.slice.chip.name].node,
+        "cloud.google.com/gke-tpu-accelerator": CHIP_NAMES[order.slice.chip.name].node,
         "cloud.google.com/gke-tpu-topology": "x".join(map(str, order.slice.dims)),
     }
     tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
@@ -241,7 +245,7 @@ def pod(order: Order, gang: str) -> dict[str, Any]:
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         )
-    chips = {"google.com/tpu": order.slice.chips // hosts_of(order.slice)}
+    chips = {"google.com/tpu": order.slice.chips // count_hosts(order.slice)}
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": order.grace,
@@ -251,7 +255,7 @@ def pod(order: Order, gang: str) -> dict[str, Any]:
             {
                 "name": "worker",
                 "image": order.image,
-                "command": ["sh", "-c", worker(order, gang, '"$JOB_COMPLETION_INDEX"')],
+                "command": ["sh", "-c", host_command(order, gang, '"$JOB_COMPLETION_INDEX"')],
                 "resources": {"requests": chips, "limits": chips},
                 "volumeMounts": [{"name": "sweeps", "mountPath": order.folder}],
             }
@@ -260,9 +264,9 @@ def pod(order: Order, gang: str) -> dict[str, Any]:
     }
 
 
-def head(order: Order, scheduler: str) -> str:
+def header_comment(order: ManifestSpec, scheduler: str) -> str:
     """The comment above: what this is, and what it needs."""
-    hosts = hosts_of(order.slice)
+    hosts = count_hosts(order.slice)
     return (
         f"# GENERATED by `scaling sweep manifest` for {scheduler}, and NEVER RUN by its authors: read it first.\n"
         f"# Sweep {order.name}: {order.workers} workers, each a slice {order.slice.name} of {order.slice.chips} chips "
@@ -272,7 +276,7 @@ def head(order: Order, scheduler: str) -> str:
     )
 
 
-def dump(value: dict[str, Any]) -> str:
+def to_yaml(value: dict[str, Any]) -> str:
     """As YAML, in the order given, scripts as blocks of lines."""
     import yaml
 

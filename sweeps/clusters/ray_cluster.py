@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from scaling.errors import InputError
-from sweeps.clusters.ray_connection import NAMESPACE, Hosts, carried, connect
-from sweeps.clusters.ray_worker import FOLDER, Job, Pilot
+from sweeps.clusters.ray_connection import NAMESPACE, HostDemand, forwarded_env, connect
+from sweeps.clusters.ray_worker import LOG_FOLDER, WorkerJob, WorkerActor
 from sweeps.running import fleet
 from sweeps.running.cluster import Work, Worker, WorkerState
 
@@ -75,16 +75,16 @@ class RayWorker:
             except ray.exceptions.ActorUnavailableError:
                 self.known = "queued"
             except ray.exceptions.RayActorError as error:
-                self.known, self.told = "ended", self.told or _cause(error)
+                self.known, self.told = "ended", self.told or _cause_of_death(error)
             self.sign = None if self.known == "ended" else self.actor.where.remote()
         return self.known
 
     def describe(self) -> str:
         said = f" ({self.told})" if self.told else ""
-        return f"Ray actor {self.name}{said}; it prints to {self.folder / FOLDER / self.name}.log"
+        return f"Ray actor {self.name}{said}; it prints to {self.folder / LOG_FOLDER / self.name}.log"
 
 
-def _cause(error: Exception) -> str:
+def _cause_of_death(error: Exception) -> str:
     """Of what Ray says of an actor that died, the line that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
@@ -94,7 +94,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def asked(work: Work) -> str:
+def options_digest(work: Work) -> str:
     """A digest of what the command asked for, whatever the kind of its workers."""
     return digest(repr((work.asked, work.members, work.budgets)))
 
@@ -130,7 +130,7 @@ class RayActors:
         for name in sorted(name for name in names if name.startswith(f"{self.sweep()}-")):
             with contextlib.suppress(ValueError):
                 found.append(RayWorker(name, ray.get_actor(name, NAMESPACE), self.folder))
-        others = [one for one in found if not one.name.startswith(f"{self.sweep()}-{asked(work)}-")]
+        others = [one for one in found if not one.name.startswith(f"{self.sweep()}-{options_digest(work)}-")]
         if others := [one for one in others if one.name not in self.dismissed]:
             self.dismissed |= {one.name for one in others}
             workers = f"{len(others)} worker{'s' * (len(others) > 1)}"
@@ -148,12 +148,12 @@ class RayActors:
         alive = sum(worker.name.startswith(self.prefix(work)) and worker.state() != "ended" for worker in self.mine)
         hosts = self.hosts(work.devices)
         demand = {} if hosts.count > 1 else hosts.demand
-        pilot = ray.remote(Pilot)
+        pilot = ray.remote(WorkerActor)
         cpus, gpus = demand.get("CPU", 0), demand.get("GPU", 0)
         wanted: dict[str, Any] = {"lifetime": "detached", "namespace": NAMESPACE, "max_restarts": -1}
         wanted |= {"num_cpus": cpus, "num_gpus": gpus}
         address = ray.get_runtime_context().gcs_address
-        job = Job(work, self.options.cpus, address, hosts if hosts.count > 1 else None, carried())
+        job = WorkerJob(work, self.options.cpus, address, hosts if hosts.count > 1 else None, forwarded_env())
         made = []
         for _ in range(min(count, self.room(work.devices) + 1 - alive)):
             name = f"{self.prefix(work)}-{uuid.uuid4().hex[:6]}"
@@ -180,7 +180,7 @@ class RayActors:
 
     def prefix(self, work: Work) -> str:
         """How the names of its workers begin: the sweep, what the command asked for, the devices of a run."""
-        return f"{self.sweep()}-{asked(work)}-{work.devices}"
+        return f"{self.sweep()}-{options_digest(work)}-{work.devices}"
 
     def nodes(self) -> list[Mapping[str, float]]:
         """The resources of each host that is there."""
@@ -196,13 +196,13 @@ class RayActors:
             return self.options.devices_per_host
         return max([1, *(int(node.get("GPU", 0)) for node in self.nodes())])
 
-    def hosts(self, devices: int) -> Hosts:
+    def hosts(self, devices: int) -> HostDemand:
         """What a run of so many devices takes."""
         each = self.devices_per_host()
         count = math.ceil(devices / each)
         share = min(devices, each)
         demand = {"CPU": float(self.options.cpus * share)} | ({"GPU": float(share)} if self.has_gpus() else {})
-        return Hosts(count, share, demand)
+        return HostDemand(count, share, demand)
 
     def room(self, devices: int) -> int:
         """Runs of so many devices that the cluster has hosts for, were it free."""

@@ -15,7 +15,7 @@ from sweeps.local import processes
 NAMESPACE = "scaling-sweeps"
 
 
-REACH_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 
 
 def connect(address: str) -> None:
@@ -30,7 +30,7 @@ def connect(address: str) -> None:
         return
     named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
     if named != "auto":
-        _reach(named)
+        _check_reachable(named)
     try:
         ray.init(address=named, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
@@ -41,7 +41,7 @@ def connect(address: str) -> None:
         ) from None
 
 
-def _reach(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Raises InputError where nothing listens: Ray itself would try for minutes."""
     import ray
 
@@ -51,23 +51,27 @@ def _reach(address: str) -> None:
     try:
         if host == "localhost" or host.startswith("127."):
             host = ray.util.get_node_ip_address()
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(
             f"address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`"
         ) from None
 
 
-CARRIED = ("JAX_", "XLA_", "LIBTPU_", "NCCL_")
+FORWARDED_PREFIXES = ("JAX_", "XLA_", "LIBTPU_", "NCCL_")
 
 
-def carried() -> dict[str, str]:
+def forwarded_env() -> dict[str, str]:
     """Variables of this process that runs elsewhere are to see."""
-    return {k: v for k, v in os.environ.items() if k.startswith(CARRIED) and not k.startswith(processes.PEERS)}
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k.startswith(FORWARDED_PREFIXES) and not k.startswith(processes.PEER_PREFIXES)
+    }
 
 
 @dataclass(frozen=True)
-class Hosts:
+class HostDemand:
     """What a run takes: so many hosts, on each so many devices. demand: of each, as Ray counts it."""
 
     count: int

@@ -28,19 +28,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_codes import LOST, STOPPED, of_gang
-from sweeps.clusters.ray_connection import Hosts
+from scaling.exit_codes import LOST, STOPPED, combined_exit_code
+from sweeps.clusters.ray_connection import HostDemand
 from sweeps.local import processes
-from sweeps.local.launch import Handle, Slot
+from sweeps.local.launch import ProcessHandle, Slot
 
-GANG_LOG = "gang.txt"
+RAY_LOG_FILE = "gang.txt"
 POLL_SECONDS, SETTLE_SECONDS, FAREWELL_SECONDS, KILL_SECONDS = 0.2, 3.0, 120.0, 30.0
 PORTS = range(20_000, 32_000)
 """Below those that Linux gives to outgoing connections."""
 
 
 @dataclass
-class GangHandle:
+class MultiHostHandle:
     """A run over several hosts, by the process that stands for it."""
 
     process: processes.Process
@@ -59,16 +59,16 @@ class GangHandle:
         self.process.kill()
 
 
-def start_gang(
-    address: str, hosts: Hosts, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()
-) -> Handle:
+def start_multi_host_run(
+    address: str, hosts: HostDemand, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()
+) -> ProcessHandle:
     """Starts a run over several hosts; of the slot it needs nothing, Ray says where there is room."""
     told = [address, json.dumps(asdict(hosts)), str(folder)]
     stands = [sys.executable, "-m", "sweeps.clusters.ray_multihost", *told, *command]
-    return GangHandle(processes.start(stands, folder, Slot(), inherit))
+    return MultiHostHandle(processes.start_process(stands, folder, Slot(), inherit))
 
 
-class Host:
+class HostActor:
     """An actor on one of the hosts, for the process there."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
@@ -88,7 +88,7 @@ class Host:
     def start(self, command: Sequence[str], folder: Path, devices: int, peers: Mapping[str, str]) -> None:
         """Starts the command in all that Ray gave this actor."""
         told = [f"{name}={value}" for name, value in peers.items()]
-        self.process = processes.start(["env", *told, *command], folder, processes.whole(devices))
+        self.process = processes.start_process(["env", *told, *command], folder, processes.whole_machine_slot(devices))
 
     def poll(self) -> int | None:
         assert self.process is not None
@@ -104,7 +104,7 @@ class Host:
 
 
 @dataclass
-class Gang:
+class MultiHostRun:
     """The processes of a run, by their actors; a code for each that has ended. terminations and kills: signals that
     came for the run, asked: whether they were passed on."""
 
@@ -144,7 +144,7 @@ class Gang:
             self.codes = [known if known is not None else now for known, now in zip(self.codes, found, strict=True)]
             ended = [code for code in self.codes if code is not None]
             if len(ended) == len(self.codes):
-                return of_gang(ended)
+                return combined_exit_code(ended)
             if ended:
                 self.first_ended = self.first_ended or time.monotonic()
             agreed = all(code in (0, STOPPED) for code in ended)
@@ -157,15 +157,15 @@ class Gang:
             time.sleep(POLL_SECONDS)
 
 
-def run(address: str, hosts: Hosts, folder: Path, command: Sequence[str]) -> int:
+def run_on_hosts(address: str, hosts: HostDemand, folder: Path, command: Sequence[str]) -> int:
     """The run from its hosts to its end. Returns its exit code, negative for a signal."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from sweeps.clusters.ray_connection import carried, connect
+    from sweeps.clusters.ray_connection import forwarded_env, connect
 
     connect(address)
-    gang = Gang(())
+    gang = MultiHostRun(())
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, gang.hear)
     group = ray.util.placement_group([dict(hosts.demand)] * hosts.count, strategy="STRICT_SPREAD")
@@ -173,9 +173,9 @@ def run(address: str, hosts: Hosts, folder: Path, command: Sequence[str]) -> int
         if gang.terminations or gang.kills:
             return STOPPED
     cpus, gpus = hosts.demand.get("CPU", 0), hosts.demand.get("GPU", 0)
-    actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(Host)
+    actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(HostActor)
     places = [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(hosts.count)]
-    gang.hosts = [actor.options(scheduling_strategy=place).remote(carried()) for place in places]
+    gang.hosts = [actor.options(scheduling_strategy=place).remote(forwarded_env()) for place in places]
     try:
         peers = {"JAX_COORDINATOR_ADDRESS": ray.get(gang.hosts[0].address.remote()), "JAX_NUM_PROCESSES": hosts.count}
         told = [
@@ -190,10 +190,10 @@ def run(address: str, hosts: Hosts, folder: Path, command: Sequence[str]) -> int
 def main(arguments: Sequence[str]) -> None:
     """Ends as the run does. What Ray says of its own goes beside the run's log."""
     address, hosts, folder, *command = arguments
-    with (Path(folder) / GANG_LOG).open("ab") as log:
+    with (Path(folder) / RAY_LOG_FILE).open("ab") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
-    code = run(address, Hosts(**json.loads(hosts)), Path(folder), command)
+    code = run_on_hosts(address, HostDemand(**json.loads(hosts)), Path(folder), command)
     if code < 0:
         with contextlib.suppress(OSError):
             signal.signal(-code, signal.SIG_DFL)

@@ -22,46 +22,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from sweeps.clusters.ray_connection import Hosts
-from sweeps.clusters.ray_multihost import start_gang
+from sweeps.clusters.ray_connection import HostDemand
+from sweeps.clusters.ray_multihost import start_multi_host_run
 from sweeps.local import processes
-from sweeps.local.launch import Launch, Slot
+from sweeps.local.launch import Launcher, Slot
 from sweeps.planning.plan import PLAN
 from sweeps.running import fleet
 from sweeps.running.cluster import Work
 
-FOLDER = "ray"
+LOG_FOLDER = "ray"
 """Where the workers of a sweep print, in its folder."""
 """Variables of the command's shell that its runs see too, as they would on this machine."""
 SHORT_SECONDS, SHORT_LIVES, PAUSE_SECONDS = 60.0, 5, 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What a worker needs to know. cpus: cores per device. address: of the cluster. hosts: what a run takes, when it
     takes several. variables: of its runs."""
 
     work: Work
     cpus: int
     address: str
-    hosts: Hosts | None
+    hosts: HostDemand | None
     variables: Mapping[str, str]
 
 
-class Pilot:
+class WorkerActor:
     """An actor that starts a worker, starts it again when a signal ended it, and goes when it is through.
 
     Raises in the constructor, so that Ray does not try again, when this host does not see the sweep.
     """
 
-    def __init__(self, name: str, job: Job) -> None:
+    def __init__(self, name: str, job: WorkerJob) -> None:
         folder = job.work.folder
         if not (folder / PLAN).exists():
             raise FileNotFoundError(
                 f"host {platform.node()} does not see {folder / PLAN}: --out must be on a disk that all hosts share"
             )
-        (folder / FOLDER).mkdir(exist_ok=True)
-        self.job, self.log = job, folder / FOLDER / f"{name}.log"
+        (folder / LOG_FOLDER).mkdir(exist_ok=True)
+        self.job, self.log = job, folder / LOG_FOLDER / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.stopping = False
         threading.Thread(target=self._tend, daemon=True).start()
@@ -107,19 +107,19 @@ class Pilot:
 
 def main() -> int:
     """A worker, told by its actor what to do."""
-    job: Job = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_hang_on, daemon=True).start()
+    job: WorkerJob = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_stop_with_actor, daemon=True).start()
     os.environ.update(job.variables)
-    launch: Launch = processes.start
+    launch: Launcher = processes.start_process
     slot = Slot(gpu=",".join(processes.visible_gpus()), devices=job.work.devices)
     if job.hosts is not None:
-        launch, slot = partial(start_gang, job.address, job.hosts), Slot(devices=job.work.devices)
+        launch, slot = partial(start_multi_host_run, job.address, job.hosts), Slot(devices=job.work.devices)
     elif job.cpus * job.work.devices == 1 and not slot.gpu:
-        os.environ.update(processes.environment(Slot(cores=(0,)), os.environ))
+        os.environ.update(processes.slot_environment(Slot(cores=(0,)), os.environ))
     return fleet.work(job.work, launch, [slot])
 
 
-def _hang_on() -> None:
+def _stop_with_actor() -> None:
     """Stops this process as soon as its actor is gone."""
     while os.read(sys.stdin.fileno(), 1):
         pass

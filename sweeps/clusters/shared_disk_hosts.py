@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_codes import FAILED, LOST, STOPPED, of_gang
+from scaling.exit_codes import FAILED, LOST, STOPPED, combined_exit_code
 from sweeps.clusters.heartbeats import BEAT_SECONDS, Speaker, Voice
 from sweeps.local import processes
-from sweeps.local.launch import Handle, Launch, Slot
-from sweeps.local.signals import heard
+from sweeps.local.launch import ProcessHandle, Launcher, Slot
+from sweeps.local.signals import handle_signals
 from sweeps.running import fleet
 from sweeps.running.claims import HEARTBEAT_SECONDS, STALE_SECONDS, claimable
 from sweeps.running.cluster import Work
@@ -58,7 +58,7 @@ class Leader:
         self.speaker = Speaker(self.place / "leader.json", {"id": self.id})
         self.others = [Voice(self.place / f"{rank}.json") for rank in range(1, self.hosts)]
 
-    def __call__(self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Handle:
+    def __call__(self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> ProcessHandle:
         self.orders += 1
         mine = dataclasses.replace(slot, devices=self.devices // self.hosts)
         return Run(self, self.orders, command, folder, mine, inherit)
@@ -126,7 +126,7 @@ class Run:
         codes = [own.poll(), *others]
         known = [code for code in codes if code is not None]
         if len(known) == len(codes):
-            return of_gang(known)
+            return combined_exit_code(known)
         if known:
             self.first_ended = self.first_ended or time.monotonic()
             agreed = all(code in (0, STOPPED) for code in known)
@@ -203,7 +203,7 @@ class Follower:
             if order.get("kill"):
                 self.code = -signal.SIGKILL
                 return
-            slot = processes.whole(self.devices // self.hosts)
+            slot = processes.whole_machine_slot(self.devices // self.hosts)
             self.process = start(order["command"], Path(order["folder"]), slot, order["peers"], self.rank)
 
     def hear(self) -> None:
@@ -226,13 +226,13 @@ def start(
 ) -> processes.Process:
     """One process of a run."""
     told = [f"{name}={value}" for name, value in {**peers, "JAX_PROCESS_ID": str(rank)}.items()]
-    return processes.start(["env", *told, *command], folder, slot, inherit)
+    return processes.start_process(["env", *told, *command], folder, slot, inherit)
 
 
 def lead(work: Work, place: Path, hosts: int) -> int:
     """The first host: a worker whose runs are started on all. Alone it is as any other."""
     if hosts == 1:
-        return persevere(work, processes.start)
+        return persevere(work, processes.start_process)
     leader, over = Leader(place, hosts, work.devices), threading.Event()
     beating = threading.Thread(target=leader.lives, args=(over,), daemon=True)
     beating.start()
@@ -245,7 +245,7 @@ def lead(work: Work, place: Path, hosts: int) -> int:
         beating.join()
 
 
-def persevere(work: Work, launch: Launch) -> int:
+def persevere(work: Work, launch: Launcher) -> int:
     """A worker. Where others hold all that is left, it first sees that they live: no fleet would start another, and the
     other may be this one before it was started again."""
     while True:
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str]) -> int:
     place = Path(folder) / HOSTS / name
     if int(rank):
         follower = Follower(place, int(rank), int(hosts), int(devices))
-        with heard((signal.SIGTERM, signal.SIGINT), follower.hear):
+        with handle_signals((signal.SIGTERM, signal.SIGINT), follower.hear):
             return follower()
     code = lead(Work(Path(folder).absolute(), int(devices), int(devices)), place, int(hosts))
     return 0 if code == FAILED else code

@@ -17,17 +17,17 @@ from typing import Any
 from rich.console import Console
 
 from scaling.errors import InputError
-from sweeps.clusters.slurm_job import Pilot, ask
-from sweeps.clusters.slurm_partitions import Partition, pick, read_partitions, sinfo
+from sweeps.clusters.slurm_job import SlurmWorker, slurm_output
+from sweeps.clusters.slurm_partitions import Partition, choose_partition, parse_partitions, query_sinfo
 from sweeps.running import fleet
 from sweeps.running.cluster import Cluster, Work, Worker, WorkerState
 
-FOLDER = "slurm"
+JOB_FOLDER = "slurm"
 SQUEUE_SECONDS = 1.0
-MINUTES = 240
-TIMEOUTS = 1_000_000
-ARRAY = 1000  # jobs in an array, where SLURM's own default stands
-QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+DEFAULT_MINUTES = 240
+MAX_TIMEOUTS = 1_000_000
+MAX_ARRAY_JOBS = 1000  # jobs in an array, where SLURM's own default stands
+QUEUED_STATES = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Slurm:
 
 
 @dataclass
-class Queue:
+class SlurmQueue:
     """What squeue said last of this user's jobs, {job: (name, state, reason)}; asked about all of them at once, and
     not again within a second. When SLURM does not answer, they are as they were."""
 
@@ -81,7 +81,7 @@ class Queue:
 
     def now(self) -> Mapping[str, tuple[str, str, str]]:
         if time.monotonic() - self.read_at > SQUEUE_SECONDS:
-            said = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%j|%T|%r")
+            said = slurm_output("squeue", "--me", "--noheader", "--array", "--format=%i|%j|%T|%r")
             if said is not None:
                 rows = (line.split("|", 3) for line in said.splitlines())
                 self.jobs = {job: (name, state, reason) for job, name, state, reason in rows}
@@ -90,18 +90,18 @@ class Queue:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class SlurmJob:
     """A worker: one job, or one element of an array, by its number. folder: where its output is."""
 
     number: str
     folder: Path
-    queue: Queue
+    queue: SlurmQueue
 
     def state(self) -> WorkerState:
         _, state, _ = self.queue.now().get(self.number, ("", "", ""))
         if not state:
             return "ended"
-        return "queued" if state in QUEUED else "running"
+        return "queued" if state in QUEUED_STATES else "running"
 
     def describe(self) -> str:
         _, state, reason = self.queue.jobs.get(self.number, ("", "ended", "None"))
@@ -116,7 +116,7 @@ class SlurmJobs:
 
     options: Slurm
     folder: Path
-    queue: Queue = field(default_factory=Queue)
+    queue: SlurmQueue = field(default_factory=SlurmQueue)
     found: Partition | None = None
     dismissed: set[str] = field(default_factory=set)
 
@@ -143,11 +143,11 @@ class SlurmJobs:
     def partition(self) -> Partition:
         """The partition asked for. Raises InputError when there is none such, or no cluster answers."""
         if self.found is None:
-            self.found = pick(read_partitions(sinfo()), self.options.partition)
+            self.found = choose_partition(parse_partitions(query_sinfo()), self.options.partition)
         return self.found
 
     def minutes(self, partition: Partition) -> int:
-        return self.options.minutes or min(MINUTES, partition.minutes or MINUTES)
+        return self.options.minutes or min(DEFAULT_MINUTES, partition.minutes or DEFAULT_MINUTES)
 
     def cpus(self, partition: Partition) -> int:
         """Cores per device."""
@@ -190,7 +190,7 @@ class SlurmJobs:
             "ntasks_per_node": tasks,
             "cpus_per_task": cpus * per_node // tasks,
             "signal_delay_s": self.options.signal,
-            "array_parallelism": ARRAY,
+            "array_parallelism": MAX_ARRAY_JOBS,
             "srun_args": ["--nodes=1", "--ntasks=1", "--overlap"],
             "additional_parameters": more,
         }
@@ -212,15 +212,15 @@ class SlurmJobs:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         partition = self.partition()
-        executor = SlurmExecutor(self.folder / FOLDER, max_num_timeout=TIMEOUTS)
+        executor = SlurmExecutor(self.folder / JOB_FOLDER, max_num_timeout=MAX_TIMEOUTS)
         executor.update_parameters(**self.parameters(work, partition))
         nodes, per_node = self.shape(work.devices, partition)
-        pilot = Pilot(work, nodes, per_node, self.cpus(partition))
+        pilot = SlurmWorker(work, nodes, per_node, self.cpus(partition))
         try:
             jobs = []
-            for begin in range(0, count, ARRAY):
+            for begin in range(0, count, MAX_ARRAY_JOBS):
                 with contextlib.redirect_stderr(io.StringIO()), executor.batch():
-                    jobs += [executor.submit(pilot) for _ in range(min(count - begin, ARRAY))]
+                    jobs += [executor.submit(pilot) for _ in range(min(count - begin, MAX_ARRAY_JOBS))]
         except (FailedJobError, FailedSubmissionError) as error:
             raise InputError(f"executor slurm: {' '.join(str(error).split())}") from None
         for job in jobs:
@@ -228,18 +228,18 @@ class SlurmJobs:
         self.queue.read_at = float("-inf")
         return [self.job(job.job_id) for job in jobs]
 
-    def job(self, number: str) -> Job:
-        return Job(number, self.folder / FOLDER, self.queue)
+    def job(self, number: str) -> SlurmJob:
+        return SlurmJob(number, self.folder / JOB_FOLDER, self.queue)
 
     def cancel(self, workers: Sequence[Worker]) -> None:
         """A worker that runs takes SIGUSR1 to let its runs save, and ends; the others leave the queue."""
         self.queue.read_at = float("-inf")
         now = self.queue.now()
-        states = {one.number: now[one.number][1] for one in workers if isinstance(one, Job) and one.number in now}
+        states = {one.number: now[one.number][1] for one in workers if isinstance(one, SlurmJob) and one.number in now}
         if running := [job for job, state in states.items() if state == "RUNNING"]:
-            ask("scancel", "--signal=USR1", *running)
+            slurm_output("scancel", "--signal=USR1", *running)
         if others := [job for job in states if job not in running]:
-            ask("scancel", *others)
+            slurm_output("scancel", *others)
 
 
 def digest(*what: object) -> str:

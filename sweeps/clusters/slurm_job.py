@@ -21,8 +21,8 @@ from typing import Any, Literal
 from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
 from scaling.training.out_of_memory import VMSTAT
 from sweeps.local import child
-from sweeps.local.launch import Handle, Launch, Slot
-from sweeps.local.processes import LOG, compiled_once, environment, start
+from sweeps.local.launch import ProcessHandle, Launcher, Slot
+from sweeps.local.processes import LOG_FILE, compilation_cache_variables, slot_environment, start_process
 from sweeps.running import fleet
 from sweeps.running.cluster import Work
 from sweeps.running.runner import Runner
@@ -32,11 +32,11 @@ PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 30.0
 LISTEN_SECONDS = 0.02
 """How long the first thread is deaf at most. While one signal waits for it, the kernel gives the next to any thread
 (SLURM sends SIGCONT before SIGTERM), and Python runs the handler when the first thread next wakes."""
-FIRST = ".first_exit"
+FIRST_EXIT_FILE = ".first_exit"
 SRUN_OUT_OF_MEMORY = 253
-Seen = Literal["told", "gone", "unknown"]
+CancelStatus = Literal["told", "gone", "unknown"]
 
-RANK = f"""
+PROCESS_SCRIPT = f"""
 trap '' USR1 USR2
 trap 'exit {STOPPED}' TERM
 first=$1; log=$2; own=$2; shift 2
@@ -58,7 +58,7 @@ of its job: those that come while Python starts are not for it."""
 
 
 @dataclass
-class Pilot:
+class SlurmWorker:
     """A worker, as submitit calls it in its job. nodes, per_node: of a gang, when the runs are larger than a node; cpus
     of each of its processes. Pickled before it runs: the runner is of the job alone."""
 
@@ -77,7 +77,7 @@ class Pilot:
 
         The runner has a thread of its own: submitit's handler of SIGUSR2 waits for it in this one.
         """
-        launch: Launch = start if self.nodes == 1 else Gang(self.nodes, self.per_node, self.cpus)
+        launch: Launcher = start_process if self.nodes == 1 else StepLauncher(self.nodes, self.per_node, self.cpus)
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self.stop)
         self.runner = fleet.hire(self.work, launch)
@@ -86,8 +86,8 @@ class Pilot:
             while not self.ending.done():
                 time.sleep(LISTEN_SECONDS)
             code = self.ending.result()
-        if code == STOPPED and preempted():
-            subprocess.run(["scontrol", "requeue", own_job()], timeout=ASK_SECONDS, check=False)
+        if code == STOPPED and is_preempted():
+            subprocess.run(["scontrol", "requeue", own_job_id()], timeout=ASK_SECONDS, check=False)
         return code
 
     def stop(self, number: int = 0, frame: FrameType | None = None) -> None:
@@ -103,22 +103,22 @@ class Pilot:
         if self.ending is not None:
             self.stop()
             self.ending.exception()
-        return DelayedSubmission(Pilot(self.work, self.nodes, self.per_node, self.cpus))
+        return DelayedSubmission(SlurmWorker(self.work, self.nodes, self.per_node, self.cpus))
 
 
-def own_job() -> str:
+def own_job_id() -> str:
     """The number of this job; of an array, of this element."""
     return os.environ["SLURM_JOB_ID"]
 
 
-def preempted() -> bool:
+def is_preempted() -> bool:
     """Whether SLURM is taking this job's machine. A cluster that sends SIGTERM for it, not the signal that was asked
     for, would hold the job to have ended by itself."""
-    asked = ask("squeue", "--noheader", f"--jobs={own_job()}", "--Format=PreemptTime")
+    asked = slurm_output("squeue", "--noheader", f"--jobs={own_job_id()}", "--Format=PreemptTime")
     return asked is not None and asked.strip() not in ("", "N/A", "None")
 
 
-def ask(*command: str) -> str | None:
+def slurm_output(*command: str) -> str | None:
     """What a SLURM command says; None when it fails, or says nothing in time."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True).stdout
@@ -127,7 +127,7 @@ def ask(*command: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Gang:
+class StepLauncher:
     """Launches a run over the nodes of this job, one process a device, beside the worker. JAX finds the other
     processes through SLURM's variables. If one dies, all are killed.
 
@@ -139,15 +139,15 @@ class Gang:
     per_node: int
     cpus: int
 
-    def __call__(self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Handle:
-        first, name = folder / FIRST, f"{folder.name}-{time.monotonic_ns()}"
+    def __call__(self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> ProcessHandle:
+        first, name = folder / FIRST_EXIT_FILE, f"{folder.name}-{time.monotonic_ns()}"
         first.unlink(missing_ok=True)
-        srun = ["srun", f"--jobid={own_job()}", f"--job-name={name}", f"--nodes={self.nodes}"]
+        srun = ["srun", f"--jobid={own_job_id()}", f"--job-name={name}", f"--nodes={self.nodes}"]
         srun += [f"--ntasks={self.nodes * self.per_node}", f"--ntasks-per-node={self.per_node}"]
         srun += [f"--cpus-per-task={self.cpus}", "--overlap", "--kill-on-bad-exit=1", f"--wait={STRAGGLER_SECONDS}"]
-        rank = ["sh", "-c", RANK, "sh", str(first.absolute()), str((folder / LOG).absolute()), *command]
+        rank = ["sh", "-c", PROCESS_SCRIPT, "sh", str(first.absolute()), str((folder / LOG_FILE).absolute()), *command]
         tied = [sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), "-"]
-        mine = environment(dataclasses.replace(slot, devices=1), os.environ)
+        mine = slot_environment(dataclasses.replace(slot, devices=1), os.environ)
         theirs = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
         with (folder / "srun.txt").open("ab") as chatter:
             popen = subprocess.Popen(
@@ -155,15 +155,15 @@ class Gang:
                 stdin=subprocess.DEVNULL,
                 stdout=chatter,
                 stderr=subprocess.STDOUT,
-                env=compiled_once(folder) | mine | theirs,
+                env=compilation_cache_variables(folder) | mine | theirs,
                 pass_fds=tuple(inherit),
                 start_new_session=True,
             )
-        return Step(popen, name, first)
+        return SlurmStep(popen, name, first)
 
 
 @dataclass
-class Step:
+class SlurmStep:
     """A run over several nodes: a step of this job. first: where the process that failed first leaves its exit code.
 
     SLURM's commands may fail or hang while its controller is away, so a thread gives them, and gives them again:
@@ -179,7 +179,7 @@ class Step:
     ending: float | None = None
     due: float = 0.0
     pause: float = PAUSE_SECONDS
-    order: Future[Seen] | None = None
+    order: Future[CancelStatus] | None = None
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def poll(self) -> int | None:
@@ -187,7 +187,7 @@ class Step:
         these to save, for which they need the one that is gone: they are killed here. None until SLURM has said that
         nothing is left of what was killed."""
         if self.code is None and self.ended():
-            self.code = exit_code(self.said(), self.popen.returncode)
+            self.code = step_exit_code(self.said(), self.popen.returncode)
             self.first.unlink(missing_ok=True)
         return self.code
 
@@ -231,11 +231,11 @@ class Step:
             self.popen.terminate()
             self.ending, self.order, self.due, self.pause = time.monotonic(), None, 0.0, PAUSE_SECONDS
 
-    def give(self, *how: str) -> Seen:
+    def give(self, *how: str) -> CancelStatus:
         """What came of the last order to scancel the step so; gives the next when it is time."""
         if self.order is None:
             if time.monotonic() >= self.due:
-                self.order = self.thread.submit(scancel, self.name, *how)
+                self.order = self.thread.submit(cancel_step, self.name, *how)
             return "unknown"
         if not self.order.done():
             return "unknown"
@@ -244,19 +244,19 @@ class Step:
         return seen
 
 
-def scancel(name: str, *how: str) -> Seen:
+def cancel_step(name: str, *how: str) -> CancelStatus:
     """Scancels the step of a name. "gone" when SLURM says that there is none such; "unknown" when it says nothing."""
-    listed = ask("squeue", "--noheader", "--steps", "--format=%i|%j")
+    listed = slurm_output("squeue", "--noheader", "--steps", "--format=%i|%j")
     if listed is None:
         return "unknown"
     rows = (line.partition("|") for line in listed.splitlines())
     steps = [number for number, _, its in rows if its == name]
     if not steps:
         return "gone"
-    return "unknown" if ask("scancel", *how, *steps) is None else "told"
+    return "unknown" if slurm_output("scancel", *how, *steps) is None else "told"
 
 
-def exit_code(said: int, srun: int) -> int:
+def step_exit_code(said: int, srun: int) -> int:
     """How a gang ended, as subprocess has it: what the process that failed first said, else srun."""
     if srun == SRUN_OUT_OF_MEMORY and said in (0, 128 + signal.SIGKILL):
         return MEMORY

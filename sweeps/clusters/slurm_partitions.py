@@ -16,7 +16,7 @@ from sweeps.clusters.slurm_job import ASK_SECONDS
 
 
 @dataclass(frozen=True)
-class Nodes:
+class NodeKind:
     """Nodes of one kind in a partition: how many, and the cores and GPUs of each."""
 
     count: int
@@ -29,7 +29,7 @@ class Partition:
     """minutes: the longest that a job may last; None for any."""
 
     name: str
-    nodes: tuple[Nodes, ...]
+    nodes: tuple[NodeKind, ...]
     minutes: int | None = None
     default: bool = False
 
@@ -51,19 +51,19 @@ class Partition:
         return " and ".join(words)
 
 
-def read_partitions(text: str) -> dict[str, Partition]:
+def parse_partitions(text: str) -> dict[str, Partition]:
     """Partitions by name, from `sinfo --exact --noheader --format=%P|%D|%c|%G|%l`."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
         name, count, cpus, gres, limit = line.split("|")
         gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu:(?:[^:,()]+:)?(\d+)", gres))
         known = found.get(name.rstrip("*"))
-        nodes = (*(known.nodes if known else ()), Nodes(int(count), int(cpus.rstrip("+")), gpus))
-        found[name.rstrip("*")] = Partition(name.rstrip("*"), nodes, read_minutes(limit), name.endswith("*"))
+        nodes = (*(known.nodes if known else ()), NodeKind(int(count), int(cpus.rstrip("+")), gpus))
+        found[name.rstrip("*")] = Partition(name.rstrip("*"), nodes, parse_minutes(limit), name.endswith("*"))
     return found
 
 
-def read_minutes(limit: str) -> int | None:
+def parse_minutes(limit: str) -> int | None:
     """Whole minutes of a time limit as SLURM writes it, [days-][[hours:]minutes:]seconds; None when there is none."""
     days, _, rest = limit.rpartition("-")
     parts = rest.split(":")
@@ -73,7 +73,7 @@ def read_minutes(limit: str) -> int | None:
     return int(days or 0) * 24 * 60 + seconds // 60
 
 
-def sinfo() -> str:
+def query_sinfo() -> str:
     """What sinfo says of the partitions. Raises InputError when no cluster answers in time."""
     command = ["sinfo", "--exact", "--noheader", "--format=%P|%D|%c|%G|%l"]
     try:
@@ -86,7 +86,7 @@ def sinfo() -> str:
     raise InputError(f"executor slurm: no cluster reachable ({why})")
 
 
-def pick(partitions: Mapping[str, Partition], asked: str) -> Partition:
+def choose_partition(partitions: Mapping[str, Partition], asked: str) -> Partition:
     """The partition of that name, or the default one. Raises InputError, with the nearest and all that there are."""
     if asked in partitions:
         return partitions[asked]

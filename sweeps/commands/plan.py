@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling.files import write_json
-from sweeps.local.processes import slots
+from sweeps.local.processes import make_slots
 from sweeps.planning.plan import PLAN, Plan, as_dict, build, find, freeze, summary, table
 from sweeps.planning.wall_time import Price, price, rate
 
@@ -21,7 +21,7 @@ def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology:
     The same cells again change nothing. Raises InputError on an unknown sweep, a corpus that is not prepared, two equal
     cells, or a folder that holds another plan.
     """
-    room = slots()
+    room = make_slots()
     folder = out / name
     held = freeze(folder, build(find(name), rate(room[0])))
     console = Console()

@@ -21,7 +21,7 @@ from scaling.files import write_json
 from sweeps.clusters.ray_cluster import Ray
 from sweeps.clusters.slurm import Slurm
 from sweeps.local.launch import Slot
-from sweeps.local.processes import Local, capacity, joined, slots, start
+from sweeps.local.processes import Local, device_capacity, join_slots, make_slots, start_process
 from sweeps.planning.plan import PLAN, Plan, duration, find, load
 from sweeps.running import fleet
 from sweeps.running.attempt_log import USUAL, Budgets
@@ -105,7 +105,7 @@ def execute(
 ) -> int:
     """`run` on this machine, for a sweep folder and any command that keeps the trainer's contract: exit codes
     (scaling/exit_codes.py), result.json."""
-    plan, console, room = load(folder), Console(), slots(jobs)
+    plan, console, room = load(folder), Console(), make_slots(jobs)
     check_room(plan, room, asked)
     try:
         if retry_failed:
@@ -117,7 +117,7 @@ def execute(
             command,
             room,
             console,
-            start,
+            start_process,
             members=members,
             asked=asked,
             jobs=jobs,
@@ -136,8 +136,8 @@ def execute(
 def check_room(plan: Plan, room: Sequence[Slot], asked: int | None) -> None:
     """Raises InputError, naming the first, where a cell needs more devices than this machine has."""
     for cell in plan.cells:
-        if joined(room, need := cell.demand(asked)) is None:
-            have = sum({slot.gpu or slot.cores: capacity(slot) for slot in room}.values())
+        if join_slots(room, need := cell.demand(asked)) is None:
+            have = sum({slot.gpu or slot.cores: device_capacity(slot) for slot in room}.values())
             raise InputError(
                 f"cell {cell.name}: needs {need} devices, this machine has {have}; a smaller mesh or fewer --devices, "
                 "or a cluster: `scaling sweep run NAME slurm` or `ray`"

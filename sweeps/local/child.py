@@ -16,7 +16,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-ORPHAN = 75
+ORPHAN_EXIT_CODE = 75
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if os.getppid() != int(parent):
-        sys.exit(ORPHAN)
+        sys.exit(ORPHAN_EXIT_CODE)
     if cores != "-" and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     os.execvp(command[0], command)

@@ -2,7 +2,7 @@
 
 Two interfaces, both small, and everything else about a sweep is above them and the same everywhere:
 
-    Launch     starts one attempt at a run, or at a population: local.start, and how a cluster starts one over hosts.
+    Launcher   starts one attempt at a run, or at a population: local.start, and how a cluster starts one over hosts.
                The runner (sweeps/running/runner.py) uses it; it holds the claims and judges how an attempt ended.
     Cluster    brings up workers elsewhere, each of which is a runner on what it was given. The fleet
                (sweeps/running/fleet.py) uses it; it decides how many there should be.
@@ -27,7 +27,7 @@ class Slot:
     devices: int = 1
 
 
-class Handle(Protocol):
+class ProcessHandle(Protocol):
     """An attempt that was started."""
 
     def poll(self) -> int | None:
@@ -44,10 +44,12 @@ class Handle(Protocol):
         ...
 
 
-class Launch(Protocol):
+class Launcher(Protocol):
     """Starts a command for a run folder in a slot. What it prints goes to the folder's log.txt.
 
     inherit: descriptors that it keeps open where it can, such as its claim's lock. Raises OSError where it cannot.
     """
 
-    def __call__(self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Handle: ...
+    def __call__(
+        self, command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()
+    ) -> ProcessHandle: ...

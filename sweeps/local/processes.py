@@ -23,12 +23,12 @@ from scaling.training.out_of_memory import count_oom_kills, oom_kill_since
 from sweeps.local import child
 from sweeps.local.launch import Slot
 
-LOG, CACHE = "log.txt", "xla"
-LONGEST_LINE = 300  # characters of a reason; the log has the rest
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-PEERS = ("SLURM_", "OMPI_", "PMIX_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-KILLS_SECONDS = 2.0
-EIGEN = "--xla_cpu_multi_thread_eigen"
+LOG_FILE, CACHE_FOLDER = "log.txt", "xla"
+MAX_REASON_CHARACTERS = 300  # characters of a reason; the log has the rest
+ONE_THREAD_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+PEER_PREFIXES = ("SLURM_", "OMPI_", "PMIX_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+KILL_COUNT_SECONDS = 2.0
+EIGEN_FLAG = "--xla_cpu_multi_thread_eigen"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Local:
     """Processes on this machine, each with cores or GPUs of its own."""
 
 
-def slots(jobs: int | None = None) -> tuple[Slot, ...]:
+def make_slots(jobs: int | None = None) -> tuple[Slot, ...]:
     """Room for `jobs` runs at once: by default one per visible GPU, else one per core that this process may use.
 
     Fewer jobs than cores share the cores out; more jobs than GPUs share the GPUs, fewer leave GPUs for runs that take
@@ -58,7 +58,7 @@ def slots(jobs: int | None = None) -> tuple[Slot, ...]:
     return tuple(Slot(cores=cores[i % len(cores) :: jobs]) for i in range(jobs))
 
 
-def joined(free: Sequence[Slot], devices: int) -> tuple[tuple[Slot, ...], Slot] | None:
+def join_slots(free: Sequence[Slot], devices: int) -> tuple[tuple[Slot, ...], Slot] | None:
     """Which of the free slots a run of so many devices takes, and the one slot that they make; None while there is too
     little. A GPU counts once, however many share it; a CPU has as many devices as cores, or as the user says."""
     taken: list[Slot] = []
@@ -66,14 +66,14 @@ def joined(free: Sequence[Slot], devices: int) -> tuple[tuple[Slot, ...], Slot] 
         if slot.gpu and slot.gpu in {one.gpu for one in taken}:
             continue
         taken.append(slot)
-        if sum(map(capacity, taken)) >= devices:
+        if sum(map(device_capacity, taken)) >= devices:
             cores = tuple(sorted({core for one in taken for core in one.cores}))
             gpu, fraction = ",".join(one.gpu for one in taken if one.gpu), min(one.memory_fraction for one in taken)
             return tuple(taken), Slot(cores, gpu, fraction, devices)
     return None
 
 
-def capacity(slot: Slot) -> int:
+def device_capacity(slot: Slot) -> int:
     """Devices that a run may have in a slot."""
     if slot.gpu:
         return max(slot.devices, slot.gpu.count(",") + 1)
@@ -81,7 +81,7 @@ def capacity(slot: Slot) -> int:
     return max(slot.devices, len(slot.cores), int(named) if named.isdigit() else 0)
 
 
-def whole(devices: int) -> Slot:
+def whole_machine_slot(devices: int) -> Slot:
     """All that this process was given, as one slot."""
     gpus = visible_gpus()
     return Slot(gpu=",".join(gpus), devices=devices) if gpus else Slot(cores=available_cores(), devices=devices)
@@ -120,12 +120,12 @@ def tpu_chips() -> tuple[Path, ...]:
     return (*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*"))
 
 
-def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
+def slot_environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
     """The variables that keep a run inside its slot; what the user set stands.
 
     A run here is one process: what a cluster told this process about its own peers is not for it.
     """
-    out = {name: value for name, value in base.items() if not name.startswith(PEERS)}
+    out = {name: value for name, value in base.items() if not name.startswith(PEER_PREFIXES)}
     if slot.gpu:
         out["CUDA_VISIBLE_DEVICES"] = slot.gpu
         if slot.memory_fraction < 1:
@@ -133,19 +133,19 @@ def environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
     elif slot.devices > 1:
         out.setdefault("JAX_NUM_CPU_DEVICES", str(slot.devices))
     if len(slot.cores) == 1:
-        out = ONE_THREAD | out
-        if EIGEN not in out.get("XLA_FLAGS", ""):
-            out["XLA_FLAGS"] = f"{out.get('XLA_FLAGS', '')} {EIGEN}=false".strip()
+        out = ONE_THREAD_VARIABLES | out
+        if EIGEN_FLAG not in out.get("XLA_FLAGS", ""):
+            out["XLA_FLAGS"] = f"{out.get('XLA_FLAGS', '')} {EIGEN_FLAG}=false".strip()
     return out
 
 
-def compiled_once(folder: Path) -> dict[str, str]:
+def compilation_cache_variables(folder: Path) -> dict[str, str]:
     """JAX's persistent cache, beside the runs: cells of one shape share their programs, and so does a rerun.
 
     A torn entry is compiled again. A program for a CPU is a program for this kind of CPU: machines of several kinds
     that share a sweep's folder have a cache for each.
     """
-    cache = folder.absolute().parent.parent / CACHE / processor()
+    cache = folder.absolute().parent.parent / CACHE_FOLDER / processor_id()
     return {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 
@@ -163,7 +163,7 @@ class Process:
     def poll(self) -> int | None:
         """As the run ended; a SIGKILL that the kernel sent for want of memory is its MEMORY."""
         code = self.popen.poll()
-        if code is None and time.monotonic() - self.read_at > KILLS_SECONDS:
+        if code is None and time.monotonic() - self.read_at > KILL_COUNT_SECONDS:
             self.before, self.lately, self.read_at = self.lately, count_oom_kills(), time.monotonic()
         starved = code == -signal.SIGKILL and not self.killed and oom_kill_since(self.before)
         return MEMORY if starved else code
@@ -180,7 +180,7 @@ class Process:
 
 
 @functools.cache
-def processor() -> str:
+def processor_id() -> str:
     """Names the kind of CPU: its architecture, and a hash of the instructions that it knows where the kernel lists
     them."""
     with contextlib.suppress(OSError):
@@ -190,45 +190,45 @@ def processor() -> str:
     return platform.machine()
 
 
-def start(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Process:
+def start_process(command: Sequence[str], folder: Path, slot: Slot, inherit: Sequence[int] = ()) -> Process:
     """Starts a run in a slot, output appended to log.txt, tied to this process's life (leash.py), deaf to the terminal.
 
     inherit: descriptors that the run keeps open, such as its claim's lock.
     """
     cores = ",".join(map(str, slot.cores)) or "-"
     tied = [sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), cores, *command]
-    with (folder / LOG).open("ab") as log:
+    with (folder / LOG_FILE).open("ab") as log:
         popen = subprocess.Popen(
             tied,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=compiled_once(folder) | environment(slot, os.environ),
+            env=compilation_cache_variables(folder) | slot_environment(slot, os.environ),
             pass_fds=tuple(inherit),
             start_new_session=True,
         )
     return Process(popen)
 
 
-def last_line(folder: Path) -> str:
+def last_output_line(folder: Path) -> str:
     """The last line of a run's output that says anything: of a traceback, the error."""
-    found = next((line.strip() for line in reversed(_tail(folder)) if line.strip()), "")
-    return found if len(found) <= LONGEST_LINE else found[: LONGEST_LINE - 3] + "..."
+    found = next((line.strip() for line in reversed(_read_tail(folder)) if line.strip()), "")
+    return found if len(found) <= MAX_REASON_CHARACTERS else found[: MAX_REASON_CHARACTERS - 3] + "..."
 
 
-def traceback(folder: Path) -> str:
+def last_traceback(folder: Path) -> str:
     """The last traceback in a run's output, to its end; empty when it left none."""
-    lines = _tail(folder)
+    lines = _read_tail(folder)
     last = max(
         (i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")), default=None
     )
     return "" if last is None else "\n".join(lines[last:])
 
 
-def _tail(folder: Path, limit: int = 65_536) -> list[str]:
+def _read_tail(folder: Path, limit: int = 65_536) -> list[str]:
     """The last lines of a run's output; none when it has none."""
     try:
-        with (folder / LOG).open("rb") as log:
+        with (folder / LOG_FILE).open("rb") as log:
             log.seek(0, os.SEEK_END)
             log.seek(max(0, log.tell() - limit))
             return log.read().decode(errors="replace").splitlines()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 
 @contextlib.contextmanager
-def heard(numbers: Sequence[int], hear: Callable[[], None]) -> Iterator[None]:
+def handle_signals(numbers: Sequence[int], hear: Callable[[], None]) -> Iterator[None]:
     """Calls `hear` at each of these signals, but for those that this process was started to ignore; in a thread that
     is not the main one, which Python lets hear none, at none."""
     if threading.current_thread() is not threading.main_thread():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from scaling.accounting import counts
 from scaling.config.run_config import RunConfig
 from sweeps.local.launch import Slot
-from sweeps.local.processes import ONE_THREAD
+from sweeps.local.processes import ONE_THREAD_VARIABLES
 
 if TYPE_CHECKING:
     from scaling.accounting.chips import Topology
@@ -73,7 +73,9 @@ def rate(slot: Slot) -> Rate:
 def core_flops_per_second() -> float:
     """FLOP/s of float32 matrix products on one core, timed for a tenth of a second in a process of its own."""
     command = [sys.executable, "-c", MATMUL]
-    found = subprocess.run(command, env=dict(os.environ) | ONE_THREAD, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        command, env=dict(os.environ) | ONE_THREAD_VARIABLES, capture_output=True, text=True, check=False
+    )
     try:
         return float(found.stdout)
     except ValueError:

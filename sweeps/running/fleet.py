@@ -22,9 +22,9 @@ from rich.live import Live
 from scaling.errors import InputError
 from scaling.exit_codes import STOPPED
 from scaling.training import branching
-from sweeps.local.launch import Launch, Slot
-from sweeps.local.processes import start, whole
-from sweeps.local.signals import heard
+from sweeps.local.launch import Launcher, Slot
+from sweeps.local.processes import start_process, whole_machine_slot
+from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, Cell, Plan, load
 from sweeps.running.attempt_log import Budgets
 from sweeps.running.board import line, table
@@ -49,7 +49,7 @@ def train_command(*folders: Path) -> list[str]:
 
 
 def hire(
-    work: Work, launch: Launch = start, slots: Sequence[Slot] | None = None, command: Command = train_command
+    work: Work, launch: Launcher = start_process, slots: Sequence[Slot] | None = None, command: Command = train_command
 ) -> Runner:
     """A worker's runner: over the cells of its kind, in all that this process was given unless `slots` says. It tries
     no run again that has failed, and ends when others hold all that is left. Call it; it returns an exit code."""
@@ -60,7 +60,7 @@ def hire(
         plan,
         cells,
         command,
-        slots or (whole(work.devices),),
+        slots or (whole_machine_slot(work.devices),),
         Console(soft_wrap=True),
         launch,
         work.budgets,
@@ -71,7 +71,7 @@ def hire(
     )
 
 
-def work(work: Work, launch: Launch = start, slots: Sequence[Slot] | None = None) -> int:
+def work(work: Work, launch: Launcher = start_process, slots: Sequence[Slot] | None = None) -> int:
     """What a worker does. Returns 0, 1 when a run failed, 75 when it was stopped."""
     runner = hire(work, launch, slots)
     with runner.listening():
@@ -208,7 +208,7 @@ def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
         crew.workers = list(fleet.cluster.workers(crew.work))
     left = sum(len(crew.workers) for crew in fleet.crews)
     say(console, f"{len(fleet.plan.cells)} runs" + f", {left} workers of an earlier command at work" * bool(left))
-    with heard((signal.SIGTERM, signal.SIGINT), fleet.hear):
+    with handle_signals((signal.SIGTERM, signal.SIGINT), fleet.hear):
         if not console.is_terminal:
             return _watch(fleet, console, None)
         with Live(console=console, auto_refresh=False, transient=True) as live:

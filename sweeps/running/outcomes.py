@@ -26,7 +26,7 @@ from scaling.record.run_folder import (
 )
 from scaling.training import branching, simulated_run
 from scaling.training.out_of_memory import sequences_per_device, with_smaller_microbatch
-from sweeps.local.processes import last_line, traceback
+from sweeps.local.processes import last_output_line, last_traceback
 from sweeps.planning.plan import RUNS, Cell
 from sweeps.running import attempt_log
 from sweeps.running.claims import claim
@@ -124,7 +124,7 @@ def record_failure(folder: Path, cell: Cell, reason: str) -> None:
     tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
     row = counts(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
     row |= {"status": "failed"}
-    write_result(folder, status="failed", row=row, measurements={}, reason=reason, traceback=traceback(folder))
+    write_result(folder, status="failed", row=row, measurements={}, reason=reason, traceback=last_traceback(folder))
 
 
 def judge(code: int, folder: Path) -> tuple[attempt_log.Kind, str]:
@@ -136,12 +136,12 @@ def judge(code: int, folder: Path) -> tuple[attempt_log.Kind, str]:
     if code == STOPPED:
         return "preempted", "was stopped"
     if code == BUSY:
-        return "stopped", last_line(folder)
+        return "stopped", last_output_line(folder)
     if code == LOST:
-        return "lost", last_line(folder) or "lost another process of its own"
+        return "lost", last_output_line(folder) or "lost another process of its own"
     if code == MEMORY:
-        return "memory", f"ran out of memory: {last_line(folder)}"
-    return "failed", (last_line(folder) or f"exit code {code}") if code else "ended without a result"
+        return "memory", f"ran out of memory: {last_output_line(folder)}"
+    return "failed", (last_output_line(folder) or f"exit code {code}") if code else "ended without a result"
 
 
 def exhausted(folder: Path, cell: Cell, kind: attempt_log.Kind, budgets: attempt_log.Budgets, asked: int | None) -> str:

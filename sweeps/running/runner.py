@@ -22,9 +22,9 @@ from scaling.errors import InputError
 from scaling.exit_codes import FULL, STOPPED
 from scaling.training import branching, simulated_run
 from scaling.training.population_limits import program_key
-from sweeps.local.launch import Launch, Slot
-from sweeps.local.processes import joined, last_line, start
-from sweeps.local.signals import heard
+from sweeps.local.launch import Launcher, Slot
+from sweeps.local.processes import join_slots, last_output_line, start_process
+from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, Cell, Plan
 from sweeps.running import attempt_log
 from sweeps.running.attempt_log import USUAL, Budgets, Kind
@@ -66,7 +66,7 @@ class Runner:
     command: Command
     slots: Sequence[Slot]
     console: Console
-    launch: Launch = start
+    launch: Launcher = start_process
     budgets: Budgets = USUAL
     members: int | None = 1
     asked: int | None = None
@@ -141,7 +141,7 @@ class Runner:
     def fill(self) -> None:
         """Starts pending cells while there is room."""
         while self.attempts.room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
-            found = joined(self.attempts.free, first.demand(self.asked))
+            found = join_slots(self.attempts.free, first.demand(self.asked))
             if found is None and not self.attempts:
                 raise InputError(f"{first.name}: needs {first.demand(self.asked)} devices, and there is no such room")
             if found is None:
@@ -239,7 +239,7 @@ class Runner:
             self.report(cell)
             return
         if code == FULL:
-            raise OSError(errno.ENOSPC, last_line(folder) or os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, last_output_line(folder) or os.strerror(errno.ENOSPC))
         kind, reason = judge(code, folder)
         if self.stops and kind == "preempted":
             attempt_log.ended(folder, "stopped", reason)
@@ -308,7 +308,7 @@ class Runner:
 
     def listening(self) -> contextlib.AbstractContextManager[None]:
         """Hears what schedulers and users send: at first runs are asked to save and end, the second time killed."""
-        return heard(STOPPING, self.hear)
+        return handle_signals(STOPPING, self.hear)
 
     def hear(self) -> None:
         self.stops += 1

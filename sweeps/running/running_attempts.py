@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sweeps.local.launch import Handle, Slot
+from sweeps.local.launch import ProcessHandle, Slot
 from sweeps.planning.plan import Cell
 from sweeps.running.claims import Claim, Pulse
 
@@ -22,7 +22,7 @@ class Attempt:
 
     claims: dict[str, Claim]
     cells: tuple[Cell, ...]
-    process: Handle
+    process: ProcessHandle
     slots: tuple[Slot, ...]
 
 

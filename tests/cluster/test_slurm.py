@@ -21,7 +21,7 @@ import pytest
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.record.run_folder import read_metrics
 from sweeps.local import processes as local
-from sweeps.local.launch import Handle, Slot
+from sweeps.local.launch import ProcessHandle, Slot
 from sweeps.planning.plan import RUNS, Plan
 from sweeps.running import attempt_log
 from sweeps.running.fleet import train_command
@@ -107,7 +107,7 @@ class Peace:
     """A sweep whose runs are made by one process."""
 
     folder: Path
-    process: Handle
+    process: ProcessHandle
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         for name, value in PLAIN.items():
             patch.setenv(name, value)
-        process = local.start(train_command(*runs), next(iter(runs)), Slot(cores=local.available_cores()[-1:]))
+        process = local.start_process(train_command(*runs), next(iter(runs)), Slot(cores=local.available_cores()[-1:]))
     yield Peace(folder, process)
     process.kill()
 

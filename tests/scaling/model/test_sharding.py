@@ -208,14 +208,14 @@ def test_a_checkpoint_is_restored_onto_another_mesh(meshes: dict[int, dict]) -> 
 def test_half_of_what_several_processes_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(InputError, match=r"JAX_NUM_PROCESSES.*JAX_COORDINATOR_ADDRESS"):
-        multihost.initialize()
+        multihost.initialize_distributed()
 
 
 def test_an_allocation_is_not_a_job_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """sbatch sets these for a script that srun did not start: one process, nobody to wait for."""
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    multihost.initialize()
+    multihost.initialize_distributed()
     assert not jax.distributed.is_initialized()
 
 

@@ -146,7 +146,7 @@ def test_a_process_that_fails_ends_the_other_which_says_that_it_was_lost(shared:
     assert codes[1] == exit_codes.FAILED, said
     assert "ValueError: torn" in said[1]
     assert codes[0] in (exit_codes.LOST, -signal.SIGABRT), said
-    assert exit_codes.of_gang(codes) == exit_codes.FAILED
+    assert exit_codes.combined_exit_code(codes) == exit_codes.FAILED
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_process_that_fails_ends_the_other_which_says_that_it_was_lost(shared:
     ],
 )
 def test_the_code_of_a_gang_is_that_of_its_cause(codes: list[int], whole: int) -> None:
-    assert exit_codes.of_gang(codes) == whole
+    assert exit_codes.combined_exit_code(codes) == whole
 
 
 def test_another_process_that_is_gone_is_told_from_other_errors() -> None:

@@ -18,7 +18,7 @@ from scaling.accounting.chips import CHIPS, slices_of
 from scaling.accounting.chips import topology as parse_topology
 from scaling.exit_codes import LOST, STOPPED
 from sweeps.clusters import manifests
-from sweeps.clusters.manifests import NAMES, Scheduler, hosts_of, manifest
+from sweeps.clusters.manifests import CHIP_NAMES, Scheduler, count_hosts, manifest
 from sweeps.running.running_attempts import GRACE_SECONDS
 from tests.conftest import ROOT, in_process
 
@@ -74,7 +74,7 @@ def test_its_head_says_what_it_is_and_needs_and_how_it_is_started(name: str, tmp
     folder = given.get("folder", "/mnt/sweeps")
     for named in ("isoflop_1gpu", given["topology"], folder, "isoflop_1gpu/plan.json"):
         assert named in head
-    for count in (given.get("workers", 1), target.chips, hosts_of(target)):
+    for count in (given.get("workers", 1), target.chips, count_hosts(target)):
         assert re.search(rf"(?<![\w:]){count} ", head)
     assert {"skypilot": "sky jobs launch", "jobset": "kubectl apply -f"}[given["scheduler"]] in head
 
@@ -98,11 +98,11 @@ def test_pods_times_chips_are_the_slice(topology: str, tmp_path: Path) -> None:
     (container,) = pod["containers"]
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert chips == container["resources"]["requests"]["google.com/tpu"]
-    assert job["parallelism"] == job["completions"] == hosts_of(target)
+    assert job["parallelism"] == job["completions"] == count_hosts(target)
     assert replicated["replicas"] * job["completions"] * chips == target.chips
     assert chips in (1, 4, 8), "no host has another number of chips"
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology.partition(":")[2]
-    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == NAMES[target.chip.name].node
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == CHIP_NAMES[target.chip.name].node
     assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never"), "one host lost, all made anew"
     assert one["spec"]["failurePolicy"]["maxRestarts"] > 0
     assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
@@ -110,9 +110,9 @@ def test_pods_times_chips_are_the_slice(topology: str, tmp_path: Path) -> None:
     assert folder == f"{container['volumeMounts'][0]['mountPath']}/isoflop_1gpu"
     assert gang == one["metadata"]["name"]
     assert rank == '"$JOB_COMPLETION_INDEX"'
-    assert (int(hosts), int(devices)) == (hosts_of(target), target.chips)
+    assert (int(hosts), int(devices)) == (count_hosts(target), target.chips)
     alone = "alpha.jobset.sigs.k8s.io/exclusive-topology" not in one["metadata"].get("annotations", {})
-    assert alone is (hosts_of(target) == 1)
+    assert alone is (count_hosts(target) == 1)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -120,20 +120,20 @@ def test_a_task_asks_for_the_slice(topology: str, tmp_path: Path) -> None:
     target = parse_topology(topology)
     task = yaml.safe_load(written(tmp_path, "skypilot", topology=topology, **OPTIONS["skypilot"]))
     kind, _, count = task["resources"]["accelerators"].rpartition("-")
-    names = NAMES[target.chip.name]
+    names = CHIP_NAMES[target.chip.name]
     assert kind == names.type
     assert int(count) == target.chips * names.cores
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [LOST, STOPPED]
     assert "mount -t nfs 10.0.0.2:/share /mnt/sweeps" in task["setup"]
     *_, hosts, devices = words(task["run"])
-    assert (int(hosts), int(devices)) == (hosts_of(target), target.chips)
+    assert (int(hosts), int(devices)) == (count_hosts(target), target.chips)
 
 
 def test_hosts_are_those_of_the_data_sheets() -> None:
     """cloud.google.com/tpu/docs/v5e, a table of slices; gcloud's v4-32 is 16 chips on 4 hosts."""
     known = {"v5e:1x1": 1, "v5e:2x4": 1, "v5e:4x4": 4, "v5e:16x16": 64, "v4:2x2x4": 4, "v5p:2x2x1": 1, "v6e:2x4": 1}
-    assert {text: hosts_of(parse_topology(text)) for text in known} == known
-    assert NAMES.keys() == CHIPS.keys()
+    assert {text: count_hosts(parse_topology(text)) for text in known} == known
+    assert CHIP_NAMES.keys() == CHIPS.keys()
 
 
 def test_workers_are_sets_of_their_own(tmp_path: Path) -> None:

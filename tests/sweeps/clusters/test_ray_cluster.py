@@ -11,7 +11,7 @@ import tyro
 from scaling.errors import InputError
 from sweeps.clusters import ray_cluster
 from sweeps.clusters.ray_cluster import Ray, RayActors
-from sweeps.clusters.ray_connection import carried, connect
+from sweeps.clusters.ray_connection import forwarded_env, connect
 from sweeps.running.attempt_log import Budgets
 from sweeps.running.cluster import Work
 from tests.conftest import in_process
@@ -112,13 +112,17 @@ def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
     works = [Work(folder), Work(folder, devices=2), Work(folder, members=4), Work(folder, budgets=Budgets(failures=5))]
     assert len({cluster.prefix(work) for work in works}) == 4
     assert cluster.prefix(Work(folder)) == cluster.prefix(Work(folder, crew=7))
-    assert ray_cluster.asked(works[0]) == ray_cluster.asked(works[1]) != ray_cluster.asked(works[2])
+    assert (
+        ray_cluster.options_digest(works[0])
+        == ray_cluster.options_digest(works[1])
+        != ray_cluster.options_digest(works[2])
+    )
 
 
 def test_what_runs_elsewhere_see_of_this_shell(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    found = carried()
+    found = forwarded_env()
     assert found["XLA_FLAGS"] == "--xla_a=1"
     assert not {"JAX_PROCESS_ID", "WANDB_API_KEY", "PATH"} & set(found)

@@ -22,8 +22,8 @@ from sweeps.catalog import smoke
 from sweeps.clusters import heartbeats, shared_disk_hosts
 from sweeps.clusters.heartbeats import Voice
 from sweeps.clusters.shared_disk_hosts import Leader
-from sweeps.local.launch import Handle, Slot
-from sweeps.local.signals import heard
+from sweeps.local.launch import ProcessHandle, Slot
+from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, build, freeze
 from tests.support.stand_in_sweep import PACE
 
@@ -53,12 +53,12 @@ def crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Lead
         other.wait()
 
 
-def run(leader: Leader, folder: Path, script: str) -> Handle:
+def run(leader: Leader, folder: Path, script: str) -> ProcessHandle:
     folder.mkdir(exist_ok=True)
     return leader(["sh", "-c", script], folder, Slot())
 
 
-def code(handle: Handle, seconds: float = 60) -> int:
+def code(handle: ProcessHandle, seconds: float = 60) -> int:
     late = time.monotonic() + seconds
     while (found := handle.poll()) is None:
         assert time.monotonic() < late
@@ -121,7 +121,7 @@ def test_a_lost_host_is_the_loss_of_the_run_and_the_worker_ends(crew: Crew, tmp_
     others[0].kill()
     assert code(handle) in (exit_codes.LOST, -signal.SIGKILL)
     asked: list[int] = []
-    with heard([signal.SIGTERM], lambda: asked.append(1)):
+    with handle_signals([signal.SIGTERM], lambda: asked.append(1)):
         assert code(run(leader, folder, "exit 0")) == exit_codes.STOPPED
     assert asked
 

@@ -14,9 +14,9 @@ import pytest
 from scaling.errors import InputError
 from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
 from sweeps.clusters import slurm, slurm_job
-from sweeps.clusters.slurm import Job, Queue, Slurm, SlurmJobs
-from sweeps.clusters.slurm_job import RANK, Gang, Pilot, Step, exit_code
-from sweeps.clusters.slurm_partitions import Nodes, Partition, pick, read_minutes, read_partitions
+from sweeps.clusters.slurm import SlurmJob, SlurmQueue, Slurm, SlurmJobs
+from sweeps.clusters.slurm_job import PROCESS_SCRIPT, StepLauncher, SlurmWorker, SlurmStep, step_exit_code
+from sweeps.clusters.slurm_partitions import NodeKind, Partition, choose_partition, parse_minutes, parse_partitions
 from sweeps.local.launch import Slot
 from sweeps.running.attempt_log import Budgets
 from sweeps.running.cluster import Work
@@ -28,8 +28,8 @@ low*|3|64|gpu:a100:8(S:0-1),shard:4|1:00:00
 cpu|10|32|(null)|infinite
 long|1|16+|(null)|7-12:30:00
 """
-GPUS = Partition("low", (Nodes(2, 8, 2), Nodes(3, 64, 8)), 60, default=True)
-CPUS = Partition("cpu", (Nodes(10, 32, 0),))
+GPUS = Partition("low", (NodeKind(2, 8, 2), NodeKind(3, 64, 8)), 60, default=True)
+CPUS = Partition("cpu", (NodeKind(10, 32, 0),))
 
 
 def jobs(tmp_path, partition=GPUS, **options) -> SlurmJobs:
@@ -37,10 +37,10 @@ def jobs(tmp_path, partition=GPUS, **options) -> SlurmJobs:
 
 
 def test_partitions_are_read():
-    found = read_partitions(SINFO)
-    assert found["low"] == Partition("low", (Nodes(2, 2, 2), Nodes(3, 64, 8)), 60, default=True)
-    assert found["cpu"] == Partition("cpu", (Nodes(10, 32, 0),), None)
-    assert found["long"] == Partition("long", (Nodes(1, 16, 0),), (7 * 24 + 12) * 60 + 30)
+    found = parse_partitions(SINFO)
+    assert found["low"] == Partition("low", (NodeKind(2, 2, 2), NodeKind(3, 64, 8)), 60, default=True)
+    assert found["cpu"] == Partition("cpu", (NodeKind(10, 32, 0),), None)
+    assert found["long"] == Partition("long", (NodeKind(1, 16, 0),), (7 * 24 + 12) * 60 + 30)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +48,20 @@ def test_partitions_are_read():
     [("30:00", 30), ("1:00:00", 60), ("2-00:00:00", 2880), ("infinite", None), ("n/a", None), ("0:30", 0)],
 )
 def test_time_limits_are_read(said, minutes):
-    assert read_minutes(said) == minutes
+    assert parse_minutes(said) == minutes
 
 
 def test_the_partition_is_the_one_asked_for_or_the_default():
-    found = read_partitions(SINFO)
-    assert pick(found, "").name == "low"
-    assert pick(found, "cpu").name == "cpu"
+    found = parse_partitions(SINFO)
+    assert choose_partition(found, "").name == "low"
+    assert choose_partition(found, "cpu").name == "cpu"
     with pytest.raises(InputError, match=r"partition.*lowe") as error:
-        pick(found, "lowe")
+        choose_partition(found, "lowe")
     names = re.findall(r"\w+", str(error.value))
     assert {"low", "cpu", "long"} <= set(names)
     assert names.count("low") == 2, "among all that there are, and as the nearest"
     with pytest.raises(InputError, match=r"partition.*\bcpu\b"):
-        pick({"cpu": CPUS}, "")
+        choose_partition({"cpu": CPUS}, "")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monk
     answers = ["7_0|n|RUNNING|None\n7_1|n|PENDING|Resources\n", None, "7_1|n|RUNNING|None\n"]
     asked = []
     monkeypatch.setattr(slurm, "ask", lambda *command: asked.append(command) or answers[len(asked) - 1])
-    queue = Queue()
-    workers = [Job(number, tmp_path, queue) for number in ("7_0", "7_1", "7_2")]
+    queue = SlurmQueue()
+    workers = [SlurmJob(number, tmp_path, queue) for number in ("7_0", "7_1", "7_2")]
     for states in (["running", "queued", "ended"], ["running", "queued", "ended"], ["ended", "running", "ended"]):
         queue.read_at = float("-inf")
         assert [worker.state() for worker in workers] == states
@@ -199,7 +199,7 @@ def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
 
 
 def test_a_worker_is_pickled_without_what_it_does(tmp_path):
-    pilot = Pilot(Work(tmp_path, devices=4), nodes=2, per_node=2)
+    pilot = SlurmWorker(Work(tmp_path, devices=4), nodes=2, per_node=2)
     pilot.runner = object()
     again = pickle.loads(pickle.dumps(pilot))
     assert (again.work, again.nodes, again.runner) == (pilot.work, 2, None)
@@ -212,7 +212,17 @@ def rank(folder, index, code) -> subprocess.Popen:
         if code == 137
         else f"print('the end of {index}'); raise SystemExit({code})"
     )
-    command = ["sh", "-c", RANK, "sh", str(folder / "first"), str(folder / "log.txt"), sys.executable, "-c", end]
+    command = [
+        "sh",
+        "-c",
+        PROCESS_SCRIPT,
+        "sh",
+        str(folder / "first"),
+        str(folder / "log.txt"),
+        sys.executable,
+        "-c",
+        end,
+    ]
     return subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": str(index)})
 
 
@@ -223,7 +233,7 @@ def rank(folder, index, code) -> subprocess.Popen:
 def test_the_first_process_that_fails_says_how_a_gang_ended(tmp_path, code, seen, judged):
     assert rank(tmp_path, 1, code).wait() == seen, "what all agree on ends none of the others"
     assert rank(tmp_path, 0, code and MEMORY).wait() == (code and MEMORY)
-    step = Step(subprocess.Popen(["sh", "-c", f"exit {seen}"]), "name", tmp_path / "first")
+    step = SlurmStep(subprocess.Popen(["sh", "-c", f"exit {seen}"]), "name", tmp_path / "first")
     step.popen.wait()
     assert step.poll() == judged
     assert step.poll() == judged
@@ -233,7 +243,7 @@ def test_the_first_process_that_fails_says_how_a_gang_ended(tmp_path, code, seen
 
 
 def test_a_process_of_a_gang_that_is_stopped_before_it_starts_does_not_start(tmp_path):
-    slow = RANK.replace("=$(grep", f"=$(: >{tmp_path}/up; sleep 1; grep", 1)
+    slow = PROCESS_SCRIPT.replace("=$(grep", f"=$(: >{tmp_path}/up; sleep 1; grep", 1)
     command = ["sh", "-c", slow, "sh", str(tmp_path / "first"), str(tmp_path / "log.txt"), "sleep", "60"]
     process = subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": "0"})
     late = time.monotonic() + 20
@@ -249,7 +259,7 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
     count.write_text("oom_kill_x 1\noom_kill 3\n")
     for now, code in ((3, 137), (4, MEMORY), (4, 137)):
         end = f"import os; open({str(count)!r}, 'w').write('oom_kill_x 1\\noom_kill {now}\\n'); os.kill(os.getpid(), 9)"
-        shell = RANK.replace("/proc/vmstat", str(count))
+        shell = PROCESS_SCRIPT.replace("/proc/vmstat", str(count))
         command = ["sh", "-c", shell, "sh", str(tmp_path / f"{now}{code}"), str(tmp_path / "log"), sys.executable]
         assert subprocess.run([*command, "-c", end], env=os.environ | {"SLURM_PROCID": "0"}).returncode == code
         assert (tmp_path / f"{now}{code}").read_text() == f"{code}\n"
@@ -269,7 +279,7 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
     ],
 )
 def test_only_a_signal_becomes_one(said, srun, code):
-    assert exit_code(said, srun) == code
+    assert step_exit_code(said, srun) == code
     judge(code, Path())
 
 
@@ -295,7 +305,7 @@ def soon(true, poll) -> None:
 
 
 def test_a_step_is_asked_to_save_once_there_is_one_and_slurm_answers(controller):
-    step = Step(subprocess.Popen(["sleep", "60"]), "name", controller / "first")
+    step = SlurmStep(subprocess.Popen(["sleep", "60"]), "name", controller / "first")
     (controller / "away").touch()
     step.terminate()
     soon(lambda: step.due, step.poll)
@@ -312,7 +322,7 @@ def test_a_step_is_asked_to_save_once_there_is_one_and_slurm_answers(controller)
 
 def test_a_killed_step_has_not_ended_until_slurm_says_so(controller, monkeypatch):
     monkeypatch.setattr(slurm_job, "KILL_SECONDS", 0.5)
-    step = Step(
+    step = SlurmStep(
         subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do sleep .1; done"]), "name", controller / "first"
     )
     (controller / "away").touch()
@@ -334,7 +344,17 @@ def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path)
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(75)); "
         f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(30)"
     )
-    command = ["sh", "-c", RANK, "sh", str(tmp_path / "first"), str(tmp_path / "log.txt"), sys.executable, "-c", end]
+    command = [
+        "sh",
+        "-c",
+        PROCESS_SCRIPT,
+        "sh",
+        str(tmp_path / "first"),
+        str(tmp_path / "log.txt"),
+        sys.executable,
+        "-c",
+        end,
+    ]
     process = subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": "0"}, start_new_session=True)
     late = time.monotonic() + 20
     while not (tmp_path / "up").exists() and time.monotonic() < late:
@@ -356,7 +376,7 @@ def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     run = tmp_path / "sweep" / "runs" / "r0"
     run.mkdir(parents=True)
-    step = Gang(2, 4, 3)(["train"], run, Slot(devices=8))
+    step = StepLauncher(2, 4, 3)(["train"], run, Slot(devices=8))
     assert step.popen.wait(20) == 0
     said = set((run / "srun.txt").read_text().splitlines())
     assert said >= {"--jobid=7", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=3", "--overlap"}

@@ -21,7 +21,7 @@ from scaling.record.run_folder import CONFIG, RESULT, read_result, write_result
 from sweeps.commands.run import execute, run
 from sweeps.grids import Sweep, overlay
 from sweeps.local import processes
-from sweeps.local.processes import environment
+from sweeps.local.processes import slot_environment
 from sweeps.planning.plan import PLAN, RUNS, Plan, build, find, freeze, load
 from sweeps.running import attempt_log, claims
 from sweeps.running import runner as running
@@ -240,10 +240,10 @@ def test_a_run_that_the_runner_killed_did_not_run_out_of_memory(tmp_path, monkey
     counts = iter(range(1, 1000))
     monkeypatch.setattr(processes, "kills", lambda: next(counts))
     monkeypatch.setattr(processes, "killed_for_memory", lambda before: True)
-    process = processes.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, processes.Slot())
+    process = processes.start_process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, processes.Slot())
     process.kill()
     assert process.poll() == -signal.SIGKILL
-    other = processes.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, processes.Slot())
+    other = processes.start_process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, processes.Slot())
     other.popen.kill()
     other.popen.wait()
     assert other.poll() == MEMORY
@@ -285,8 +285,8 @@ def test_a_run_takes_the_devices_that_its_mesh_asks_for(tmp_path, monkeypatch):
 
     def launch(command, folder, slot, inherit=()):
         given[folder.name] = (slot.devices, len(slot.cores))
-        assert environment(slot, {}).get("JAX_NUM_CPU_DEVICES") == (None, "2")[slot.devices - 1]
-        return processes.start(command, folder, slot, inherit)
+        assert slot_environment(slot, {}).get("JAX_NUM_CPU_DEVICES") == (None, "2")[slot.devices - 1]
+        return processes.start_process(command, folder, slot, inherit)
 
     monkeypatch.setattr("sweeps.commands.run.start", launch)
     assert execute(tmp_path, command=command()) == 0

@@ -12,7 +12,7 @@ import pytest
 
 from scaling.errors import InputError
 from sweeps.local import processes
-from sweeps.local.processes import LOG, Slot, environment, last_line, slots, start
+from sweeps.local.processes import LOG_FILE, Slot, slot_environment, last_output_line, make_slots, start_process
 
 LINUX = sys.platform == "linux"
 
@@ -35,24 +35,24 @@ def no_gpu(monkeypatch):
     ],
 )
 def test_cores_are_shared_out(jobs, cores):
-    assert [slot.cores for slot in slots(jobs)] == cores
+    assert [slot.cores for slot in make_slots(jobs)] == cores
 
 
 @pytest.mark.parametrize("jobs", [0, -1])
 def test_no_room_is_bad_input(jobs):
     with pytest.raises(InputError, match=rf"\bjobs\b.*{jobs}\b"):
-        slots(jobs)
+        make_slots(jobs)
 
 
 def test_one_run_per_gpu_and_memory_split_when_shared(monkeypatch):
     monkeypatch.setattr(processes, "visible_gpus", lambda: ("0", "3"))
-    assert slots() == (Slot(gpu="0"), Slot(gpu="3"))
-    shared = slots(4)
+    assert make_slots() == (Slot(gpu="0"), Slot(gpu="3"))
+    shared = make_slots(4)
     assert [slot.gpu for slot in shared] == ["0", "3", "0", "3"]
     assert {slot.memory_fraction for slot in shared} == {0.5}
-    assert environment(shared[1], {})["CUDA_VISIBLE_DEVICES"] == "3"
-    assert float(environment(shared[1], {})["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == pytest.approx(0.45)
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in environment(slots()[0], {})
+    assert slot_environment(shared[1], {})["CUDA_VISIBLE_DEVICES"] == "3"
+    assert float(slot_environment(shared[1], {})["XLA_PYTHON_CLIENT_MEM_FRACTION"]) == pytest.approx(0.45)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in slot_environment(make_slots()[0], {})
 
 
 def test_visible_gpus_follow_the_environment(monkeypatch):
@@ -71,18 +71,18 @@ def test_visible_gpus_follow_the_environment(monkeypatch):
 
 
 def test_one_core_means_one_thread_unless_the_user_said_otherwise():
-    one = environment(Slot(cores=(1,)), {"XLA_FLAGS": "--xla_a=1"})
+    one = slot_environment(Slot(cores=(1,)), {"XLA_FLAGS": "--xla_a=1"})
     assert one["XLA_FLAGS"] == "--xla_a=1 --xla_cpu_multi_thread_eigen=false"
     assert one["OMP_NUM_THREADS"] == "1"
     said = {"OMP_NUM_THREADS": "4", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}
-    assert {name: environment(Slot(cores=(1,)), said)[name] for name in said} == said
-    assert environment(Slot(cores=(0, 1)), {}) == {}
+    assert {name: slot_environment(Slot(cores=(1,)), said)[name] for name in said} == said
+    assert slot_environment(Slot(cores=(0, 1)), {}) == {}
 
 
 def test_machines_of_another_kind_have_a_cache_of_their_own(tmp_path, monkeypatch):
     def cache() -> str:
-        processes.processor.cache_clear()
-        return processes.compiled_once(tmp_path / "runs" / "one")["JAX_COMPILATION_CACHE_DIR"]
+        processes.processor_id.cache_clear()
+        return processes.compilation_cache_variables(tmp_path / "runs" / "one")["JAX_COMPILATION_CACHE_DIR"]
 
     here = cache()
     assert here.startswith(str(tmp_path / "xla"))
@@ -94,35 +94,35 @@ def test_machines_of_another_kind_have_a_cache_of_their_own(tmp_path, monkeypatc
     elsewhere = cache()
     other = other.replace("avx512f", "avx2")
     assert cache() not in (here, elsewhere)
-    processes.processor.cache_clear()
+    processes.processor_id.cache_clear()
 
 
 def test_output_goes_to_the_log_and_is_kept(tmp_path):
     for text in ("first", "second"):
-        start(
+        start_process(
             [sys.executable, "-c", f"import sys; print('{text}'); sys.exit('bad: {text}\\n\\n')"], tmp_path, Slot()
         ).popen.wait()
-    log = (tmp_path / LOG).read_text()
+    log = (tmp_path / LOG_FILE).read_text()
     assert "first" in log
-    assert last_line(tmp_path) == "bad: second"
-    assert last_line(tmp_path / "absent") == ""
-    (tmp_path / LOG).write_text("x" * 10_000)
-    assert last_line(tmp_path) == "x" * 297 + "..."
+    assert last_output_line(tmp_path) == "bad: second"
+    assert last_output_line(tmp_path / "absent") == ""
+    (tmp_path / LOG_FILE).write_text("x" * 10_000)
+    assert last_output_line(tmp_path) == "x" * 297 + "..."
 
 
 @pytest.mark.skipif(not LINUX, reason="no core affinity elsewhere")
 def test_a_run_stays_on_its_core(tmp_path):
     core = processes.available_cores()[-1]
-    start(
+    start_process(
         [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"], tmp_path, Slot(cores=(core,))
     ).popen.wait()
-    assert last_line(tmp_path) == f"{{{core}}}"
+    assert last_output_line(tmp_path) == f"{{{core}}}"
 
 
 def test_a_run_keeps_inherited_descriptors_and_its_own_session(tmp_path):
     read, write = os.pipe()
     code = f"import os; os.write({write}, b'%d' % os.getsid(0))"
-    process = start([sys.executable, "-c", code], tmp_path, Slot(), [write]).popen
+    process = start_process([sys.executable, "-c", code], tmp_path, Slot(), [write]).popen
     os.close(write)
     assert process.wait() == 0
     assert int(os.read(read, 20)) == process.pid
@@ -140,7 +140,7 @@ def test_an_orphan_is_told_to_end(tmp_path):
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        until(lambda: last_line(tmp_path) == "1")
+        until(lambda: last_output_line(tmp_path) == "1")
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     until(lambda: not alive(child))
