@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from scaling.errors import InputError
-from sweeps.clusters.ray_connection import NAMESPACE, HostDemand, forwarded_env, connect
-from sweeps.clusters.ray_worker import LOG_FOLDER, WorkerJob, WorkerActor
+from sweeps.clusters.ray_connection import NAMESPACE, HostDemand, connect, forwarded_env
+from sweeps.clusters.ray_worker import LOG_FOLDER, WorkerActor, WorkerJob
 from sweeps.running import fleet
 from sweeps.running.cluster import Work, Worker, WorkerState
 

@@ -162,7 +162,7 @@ def run_on_hosts(address: str, hosts: HostDemand, folder: Path, command: Sequenc
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    from sweeps.clusters.ray_connection import forwarded_env, connect
+    from sweeps.clusters.ray_connection import connect, forwarded_env
 
     connect(address)
     gang = MultiHostRun(())

@@ -30,7 +30,7 @@ from typing import Any
 from scaling.exit_codes import FAILED, LOST, STOPPED, combined_exit_code
 from sweeps.clusters.heartbeats import BEAT_SECONDS, Speaker, Voice
 from sweeps.local import processes
-from sweeps.local.launch import ProcessHandle, Launcher, Slot
+from sweeps.local.launch import Launcher, ProcessHandle, Slot
 from sweeps.local.signals import handle_signals
 from sweeps.running import fleet
 from sweeps.running.claims import HEARTBEAT_SECONDS, STALE_SECONDS, claimable

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
 from scaling.training.out_of_memory import VMSTAT
 from sweeps.local import child
-from sweeps.local.launch import ProcessHandle, Launcher, Slot
+from sweeps.local.launch import Launcher, ProcessHandle, Slot
 from sweeps.local.processes import LOG_FILE, compilation_cache_variables, slot_environment, start_process
 from sweeps.running import fleet
 from sweeps.running.cluster import Work

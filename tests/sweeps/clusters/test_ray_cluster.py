@@ -11,7 +11,7 @@ import tyro
 from scaling.errors import InputError
 from sweeps.clusters import ray_cluster
 from sweeps.clusters.ray_cluster import Ray, RayActors
-from sweeps.clusters.ray_connection import forwarded_env, connect
+from sweeps.clusters.ray_connection import connect, forwarded_env
 from sweeps.running.attempt_log import Budgets
 from sweeps.running.cluster import Work
 from tests.conftest import in_process

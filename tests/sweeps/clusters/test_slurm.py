@@ -14,8 +14,8 @@ import pytest
 from scaling.errors import InputError
 from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
 from sweeps.clusters import slurm, slurm_job
-from sweeps.clusters.slurm import SlurmJob, SlurmQueue, Slurm, SlurmJobs
-from sweeps.clusters.slurm_job import PROCESS_SCRIPT, StepLauncher, SlurmWorker, SlurmStep, step_exit_code
+from sweeps.clusters.slurm import Slurm, SlurmJob, SlurmJobs, SlurmQueue
+from sweeps.clusters.slurm_job import PROCESS_SCRIPT, SlurmStep, SlurmWorker, StepLauncher, step_exit_code
 from sweeps.clusters.slurm_partitions import NodeKind, Partition, choose_partition, parse_minutes, parse_partitions
 from sweeps.local.launch import Slot
 from sweeps.running.attempt_log import Budgets

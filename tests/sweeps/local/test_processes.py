@@ -12,7 +12,7 @@ import pytest
 
 from scaling.errors import InputError
 from sweeps.local import processes
-from sweeps.local.processes import LOG_FILE, Slot, slot_environment, last_output_line, make_slots, start_process
+from sweeps.local.processes import LOG_FILE, Slot, last_output_line, make_slots, slot_environment, start_process
 
 LINUX = sys.platform == "linux"
 
