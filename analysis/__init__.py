@@ -1,66 +1,53 @@
-"""Laws fitted to tables of runs. Imports neither flax nor training code. See analysis.api.
+"""Laws fitted to tables of runs: what a notebook imports, as in `from analysis import load, fit, forecast, plot`.
 
-Names are looked up when first asked for, so that a module of the package can be imported without JAX and all the laws.
+A name is imported when it is first used, so that a module of the package can be imported without JAX and the laws. The
+package imports neither flax nor any training code.
 """
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.api import fit, forecast, frontier, load, needed, plot
+    from analysis.api import compute_to_reach, fit, forecast, frontier, load, plot
     from analysis.downstream.decisions import decision_accuracy
     from analysis.downstream.study import studies, study
-    from analysis.tables.checkpoints import evaluations
-    from analysis.tables.metrics import metrics
+    from analysis.tables.checkpoints import load_evaluations
+    from analysis.tables.metrics import load_metrics
 
 __all__ = [
+    "compute_to_reach",
     "decision_accuracy",
-    "evaluations",
     "fit",
     "forecast",
     "frontier",
     "load",
-    "metrics",
-    "needed",
     "plot",
+    "load_evaluations",
+    "load_metrics",
     "studies",
     "study",
 ]
 
-
-class _Package(ModuleType):
-    """`fit` and `forecast` are functions here, whichever of the modules of these names is imported first: Python would
-    put the module in their place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "metrics":
-            from analysis.tables.metrics import metrics as found
-        elif name == "evaluations":
-            from analysis.tables.checkpoints import evaluations as found
-        elif name == "decision_accuracy":
-            from analysis.downstream.decisions import decision_accuracy as found
-        elif name in ("studies", "study"):
-            from analysis.downstream import study as downstream
-
-            found = getattr(downstream, name)
-        elif name in __all__:
-            from analysis import api
-
-            found = getattr(api, name)
-        else:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        super().__setattr__(name, found)
-        return found
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+_MODULES = {
+    "decision_accuracy": "analysis.downstream.decisions",
+    "load_evaluations": "analysis.tables.checkpoints",
+    "load_metrics": "analysis.tables.metrics",
+    "studies": "analysis.downstream.study",
+    "study": "analysis.downstream.study",
+}
+"""The module of each name of __all__ that is not in analysis.api."""
 
 
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str) -> Any:
+    """Imports a name of __all__ when it is first used (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES.get(name, "analysis.api")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

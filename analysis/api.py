@@ -34,7 +34,7 @@ from analysis.plots.style import LIGHT
 from analysis.tables import results
 from analysis.tables import where as clauses
 
-Name = Literal["huber", "lad", "mse_log", "mse"]
+ObjectiveName = Literal["huber", "lad", "mse_log", "mse"]
 
 
 def load(path: str | Path, *, columns: Mapping[str, str] | None = None, where: str = "") -> pd.DataFrame:
@@ -46,10 +46,10 @@ def load(path: str | Path, *, columns: Mapping[str, str] | None = None, where: s
     Raises:
       TableError: no such file, column or row.
     """
-    return clauses.where(results.read(Path(path), columns), where)
+    return clauses.filter_rows(results.read_table(Path(path), columns), where)
 
 
-def objective(name: Name, delta: float = 1e-3) -> Objective:
+def objective(name: ObjectiveName, delta: float = 1e-3) -> Objective:
     """An objective by its name; delta is the width of Huber's quadratic zone, in log loss."""
     return huber(delta) if name == "huber" else {"lad": lad, "mse_log": mse_log, "mse": mse}[name]
 
@@ -59,7 +59,7 @@ def fit(
     law: Law | str = chinchilla,
     settings: Settings | None = None,
     *,
-    params: str | None = None,
+    params_column: str | None = None,
     panel: bool = False,
     origin: Mapping[str, Any] | None = None,
 ) -> SavedFit:
@@ -68,19 +68,21 @@ def fit(
     Args:
       law: a law, its name, or "chosen" to have it chosen by back-test.
       settings: objective, weighting, held parameters, bounds, hold-out, draws; its law is replaced by `law`.
-      params: which count of parameters to fit against.
+      params_column: which count of parameters to fit against.
       panel: also fit otherwise, to show how exponents and forecast move.
       origin: path and sha256 of the table, columns and where of `load`; its rows are hashed unless given.
     Raises:
       TableError: a table that cannot be fitted, or settings that do not go with the law.
     """
-    chosen = None if law == "chosen" else named(law) if isinstance(law, str) else law
+    chosen = None if law == "chosen" else find_law(law) if isinstance(law, str) else law
     settings = replace(settings or Settings(), law=chosen)
     shape = chosen or chinchilla
     free = len(shape.parameters) - len(settings.fixed)
-    points = results.fit_points(table, params, parameters=free, columns=shape.columns, response=shape.response)
+    points = results.select_points(
+        table, params_column, parameters=free, columns=shape.columns, response=shape.response
+    )
     try:
-        built = saved_fit.build(points, settings, origin or {"path": "", "sha256": results.table_hash(table)})
+        built = saved_fit.build(points, settings, origin or {"path": "", "sha256": results.hash_table(table)})
     except TableError:
         raise
     except ValueError as error:
@@ -88,7 +90,7 @@ def fit(
     return sensitivity.with_panel(built, table) if panel and sensitivity.applies(built) else built
 
 
-def named(name: str) -> Law:
+def find_law(name: str) -> Law:
     """A law by its name. Raises TableError, with the nearest name."""
     try:
         return find(name)
@@ -110,7 +112,7 @@ def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
 
     Raises TableError for a law not of loss in params and tokens.
     """
-    if law.law.columns != results.SURFACE or law.law.response != "loss":
+    if law.law.columns != results.SURFACE_COLUMNS or law.law.response != "loss":
         raise TableError(f"{law.law.name}: a frontier needs a law of loss in params and tokens, as chinchilla is")
     budgets = np.atleast_1d(np.asarray(flops, np.float64))
     params, tokens = compute_optimal.frontier(law.law, law.values, budgets)
@@ -119,10 +121,10 @@ def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
     )
 
 
-REACH, STEPS = 1e6, 257
+MAX_EXTRAPOLATION, FRONTIER_POINTS = 1e6, 257
 
 
-def needed(law: SavedFit, loss: float) -> pd.DataFrame:
+def compute_to_reach(law: SavedFit, loss: float) -> pd.DataFrame:
     """The least compute whose compute-optimal run reaches a loss, in one row: flops, params, tokens, low, high.
 
     low and high: the FLOPs at which the lower and the upper end of the forecast's interval first reach the loss; high
@@ -130,7 +132,7 @@ def needed(law: SavedFit, loss: float) -> pd.DataFrame:
     Raises TableError for a loss that the law reaches nowhere in that range, or a law without a frontier.
     """
     done = 6 * law.points["params"] * law.points["tokens"]
-    along = frontier(law, np.geomspace(done.min() / 10, done.max() * REACH, STEPS))
+    along = frontier(law, np.geomspace(done.min() / 10, done.max() * MAX_EXTRAPOLATION, FRONTIER_POINTS))
     worst, best = along["predicted"].to_numpy()[[0, -1]].tolist()
     if not best <= loss <= worst:
         raise TableError(f"loss {loss:g}: compute-optimal runs of this law go from {worst:.4g} down to {best:.4g}")
@@ -150,7 +152,7 @@ def _crossing(flops: pd.Series, loss: pd.Series, target: float) -> float:
 
 def design(runs: pd.DataFrame, budget: float, law: Law | str = chinchilla, **options: Any) -> Design:
     """The runs to train next for a forecast, for so many FLOPs. Options: see analysis.design.next_runs.design_cells."""
-    return design_cells(runs, budget, named(law) if isinstance(law, str) else law, **options)
+    return design_cells(runs, budget, find_law(law) if isinstance(law, str) else law, **options)
 
 
 def plot(law: SavedFit, figure: str = "loss_by_tokens") -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 from analysis.errors import TableError
 
 
-def replace(path: Path, writer: Callable[[Path], Any]) -> Path:
+def write_by_rename(path: Path, writer: Callable[[Path], Any]) -> Path:
     """Writes a file beside its place and renames it in, so that a reader sees the old file or the whole new one.
 
     Raises TableError where there is no room, or no leave to write.
@@ -32,4 +32,4 @@ def replace(path: Path, writer: Callable[[Path], Any]) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Writes JSON by rename. Raises ValueError on a number that JSON lacks (infinite, not a number)."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    return replace(path, lambda temporary: temporary.write_text(text))
+    return write_by_rename(path, lambda temporary: temporary.write_text(text))

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from analysis.design.optimal_design import DRIFT, Policy, believe, propose
-from analysis.files import replace
+from analysis.files import write_by_rename
 from analysis.fitting.fit import compute_weights, fit_rows, huber
 from analysis.laws import Law, chinchilla, find
 from analysis.tables import public
@@ -215,7 +215,7 @@ def arenas(data: Path, sims: int) -> Iterator[tuple[str, Arena, Sequence[int]]]:
 
 
 def main(
-    data: Path = public.DATA,
+    data: Path = public.DATA_FOLDER,
     sims: int = 16,
     records: Path = Path("out/design.csv"),
     json_: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
@@ -238,7 +238,7 @@ def main(
         if (group, arena.name, seeds[0]) not in done:
             rows = [{"group": group, "table": arena.name} | record for record in study(arena, seeds)]
             found = pd.concat([found, pd.DataFrame(rows)], ignore_index=True)
-            replace(records, lambda path, found=found: found.to_csv(path, index=False))
+            write_by_rename(records, lambda path, found=found: found.to_csv(path, index=False))
     facts = {
         "date": datetime.date.today().isoformat(),
         "jax": version("jax"),

@@ -33,7 +33,7 @@ from fit_report import Facts, figure, report  # pyrefly: ignore[missing-import]
 from analysis.fitting.bootstrap import bootstrap, resamples
 from analysis.fitting.fit import Fit, Objective, fit_law, fit_rows, huber, mse, mse_log
 from analysis.laws import chinchilla
-from analysis.tables.public import DATA, TABLES
+from analysis.tables.public import DATA_FOLDER, PUBLIC_TABLES
 
 ALIASES = {
     "porian_rw_tuned_121": "porian_rw_tuned",
@@ -157,7 +157,7 @@ def memory_of_points() -> Facts:
 
 def memory_of_resamples(data: Path) -> Facts:
     """MANY resamples of 240 points. Peaks in MiB; the first is after DRAWS resamples."""
-    table = TABLES[EPOCH_TABLE].read(data)
+    table = PUBLIC_TABLES[EPOCH_TABLE].read(data)
     loss, unit = _loss(table), np.arange(len(table))
     fit = fit_law(chinchilla, table, loss, huber(DELTA))
     bootstrap(fit, table, loss, unit, draws=DRAWS, seed=SEED)
@@ -224,7 +224,7 @@ def compared(ours: Facts, drawn: Facts, theirs: Facts) -> dict[str, Facts]:
 
 
 def main(
-    data: Path = DATA,
+    data: Path = DATA_FOLDER,
     json_: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     figure_: Annotated[Path | None, tyro.conf.arg(name="figure")] = None,
     starts: int = 90,
@@ -248,7 +248,7 @@ def main(
         print(json.dumps(memory_of_points() if part == "points" else memory_of_resamples(data)))
         return
     references = json.loads((data / "reference.json").read_text())
-    tables = {name: TABLES[ALIASES.get(name, name)].read(data) for name in references}
+    tables = {name: PUBLIC_TABLES[ALIASES.get(name, name)].read(data) for name in references}
     table, reference = tables[EPOCH_TABLE], references[EPOCH_TABLE]["optimum"]["huber_1e-3_on_log"]["obj"]
     found, drawn = optima(tables, references), bootstrapped(table)
     fit = fit_law(chinchilla, table, _loss(table), huber(DELTA))

@@ -84,13 +84,13 @@ def steps(folder: Path) -> dict[str, Any]:
         compacted.unlink(missing_ok=True)
         turn = {
             "by line, grouped": spent(lambda: grouped(by_line(folder))),
-            "from JSONL, grouped": spent(lambda: grouped(metrics.metrics(folder))),
-            "compacted from nothing": spent(lambda: metrics.compact(folder)),
-            "from Parquet, grouped": spent(lambda: grouped(metrics.metrics(folder))),
+            "from JSONL, grouped": spent(lambda: grouped(metrics.load_metrics(folder))),
+            "compacted from nothing": spent(lambda: metrics.compact_metrics(folder)),
+            "from Parquet, grouped": spent(lambda: grouped(metrics.load_metrics(folder))),
         }
         touched()
-        turn[f"compacted with {CHANGED} runs changed"] = spent(lambda: metrics.compact(folder))
-        turn["compacted with none changed"] = spent(lambda: metrics.compact(folder))
+        turn[f"compacted with {CHANGED} runs changed"] = spent(lambda: metrics.compact_metrics(folder))
+        turn["compacted with none changed"] = spent(lambda: metrics.compact_metrics(folder))
         for name, seconds in turn.items():
             found.setdefault(name, []).append(seconds)
     rows = [

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import fit, frontier, load, needed
+from analysis import compute_to_reach, fit, frontier, load
 from analysis.api import design
 from analysis.plots.style import LIGHT, compact, plain_ticks, scientific
 from scaling.accounting.counts import peak_flops
@@ -42,7 +42,7 @@ law
 # %%
 best = runs["loss"].min()
 targets = [round(best - step, 2) for step in (0.03, 0.07, 0.12)]
-answers = pd.concat([needed(law, loss).assign(loss=loss) for loss in targets], ignore_index=True)
+answers = pd.concat([compute_to_reach(law, loss).assign(loss=loss) for loss in targets], ignore_index=True)
 answers["times_the_largest_run"] = answers["flops"] / (6 * runs["params_matmul"] * runs["tokens"]).max()
 answers.set_index("loss").map("{:.3g}".format)
 

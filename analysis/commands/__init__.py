@@ -14,11 +14,11 @@ VERBS = {
     ),
     "backtest": (
         "analysis.commands.backtest",
-        "backtest_verb",
+        "backtest",
         "Forecast the largest runs from the rest, and score it.",
     ),
     "coverage": ("analysis.commands.backtest", "coverage", "Back-test every public table; count what intervals cover."),
-    "downstream": ("analysis.commands.downstream", "downstream_verb", "Fit how task accuracy rises with compute."),
+    "downstream": ("analysis.commands.downstream", "downstream", "Fit how task accuracy rises with compute."),
     "rates": ("analysis.commands.rates", "rates", "Find the best learning rate of each size, and their law."),
     "curves": ("analysis.commands.curves", "curves", "Fit one-variable laws to many curves and extrapolate them."),
     "isoflop": ("analysis.commands.isoflop", "isoflop", "Compute-optimal sizes by two approaches, with their biases."),
@@ -29,4 +29,12 @@ VERBS = {
 
 # Names of the last release that scripts may still use, for one release: old verb -> verb, and verb -> {old flag: flag}.
 OLD_VERBS: dict[str, str] = {}
-OLD_FLAGS: dict[str, dict[str, str]] = {}
+OLD_FLAGS: dict[str, dict[str, str]] = {
+    "fit": {"--params": "--params-column"},
+    "forecast": {"--lock": "--seal"},
+    "backtest": {"--params": "--params-column"},
+    "downstream": {"--params": "--params-column"},
+    "rates": {"--params": "--params-column"},
+    "isoflop": {"--params": "--params-column", "--at": "--bias-flops"},
+    "design": {"--params": "--params-column"},
+}

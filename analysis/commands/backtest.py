@@ -14,17 +14,18 @@ from rich.table import Table
 
 from analysis import files
 from analysis.errors import TableError
-from analysis.forecasting.backtest import CHOSEN, backtest
+from analysis.forecasting import backtest as backtesting
+from analysis.forecasting.backtest import CHOSEN
 from analysis.tables import public, results, table_checks
 from analysis.tables import where as clauses
 
 
-def backtest_verb(
+def backtest(
     table: Path,
     factors: str = "3,10,30",
     columns: str = "",
     where: str = "",
-    params: str | None = None,
+    params_column: str | None = None,
     draws: int = 200,
     seed: int = 0,
     json: Path | None = None,
@@ -36,18 +37,18 @@ def backtest_verb(
       factors: The fit sees runs of at most Cmax over each of these.
       columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       where: Rows to use, as in "corpus==c4".
-      params: Which count of parameters to fit against.
+      params_column: Which count of parameters to fit against.
       draws: Bootstrap resamples.
       seed: Seed of the bootstrap.
       json: Also write the rows to this file.
     """
-    rows = clauses.where(results.read(table, results.parse_columns(columns)), where)
-    points = results.fit_points(rows, params).table
-    found = backtest(points, _factors(factors), draws=draws, seed=seed)
+    rows = clauses.filter_rows(results.read_table(table, results.parse_columns(columns)), where)
+    points = results.select_points(rows, params_column).table
+    found = backtesting.backtest(points, _factors(factors), draws=draws, seed=seed)
     if found.empty:
         raise TableError(f"{table}: no factor of {factors} leaves enough runs below the cut and any above it")
     print_scores(found, "factor")
-    for note in table_checks.flagged(points):
+    for note in table_checks.flag_warnings(points):
         Console(soft_wrap=True, highlight=False).print(f"[yellow]warning:[/] {escape(note)}")
     if json:
         files.write_json(json, _records(found))
@@ -55,7 +56,7 @@ def backtest_verb(
 
 
 def coverage(
-    data: Path = public.DATA,
+    data: Path = public.DATA_FOLDER,
     factors: str = "3,10,30",
     draws: int = 200,
     seed: int = 0,
@@ -73,21 +74,21 @@ def coverage(
       json: Also write the rows to this file.
     """
     parts = []
-    for name in track(public.TABLES, description="tables", transient=True, console=Console(stderr=True)):
-        points = results.fit_points(public.TABLES[name].read(data), "params").table
-        parts.append(backtest(points, _factors(factors), draws=draws, seed=seed).assign(table=name))
+    for name in track(public.PUBLIC_TABLES, description="tables", transient=True, console=Console(stderr=True)):
+        points = results.select_points(public.PUBLIC_TABLES[name].read(data), "params").table
+        parts.append(backtesting.backtest(points, _factors(factors), draws=draws, seed=seed).assign(table=name))
     found = pd.concat(parts, ignore_index=True)
-    total = summary(found)
+    total = summarize(found)
     print_scores(found[found["law"] == CHOSEN], "table", "factor")
     print_scores(total, "factor")
     if out:
-        files.replace(out, lambda path: path.write_text(markdown(found, total)))
+        files.write_by_rename(out, lambda path: path.write_text(to_markdown(found, total)))
     if json:
         files.write_json(json, {"tables": _records(found), "summary": _records(total)})
     return found
 
 
-def summary(found: pd.DataFrame) -> pd.DataFrame:
+def summarize(found: pd.DataFrame) -> pd.DataFrame:
     """Over tables, by factor and law: geometric mean of errors; coverage over all runs, and its mean over tables."""
     rows = []
     for (factor, law), part in found.groupby(["factor", "law"], sort=False):
@@ -116,7 +117,7 @@ width: median over runs of half the 90 % band, in log loss.
 """
 
 
-def markdown(found: pd.DataFrame, total: pd.DataFrame) -> str:
+def to_markdown(found: pd.DataFrame, total: pd.DataFrame) -> str:
     """The tables, as the documents show them."""
     wide = found.pivot_table(index="table", columns=["factor", "law"], values="mean_relative_error", sort=False)
     flat = wide.set_axis([f"{factor:g}x {law}" for factor, law in wide.columns], axis=1).reset_index()

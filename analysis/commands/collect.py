@@ -31,17 +31,17 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
     """
     folder = out / name
     if (folder / "runs").is_dir():
-        metrics.compact(folder)
-    table = results.read(folder)
+        metrics.compact_metrics(folder)
+    table = results.read_table(folder)
     if table.empty:
         raise TableError(f"{folder}: no run has finished; `scaling sweep run {name}` trains them")
-    parquet, _ = results.write(table, folder)
+    parquet, _ = results.write_table(table, folder)
     counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
     left = table.attrs["unfinished"]
     unfinished = f", {left} unfinished left out" if left else ""
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"wrote {parquet} and results.csv: {counts}{unfinished}")
-    for row in table[table["run_id"].isin(table_checks.marked(table))].to_dict("records"):
+    for row in table[table["run_id"].isin(table_checks.flags_by_run(table))].to_dict("records"):
         console.print(f"[yellow]flagged:[/] run {row['run_id']} ({row['flags']}): {escape(row['reason'])}")
     if json:
         files.write_json(json, [{k: None if pd.isna(v) else v for k, v in r.items()} for r in table.to_dict("records")])

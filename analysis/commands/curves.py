@@ -39,7 +39,7 @@ def curves(
     if unknown or not _names(laws):
         raise TableError(f"--laws {laws}: no law {', '.join(unknown)}; choose from {', '.join(LAWS)}")
     keys = _names(by)
-    points = results.read(table, results.parse_columns(columns))
+    points = results.read_table(table, results.parse_columns(columns))
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("curves", total=None)
         scores = fit_curves(

@@ -31,7 +31,7 @@ def design(
     cells: int = 10,
     columns: str = "",
     where: str = "",
-    params: str | None = None,
+    params_column: str | None = None,
     weight_power: float = 1.0,
     drift: float = DRIFT,
     seed: int = 0,
@@ -56,7 +56,7 @@ def design(
       cells: Proposed cells at most.
       columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       where: Rows to use, as in "corpus==c4".
-      params: Which count of parameters to use.
+      params_column: Which count of parameters to use.
       weight_power: Weight points of the fit by training FLOPs to this power.
       drift: How far off the law may be, in log loss an e-fold of compute away from the target; 0 trusts it everywhere.
       seed: Seed of the plausible parameter values.
@@ -71,15 +71,15 @@ def design(
     if not weight_power >= 0:
         raise TableError(f"--weight-power {weight_power}: must be zero or more")
     found = design_cells(
-        clauses.where(results.read(table, results.parse_columns(columns)), where),
+        clauses.filter_rows(results.read_table(table, results.parse_columns(columns)), where),
         budget,
-        api.named(law),
+        api.find_law(law),
         target=None if target_params is None or target_tokens is None else (target_params, target_tokens),
-        candidates=None if candidates is None else results.read(candidates),
+        candidates=None if candidates is None else results.read_table(candidates),
         grid=(sizes, horizons),
         policy=policy,
         cells=cells,
-        params=params,
+        params=params_column,
         power=weight_power,
         drift=drift,
         seed=seed,

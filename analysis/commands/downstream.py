@@ -17,7 +17,7 @@ from rich.table import Table
 
 from analysis import files
 from analysis.downstream import decisions, task_table
-from analysis.downstream import study as downstream
+from analysis.downstream import study as task_study
 from analysis.downstream.decisions import Decisions
 from analysis.downstream.study import Study
 from analysis.errors import TableError
@@ -27,12 +27,12 @@ from analysis.tables import checkpoints, results
 from analysis.tables import where as clauses
 
 
-def downstream_verb(
+def downstream(
     table: Path,
     task: tuple[str, ...] = (),
     columns: str = "",
     where: str = "",
-    params: str | None = None,
+    params_column: str | None = None,
     holdout: str = "none",
     by: str | None = None,
     draws: int = 400,
@@ -51,7 +51,7 @@ def downstream_verb(
       task: Tasks to study; all that the table has enough runs of unless given.
       columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       where: Rows to use, as in "corpus==c4".
-      params: Which count of parameters to use: params_matmul (default for own tables), params_total, ...
+      params_column: Which count of parameters to use: params_matmul (default for own tables), params_total, ...
       holdout: Runs that nothing here may see: largest, none, or a number of FLOPs, at or above which runs are held out.
       by: A column that names recipes: how often do small runs tell which of two does better at the largest scale?
       draws: Resamples of trunks.
@@ -66,16 +66,22 @@ def downstream_verb(
     ):
         if not good:
             raise TableError(f"--{name} {locals()[name]}: must be {right}")
-    rows = clauses.where(results.read(table, results.parse_columns(columns)), where)
+    rows = clauses.filter_rows(results.read_table(table, results.parse_columns(columns)), where)
     names = task or tuple(task_table.some_tasks(rows))
-    options: dict[str, Any] = {"holdout": holdout, "params": params, "draws": draws, "level": level, "seed": seed}
-    options["checkpoints"] = checkpoints.beside(table)
+    options: dict[str, Any] = {
+        "holdout": holdout,
+        "params": params_column,
+        "draws": draws,
+        "level": level,
+        "seed": seed,
+    }
+    options["checkpoints"] = checkpoints.load_evaluations_beside(table)
     shown = track(names, description="tasks", transient=True, console=Console(stderr=True))
     if task:
-        found, left_out = [downstream.study(rows, name, **options) for name in shown], {}
+        found, left_out = [task_study.study(rows, name, **options) for name in shown], {}
     else:
-        found, left_out = downstream.survey(rows, shown, **options)
-    decided, undecided = _decided(rows, by, names, params, strict=bool(task)) if by else ([], {})
+        found, left_out = task_study.survey(rows, shown, **options)
+    decided, undecided = _decided(rows, by, names, params_column, strict=bool(task)) if by else ([], {})
     _print(found)
     _print_left_out("not studied", left_out)
     _print_decisions(decided)
@@ -91,16 +97,16 @@ def downstream_verb(
 
 
 def _decided(
-    rows: pd.DataFrame, by: str, names: tuple[str, ...], params: str | None, *, strict: bool
+    rows: pd.DataFrame, by: str, names: tuple[str, ...], params_column: str | None, *, strict: bool
 ) -> tuple[list[Decisions], dict[str, str]]:
     """(decisions of the loss and of each task that allows them, task -> why not); a task that does not is an error
     where strict."""
-    of_loss = decisions.decision_accuracy(rows, by, params=params)
+    of_loss = decisions.decision_accuracy(rows, by, params=params_column)
     found: list[Decisions] = []
     left_out: dict[str, str] = {}
     for name in names:
         try:
-            found.append(decisions.decision_accuracy(rows, by, name, params=params))
+            found.append(decisions.decision_accuracy(rows, by, name, params=params_column))
         except TableError as error:
             if strict:
                 raise

@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis import api, files
-from analysis.commands.collect import collect as collect
 from analysis.errors import TableError
 from analysis.forecasting import saved_fit, sensitivity
 from analysis.tables import results
@@ -23,11 +22,11 @@ from analysis.tables import results
 def fit(
     table: Path,
     law: str = "chinchilla",
-    objective: api.Name = "huber",
+    objective: api.ObjectiveName = "huber",
     delta: float = 1e-3,
     columns: str = "",
     where: str = "",
-    params: str | None = None,
+    params_column: str | None = None,
     holdout: str = "none",
     weight_power: float = 0.0,
     fix: str = "",
@@ -48,7 +47,7 @@ def fit(
       delta: Width of the Huber objective's quadratic zone, in log loss.
       columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       where: Rows to use, as in "corpus==c4", "flops>=1e18 and flops<1e21".
-      params: Which count of parameters to fit against: params_matmul (default for own tables), params_total, ...
+      params_column: Which count of parameters to fit against: params_matmul (default for own tables), params_total, ...
       holdout: Runs the fit must not see: largest, none, or a number of FLOPs, at or above which runs are held out.
       weight_power: Weight points by training FLOPs to this power: towards the target of a forecast.
       fix: Parameters held at a value, as in E=1.69,alpha=.34.
@@ -81,7 +80,7 @@ def fit(
     named = results.parse_columns(columns)
     rows = api.load(table, columns=named, where=where)
     origin = {"path": str(table), "sha256": results.content_hash(table), "columns": named, "where": where}
-    built = api.fit(rows, law, settings, params=params, panel=panel, origin=origin)
+    built = api.fit(rows, law, settings, params_column=params_column, panel=panel, origin=origin)
     path = saved_fit.save(built, out or (table if table.is_dir() else table.parent) / "fit.json")
     facts = built.facts() | {"fit": str(path), "points": len(built.points)}
     _print_fit(built, path)

@@ -20,7 +20,7 @@ def forecast(
     fit: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FIT")] = None,
     params_value: float | None = None,
     tokens: float | None = None,
-    lock: Path | None = None,
+    seal: Path | None = None,
     score: Path | None = None,
     table: Path | None = None,
     columns: str = "",
@@ -33,8 +33,8 @@ def forecast(
       fit: fit.json, as `scaling fit` writes it. Not with --score.
       params_value: Parameters of a run to forecast, in the fit's own counting; goes with --tokens.
       tokens: Training tokens of a run to forecast; goes with --params-value.
-      lock: Also write the forecast, sealed by its hash and dated, to this new file.
-      score: A file that --lock wrote: compare it with the runs of --table.
+      seal: Also write the forecast, sealed by its hash and dated, to this new file.
+      score: A file that --seal wrote: compare it with the runs of --table.
       table: For --score: a sweep folder, or a CSV, Parquet or JSONL file.
       columns: For --score: names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       out: Where to save the forecast; forecast.json beside the fit unless given. With --score, nowhere unless given.
@@ -45,13 +45,13 @@ def forecast(
             raise TableError("--table and --columns go with --score: the table in which the locked runs may stand")
         if fit is None:
             raise TableError("give a fit.json to forecast from, or --score LOCK --table TABLE")
-        return _promise(fit, params_value, tokens, lock, (out or fit.parent / "forecast.json", json))
-    others = {"FIT": fit, "--params-value": params_value, "--tokens": tokens, "--lock": lock}
+        return _promise(fit, params_value, tokens, seal, (out or fit.parent / "forecast.json", json))
+    others = {"FIT": fit, "--params-value": params_value, "--tokens": tokens, "--seal": seal}
     if given := [name for name, value in others.items() if value is not None]:
         raise TableError(f"--score {score}: a locked forecast is compared as it stands; leave out {', '.join(given)}")
     if table is None:
         raise TableError(f"--score {score}: needs --table TABLE, the results in which its runs may stand")
-    facts = _compare(score, results.read(table, results.parse_columns(columns)))
+    facts = _compare(score, results.read_table(table, results.parse_columns(columns)))
     return _write(facts, (out, json))
 
 

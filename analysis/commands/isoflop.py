@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis import api, files
-from analysis.commands.collect import collect as collect
 from analysis.errors import TableError
 from analysis.fitting.isoflop import akima, approach_1, approach_2
 from analysis.tables import results, table_checks
@@ -19,8 +18,8 @@ def isoflop(
     table: Path,
     columns: str = "",
     where: str = "",
-    params: str | None = None,
-    at: float = 1e24,
+    params_column: str | None = None,
+    bias_flops: float = 1e24,
     json: Path | None = None,
 ) -> dict[str, Any]:
     """Compute-optimal sizes by Chinchilla's approaches 1 and 2, for comparison, each with the bias of its grid.
@@ -29,18 +28,18 @@ def isoflop(
       table: A sweep folder, or a CSV, Parquet or JSONL file, with several sizes at each of several budgets of FLOPs.
       columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
       where: Rows to use, as in "corpus==c4".
-      params: Which count of parameters to use.
-      at: FLOPs at which the bias is stated.
+      params_column: Which count of parameters to use.
+      bias_flops: FLOPs at which the bias is stated.
       json: Also write what was found to this file.
     """
     rows = api.load(table, columns=results.parse_columns(columns), where=where)
-    counted = rows if params is None else rows.assign(params=rows[params])
+    counted = rows if params_column is None else rows.assign(params=rows[params_column])
     console, facts = Console(soft_wrap=True, highlight=False), {}
-    for note in table_checks.flagged(rows[rows["status"] == "done"] if "status" in rows else rows):
+    for note in table_checks.flag_warnings(rows[rows["status"] == "done"] if "status" in rows else rows):
         console.print(f"[yellow]warning:[/] {escape(note)}")
     for name, approach in (("approach_1", approach_1), ("approach_2", approach_2), ("akima", akima)):
         try:
-            found = approach(counted, at=at)
+            found = approach(counted, at=bias_flops)
         except TableError as error:
             console.print(f"{name}: [yellow]none[/]: {escape(str(error))}")
             continue

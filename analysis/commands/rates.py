@@ -15,7 +15,10 @@ from analysis.tables import results
 
 
 def rates(
-    table: Path, out: Path | None = None, figure_file: Path | None = None, params: str = results.DEFAULT_PARAMS
+    table: Path,
+    out: Path | None = None,
+    figure_file: Path | None = None,
+    params_column: str = results.DEFAULT_PARAMS_COLUMN,
 ) -> None:
     """Finds the best learning rate of each size in a sweep of scans, and the power law through them.
 
@@ -23,10 +26,10 @@ def rates(
         table: a sweep folder, CSV, Parquet or JSONL file.
         out: write what a recipe reads (JSON) to this file.
         figure_file: draw the scans into this file, PNG or SVG.
-        params: the counting of parameters that the law is in.
+        params_column: the counting of parameters that the law is in.
     """
-    read = results.read(table)
-    law = rate_law(scans(read, params))
+    read = results.read_table(table)
+    law = rate_law(scans(read, params_column))
     shown = Table(box=None, pad_edge=False)
     for heading in ("scan", "N", "tried", "best", "law", "loss"):
         shown.add_column(heading, justify="left" if heading == "scan" else "right", no_wrap=True)
@@ -42,7 +45,7 @@ def rates(
         console.print(f"left out: {', '.join(left_out)}", soft_wrap=True, highlight=False)
     if out is not None:
         sweep = str(read["sweep"].iloc[0]) if "sweep" in read and len(read) else table.stem
-        files.write_json(out, facts(law, sweep, results.table_hash(_settled(read))))
+        files.write_json(out, facts(law, sweep, results.hash_table(_settled(read))))
     if figure_file is not None:
         style.save(learning_rates.tried(law), figure_file)
 

@@ -24,7 +24,7 @@ STUDIES = (
 )  # fmt: skip
 DATA, FETCHED = Path("../shared/data"), Path("out/public")
 COLOURS = {"differs": "red", "explained": "yellow", "not an optimum": "yellow"}
-DIFFER = 1
+UNEXPLAINED_DIFFERENCE = 1
 
 
 def replicate(
@@ -43,7 +43,7 @@ def replicate(
       fetch: Get what is missing from the original repositories, into --data or out/public.
       json: Also write the rows to this file.
     """
-    studies = chosen(names)
+    studies = choose_studies(names)
     folder = data or (FETCHED if fetch or not DATA.is_dir() else DATA)
     if data and not data.is_dir() and not fetch:
         raise TableError(f"--data {data}: no such folder; with --fetch it is made and filled")
@@ -51,7 +51,7 @@ def replicate(
     skipped: dict[str, str] = {}
     console = Console(soft_wrap=True, highlight=False)
     for study in studies:
-        missing = absence(study, folder, fetch)
+        missing = why_missing(study, folder, fetch)
         if missing and study.name in names:
             raise TableError(f"{study.name}: {missing}")
         if missing:
@@ -59,17 +59,17 @@ def replicate(
             console.print(f"\n[bold]{study.name}[/] skipped: {missing}")
             continue
         found = study.run(folder / study.folder)
-        show(console, study, found)
+        print_study(console, study, found)
         rows += found
     counts = Counter(row.verdict for row in rows)
     console.print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if json:
         facts = {"data": str(folder), "rows": [asdict(row) for row in rows], "counts": dict(counts), "skipped": skipped}
         files.write_json(json, facts)
-    return DIFFER if counts[UNEXPLAINED] else 0
+    return UNEXPLAINED_DIFFERENCE if counts[UNEXPLAINED] else 0
 
 
-def chosen(names: tuple[str, ...]) -> list[Study]:
+def choose_studies(names: tuple[str, ...]) -> list[Study]:
     """The studies of those names, all for none. Raises TableError on a name that no study has."""
     known = {study.name: study for study in STUDIES}
     for name in names:
@@ -80,7 +80,7 @@ def chosen(names: tuple[str, ...]) -> list[Study]:
     return [study for study in STUDIES if not names or study.name in names]
 
 
-def absence(study: Study, folder: Path, fetch: bool) -> str:
+def why_missing(study: Study, folder: Path, fetch: bool) -> str:
     """Why the study cannot run on that folder, after fetching if asked; empty when it can."""
     if fetch and study.files:
         public.fetch(study, folder)
@@ -90,7 +90,7 @@ def absence(study: Study, folder: Path, fetch: bool) -> str:
     return f"no {folder / study.folder}; {advice}"
 
 
-def show(console: Console, study: Study, rows: list[Row]) -> None:
+def print_study(console: Console, study: Study, rows: list[Row]) -> None:
     """Prints one study's rows, its notes numbered below."""
     table = Table("", box=None, pad_edge=False)
     for heading in ("published", "ours", "difference"):

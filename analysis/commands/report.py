@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis import files
-from analysis.commands.collect import collect as collect
 
 
 def report(directory: Path, scans: Path | None = None, json: Path | None = None) -> Path:
@@ -25,7 +24,7 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
     from analysis.report import report as page
 
     with Console(stderr=True).status("reading") as status:
-        path, figures, asked, failed = page.write(directory, scans, say=status.update)
+        path, figures, asked, failed = page.write_report(directory, scans, report_progress=status.update)
     for part, why in failed.items():
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"[yellow]could not be made:[/] {part}: {escape(why)}"
@@ -36,7 +35,7 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
     console.print(f"checklist: {', '.join(f'{counts[answer]} {answer}' for answer in ('yes', 'no', 'unknown'))}")
     for item in asked:
         if item.answer != "yes":
-            console.print(f"  {item.answer}: {escape(item.what)}: {escape(item.said)}")
+            console.print(f"  {item.answer}: {escape(item.requirement)}: {escape(item.evidence)}")
     if json:
         said = [asdict(item) for item in asked]
         made = {"report": str(path), "figures": [str(f) for f in figures], "checklist": said, "failed": failed}

@@ -19,7 +19,7 @@ from analysis.fitting import compute_optimal
 from analysis.fitting.fit import Fit, compute_weights, fit_law, huber
 from analysis.laws import Law
 from analysis.tables import results
-from analysis.tables.results import SURFACE
+from analysis.tables.results import SURFACE_COLUMNS
 
 FURTHER = 10.0  # the target's compute over the largest at hand, unless a target is given
 BEYOND = 4.0  # how far a grid of candidates goes beyond the largest size and horizon at hand
@@ -95,7 +95,7 @@ def design_cells(
     """
     _check(budget, target, grid, cells)
     needed = len(law.parameters)
-    found = results.fit_points(runs, params, parameters=needed, columns=law.columns, response=law.response)
+    found = results.select_points(runs, params, parameters=needed, columns=law.columns, response=law.response)
     points = found.table
     fit = fit_law(law, points, points[law.response], huber(), weights=compute_weights(points["flops"], power))
     rate = float(np.median(points["flops"] / (points["params"] * points["tokens"])))
@@ -150,7 +150,7 @@ def _target(fit: Fit, points: pd.DataFrame, rate: float, asked: tuple[float, flo
 def _grid(points: pd.DataFrame, rate: float, grid: tuple[int, int], below: float) -> pd.DataFrame:
     """Sizes and horizons in two digits, of less than `below` FLOPs, without the cells at hand."""
     axes = []
-    for name, count in zip(SURFACE, grid, strict=True):
+    for name, count in zip(SURFACE_COLUMNS, grid, strict=True):
         values = np.geomspace(points[name].min(), points[name].max() * BEYOND, count)
         axes.append([float(f"{value:.2g}") for value in values])
     params, tokens = (axis.ravel() for axis in np.meshgrid(*axes))
@@ -162,9 +162,9 @@ def _grid(points: pd.DataFrame, rate: float, grid: tuple[int, int], below: float
 
 
 def _offered(candidates: pd.DataFrame, rate: float) -> pd.DataFrame:
-    if missing := [name for name in SURFACE if name not in candidates]:
+    if missing := [name for name in SURFACE_COLUMNS if name not in candidates]:
         raise TableError(f"candidates lack the column {missing[0]}; they need params and tokens, and may have flops")
-    names = [*SURFACE, *(["flops"] if "flops" in candidates else [])]
+    names = [*SURFACE_COLUMNS, *(["flops"] if "flops" in candidates else [])]
     numbers = candidates[names].apply(pd.to_numeric, errors="coerce").astype(float).reset_index(drop=True)
     for name in names:
         if bad := np.flatnonzero(~(np.isfinite(numbers[name]) & (numbers[name] > 0))).tolist():

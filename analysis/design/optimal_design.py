@@ -28,7 +28,7 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.fitting.newton import attributes, padded, searched
 from analysis.laws import Columns, Law
-from analysis.tables.results import SURFACE
+from analysis.tables.results import SURFACE_COLUMNS
 
 Policy = Literal["v", "v-cost"]
 POWERS = {"v": (0.0,), "v-cost": (0.0, 0.5, 1.0)}
@@ -111,7 +111,7 @@ def believe(
     Raises:
       TableError: a law of other columns, or a drift below zero.
     """
-    if law.columns != SURFACE or law.response != "loss":
+    if law.columns != SURFACE_COLUMNS or law.response != "loss":
         raise TableError(f"law {law.name}: a design needs a law of loss in params and tokens, as chinchilla is")
     if not drift >= 0:
         raise TableError(f"drift {drift}: log loss per e-fold of compute, zero or more")

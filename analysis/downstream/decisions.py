@@ -21,7 +21,7 @@ from analysis.errors import TableError
 from analysis.fitting.fit import fit_rows, mse_log
 from analysis.laws import chinchilla
 from analysis.tables import results
-from analysis.tables.results import SURFACE
+from analysis.tables.results import SURFACE_COLUMNS
 
 LOSS = "loss"
 SAME = 0.02  # in log parameters or tokens
@@ -70,7 +70,7 @@ def decision_accuracy(
       TableError: no such column or task, fewer than two recipes, or fewer than two cells that all of them have.
     """
     points = recipe_points(table, by, name, params)
-    scores = points.pivot_table(index=["flops", *SURFACE], columns="recipe", values="score").dropna()
+    scores = points.pivot_table(index=["flops", *SURFACE_COLUMNS], columns="recipe", values="score").dropna()
     names = tuple(map(str, scores.columns))
     if len(names) < 2:
         raise TableError(f"--by {by}: one recipe ({', '.join(names) or 'none'}); decisions need two at least")
@@ -79,14 +79,16 @@ def decision_accuracy(
             f"--by {by}: {len(scores)} cells (params, tokens) that all of {', '.join(names)} have; two needed"
         )
     at = _target(scores.index.get_level_values("flops").to_numpy(), target)
-    goal = dict(zip(("flops", *SURFACE), map(float, scores.index[at]), strict=True))
+    goal = dict(zip(("flops", *SURFACE_COLUMNS), map(float, scores.index[at]), strict=True))
     final = scores.iloc[at].to_numpy()
     levels = scores[scores.index.get_level_values("flops") < goal["flops"]].reset_index()
     extrapolated = np.stack([_extrapolated(points.loc[points["recipe"] == n], name, levels, goal) for n in names], 1)
     ranking = [agreement(row, final) for row in levels[list(names)].to_numpy()]
     laws = [agreement(row, final) if np.isfinite(row).all() else np.nan for row in extrapolated]
     pairs = sum(bool(final[a] != final[b]) for a, b in itertools.combinations(range(len(final)), 2))
-    return Decisions(name, by, names, goal, pairs, levels[["flops", *SURFACE]].assign(ranking=ranking, laws=laws))
+    return Decisions(
+        name, by, names, goal, pairs, levels[["flops", *SURFACE_COLUMNS]].assign(ranking=ranking, laws=laws)
+    )
 
 
 def agreement(small: np.ndarray, final: np.ndarray) -> float:
@@ -111,15 +113,15 @@ def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -
     parts = []
     for recipe, rows in done.groupby(done[by].astype(str).str.split("(").str[0].str.strip()):
         if name == LOSS:
-            counted = params or ("params" if "params" in rows else results.DEFAULT_PARAMS)
-            points = results.measured(rows, counted).assign(chance=0.0, ceiling=1.0)
+            counted = params or ("params" if "params" in rows else results.DEFAULT_PARAMS_COLUMN)
+            points = results.done_points(rows, counted).assign(chance=0.0, ceiling=1.0)
             points["score"] = -points["loss"]
         else:
             points = _points_of(rows, name, params, f"--by {by}: recipe {recipe}")
             points["score"] = points["accuracy"]
         parts.append(points.assign(recipe=recipe))
     points = pd.concat(parts, ignore_index=True)
-    cells = {column: _merged(points[column]) for column in SURFACE}
+    cells = {column: _merged(points[column]) for column in SURFACE_COLUMNS}
     flops = points["flops"].groupby([cells["params"], cells["tokens"]]).transform("median")
     return points.assign(flops=flops, **cells)
 
@@ -155,7 +157,7 @@ def _extrapolated(points: pd.DataFrame, name: str, levels: pd.DataFrame, goal: d
     at = pd.DataFrame([goal | {n: points[n].iloc[0] for n in KNOWN[-2:]}])
     found = np.full(len(levels), np.nan)
     if name == LOSS:
-        able = np.array([len(points.loc[row, list(SURFACE)].drop_duplicates()) > 5 for row in kept])
+        able = np.array([len(points.loc[row, list(SURFACE_COLUMNS)].drop_duplicates()) > 5 for row in kept])
         if able.any():
             values, _ = fit_rows(chinchilla, points, points["loss"], mse_log, kept[able].astype(float))
             named = {n: values[:, [i]] for i, n in enumerate(chinchilla.parameters)}

@@ -24,7 +24,7 @@ from analysis.downstream.task_table import checkpoint_points, some_tasks, task_p
 from analysis.downstream.trend import Trend, judge
 from analysis.errors import TableError
 from analysis.forecasting import saved_fit
-from analysis.tables.results import SURFACE
+from analysis.tables.results import SURFACE_COLUMNS
 
 LEAST = 6  # distinct runs below which a task is not judged
 BEYOND = 10.0  # how far past the largest run a curve is drawn, in training FLOPs
@@ -76,7 +76,7 @@ class Study:
         """
         if self.model is None:
             raise TableError(f"task {self.task}: {self.verdict} ({self.trend.reason}), so there is nothing to forecast")
-        if missing := [name for name in SURFACE if name not in targets]:
+        if missing := [name for name in SURFACE_COLUMNS if name not in targets]:
             raise TableError(f"a forecast of {self.task} needs params and tokens; the target lacks {missing[0]}")
         flops = targets["flops"] if "flops" in targets else 6 * targets["params"] * targets["tokens"]
         known = targets.assign(flops=flops, chance=self.chance, ceiling=self.ceiling)
@@ -88,10 +88,10 @@ class Study:
         """The law through the middle of the runs and on to `beyond` times their compute: flops, params, tokens, and the
         columns of a forecast. At each budget, params and tokens are those that a line through the logs of the runs
         gives."""
-        logs = np.log(self.points[["flops", *SURFACE]].to_numpy(float))
+        logs = np.log(self.points[["flops", *SURFACE_COLUMNS]].to_numpy(float))
         budget = np.linspace(logs[:, 0].min(), logs[:, 0].max() + np.log(beyond), FINE)
         columns = {"flops": np.exp(budget)}
-        for at, name in enumerate(SURFACE, 1):
+        for at, name in enumerate(SURFACE_COLUMNS, 1):
             columns[name] = np.exp(np.polyval(np.polyfit(logs[:, 0], logs[:, at], 1), budget))
         targets = pd.DataFrame(columns)
         return pd.concat([targets, self.forecast(targets)], axis=1)

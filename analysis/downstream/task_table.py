@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.downstream.model_choice import MISFIT
 from analysis.errors import TableError
 from analysis.tables import results
-from analysis.tables.results import SURFACE
+from analysis.tables.results import SURFACE_COLUMNS
 
 
 def tasks(table: pd.DataFrame) -> list[str]:
@@ -40,8 +40,8 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
     rows = table[pd.to_numeric(table[f"{task}/accuracy"], errors="coerce").notna()]
     if rows.empty:
         raise TableError(f"task {task}: no run that is done has it")
-    counted = params or ("params" if "params" in table else results.DEFAULT_PARAMS)
-    points = results.measured(rows, counted, SURFACE, "loss" if "loss" in rows else "tokens")
+    counted = params or ("params" if "params" in table else results.DEFAULT_PARAMS_COLUMN)
+    points = results.done_points(rows, counted, SURFACE_COLUMNS, "loss" if "loss" in rows else "tokens")
     for name, column in (("accuracy", "accuracy"), ("chance", "chance"), ("ceiling", "ceiling")):
         points[name] = _shares(rows, f"{task}/{column}") if f"{task}/{column}" in rows else 1.0
     if (points["chance"] >= points["ceiling"]).any() or points[["chance", "ceiling"]].nunique().gt(1).any():
@@ -62,7 +62,7 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
         name for name in ("recipe", "learning_rate", "weight_decay", "batch_tokens", "schedule") if name in rows
     ]
     points["settings"] = rows[settings].astype(str).agg(" ".join, axis=1).to_numpy() if settings else ""
-    points = points.sort_values(["flops", *SURFACE, "run_id"], kind="stable")
+    points = points.sort_values(["flops", *SURFACE_COLUMNS, "run_id"], kind="stable")
     return points.dropna(axis=1, how="all").reset_index(drop=True), counted, questions
 
 

@@ -25,7 +25,7 @@ from analysis.fitting.newton import FEWEST, Box, Problems, natural, searched, so
 from analysis.fitting.variable_projection import project
 from analysis.laws import Law
 from analysis.laws.curve import bnsl, limits, m1, m2, m3, m4
-from analysis.tables.results import SHOWN
+from analysis.tables.results import MAX_LISTED
 
 LAWS = {law.name: law for law in (m1, m2, m3, m4, bnsl)}
 WEIGHTINGS = (0.0, 0.5, 1.0)
@@ -209,7 +209,7 @@ def _refuse(table: pd.DataFrame, column: str, bad: Any, right: str) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
 
 
 def summary(scores: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:

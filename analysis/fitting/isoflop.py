@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.interpolate import Akima1DInterpolator
 
 from analysis.errors import TableError
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 
 ALPHA, BETA = 0.34, 0.28  # Hoffmann et al. 2022, table A3, as printed
 TARGET = 1e24  # FLOPs at which a bias is quoted, as is usual for this comparison
@@ -113,7 +113,7 @@ def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = TARGET) -> 
     Raises:
       TableError: an unusable table, or no size that wins inside the range of sizes.
     """
-    points = fit_points(table, parameters=1).table
+    points = select_points(table, parameters=1).table
     found = _envelope(points, bins)
     return replace(found, bias=_envelope_bias(points, found, bins, at))
 
@@ -126,7 +126,7 @@ def approach_2(table: pd.DataFrame, *, at: float = TARGET) -> Frontier:
     Raises:
       TableError: an unusable table, or fewer than two budgets whose parabola has its vertex among the sizes.
     """
-    return _profiles("approach 2 (parabolas)", fit_points(table, parameters=1).table, parabola, at)
+    return _profiles("approach 2 (parabolas)", select_points(table, parameters=1).table, parabola, at)
 
 
 def akima(table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: int = 0, at: float = TARGET) -> Frontier:
@@ -144,7 +144,7 @@ def akima(table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: i
       TableError: an unusable table, or fewer than two budgets with an optimum among the sizes.
     """
     noisy = _noisy(noise, draws, seed) if noise else None
-    return _profiles("Akima argmin", fit_points(table, parameters=1).table, interpolated, at, noisy, lowest=True)
+    return _profiles("Akima argmin", select_points(table, parameters=1).table, interpolated, at, noisy, lowest=True)
 
 
 def parabola(log_params: np.ndarray, loss: np.ndarray) -> float:

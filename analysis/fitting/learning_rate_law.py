@@ -69,7 +69,7 @@ class RateLaw:
         return said + ("" if np.isnan(self.stderr) else f" +- {self.stderr:.3f}, rms {self.rms:.2f} octaves")
 
 
-def scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS) -> tuple[Scan, ...]:
+def scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_COLUMN) -> tuple[Scan, ...]:
     """The scans in a table of results, by size: groups of runs with at least three learning rates.
 
     Raises TableError where columns are missing or no group has as many.
@@ -79,7 +79,9 @@ def scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS) -> t
             raise TableError(f"the table lacks the column {name}: scans are read from the results table of a sweep")
     tried = table[table["status"] != "failed"] if "status" in table else table
     groups = [
-        group for _, group in tried.groupby(curve_collapse.scans(tried)) if group["learning_rate"].nunique() >= FEWEST
+        group
+        for _, group in tried.groupby(curve_collapse.scan_ids(tried))
+        if group["learning_rate"].nunique() >= FEWEST
     ]
     if not groups:
         raise TableError(f"no {FEWEST} runs are alike in everything but learning_rate: there is no scan in the table")

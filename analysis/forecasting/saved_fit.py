@@ -114,7 +114,7 @@ class SavedFit:
 
         Raises TableError where the law reads a column that the target lacks.
         """
-        lacking = [name for name in dict.fromkeys((*results.SURFACE, *self.law.columns)) if name not in target]
+        lacking = [name for name in dict.fromkeys((*results.SURFACE_COLUMNS, *self.law.columns)) if name not in target]
         if lacking:
             raise TableError(f"a forecast of {self.law.name} needs {', '.join(lacking)}, which the target lacks")
         level, seed = self.document["level"], self.document["seed"]
@@ -205,7 +205,7 @@ def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> Save
     left = len(fitted[list(law.columns)].drop_duplicates())
     free = len(law.parameters) - len(settings.fixed)
     results.require_points(left, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
-    rivals = law.columns == results.SURFACE and law.response == "loss"
+    rivals = law.columns == results.SURFACE_COLUMNS and law.response == "loss"
     choice = choose(fitted, seed=settings.seed) if rivals else None
     own = Candidate(law, settings.objective, settings.power)
     if settings.law is None and choice is not None:
@@ -213,7 +213,11 @@ def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> Save
     if own.power:
         _require_flops(fitted, f"--weight-power {own.power:g}")
     fit, resampled, ahead, note = _fitted(fitted, own, settings, choice)
-    notes = [*table_checks.notes(fitted, law.columns), *table_checks.flagged(held, "points held out"), *fit.warnings()]
+    notes = [
+        *table_checks.check_points(fitted, law.columns),
+        *table_checks.flag_warnings(held, "points held out"),
+        *fit.warnings(),
+    ]
     notes += [*_after(fit, fitted), *([note] if note else [])]
     document = {
         "schema": SCHEMA,
@@ -229,9 +233,9 @@ def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> Save
         "params_column": points.params_column,
         "units": dict(own.law.units),
         "holdout": settings.holdout,
-        "dropped": points.dropped,
-        "flagged": table_checks.marked(fitted),
-        "learning_rates": table_checks.learning_rates(found),
+        "dropped": points.num_dropped,
+        "flagged": table_checks.flags_by_run(fitted),
+        "learning_rates": table_checks.count_rate_sources(found),
         "table": dict(origin),
         "versions": {name: version(name) for name in ("jax", "numpy", "pandas", "scipy")},
         "points": fitted.to_dict("records"),
@@ -262,19 +266,19 @@ def _fitted(
 
 def _after(fit: Fit, points: pd.DataFrame) -> list[str]:
     """Warnings that only a fit can give: outliers, and losses at or below the floor."""
-    response, names = points[fit.law.response].to_numpy(float), table_checks.row_names(points)
+    response, names = points[fit.law.response].to_numpy(float), table_checks.name_rows(points)
     floor = float(fit.predict(dict.fromkeys(fit.law.columns, ENDLESS))) if fit.law.response == "loss" else 0.0
-    below = table_checks.below_floor(floor, response, names) if 0 < floor < np.median(response) else []
-    return [*table_checks.outliers(fit.residuals(points, response), names), *below]
+    below = table_checks.floor_warnings(floor, response, names) if 0 < floor < np.median(response) else []
+    return [*table_checks.outlier_warnings(fit.residuals(points, response), names), *below]
 
 
 def _uncertainty(fit: Fit, points: pd.DataFrame, resampled: np.ndarray, level: float) -> dict[str, Any]:
     """Standard errors and intervals of the parameters, and of the compute-optimal exponent where there is one."""
     by_name = dict(zip(fit.law.parameters, resampled.T, strict=True))
     facts: dict[str, Any] = {"exponent_a": None, "G": None}
-    if set(results.SURFACE) <= set(fit.law.columns) and fit.law.response == "loss" and "flops" in points:
+    if set(results.SURFACE_COLUMNS) <= set(fit.law.columns) and fit.law.response == "loss" and "flops" in points:
         middle = float(np.exp(np.mean(np.log(points["flops"]))))
-        if set(fit.law.columns) == set(results.SURFACE):
+        if set(fit.law.columns) == set(results.SURFACE_COLUMNS):
             constants = compute_optimal.constants(fit.law, fit.values)
             facts["exponent_a"] = float(compute_optimal.exponent(fit.law, fit.values, middle))
             facts["G"] = None if constants is None else float(constants[0])

@@ -78,7 +78,7 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
         schema, sealed = content["schema"], content["sha256"]
     except FileNotFoundError:
-        raise TableError(f"{path}: no such file; `scaling forecast FIT --lock FILE` writes it") from None
+        raise TableError(f"{path}: no such file; `scaling forecast FIT --seal FILE` writes it") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise TableError(f"{path}: not a locked forecast ({error})") from None
     if sealed != (now := seal(content)):
@@ -108,7 +108,7 @@ def score(locked: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]
     Raises:
       TableError: the table lacks a column, or a finished row is not finite and positive.
     """
-    found = results.measured(table, locked["params_column"])
+    found = results.done_points(table, locked["params_column"])
     broken = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
     rows = []
     for target in locked["targets"]:

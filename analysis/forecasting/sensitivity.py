@@ -50,7 +50,7 @@ class Variant:
 
 def applies(built: SavedFit) -> bool:
     """Surfaces of loss in params and tokens; other laws have no such dials."""
-    return built.law.columns == results.SURFACE and built.law.response == "loss"
+    return built.law.columns == results.SURFACE_COLUMNS and built.law.response == "loss"
 
 
 def with_panel(built: SavedFit, rows: pd.DataFrame) -> SavedFit:
@@ -102,7 +102,7 @@ def _variants(built: SavedFit, rows: pd.DataFrame) -> Iterator[Variant]:
     yield base
     for column in sorted(str(name) for name in rows if str(name).startswith("params") and name != counting):
         try:
-            recounted = results.fit_points(rows, column).table
+            recounted = results.select_points(rows, column).table
         except TableError:
             continue
         same = recounted[recounted["run_id"].isin(built.points["run_id"])].reset_index(drop=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.plots.style import LIGHT, Theme, canvas, compact, end_labels, log_ticks, note, plain_ticks, shaded
-from analysis.tables.curve_collapse import SHARES, SIGMAS, Collapse
+from analysis.tables.curve_collapse import ALARM_SIGMAS, RUN_SHARES, Collapse
 
 NAMED = 10
 SPREAD = 0.9
@@ -26,7 +26,7 @@ def curves(found: Collapse, theme: Theme = LIGHT, *, off: Collection[str] | None
     """
     with canvas("Loss curves", theme) as (figure, (axes,)):
         for cell, style in _lines(found, theme, _away(found, off)):
-            axes.plot(SHARES * found.cells["tokens"][cell], found.raw[cell], **style)
+            axes.plot(RUN_SHARES * found.cells["tokens"][cell], found.smoothed[cell], **style)
         axes.set(xscale="log", yscale="log", xlabel="training data (tokens)", ylabel="training loss (nats per token)")
         plain_ticks(axes)
         _sizes(axes, found, theme)
@@ -48,12 +48,12 @@ def collapse(found: Collapse, theme: Theme = LIGHT, *, off: Collection[str] | No
     cells, away = found.cells, _away(found, off)
     with canvas("The same, normalised", theme) as (figure, (axes,)):
         low, high = np.quantile(found.normalised, [(1 - SPREAD) / 2, (1 + SPREAD) / 2], axis=0)
-        axes.fill_between(SHARES, low, high, color=theme.faint, alpha=0.35, linewidth=0, label="interval", zorder=1)
+        axes.fill_between(RUN_SHARES, low, high, color=theme.faint, alpha=0.35, linewidth=0, label="interval", zorder=1)
         for cell, style in _lines(found, theme, away):
-            axes.plot(SHARES, found.normalised[cell], **style)
+            axes.plot(RUN_SHARES, found.normalised[cell], **style)
         label = f"(loss - {found.floor:.3g}) over expected end (ratio)"
         axes.set(xlabel="progress of the run (share of its tokens)", ylabel=label, yscale="log")
-        axes.set_xlim(SHARES[0], SHARES[-1])
+        axes.set_xlim(RUN_SHARES[0], RUN_SHARES[-1])
         log_ticks(axes.yaxis, lambda value: f"{value:g}")
         worst = np.flatnonzero(away)[np.argsort(-np.abs(cells["away"][away]), kind="stable")][:NAMED]
         ends = [(found.normalised[at, -1], _name(cells.iloc[at]), theme.accent) for at in worst]
@@ -61,14 +61,16 @@ def collapse(found: Collapse, theme: Theme = LIGHT, *, off: Collection[str] | No
             end_labels(axes, ends, "run: size, tokens", theme)
         said = f"shaded: the middle {SPREAD:.0%} of {len(cells)} runs; colour: model size"
         said += (
-            f"\naccent: off by more than {SIGMAS:g} sigmas" if away.any() else f"\nno run is off by {SIGMAS:g} sigmas"
+            f"\naccent: off by more than {ALARM_SIGMAS:g} sigmas"
+            if away.any()
+            else f"\nno run is off by {ALARM_SIGMAS:g} sigmas"
         )
         note(figure, said)
     return figure
 
 
 def _away(found: Collapse, off: Collection[str] | None) -> np.ndarray:
-    return found.cells["run_id"].isin(list(found.alarms() if off is None else off)).to_numpy()
+    return found.cells["run_id"].isin(list(found.explain_outliers() if off is None else off)).to_numpy()
 
 
 def _lines(found: Collapse, theme: Theme, away: np.ndarray) -> Iterator[Line]:
@@ -88,7 +90,7 @@ def _sizes(axes: Axes, found: Collapse, theme: Theme) -> None:
     some = longest.iloc[np.unique(np.linspace(0, len(longest) - 1, min(len(longest), 6)).astype(int))]
     colours = shaded(theme, some["params"].to_numpy(), found.cells["params"].to_numpy())
     ends = [
-        (found.raw[at, -1], compact(size), colour)
+        (found.smoothed[at, -1], compact(size), colour)
         for at, size, colour in zip(some.index, some["params"], colours, strict=True)
     ]
     end_labels(axes, ends, "parameters", theme)

@@ -138,7 +138,7 @@ FIGURES: Mapping[str, Callable[[SavedFit, Theme], Figure]] = {
 
 def drawable(fit: SavedFit) -> list[str]:
     """The figures that a fit has the numbers for. Raises TableError for a law not of loss in params and tokens."""
-    if fit.law.columns != results.SURFACE or fit.law.response != "loss":
+    if fit.law.columns != results.SURFACE_COLUMNS or fit.law.response != "loss":
         raise errors.TableError(f"{fit.law.name}: figures are of laws of loss in params and tokens; this one is not")
     return [name for name in FIGURES if name != "sensitivity" or fit.document.get("sensitivity")]
 

@@ -99,7 +99,7 @@ def save(figure: Figure, path: Path) -> Path:
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else None
     with mpl.rc_context({"svg.hashsalt": path.stem}):
-        return files.replace(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))
+        return files.write_by_rename(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))
 
 
 def compact(count: float) -> str:

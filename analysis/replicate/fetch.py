@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from analysis.errors import TableError
-from analysis.files import replace
+from analysis.files import write_by_rename
 from analysis.replicate.study import File, Study
 
 BASE = "https://raw.githubusercontent.com"
@@ -47,7 +47,7 @@ def _fetch(study: Study, file: File, path: Path, base: str) -> Path:
             f"{address}: sha256 {found[:12]}... where {file.sha256[:12]}... was pinned, nothing was written; "
             f"something between changed it: try again, or get the file at that commit by hand, to {path}"
         )
-    return replace(path, lambda temporary: temporary.write_bytes(content))
+    return write_by_rename(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _sha256(content: bytes) -> str:

@@ -18,38 +18,38 @@ import numpy as np
 from analysis.forecasting.backtest import CHOSEN
 from analysis.plots.style import compact, scientific
 from analysis.report.evidence import Evidence
-from analysis.report.tolerate import Attempts
+from analysis.report.tolerate import Tolerant
 from analysis.tables import table_checks
 
 Answer = Literal["yes", "no", "unknown"]
-SPAN = 30.0
+MIN_COMPUTE_SPAN = 30.0
 """Least range of training compute: an exponent from less rests on little more than its end points."""
-BEYOND = 2.0
+MIN_EXTRAPOLATION = 2.0
 """Least compute of a held-out run over the largest fitted, for its forecast to be called an extrapolation."""
-HORIZONS = 3
+MIN_HORIZONS = 3
 """Least number of horizons a size, and of sizes, for N and D to have exponents of their own."""
-SEEDS = 3
+MIN_SEEDS = 3
 """Least number of seeds of one cell, for the noise of a run to be measured."""
-MATCHED = ("wsd", "cosine", "linear")
+DECAYING_SCHEDULES = ("wsd", "cosine", "linear")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that a study should report. key: its heading in docs/checklist.md; said: the evidence."""
+    """One thing that a scaling study should report. key: its heading in docs/checklist.md."""
 
     key: str
-    what: str
+    requirement: str
     answer: Answer
-    said: str
+    evidence: str
 
 
-def items(found: Evidence, attempt: Attempts | None = None) -> list[Item]:
+def fill_checklist(found: Evidence, attempt: Tolerant | None = None) -> list[Item]:
     """Every item with its answer, in the order of docs/checklist.md.
 
     attempt: is told of an item that cannot be judged, which is unknown then.
     """
-    attempt, asked = attempt or Attempts(), []
-    for key, what, judge in ASKED:
+    attempt, asked = attempt or Tolerant(), []
+    for key, what, judge in CHECKLIST:
         unjudged: tuple[Answer, str] = ("unknown", "")
         answer, said = attempt(f"checklist {key}", partial(judge, found), unjudged)
         asked.append(Item(key, what, answer, said or attempt.missing.get(f"checklist {key}", "")))
@@ -67,7 +67,7 @@ def _counting(found: Evidence) -> tuple[Answer, str]:
 def _flops(found: Evidence) -> tuple[Answer, str]:
     if "flops" not in found.table:
         return "no", "the table has none: 6 N D is taken"
-    points = found.points
+    points = found.all_points
     ratio = points["flops"] / (points["params"] * points["tokens"])
     return "yes", f"counted for each run: {ratio.min():.2f} to {ratio.max():.2f} times N D"
 
@@ -80,7 +80,7 @@ def _range(found: Evidence) -> tuple[Answer, str]:
     ]
     span = flops.max() / flops.min()
     said = f"{scientific(flops.min())} to {scientific(flops.max())} FLOPs: {span:.3g}x ({', '.join(spans)})"
-    return ("yes" if span >= SPAN else "no"), said
+    return ("yes" if span >= MIN_COMPUTE_SPAN else "no"), said
 
 
 def _apart(found: Evidence) -> tuple[Answer, str]:
@@ -90,8 +90,8 @@ def _apart(found: Evidence) -> tuple[Answer, str]:
     ratio = points["tokens"] / points["params"]
     said = f"up to {horizons} horizons a size, {sizes} sizes a horizon"
     said += f"; {ratio.min():.3g} to {ratio.max():.3g} tokens a parameter"
-    isoflop = points["params"].nunique() >= HORIZONS and ratio.max() / ratio.min() >= 10
-    return ("yes" if min(horizons, sizes) >= HORIZONS or isoflop else "no"), said
+    isoflop = points["params"].nunique() >= MIN_HORIZONS and ratio.max() / ratio.min() >= 10
+    return ("yes" if min(horizons, sizes) >= MIN_HORIZONS or isoflop else "no"), said
 
 
 def _held_out(found: Evidence) -> tuple[Answer, str]:
@@ -112,7 +112,7 @@ def _beyond(found: Evidence) -> tuple[Answer, str]:
         return "no", "no run was held out"
     factor = found.fit.held_out["flops"].max() / found.fit.points["flops"].max()
     return (
-        "yes" if factor >= BEYOND else "no"
+        "yes" if factor >= MIN_EXTRAPOLATION else "no"
     ), f"the largest held-out run has {factor:.3g}x the compute of the largest fitted"
 
 
@@ -169,42 +169,42 @@ def _rates(found: Evidence) -> tuple[Answer, str]:
 
 
 def _inside(found: Evidence) -> tuple[Answer, str]:
-    at_bound = [run for run, words in found.flagged.items() if "lr_at_bound" in words]
+    at_bound = [run for run, words in found.flags_by_run.items() if "lr_at_bound" in words]
     if at_bound:
-        return "no", f"the best of its scan is the lowest or highest tried: {table_checks.listed(at_bound)}"
-    if found.rates is None:
+        return "no", f"the best of its scan is the lowest or highest tried: {table_checks.shorten_list(at_bound)}"
+    if found.rate_law is None:
         return "unknown", "no scans are beside this table; name them with --scans"
-    edges = [scan for scan in found.rates.scans if scan.at_bound]
-    said = f"{len(found.rates.scans) - len(edges)} of {len(found.rates.scans)} scans have theirs inside"
+    edges = [scan for scan in found.rate_law.scans if scan.at_bound]
+    said = f"{len(found.rate_law.scans) - len(edges)} of {len(found.rate_law.scans)} scans have theirs inside"
     return ("no" if edges else "yes"), said
 
 
 def _schedule(found: Evidence) -> tuple[Answer, str]:
-    if "schedule" not in found.done:
+    if "schedule" not in found.done_rows:
         return "unknown", "the table has no column schedule"
-    kinds = found.done["schedule"].value_counts()
-    early = [run for run, words in found.flagged.items() if "undertrained" in words]
+    kinds = found.done_rows["schedule"].value_counts()
+    early = [run for run, words in found.flags_by_run.items() if "undertrained" in words]
     said = ", ".join(f"{count} {name}" for name, count in kinds.items())
     if early:
-        return "no", f"{said}; undertrained: {table_checks.listed(early)}"
-    return ("yes" if set(kinds.index) <= set(MATCHED) else "no"), f"{said}, each ending with its run"
+        return "no", f"{said}; undertrained: {table_checks.shorten_list(early)}"
+    return ("yes" if set(kinds.index) <= set(DECAYING_SCHEDULES) else "no"), f"{said}, each ending with its run"
 
 
 def _missing(found: Evidence, *columns: str) -> str:
     """Why these columns tell nothing; "" where they do."""
-    if absent := [name for name in columns if name not in found.done]:
+    if absent := [name for name in columns if name not in found.done_rows]:
         return f"the table has no column {absent[0]}"
-    return "" if found.done[list(columns)].notna().all(axis=1).any() else "no run that is done has them"
+    return "" if found.done_rows[list(columns)].notna().all(axis=1).any() else "no run that is done has them"
 
 
 def _seeds(found: Evidence) -> tuple[Answer, str]:
-    size = "params_matmul" if "params_matmul" in found.done else "params"
+    size = "params_matmul" if "params_matmul" in found.done_rows else "params"
     if missing := _missing(found, "seed", size, "tokens"):
         return "unknown", missing
-    most = int(found.done.groupby([size, "tokens"])["seed"].nunique().max())
+    most = int(found.done_rows.groupby([size, "tokens"])["seed"].nunique().max())
     spread = 100 * float(np.std(found.fit.residuals))
     return (
-        "yes" if most >= SEEDS else "no"
+        "yes" if most >= MIN_SEEDS else "no"
     ), f"{most} a cell at most; the noise of a run is told by residuals: {spread:.2g}%"
 
 
@@ -215,25 +215,25 @@ def _left_out(found: Evidence) -> tuple[Answer, str]:
 
 
 def _bytes(found: Evidence) -> tuple[Answer, str]:
-    if "bits_per_byte" not in found.done or found.done["bits_per_byte"].isna().any():
+    if "bits_per_byte" not in found.done_rows or found.done_rows["bits_per_byte"].isna().any():
         return "no", "the table has no bits per byte for every run: losses depend on the vocabulary"
-    values = found.done["bits_per_byte"]
+    values = found.done_rows["bits_per_byte"]
     return "yes", f"{values.min():.3f} to {values.max():.3f} bits per byte"
 
 
 def _repeated(found: Evidence) -> tuple[Answer, str]:
     if missing := _missing(found, "unique_tokens", "tokens"):
         return "unknown", missing
-    epochs = (found.done["tokens"] / found.done["unique_tokens"]).max()
+    epochs = (found.done_rows["tokens"] / found.done_rows["unique_tokens"]).max()
     return "yes", "no token is seen twice" if epochs <= 1.001 else f"up to {epochs:.3g} epochs"
 
 
 def _data(found: Evidence) -> tuple[Answer, str]:
-    corpora = found.told("data", "corpus")
+    corpora = found.config_values("data", "corpus")
     if not corpora:
         return "unknown", "no config of a run is beside the table"
-    prints, words = (found.told("data", name) for name in ("fingerprint", "vocabulary"))
-    held = found.told("measure", "validation_tokens")
+    prints, words = (found.config_values("data", name) for name in ("fingerprint", "vocabulary"))
+    held = found.config_values("measure", "validation_tokens")
     said = f"{', '.join(corpora)}, {', '.join(words)} vocabulary, fingerprint {', '.join(prints)}"
     return "yes", said + (f"; loss on {compact(float(held[0]))} validation tokens" if len(held) == 1 else "")
 
@@ -245,7 +245,7 @@ def _downstream(found: Evidence) -> tuple[Answer, str]:
 
 
 def _code(found: Evidence) -> tuple[Answer, str]:
-    commits, versions = found.ran_on("commit"), found.ran_on("packages", "jax")
+    commits, versions = found.environment_values("commit"), found.environment_values("packages", "jax")
     if not commits:
         return "unknown", "no environment of a run names a commit"
     said = f"commit {', '.join(c[:12] for c in commits[:3])}; jax {', '.join(versions)}"
@@ -255,27 +255,27 @@ def _code(found: Evidence) -> tuple[Answer, str]:
 
 
 def _hardware(found: Evidence) -> tuple[Answer, str]:
-    devices = [d for d in found.ran_on("devices") if d]
+    devices = [d for d in found.environment_values("devices") if d]
     if not devices:
         return "unknown", "no environment of a run names its devices"
-    kernels = found.ran_on("attention_kernel")
-    return "yes", f"{table_checks.listed(devices)}; attention by {', '.join(kernels) or 'an unnamed kernel'}"
+    kernels = found.environment_values("attention_kernel")
+    return "yes", f"{table_checks.shorten_list(devices)}; attention by {', '.join(kernels) or 'an unnamed kernel'}"
 
 
 def _table(found: Evidence) -> tuple[Answer, str]:
     digest = found.fit.document["table"]["sha256"][:12]
-    if found.unchanged is None:
+    if found.table_unchanged is None:
         return "no", f"the table {digest} is not beside the fit"
-    if not found.unchanged:
+    if not found.table_unchanged:
         return "no", f"the table has changed since the fit, which names {digest}"
     plan = f"; plan {found.plan_hash[:12]}" if found.plan_hash else "; no frozen plan"
     return "yes", f"{len(found.table)} rows, sha256 {digest}{plan}"
 
 
-ASKED: tuple[tuple[str, str, Callable[[Evidence], tuple[Answer, str]]], ...] = (
+CHECKLIST: tuple[tuple[str, str, Callable[[Evidence], tuple[Answer, str]]], ...] = (
     ("counting", "The counting of parameters is named", _counting),
     ("flops", "Training compute is counted, not taken as 6 N D", _flops),
-    ("range", f"The runs span {SPAN:g}x of compute or more", _range),
+    ("range", f"The runs span {MIN_COMPUTE_SPAN:g}x of compute or more", _range),
     ("apart", "Parameters and tokens vary apart from one another", _apart),
     ("rates", "Learning rates come from a rule or a scan at every size", _rates),
     ("inside", "The best learning rates lie inside their scans", _inside),
@@ -283,7 +283,7 @@ ASKED: tuple[tuple[str, str, Callable[[Evidence], tuple[Answer, str]]], ...] = (
     ("repeated", "It is said whether data repeat", _repeated),
     ("data", "Corpus, vocabulary and validation set are named", _data),
     ("bytes", "Loss is given per byte of text", _bytes),
-    ("seeds", f"The noise of a run is measured with {SEEDS} seeds", _seeds),
+    ("seeds", f"The noise of a run is measured with {MIN_SEEDS} seeds", _seeds),
     ("left-out", "Points left out are counted, and said why", _left_out),
     ("form", "The form of the law is chosen by hold-out in compute", _form),
     ("optimum", "The fit finds its optimum from many starts", _optimum),
@@ -291,7 +291,7 @@ ASKED: tuple[tuple[str, str, Callable[[Evidence], tuple[Answer, str]]], ...] = (
     ("otherwise", "It is shown how the law moves when fitted otherwise", _otherwise),
     ("backtest", "Forecasts from smaller runs are scored on larger ones", _backtest),
     ("held-out", "A run that the fit did not see is forecast", _held_out),
-    ("beyond", f"That run lies {BEYOND:g}x or more beyond the fit", _beyond),
+    ("beyond", f"That run lies {MIN_EXTRAPOLATION:g}x or more beyond the fit", _beyond),
     ("downstream", "Something beside the loss is measured", _downstream),
     ("code", "One version of the code made all runs, and is named", _code),
     ("hardware", "The hardware is named", _hardware),

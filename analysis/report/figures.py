@@ -34,22 +34,22 @@ CAPTIONS = {
     "downstream_signal": "A task whose models differ by less than their noise says nothing about scale.",
 }
 
-Drawer = Callable[[Theme], Figure]
+DrawFigure = Callable[[Theme], Figure]
 
 
-def drawers(found: Evidence) -> dict[str, Drawer]:
+def available_figures(found: Evidence) -> dict[str, DrawFigure]:
     """The figures that the evidence has the numbers for, by name."""
-    drawn: dict[str, Drawer] = {name: partial(fit.FIGURES[name], found.fit) for name in fit.drawable(found.fit)}
+    drawn: dict[str, DrawFigure] = {name: partial(fit.FIGURES[name], found.fit) for name in fit.drawable(found.fit)}
     if not found.backtest.empty:
         drawn["backtest_errors"] = partial(backtest.errors, found.backtest)
         drawn["backtest_laws"] = partial(backtest.laws, found.backtest)
-    if found.rates is not None:
-        drawn["rates_tried"] = partial(learning_rates.tried, found.rates)
+    if found.rate_law is not None:
+        drawn["rates_tried"] = partial(learning_rates.tried, found.rate_law)
     if (used := _rates_used(found)) is not None:
-        drawn["rates_used"] = partial(learning_rates.used, used, found.rates)
-    if found.curves is not None:
-        drawn["loss_curves"] = partial(curve_collapse.curves, found.curves, off=found.off)
-        drawn["collapse"] = partial(curve_collapse.collapse, found.curves, off=found.off)
+        drawn["rates_used"] = partial(learning_rates.used, used, found.rate_law)
+    if found.collapse is not None:
+        drawn["loss_curves"] = partial(curve_collapse.curves, found.collapse, off=found.off_collapse)
+        drawn["collapse"] = partial(curve_collapse.collapse, found.collapse, off=found.off_collapse)
     if found.studies:
         from analysis.plots import downstream
 
@@ -64,9 +64,9 @@ def drawers(found: Evidence) -> dict[str, Drawer]:
 def _rates_used(found: Evidence) -> pd.DataFrame | None:
     """params and learning_rate of the runs that are done, where the table has both."""
     column = found.fit.document["params_column"]
-    if not {column, "learning_rate"} <= set(found.done):
+    if not {column, "learning_rate"} <= set(found.done_rows):
         return None
-    used = found.done[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
+    used = found.done_rows[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
     used = used.apply(pd.to_numeric, errors="coerce").replace(float("inf"), float("nan")).dropna()
     used = used[(used["learning_rate"] > 0) & (used["params"] > 0)]
     return None if used.empty else used

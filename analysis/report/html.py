@@ -27,7 +27,7 @@ from analysis.plots.style import DARK, LIGHT, WIDTH, Theme
 from analysis.report.html_style import SCRIPT, STYLE
 
 SHADES = 256
-MOST_MARKS, MOST_LINES = 500, 200
+MAX_MARKS, MAX_LINES = 500, 200
 """Points of one set, and curves of one axes, that a page draws: each takes a hundred bytes and more."""
 PAGE = Theme(
     ink="#fd0001",
@@ -72,7 +72,7 @@ class Cell:
     css: str = ""
 
 
-def document(title: str, head: str, sections: Sequence[Section]) -> str:
+def page_html(title: str, head: str, sections: Sequence[Section]) -> str:
     """The whole page. head: HTML above the table of contents."""
     body = "".join(
         f'<section id="{part.key}" aria-labelledby="{part.key}-title"><h2 id="{part.key}-title">{escape(part.title)}'
@@ -95,28 +95,28 @@ def escape(value: Any) -> str:
     return html.escape(str(value))
 
 
-def code(text: str) -> str:
+def with_code(text: str) -> str:
     """Plain text as HTML; what stands between backticks is code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def paragraph(text: str, css: str = "soft") -> str:
     """Plain text as a paragraph; what stands between backticks is code."""
-    return f'<p class="{css}">{code(text)}</p>'
+    return f'<p class="{css}">{with_code(text)}</p>'
 
 
-def numbers(rows: Iterable[tuple[str, str, str]]) -> str:
+def large_numbers(rows: Iterable[tuple[str, str, str]]) -> str:
     """Large numbers with their names: (name, text, "key" for the one that matters most or "")."""
     cells = "".join(f'<div><dt>{escape(a)}</dt><dd class="{css}">{escape(b)}</dd></div>' for a, b, css in rows)
     return f'<dl class="numbers">{cells}</dl>'
 
 
-def facts(rows: Iterable[tuple[str, str]]) -> str:
+def name_list(rows: Iterable[tuple[str, str]]) -> str:
     """Names and what is said of them, in plain text: beside one another, or on a phone below."""
-    return f'<dl class="facts">{"".join(f"<dt>{escape(a)}</dt><dd>{code(b)}</dd>" for a, b in rows)}</dl>'
+    return f'<dl class="facts">{"".join(f"<dt>{escape(a)}</dt><dd>{with_code(b)}</dd>" for a, b in rows)}</dl>'
 
 
-def table(
+def html_table(
     heads: Sequence[str],
     rows: Iterable[Sequence[Cell]],
     name: str,
@@ -145,7 +145,7 @@ def table(
     )
 
 
-def some(parts: Iterable[np.ndarray], most: int) -> np.ndarray:
+def sample_evenly(parts: Iterable[np.ndarray], most: int) -> np.ndarray:
     """At most so many places, sorted: of each part in turn as many as there is room left for, in equal steps."""
     kept = np.array([], int)
     for part in parts:
@@ -154,44 +154,44 @@ def some(parts: Iterable[np.ndarray], most: int) -> np.ndarray:
     return np.sort(kept)
 
 
-def thin(drawn: Figure) -> str:
+def thin_figure(drawn: Figure) -> str:
     """Leaves of each set of points at most MOST_MARKS, of each axes' curves MOST_LINES, in equal steps, the thicker
     ones first. Returns what to say of it, "" where nothing was left out."""
     said = []
     for axes in drawn.axes:
         for marks in axes.collections:
             count = len(np.asarray(marks.get_offsets()))
-            if isinstance(marks, PathCollection) and count > MOST_MARKS:
-                kept, colours = some([np.arange(count)], MOST_MARKS), np.asarray(marks.get_facecolor())
+            if isinstance(marks, PathCollection) and count > MAX_MARKS:
+                kept, colours = sample_evenly([np.arange(count)], MAX_MARKS), np.asarray(marks.get_facecolor())
                 marks.set_offsets(np.asarray(marks.get_offsets())[kept])
                 if len(colours) == count:
                     marks.set_facecolor([(r, g, b, a) for r, g, b, a in colours[kept].tolist()])
-                said.append(f"{MOST_MARKS} of {count:,} points are drawn")
+                said.append(f"{MAX_MARKS} of {count:,} points are drawn")
         lines = list(axes.lines)
-        if len(lines) > MOST_LINES:
+        if len(lines) > MAX_LINES:
             widths = np.array([line.get_linewidth() for line in lines])
             thick = widths > widths.min()
-            kept = some([np.flatnonzero(thick), np.flatnonzero(~thick)], MOST_LINES)
+            kept = sample_evenly([np.flatnonzero(thick), np.flatnonzero(~thick)], MAX_LINES)
             for at in np.setdiff1d(np.arange(len(lines)), kept):
                 lines[at].remove()
-            said.append(f"{MOST_LINES} of {len(lines):,} curves are drawn")
+            said.append(f"{MAX_LINES} of {len(lines):,} curves are drawn")
     return "; ".join(dict.fromkeys(said))
 
 
-def figure(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
+def figure_block(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
     """A figure with its caption. One wider than the canvas takes a row for itself; no figure shrinks so far that
     its text is lost, but scrolls on a phone."""
     drawn = draw(PAGE)
-    if thinned := thin(drawn):
+    if thinned := thin_figure(drawn):
         caption = f"{caption} Of many, here: {thinned}; the files in figures/ have all.".strip()
     broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)
     inches = f'style="--inches:{drawn.get_figwidth():.2f}"'
     said = f'tabindex="0" role="region" aria-label="{escape(caption)}"'
-    box = f'<div class="wide" {said}>{inline(drawn, key, caption)}</div>'
+    box = f'<div class="wide" {said}>{figure_to_svg(drawn, key, caption)}</div>'
     return f"<figure{_class('broad' * broad)} {inches}>{box}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def inline(drawn: Figure, key: str, label: str) -> str:
+def figure_to_svg(drawn: Figure, key: str, label: str) -> str:
     """A figure drawn with `PAGE` as SVG within HTML: colours as variables, ids that no other figure has."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": key, "svg.fonttype": "none"}):

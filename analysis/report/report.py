@@ -14,61 +14,64 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.files import replace
+from analysis.files import write_by_rename
 from analysis.forecasting.backtest import CHOSEN
 from analysis.plots import style
 from analysis.plots.style import compact, scientific
 from analysis.report import checklist, evidence, html, runs_table
 from analysis.report.checklist import Item
 from analysis.report.evidence import Evidence
-from analysis.report.figures import CAPTIONS, Drawer, drawers
-from analysis.report.html import Cell, Section, escape, numbers, paragraph
-from analysis.report.tolerate import Attempts
+from analysis.report.figures import CAPTIONS, DrawFigure, available_figures
+from analysis.report.html import Cell, Section, escape, large_numbers, paragraph
+from analysis.report.tolerate import Tolerant
 
 
-class Written(NamedTuple):
-    """The page, the files of its figures, the checklist as it was filled in, and the parts that failed unforeseen, with
-    what they raised."""
+class WrittenReport(NamedTuple):
+    """The path of the page, the files of its figures, the filled-in checklist, and the parts that an unexpected
+    exception made impossible, with the exception."""
 
     path: Path
     figures: list[Path]
-    asked: list[Item]
+    checklist: list[Item]
     failed: dict[str, str]
 
 
-def write(directory: Path, scans: Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> Written:
+def write_report(
+    directory: Path, scans: Path | None = None, *, report_progress: Callable[[str], None] = lambda _: None
+) -> WrittenReport:
     """Draws the figures of <directory>/fit.json and writes <directory>/report.html.
 
     Args:
-      scans: a table or JSON of learning-rate scans, where it is not the table's own or the sweep that its runs name.
-      say: is told what is being done.
-
-    Raises TableError when the folder holds no fit, or one that has no figures, or the page cannot be written.
+      scans: a table or JSON of learning-rate scans. Default: those in the table itself, else those of the sweep beside
+        this one that the runs name.
+      report_progress: called with the name of each step.
+    Raises:
+      TableError: the folder holds no fit, or a fit that has no figures, or the page cannot be written.
     """
-    found = evidence.gather(directory, scans, say=say)
-    attempt = Attempts()
+    found = evidence.gather(directory, scans, report_progress=report_progress)
+    attempt = Tolerant()
     drawn, files = {}, []
-    for name, draw in attempt("figures", partial(drawers, found), {}).items():
-        say(f"figure {name}")
+    for name, draw in attempt("figures", partial(available_figures, found), {}).items():
+        report_progress(f"figure {name}")
         part, nothing = f"figure {name}", ("", list[Path]())
         drawn[name], saved = attempt(part, partial(_drawn, name, draw, directory / "figures"), nothing)
         drawn[name] = drawn[name] or _unmade(part, attempt)
         files += saved
-    say("page")
-    asked = checklist.items(found, attempt)
-    text = document(found, drawn, asked, attempt)
-    path = replace(directory / "report.html", lambda to: to.write_text(text, encoding="utf-8"))
-    return Written(path, files, asked, {**found.failed, **attempt.failed})
+    report_progress("page")
+    asked = checklist.fill_checklist(found, attempt)
+    text = render_page(found, drawn, asked, attempt)
+    path = write_by_rename(directory / "report.html", lambda to: to.write_text(text, encoding="utf-8"))
+    return WrittenReport(path, files, asked, {**found.failed, **attempt.failed})
 
 
-def _drawn(name: str, draw: Drawer, folder: Path) -> tuple[str, list[Path]]:
+def _drawn(name: str, draw: DrawFigure, folder: Path) -> tuple[str, list[Path]]:
     """A figure as HTML, and its files."""
     figure = draw(style.LIGHT)
     files = [style.save(figure, folder / f"{name}.{kind}") for kind in ("svg", "png")]
-    return html.figure(draw, name, CAPTIONS.get(name, "")), files
+    return html.figure_block(draw, name, CAPTIONS.get(name, "")), files
 
 
-def document(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], attempt: Attempts) -> str:
+def render_page(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], attempt: Tolerant) -> str:
     """The whole page as HTML. drawn: figures as HTML, by name; attempt: is told of the sections that cannot be made."""
     sections = [
         _section(attempt, "forecast", "Forecast", partial(forecast_section, found)),
@@ -80,22 +83,22 @@ def document(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], a
         _section(attempt, "curves", "Curves", partial(curves_section, found, drawn)),
         _section(attempt, "downstream", "Downstream", partial(downstream_section, found, drawn)),
         _section(attempt, "checklist", "Checklist", partial(checklist_section, asked)),
-        _section(attempt, "runs", "Runs", partial(runs_table.runs, found)),
-        _section(attempt, "provenance", "Provenance", partial(runs_table.provenance, found)),
+        _section(attempt, "runs", "Runs", partial(runs_table.runs_section, found)),
+        _section(attempt, "provenance", "Provenance", partial(runs_table.provenance_section, found)),
     ]
     head = attempt("headline", partial(headline, found), "") or _unmade("headline", attempt)
     failed = "; ".join(f"{part}: {why}" for part, why in {**found.failed, **attempt.failed}.items())
     lacking = f'<p class="warning"><strong>Parts could not be made</strong>: {escape(failed)}</p>' if failed else ""
-    return html.document(f"{found.name}: a scaling law", head + lacking, sections)
+    return html.page_html(f"{found.name}: a scaling law", head + lacking, sections)
 
 
-def _section(attempt: Attempts, key: str, short: str, make: Callable[[], Section]) -> Section:
+def _section(attempt: Tolerant, key: str, short: str, make: Callable[[], Section]) -> Section:
     """A section, or one of the reason why it cannot be made."""
     part = f"section {key}"
     return attempt(part, make, None) or Section(key, short, short, _unmade(part, attempt))
 
 
-def _unmade(part: str, attempt: Attempts) -> str:
+def _unmade(part: str, attempt: Tolerant) -> str:
     return paragraph(f"The {part} could not be made: {attempt.missing[part]}", "warning")
 
 
@@ -109,11 +112,11 @@ def headline(found: Evidence) -> str:
     d, fit = found.fit.document, found.fit
     low, high = d["intervals"]["exponent_a"]
     marked = ""
-    if found.flagged:
-        counts = Counter(word for words in found.flagged.values() for word in words.split(", "))
+    if found.flags_by_run:
+        counts = Counter(word for words in found.flags_by_run.values() for word in words.split(", "))
         said = ", ".join(f"{n} {word}" for word, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
         marked = (
-            f'<p class="warning"><strong>{len(found.flagged)} of {len(found.table)} runs are flagged</strong>: '
+            f'<p class="warning"><strong>{len(found.flags_by_run)} of {len(found.table)} runs are flagged</strong>: '
             f'{escape(said)}; see <a href="#runs">Runs</a>.</p>'
         )
     warnings = "".join(f'<p class="warning"><strong>Warning:</strong> {escape(note)}</p>' for note in d["warnings"])
@@ -134,7 +137,7 @@ def forecast_section(found: Evidence) -> Section:
         return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", said)
     row = fit.forecast(fit.held_out)[-1]
     beyond = float(fit.held_out["flops"].iloc[-1] / fit.points["flops"].max())
-    shown = numbers(
+    shown = large_numbers(
         (
             ("predicted", f"{row['predicted']:.4f}", ""),
             (f"{row['level']:.0%} interval", f"{row['low']:.3f} to {row['high']:.3f}", ""),
@@ -161,7 +164,7 @@ def law_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
         for name, value in {**found.fit.values, "exponent_a": d["exponent_a"]}.items()
     ]
     heads = ("parameter", "value", "standard error", f"{d['level']:.0%} interval")
-    values = html.table(heads, rows, "Parameters of the law")
+    values = html.html_table(heads, rows, "Parameters of the law")
     body = _figures(drawn, "loss_by_tokens", "loss_by_params", "residuals", beside=values) or values
     return Section("law", "The law and the runs", "The law", body)
 
@@ -184,7 +187,7 @@ def backtest_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
         cells = [Cell(f"{factor:g}x", factor), Cell(escape(name), name, "text"), *(Cell(str(n), n) for n in counts)]
         rows.append([*cells, Cell(f"{error:.2%}", error), Cell(f"{inside:.0%}", inside)])
     heads = ("compute cut by", "law", "runs fitted", "runs forecast", "mean error", "inside 90% interval")
-    table = html.table(heads, rows, "Back-test", sorts=True)
+    table = html.html_table(heads, rows, "Back-test", sorts=True)
     return Section("backtest", title, "Back-test", _figures(drawn, "backtest_errors", "backtest_laws") + table)
 
 
@@ -197,15 +200,15 @@ def rates_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     how = found.fit.document.get("learning_rates", {})
     listed = "".join(f"<li>{count} runs: {escape(name)}</li>" for name, count in how.items())
     said = f"<p>How the learning rates of the fitted runs were found:</p><ul>{listed}</ul>" if how else ""
-    why = "" if found.rates is not None else _none(found.missing.get("rates", ""))
+    why = "" if found.rate_law is not None else _none(found.missing.get("rates", ""))
     body = said + _figures(drawn, "rates_tried", "rates_used") + why
     return Section("rates", "Learning rates", "Learning rates", body)
 
 
 def curves_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
     body = _figures(drawn, "loss_curves", "collapse") or _none(found.missing.get("curves", ""))
-    if found.curves is not None and found.curves.left_out:
-        why = ", ".join(f"{count} {reason}" for reason, count in found.curves.left_out.items())
+    if found.collapse is not None and found.collapse.left_out:
+        why = ", ".join(f"{count} {reason}" for reason, count in found.collapse.left_out.items())
         body += paragraph(f"Runs not compared: {why}.")
     return Section("curves", "Loss curves and their collapse", "Curves", body)
 
@@ -229,8 +232,8 @@ def downstream_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
         rows.append([*cells, Cell(escape(law), law, "text"), Cell(escape(ahead), ahead or None, "text")])
     ahead = f"at {downstream.BEYOND:g}x compute ({found.studies[0].level:.0%})"
     heads = ("task", "verdict", "chance", "best run", "ceiling", "law", ahead)
-    table = html.table(heads, rows, title, sorts=True)
-    table += "".join(paragraph(f"{task} has no study: {why}.") for task, why in found.unstudied.items())
+    table = html.html_table(heads, rows, title, sorts=True)
+    table += "".join(paragraph(f"{task} has no study: {why}.") for task, why in found.not_studied.items())
     return Section(
         "downstream", title, "Downstream", table + _figures(drawn, *(n for n in drawn if n.startswith("downstream")))
     )
@@ -241,13 +244,15 @@ def checklist_section(asked: Sequence[Item]) -> Section:
     rows = [
         [
             Cell(f'<span class="{item.answer}">{item.answer}</span>', item.answer, "text"),
-            Cell(f"{escape(item.what)}<small>{html.code(item.said)}</small>", item.what, "prose"),
+            Cell(
+                f"{escape(item.requirement)}<small>{html.with_code(item.evidence)}</small>", item.requirement, "prose"
+            ),
         ]
         for item in asked
     ]
     counted = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "unknown"))
     said = f"{counted}, filled in from the files beside this page."
-    table = html.table(
+    table = html.html_table(
         ("answer", "what a good scaling study reports, and the evidence here"), rows, "Checklist", sorts=True
     )
     return Section("checklist", "What a good scaling study reports", "Checklist", paragraph(said) + table)

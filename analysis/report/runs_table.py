@@ -17,7 +17,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.html import Cell, Section, escape, paragraph
 from analysis.tables import results
 
-SHOWN: dict[str, Callable[[Any], str]] = {
+COLUMN_FORMATS: dict[str, Callable[[Any], str]] = {
     "params_total": compact,
     "params_matmul": compact,
     "tokens": compact,
@@ -27,12 +27,12 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "learning_rate": lambda x: f"{x:.3g}",
     "seed": lambda x: f"{x:.0f}",
 }
-MOST = 800
+MAX_ROWS = 800
 """Rows that a page lists: more make it too large to send."""
-ROLES = {"held": "◆ held out", "fitted": "fitted", "out": "not used"}
+ROLE_LABELS = {"held": "◆ held out", "fitted": "fitted", "out": "not used"}
 
 
-def runs(found: Evidence) -> Section:
+def runs_section(found: Evidence) -> Section:
     """The runs of the table, also those that failed: their part in the fit, their counts, losses, flags. Of more than
     MOST, those held out, those flagged or not done, and of the others as many as there is room for, in equal steps."""
     fit, table = found.fit, found.table
@@ -41,7 +41,7 @@ def runs(found: Evidence) -> Section:
     names = [str(run) for run in table["run_id"]] if "run_id" in table else [f"row {at + 1}" for at in table.index]
     roles = ["held" if run in held else "fitted" if run in fitted else "out" for run in names]
     predicted = _predicted(found)
-    formats = {column: compact} | SHOWN | dict.fromkeys((f"{s.task}/accuracy" for s in found.studies), _share)
+    formats = {column: compact} | COLUMN_FORMATS | dict.fromkeys((f"{s.task}/accuracy" for s in found.studies), _share)
     numeric = [name for name in formats if name in table]
     text = [name for name in ("flags", "reason") if name in table]
     heads = ["run", "part", *(["status"] if "status" in table else []), *numeric, "off the law (%)", *text]
@@ -62,7 +62,7 @@ def runs(found: Evidence) -> Section:
             f" {len(kept):,} of {len(table):,} are listed: those held out, flagged or not done come first, the others "
             "in equal steps of the table."
         )
-    body = html.table(
+    body = html.html_table(
         [head.replace("_", " ") for head in heads], rows, "Runs", sorts=True, css="runs tall",
         marks=["held" if roles[at] == "held" else "" for at in kept],
     )  # fmt: skip
@@ -75,7 +75,7 @@ def _kept(table: pd.DataFrame, held: np.ndarray) -> np.ndarray:
     for name, usual in (("flags", ""), ("status", "done")):
         if name in table:
             odd |= (table[name].fillna(usual).astype(str) != usual).to_numpy()
-    return html.some((np.flatnonzero(part) for part in (held, odd & ~held, ~odd & ~held)), MOST)
+    return html.sample_evenly((np.flatnonzero(part) for part in (held, odd & ~held, ~odd & ~held)), MAX_ROWS)
 
 
 def _share(value: float) -> str:
@@ -84,13 +84,13 @@ def _share(value: float) -> str:
 
 def _predicted(found: Evidence) -> dict[str, float]:
     """run_id -> measured over predicted less one, in percent, of the runs that the law was fitted to or held out of."""
-    points = found.points
+    points = found.all_points
     percent = 100 * (points["loss"] / found.fit.predict(points) - 1)
     return dict(zip(points["run_id"], percent.astype(float), strict=True))
 
 
 def _role(role: str) -> str:
-    return f'<span class="mark">{ROLES[role]}</span>' if role == "held" else ROLES[role]
+    return f'<span class="mark">{ROLE_LABELS[role]}</span>' if role == "held" else ROLE_LABELS[role]
 
 
 def _status(status: str) -> Cell:
@@ -116,7 +116,7 @@ def _flag(value: Any, name: str) -> Cell:
     return Cell(mark, said, "text" if name == "flags" else "prose")
 
 
-def provenance(found: Evidence) -> Section:
+def provenance_section(found: Evidence) -> Section:
     """Hashes, versions, machines, and the commands that make all of it again."""
     d = found.fit.document
     objective, choice = d["objective"], d["choice"]
@@ -129,7 +129,7 @@ def provenance(found: Evidence) -> Section:
             f"{choice['drift']:.2%} per e-fold of compute, and forecast intervals are scaled to that."
         )
     facts = (
-        ("table", f"{d['table']['path']}, sha256 {d['table']['sha256']}{state[found.unchanged]}"),
+        ("table", f"{d['table']['path']}, sha256 {d['table']['sha256']}{state[found.table_unchanged]}"),
         *([("rows", f"where {d['table']['where']}")] if d["table"].get("where") else []),
         ("plan", f"plan.json, sha256 {found.plan_hash}" if found.plan_hash else "none beside the table"),
         ("fit", f"fit.json, schema {d['schema']}; law {d['law']} ({d['source']}), seed {d['seed']}"),
@@ -144,8 +144,8 @@ def provenance(found: Evidence) -> Section:
         ("fit made with", ", ".join(f"{name} {version}" for name, version in d["versions"].items())),
         *_machines(found),
     )  # fmt: skip
-    commands = escape("\n".join(commands_of(found)))
-    body = f"{html.facts(facts)}<p>To make it again:</p><pre><code>{commands}</code></pre>"
+    commands = escape("\n".join(commands_to_reproduce(found)))
+    body = f"{html.name_list(facts)}<p>To make it again:</p><pre><code>{commands}</code></pre>"
     return Section("provenance", "Provenance", "Provenance", body)
 
 
@@ -160,24 +160,24 @@ def _machines(found: Evidence) -> list[tuple[str, str]]:
     made = ", ".join(f"{name} {' and '.join(map(str, versions))}" for name, versions in packages.items())
     said = {
         "runs made with": made,
-        "commit of the runs": ", ".join(found.ran_on("commit")),
-        "devices": "; ".join(found.ran_on("devices")),
-        "platform": "; ".join(found.ran_on("platform")),
-        "attention": ", ".join(found.ran_on("attention_kernel")),
+        "commit of the runs": ", ".join(found.environment_values("commit")),
+        "devices": "; ".join(found.environment_values("devices")),
+        "platform": "; ".join(found.environment_values("platform")),
+        "attention": ", ".join(found.environment_values("attention_kernel")),
         "corpus": "; ".join(
-            f"{name} {', '.join(found.told('data', name))}"
+            f"{name} {', '.join(found.config_values('data', name))}"
             for name in ("corpus", "vocabulary", "fingerprint")
-            if found.told("data", name)
+            if found.config_values("data", name)
         ),
     }
     return [(name, text) for name, text in said.items() if text]
 
 
-def commands_of(found: Evidence) -> list[str]:
+def commands_to_reproduce(found: Evidence) -> list[str]:
     """The commands that lead from nothing to this page, as far as the files tell them."""
     d = found.fit.document
     made = []
-    if (sweep := str(found.plan.get("sweep", ""))) and (corpora := found.told("data", "corpus")):
+    if (sweep := str(found.plan.get("sweep", ""))) and (corpora := found.config_values("data", "corpus")):
         made += [f"scaling data prepare {quote(corpus)}" for corpus in corpora]
         asked = [f"scaling eval {quote(f'out/{sweep}')}"] if found.studies else []
         verbs = ("plan", "run", "collect")
@@ -204,7 +204,7 @@ def _options(found: Evidence) -> dict[str, str]:
             "weight_power": d["weight_power"],
         }
     asked = {"objective": "huber", "delta": 1e-3, "weight_power": 0.0} | d.get("settings", came)
-    column = "params" if "params" in found.table else results.DEFAULT_PARAMS
+    column = "params" if "params" in found.table else results.DEFAULT_PARAMS_COLUMN
     given = {
         "columns": ",".join(f"{name}={source}" for name, source in d["table"].get("columns", {}).items()),
         "where": d["table"].get("where", ""),
@@ -212,7 +212,7 @@ def _options(found: Evidence) -> dict[str, str]:
         "objective": "" if asked["objective"] == "huber" else asked["objective"],
         "delta": "" if asked["delta"] in (None, 1e-3) else f"{asked['delta']!r}",
         "weight-power": f"{asked['weight_power']!r}" if asked["weight_power"] else "",
-        "params": "" if d["params_column"] == column else d["params_column"],
+        "params-column": "" if d["params_column"] == column else d["params_column"],
         "fix": ",".join(f"{name}={value!r}" for name, value in asked.get("fixed", {}).items()),
         "bound": ",".join(f"{name}={ends}" for name, ends in asked.get("bounds", {}).items()),
         "draws": "" if asked["draws"] == 512 else f"{asked['draws']}",

@@ -13,7 +13,7 @@ from analysis.errors import TableError
 Part = TypeVar("Part")
 
 
-class Attempts:
+class Tolerant:
     """What could not be made.
 
     missing: part -> why, in one line. failed: those of them that no TableError foresaw, with the kind of exception.

@@ -28,7 +28,7 @@ _OF_A_RUN = (
 )
 
 
-def evaluations(folder: str | Path) -> pd.DataFrame:
+def load_evaluations(folder: str | Path) -> pd.DataFrame:
     """Every evaluated checkpoint of a sweep, or of one run: what `scaling eval --step all` found.
 
     Columns: run_id, step, tokens (trained on by then), flops and flops_6nd (spent by then), what the results table says
@@ -54,11 +54,11 @@ def evaluations(folder: str | Path) -> pd.DataFrame:
     return results.arrange(pd.DataFrame(rows))
 
 
-def beside(table: Path) -> pd.DataFrame | None:
+def load_evaluations_beside(table: Path) -> pd.DataFrame | None:
     """The evaluated checkpoints of the sweep that a table is of, be it the sweep's folder or a file in it; None where
     there are none."""
     folder = table if table.is_dir() else table.parent
     try:
-        return evaluations(folder) if (folder / "runs").is_dir() else None
+        return load_evaluations(folder) if (folder / "runs").is_dir() else None
     except errors.TableError:
         return None

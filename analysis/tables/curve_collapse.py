@@ -23,27 +23,27 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-SHARES = np.linspace(0.1, 0.9, 17)
+RUN_SHARES = np.linspace(0.1, 0.9, 17)
 """Of a run's tokens: where curves are compared. Earlier, warm-up and the frequencies of tokens rule."""
 WINDOW = 0.1
 """Share of a run over which its training loss is averaged; a line of the log holds the loss of one batch."""
-FEWEST_LINES = 40
-FEWEST_ALIKE = 3
-MOST_SETS, ENOUGH = 64, 1_000
+MIN_LINES = 40
+MIN_SAME_BATCHES = 3
+MAX_BATCH_SETS, MAX_FLOOR_CELLS = 64, 1_000
 """Sets of cells that saw the same batches, each with an offset; cells by which the floor is found. More cost time that
 grows faster than the number of cells."""
-FEWEST_FREE = 6
+MIN_FREE_CELLS = 6
 """Cells to compare with, beyond the parameters of the trend."""
-SIGMAS = 3.5
+ALARM_SIGMAS = 3.5
 """What raises the alarm: one clean cell in 2,000 would, were its deviations normal."""
-LEAST = 0.01
+MIN_SIGMA = 0.01
 """Log reduced loss: the least that a sigma is taken to be, however quiet the cells."""
-APART = ("schedule", "optimizer", "parametrization", "repeats")
+GROUP_COLUMNS = ("schedule", "optimizer", "parametrization", "repeats")
 """Cells that differ in one of these are not compared. A run that repeats its tokens is not like one that does not."""
-FLOORS = np.linspace(0.0, 0.9, 10)
+FLOOR_SHARES = np.linspace(0.0, 0.9, 10)
 """Candidates for L0, as shares of the lowest loss, where no fit says it."""
 _SAME_BATCHES = ("tokens", "batch_tokens", "seed", "unique_tokens")
-_SAME_BUT_RATE = (*_SAME_BATCHES, "width", "depth", "weight_decay", *APART)
+_SAME_BUT_RATE = (*_SAME_BATCHES, "width", "depth", "weight_decay", *GROUP_COLUMNS)
 _ASKED = {"tokens": "budget_tokens", "unique_tokens": "unique_limit"}
 """What a run was to do, which one that diverged did not."""
 _END = np.array([1 - WINDOW / 2])
@@ -60,7 +60,7 @@ class Curve:
     loss: np.ndarray
     learning_rate: np.ndarray
 
-    def smooth(self, shares: np.ndarray = SHARES) -> np.ndarray:
+    def smooth(self, shares: np.ndarray = RUN_SHARES) -> np.ndarray:
         """Mean loss in a window of WINDOW about each share of the run; nan where no line falls in it: [shares]."""
         sums = np.concatenate([[0.0], np.cumsum(self.loss)])
         ends = [(shares + side * WINDOW / 2) * self.tokens[-1] * (1 + 1e-9) for side in (-1, 1)]
@@ -83,21 +83,21 @@ class Collapse:
 
     cells: pd.DataFrame
     floor: float
-    raw: np.ndarray
+    smoothed: np.ndarray
     normalised: np.ndarray
     left_out: Mapping[str, int]
 
-    def alarms(self) -> dict[str, str]:
+    def explain_outliers(self) -> dict[str, str]:
         """run_id -> why the cell is off the collapse, in one sentence."""
         found = {}
         for cell in self.cells.to_dict("records"):
             said = []
-            if cell["shape"] > SIGMAS:
+            if cell["shape"] > ALARM_SIGMAS:
                 said.append(
                     f"its normalised curve bends up to {abs(np.expm1(cell['bend'])):.0%} "
                     f"{'above' if cell['bend'] > 0 else 'below'} the others ({cell['shape']:.1f} sigmas)"
                 )
-            if abs(cell["height"]) > SIGMAS:
+            if abs(cell["height"]) > ALARM_SIGMAS:
                 said.append(
                     f"it ends {abs(np.expm1(cell['away'])):.0%} {'above' if cell['away'] > 0 else 'below'} the reduced "
                     f"loss of the others' trend ({abs(cell['height']):.1f} sigmas)"
@@ -107,7 +107,7 @@ class Collapse:
         return found
 
 
-def scans(table: pd.DataFrame) -> pd.Series:
+def scan_ids(table: pd.DataFrame) -> pd.Series:
     """One number for all rows that are alike in everything but their learning rate."""
     asked = [_ASKED.get(name, name) for name in _SAME_BUT_RATE]
     names = [new if new in table else old for new, old in zip(asked, _SAME_BUT_RATE, strict=True)]
@@ -115,7 +115,7 @@ def scans(table: pd.DataFrame) -> pd.Series:
     return table.groupby(same, dropna=False, sort=False).ngroup() if same else pd.Series(0, table.index)
 
 
-def compare(table: pd.DataFrame, curves: Mapping[str, Curve], floor: float | None = None) -> Collapse:
+def compare_curves(table: pd.DataFrame, curves: Mapping[str, Curve], floor: float | None = None) -> Collapse:
     """Every cell that is done beside the others of its group.
 
     What the others do is told by the best rate of each scan of learning rates; each cell is judged without itself.
@@ -130,16 +130,16 @@ def compare(table: pd.DataFrame, curves: Mapping[str, Curve], floor: float | Non
     rows = rows[np.isfinite(rows["loss"].astype(float))]
     known = [_whole(curves.get(run), tokens) for run, tokens in zip(rows["run_id"], rows["tokens"], strict=True)]
     cells = _cells(rows[np.array(known, bool)])
-    enough = cells.groupby("group", sort=False)["best"].transform("sum") >= 4 + FEWEST_FREE
+    enough = cells.groupby("group", sort=False)["best"].transform("sum") >= 4 + MIN_FREE_CELLS
     left_out = {"without a whole curve": len(rows) - len(cells), "with too few to compare with": int((~enough).sum())}
     cells = cells[enough].reset_index(drop=True)
-    raw = np.array([curves[run].smooth() for run in cells["run_id"]]).reshape(-1, len(SHARES))
+    raw = np.array([curves[run].smooth() for run in cells["run_id"]]).reshape(-1, len(RUN_SHARES))
     ends = np.array([curves[run].smooth(_END)[0] for run in cells["run_id"]])
     lowest = float(min([*raw.ravel(), *ends, *cells["loss"]], default=1.0))
     groups = [_group(cells, np.asarray(at)) for at in cells.groupby("group", sort=False).indices.values()]
     loss = cells["loss"].to_numpy()
     if floor is None or floor >= lowest:
-        candidates, few = (FLOORS * lowest).tolist(), _thinned(cells)
+        candidates, few = (FLOOR_SHARES * lowest).tolist(), _thinned(cells)
         some = [_group(cells, at) for at in few]
         floor = min(candidates, key=lambda at: _looseness(some, *_logs(raw[:, ::4], ends, loss, at)))
     found, normalised = _judged(cells, groups, *_logs(raw, ends, loss, floor))
@@ -149,7 +149,7 @@ def compare(table: pd.DataFrame, curves: Mapping[str, Curve], floor: float | Non
 
 def _whole(curve: Curve | None, tokens: float) -> bool:
     """Whether the log tells of the whole run, in enough lines."""
-    if curve is None or len(curve.loss) < FEWEST_LINES or curve.tokens[-1] < 0.99 * tokens:
+    if curve is None or len(curve.loss) < MIN_LINES or curve.tokens[-1] < 0.99 * tokens:
         return False
     return bool(np.isfinite(curve.smooth()).all() and np.isfinite(curve.smooth(_END)).all())
 
@@ -165,9 +165,9 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
 
     params = rows["params" if "params" in rows else "params_matmul"].to_numpy(np.float64)
     tokens, loss = (rows[name].to_numpy(np.float64) for name in ("tokens", "loss"))
-    best = loss == pd.Series(loss).groupby(scans(rows).to_numpy()).transform("min").to_numpy()
+    best = loss == pd.Series(loss).groupby(scan_ids(rows).to_numpy()).transform("min").to_numpy()
     known = {"run_id": rows["run_id"].to_numpy(), "params": params, "tokens": tokens, "loss": loss, "best": best}
-    return pd.DataFrame(known | {"group": numbered(APART), "batches": numbered(_SAME_BATCHES)})
+    return pd.DataFrame(known | {"group": numbered(GROUP_COLUMNS), "batches": numbered(_SAME_BATCHES)})
 
 
 @dataclass(frozen=True)
@@ -189,16 +189,16 @@ def _group(cells: pd.DataFrame, at: np.ndarray) -> _Group:
     ratio = tokens - params - np.median(tokens - params)
     surface = [np.ones(len(at)), params - params.mean(), tokens - tokens.mean(), ratio**2]
     sets, size = np.unique(batches, return_counts=True)
-    alike = sets[size >= FEWEST_ALIKE] if (size >= FEWEST_ALIKE).sum() <= MOST_SETS else []
+    alike = sets[size >= MIN_SAME_BATCHES] if (size >= MIN_SAME_BATCHES).sum() <= MAX_BATCH_SETS else []
     offset = _basis([*surface, *((batches == one).astype(float) for one in alike)])
     plain = _basis(surface)
-    return _Group(at, known, offset if known.sum() - offset.shape[1] >= FEWEST_FREE else plain, plain)
+    return _Group(at, known, offset if known.sum() - offset.shape[1] >= MIN_FREE_CELLS else plain, plain)
 
 
 def _thinned(cells: pd.DataFrame) -> list[np.ndarray]:
     """The rows of each group, or so many of them, evenly through the table, as tell the floor well enough."""
     rows = [np.asarray(at) for at in cells.groupby("group", sort=False).indices.values()]
-    return [at[:: -(-len(at) // ENOUGH)] for at in rows]
+    return [at[:: -(-len(at) // MAX_FLOOR_CELLS)] for at in rows]
 
 
 def _basis(columns: list[np.ndarray]) -> np.ndarray:
@@ -254,8 +254,8 @@ def _judged(
     above, height, shape = np.zeros_like(heights), np.zeros_like(heights), np.zeros(len(cells))
     for group in groups:
         at, known = group.at, group.known
-        away[at], sigmas[at] = _deleted(group.of_shapes, shapes[at], known, LEAST)
-        above[at], scores = _deleted(group.of_heights, heights[at], known, LEAST)
+        away[at], sigmas[at] = _deleted(group.of_shapes, shapes[at], known, MIN_SIGMA)
+        above[at], scores = _deleted(group.of_heights, heights[at], known, MIN_SIGMA)
         height[at] = _rarity(scores, known.sum() - group.of_heights.shape[1])
         shape[at] = _rarity(np.sqrt(np.mean(sigmas[at] ** 2, 1)), known.sum() - group.of_shapes.shape[1])
         pooled[at] = np.median(shapes[at][known], 0)

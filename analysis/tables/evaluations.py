@@ -13,7 +13,7 @@ from typing import Any
 FILE, SCHEMA = "evaluations.jsonl", 1
 
 
-def columns(folder: Path) -> dict[int, tuple[int, dict[str, float]]]:
+def read_run_evaluations(folder: Path) -> dict[int, tuple[int, dict[str, float]]]:
     """Step -> (tokens trained on by then, columns) of each evaluated checkpoint of a run, ascending: `<task>/<metric>`
     and `<task>/<metric>_stderr` as the results table has them, none of the latter where a number is known exactly.
 

@@ -27,30 +27,30 @@ import pandas as pd
 from analysis.tables import curve_collapse
 from analysis.tables.curve_collapse import Curve
 
-Word = Literal["diverged", "failed", "undertrained", "lr_at_bound", "off_collapse", "rising"]
+FlagName = Literal["diverged", "failed", "undertrained", "lr_at_bound", "off_collapse", "rising"]
 
-DECAYED = 0.2
+MAX_FINAL_RATE = 0.2
 """Of its peak, at or under which a learning rate counts as decayed. Cosine to a tenth is usual; at the peak the loss of
 a run lies several percent above what it decays to (Hu et al. 2024)."""
-LONGEST_WARMUP = 0.25
+MAX_WARMUP = 0.25
 """Of the run. A fit takes every token for one trained at the full rate."""
-FEWEST_STEPS = 50
+MIN_STEPS = 50
 """Adam's average of squares with beta2 = .95 remembers 20 steps; fewer than 50 are its start, not its use."""
-FEWEST_RATES = 3
-RISE, RISE_ERRORS = 0.01, 5.0
+MIN_RATES = 3
+MIN_RISE, MIN_RISE_ERRORS = 0.01, 5.0
 """A rise counts from 1 % of the loss and five of its standard errors on: the lowest of 20 windows is low by chance."""
 _WINDOWS = 20
 
 
 @dataclass(frozen=True)
 class Flag:
-    """word: short, for tables; reason: one sentence without its full stop."""
+    """One flag of one run. reason: one sentence without its full stop."""
 
-    word: Word
+    name: FlagName
     reason: str
 
 
-def find(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> list[tuple[Flag, ...]]:
+def find_flags(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> list[tuple[Flag, ...]]:
     """The flags of each row, in the order of the table.
 
     Args:
@@ -59,7 +59,7 @@ def find(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> list
     """
     status, runs, schedules = (_column(table, *one) for one in (("status", "done"), ("run_id", ""), ("schedule", "")))
     steps = _numbers(table, "tokens") / _numbers(table, "batch_tokens")
-    off = curve_collapse.compare(table, curves).alarms() if curves and _comparable(table) else {}
+    off = curve_collapse.compare_curves(table, curves).explain_outliers() if curves and _comparable(table) else {}
     at_bound = _at_bound(table)
     found = []
     for place, (state, run) in enumerate(zip(status, runs, strict=True)):
@@ -67,8 +67,8 @@ def find(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> list
             found.append(tuple(_ended(state)))
             continue
         flags, curve = [], (curves or {}).get(run)
-        if steps[place] < FEWEST_STEPS:
-            flags.append(Flag("undertrained", f"it has {steps[place]:.0f} steps, fewer than {FEWEST_STEPS}"))
+        if steps[place] < MIN_STEPS:
+            flags.append(Flag("undertrained", f"it has {steps[place]:.0f} steps, fewer than {MIN_STEPS}"))
         if curve is not None:
             flags += [*_rate(curve, schedules[place]), *_rising(curve)]
         if place in at_bound:
@@ -79,31 +79,31 @@ def find(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> list
     return found
 
 
-def flags(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> pd.Series:
+def flag_names(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> pd.Series:
     """The words of each row's flags, joined by ", "; "" where there are none."""
-    return _text(table, [words(found) for found in find(table, curves)]).rename("flags")
+    return _text(table, [join_names(found) for found in find_flags(table, curves)]).rename("flags")
 
 
-def flagged(table: pd.DataFrame, runs: Path) -> pd.DataFrame:
+def add_flags(table: pd.DataFrame, runs: Path) -> pd.DataFrame:
     """The table of a sweep with its column `flags`, their reasons in `reason` where it holds nothing yet.
 
     runs: the folder of the run folders.
     """
-    found = find(table, read_curves(runs, table["run_id"]))
+    found = find_flags(table, read_curves(runs, table["run_id"]))
     reasons = _text(table, ["; ".join(flag.reason for flag in row) for row in found])
     if "reason" in table:
         reasons = table["reason"].where(table["reason"].astype(bool), reasons)
-    return table.assign(flags=_text(table, [words(row) for row in found]), reason=reasons)
+    return table.assign(flags=_text(table, [join_names(row) for row in found]), reason=reasons)
 
 
-def of_runs(rows: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, tuple[Flag, ...]]:
+def flag_runs(rows: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, tuple[Flag, ...]]:
     """run_id -> flags, for runs that ended but are in no table yet.
 
     Args:
       rows: of the results table, run_id and status among their columns. runs: the folder of the run folders.
     """
     table = pd.DataFrame(list(rows), columns=None if rows else ["run_id"])
-    return dict(zip(table["run_id"], find(table, read_curves(runs, table["run_id"])), strict=True))
+    return dict(zip(table["run_id"], find_flags(table, read_curves(runs, table["run_id"])), strict=True))
 
 
 def read_curves(runs: Path, names: Sequence[str] | pd.Series) -> dict[str, Curve]:
@@ -115,7 +115,7 @@ def read_curves(runs: Path, names: Sequence[str] | pd.Series) -> dict[str, Curve
 
     if not runs.is_dir():
         return {}
-    table = metrics.metrics(runs.parent, names)
+    table = metrics.load_metrics(runs.parent, names)
     logged = table[np.isfinite(table["loss"]) & (table["tokens"] > 0)]
     found = logged[["tokens", "loss", "learning_rate"]].to_numpy(np.float64)
     starts = np.flatnonzero(np.diff(logged["run_id"].cat.codes, prepend=-1))
@@ -124,9 +124,9 @@ def read_curves(runs: Path, names: Sequence[str] | pd.Series) -> dict[str, Curve
     return {name: Curve(*found[a:b].T) for name, a, b in zip(ids, starts, ends, strict=True)}
 
 
-def words(found: Sequence[Flag]) -> str:
+def join_names(found: Sequence[Flag]) -> str:
     """The distinct words, joined by ", "."""
-    return ", ".join(dict.fromkeys(flag.word for flag in found))
+    return ", ".join(dict.fromkeys(flag.name for flag in found))
 
 
 def _column(table: pd.DataFrame, name: str, missing: object) -> np.ndarray:
@@ -157,10 +157,10 @@ def _rate(curve: Curve, schedule: str) -> list[Flag]:
     if not np.isfinite(rate).all() or rate.max() <= 0:
         return []
     found, last = [], rate[-1] / rate.max()
-    if last > DECAYED and schedule != "constant":
+    if last > MAX_FINAL_RATE and schedule != "constant":
         found.append(Flag("undertrained", f"its learning rate ends at {last:.0%} of its peak, not decayed"))
     risen = curve.tokens[np.argmax(rate >= 0.999 * rate.max())] / curve.tokens[-1]
-    if risen > LONGEST_WARMUP:
+    if risen > MAX_WARMUP:
         found.append(Flag("undertrained", f"its warm-up takes {risen:.0%} of the run"))
     return found
 
@@ -177,7 +177,7 @@ def _rising(curve: Curve) -> list[Flag]:
     error = np.median(np.sqrt(squares / (sizes - 1))) * np.sqrt(2 / size)
     lowest = int(np.argmin(means))
     rise = means[-1] - means[lowest]
-    if rise <= max(RISE * means[lowest], RISE_ERRORS * error):
+    if rise <= max(MIN_RISE * means[lowest], MIN_RISE_ERRORS * error):
         return []
     where = curve.tokens[-1] * (lowest + 1) / _WINDOWS
     return [Flag("rising", f"its training loss ends {rise:.3f} nats above its minimum, near {where:.3g} tokens")]
@@ -192,12 +192,12 @@ def _at_bound(table: pd.DataFrame) -> dict[int, str]:
         return {}
     status, loss, rates = _column(table, "status", "done"), _numbers(table, "loss"), _numbers(table, "learning_rate")
     loss = np.where((status == "done") & np.isfinite(loss), loss, np.inf)
-    scan, ended = curve_collapse.scans(table).to_numpy(), np.isin(status, ("done", "diverged"))
+    scan, ended = curve_collapse.scan_ids(table).to_numpy(), np.isin(status, ("done", "diverged"))
     found = {}
     for rows in pd.Series(scan).groupby(scan).indices.values():
         at = np.asarray(rows)[ended[rows]]
         tried = np.unique(rates[at])
-        if len(tried) < FEWEST_RATES or not np.isfinite(loss[at]).any():
+        if len(tried) < MIN_RATES or not np.isfinite(loss[at]).any():
             continue
         best = at[np.argmin(loss[at])]
         for edge, word in ((tried[0], "lowest"), (tried[-1], "highest")):

@@ -25,7 +25,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from analysis.errors import TableError
-from analysis.files import replace
+from analysis.files import write_by_rename
 
 METRICS, FILE = "metrics.jsonl", "metrics.parquet"
 SCHEMA = 1
@@ -38,7 +38,7 @@ _BATCH = 1 << 24
 """Bytes of JSONL parsed in one go: small files cost more to begin with than to read."""
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """What tells a file that was read from one that has changed since: bytes, and nanoseconds of its mtime."""
 
     size: int
@@ -46,18 +46,23 @@ class Stamp(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Compacted:
-    """What `compact` did. runs, rows: in the table; read: run folders whose lines were read now; gone: of runs that
-    were in the table and are no more."""
+class CompactionSummary:
+    """What `compact_metrics` did.
+
+    Attributes:
+      num_runs, num_rows: in the compacted table.
+      num_read: run folders whose lines were read now.
+      num_removed: runs that were in the table and whose folder no longer exists.
+    """
 
     path: Path
-    runs: int
-    rows: int
-    read: int
-    gone: int
+    num_runs: int
+    num_rows: int
+    num_read: int
+    num_removed: int
 
 
-def metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
+def load_metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
     """Every logged step of a sweep, or of one run.
 
     Columns: run_id (categorical), step, tokens (trained on so far), loss (nats per token, of the step's batch),
@@ -78,34 +83,34 @@ def metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.DataFra
         what = "holds no runs/, no metrics.parquet and no metrics.jsonl" if folder.is_dir() else "no such folder"
         raise TableError(f"{folder}: {what}")
     kept, index = _kept(folder / FILE)
-    now = stamps(folder / "runs") if (folder / "runs").is_dir() else index
+    now = read_stamps(folder / "runs") if (folder / "runs").is_dir() else index
     if runs is not None:
         asked = set(runs)
         now = {run_id: stamp for run_id, stamp in now.items() if run_id in asked}
     return _frame(_merged(kept, index, now, folder))
 
 
-def compact(folder: Path) -> Compacted:
+def compact_metrics(folder: Path) -> CompactionSummary:
     """Brings <folder>/metrics.parquet up to its runs' metrics.jsonl, by rename; reads those that changed.
 
     Raises TableError when the folder holds no runs.
     """
     if not (folder / "runs").is_dir():
         raise TableError(f"{folder}: holds no runs/")
-    now, path = stamps(folder / "runs"), folder / FILE
+    now, path = read_stamps(folder / "runs"), folder / FILE
     if (whole := _whole(path)) is not None and _index(whole.schema.to_arrow_schema()) == now:
-        return Compacted(path, len(now), whole.num_rows, 0, 0)
+        return CompactionSummary(path, len(now), whole.num_rows, 0, 0)
     kept, index = _kept(path)
     table = _merged(kept, index, now, folder)
     table = table.replace_schema_metadata({_INDEX: json.dumps({"schema": SCHEMA, "runs": now})})
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     options: dict[str, Any] = {"use_dictionary": ["run_id"], "use_byte_stream_split": floats}
-    replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
+    write_by_rename(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
     read = sum(index.get(run_id) != stamp for run_id, stamp in now.items())
-    return Compacted(path, len(now), table.num_rows, read, len(index.keys() - now.keys()))
+    return CompactionSummary(path, len(now), table.num_rows, read, len(index.keys() - now.keys()))
 
 
-def stamps(runs: Path) -> dict[str, Stamp]:
+def read_stamps(runs: Path) -> dict[str, FileStamp]:
     """run_id -> stamp of its metrics.jsonl, of the run folders that have one, in order."""
     found = {}
     for run in runs.iterdir():
@@ -113,15 +118,15 @@ def stamps(runs: Path) -> dict[str, Stamp]:
             stat = (run / METRICS).stat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        found[run.name] = Stamp(stat.st_size, stat.st_mtime_ns)
+        found[run.name] = FileStamp(stat.st_size, stat.st_mtime_ns)
     return dict(sorted(found.items()))
 
 
-def _index(schema: pa.Schema) -> dict[str, Stamp]:
+def _index(schema: pa.Schema) -> dict[str, FileStamp]:
     """The stamps of what a file holds; none when it is not one of ours, or of another version: it is made anew."""
     try:
         said = json.loads((schema.metadata or {})[_INDEX])
-        return {run_id: Stamp(*stamp) for run_id, stamp in said["runs"].items()} if said["schema"] == SCHEMA else {}
+        return {run_id: FileStamp(*stamp) for run_id, stamp in said["runs"].items()} if said["schema"] == SCHEMA else {}
     except (KeyError, ValueError, TypeError):
         return {}
 
@@ -134,7 +139,7 @@ def _whole(path: Path) -> pq.FileMetaData | None:
         return None
 
 
-def _kept(path: Path) -> tuple[pa.Table, dict[str, Stamp]]:
+def _kept(path: Path) -> tuple[pa.Table, dict[str, FileStamp]]:
     """What a compacted file holds, and its stamps; nothing when it is none."""
     try:
         table = pq.read_table(path, read_dictionary=["run_id"])
@@ -144,7 +149,7 @@ def _kept(path: Path) -> tuple[pa.Table, dict[str, Stamp]]:
     return (table, index) if index else (_EMPTY, {})
 
 
-def _merged(kept: pa.Table, index: Mapping[str, Stamp], now: Mapping[str, Stamp], folder: Path) -> pa.Table:
+def _merged(kept: pa.Table, index: Mapping[str, FileStamp], now: Mapping[str, FileStamp], folder: Path) -> pa.Table:
     """The rows of the runs in `now`: kept where their files are as they were, else read anew."""
     if any(stamp != now.get(run_id) for run_id, stamp in index.items()):
         ids = kept["run_id"].combine_chunks()
@@ -159,7 +164,7 @@ def _read(runs: Sequence[Path]) -> Iterator[pa.Table]:
     batch: dict[str, bytes] = {}
     size = 0
     for run in runs:
-        batch[run.name] = whole_lines(run / METRICS)
+        batch[run.name] = read_whole_lines(run / METRICS)
         size += len(batch[run.name])
         if size > _BATCH:
             yield from _parsed(batch)
@@ -167,7 +172,7 @@ def _read(runs: Sequence[Path]) -> Iterator[pa.Table]:
     yield from _parsed(batch)
 
 
-def whole_lines(path: Path) -> bytes:
+def read_whole_lines(path: Path) -> bytes:
     """The text of a file, less a last line that is torn. Nothing when the file has vanished meanwhile."""
     try:
         text = path.read_bytes()

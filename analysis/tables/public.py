@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.errors import TableError
 
-DATA = Path("../shared/data")
+DATA_FOLDER = Path("../shared/data")
 _NAMES = {"N": "params", "D": "tokens", "U": "unique_tokens"}
 
 
@@ -73,7 +73,7 @@ def _steplaw(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table.groupby(["params", "tokens"])["loss"].idxmin()]
 
 
-TABLES: Mapping[str, PublicTable] = {
+PUBLIC_TABLES: Mapping[str, PublicTable] = {
     table.name: table
     for table in (
         PublicTable(
@@ -103,4 +103,4 @@ TABLES: Mapping[str, PublicTable] = {
 
 def read_all(data: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     """Every public table by its name."""
-    return ((name, table.read(data)) for name, table in TABLES.items())
+    return ((name, table.read(data)) for name, table in PUBLIC_TABLES.items())

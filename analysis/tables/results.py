@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.files import replace
+from analysis.files import write_by_rename
 from analysis.tables import evaluations, flags
 
-DEFAULT_PARAMS = "params_matmul"
+DEFAULT_PARAMS_COLUMN = "params_matmul"
 _LEADING = ("run_id", "sweep", "status", "flags", "reason")
 _COUNTS = ("params_total", "params_non_embedding", "params_matmul", "width", "depth", "tokens", "unique_tokens")
 _LOSSES = ("flops", "flops_6nd", "loss", "loss_stderr", "bits_per_byte")
@@ -32,11 +32,11 @@ _KINDS = ("optimizer", "parametrization")
 _ORIGIN = ("branch_of", "flops_spent", "recipe", "overrides", "learning_rate_from", "seconds", "tokens_per_second")
 CANONICAL = _LEADING + _COUNTS + _LOSSES + _SETTINGS + _KINDS + _ORIGIN
 _TEXT = (*_LEADING, "schedule", "optimizer", "parametrization", "branch_of", *_ORIGIN[2:5])
-SHOWN = 12
+MAX_LISTED = 12
 _ORDER = ("params_total", "tokens", "seed", "run_id")
 
 
-def read(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A sweep folder, CSV, Parquet or JSONL file as one table, rows in a fixed order.
 
     Failed and diverged runs stay, with their status. `attrs["unfinished"]` counts run folders that hold no result yet.
@@ -84,7 +84,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     finished = [path for path in folders if (path / "result.json").exists()]
     table = arrange(pd.DataFrame([read_run(path) for path in finished]))
-    table = arrange(flags.flagged(table, runs)) if finished else table
+    table = arrange(flags.add_flags(table, runs)) if finished else table
     table.attrs["unfinished"] = len(folders) - len(finished)
     return table
 
@@ -106,7 +106,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def evaluated_steps(folder: Path) -> dict[int, tuple[int, dict[str, float]]]:
     """As `evaluated.columns`. Raises TableError on lines that are not ours."""
     try:
-        return evaluations.columns(folder)
+        return evaluations.read_run_evaluations(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise TableError(f"{folder / evaluations.FILE}: {error}; delete it and evaluate again") from None
 
@@ -121,22 +121,22 @@ def arrange(table: pd.DataFrame) -> pd.DataFrame:
     return (table.sort_values(order, kind="stable") if order else table).reset_index(drop=True)
 
 
-def write(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
+def write_table(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
     """Writes results.parquet and results.csv by rename. Equal sweeps give equal bytes, timing columns apart."""
     table = arrange(table).copy()
     table.attrs = {}
     parquet, csv = folder / "results.parquet", folder / "results.csv"
-    replace(parquet, lambda path: table.to_parquet(path, index=False))
-    replace(csv, lambda path: table.to_csv(path, index=False))
+    write_by_rename(parquet, lambda path: table.to_parquet(path, index=False))
+    write_by_rename(csv, lambda path: table.to_csv(path, index=False))
     return parquet, csv
 
 
 def content_hash(path: Path) -> str:
     """sha256 of a table file; of a sweep folder, of the table that its runs make."""
-    return table_hash(read(path)) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+    return hash_table(read_table(path)) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def table_hash(table: pd.DataFrame) -> str:
+def hash_table(table: pd.DataFrame) -> str:
     """sha256 of a table's rows as CSV."""
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
@@ -156,23 +156,23 @@ class Points:
     table: columns run_id, cluster, flags and learning_rate_from where the table has them, those of the law, flops where
       they can be told, and the response; all numbers finite and positive; by training FLOPs, ascending.
     params_column: the counting convention behind `params`.
-    dropped: rows left out because their run failed or diverged.
+    num_dropped: rows left out because their run failed or diverged.
     """
 
     table: pd.DataFrame
     params_column: str
-    dropped: int
+    num_dropped: int
 
 
-SURFACE = ("params", "tokens")
+SURFACE_COLUMNS = ("params", "tokens")
 
 
-def fit_points(
+def select_points(
     table: pd.DataFrame,
     params_column: str | None = None,
     *,
     parameters: int = 5,
-    columns: tuple[str, ...] = SURFACE,
+    columns: tuple[str, ...] = SURFACE_COLUMNS,
     response: str = "loss",
 ) -> Points:
     """The usable points of a table, checked.
@@ -188,8 +188,8 @@ def fit_points(
     Raises:
       TableError: missing columns, values that are not finite and positive, or fewer points than a law needs.
     """
-    column = params_column or ("params" if "params" in table else DEFAULT_PARAMS)
-    points = measured(table, column, columns, response)
+    column = params_column or ("params" if "params" in table else DEFAULT_PARAMS_COLUMN)
+    points = done_points(table, column, columns, response)
     dropped = len(table) - len(points)
     distinct = len(points[list(columns)].drop_duplicates())
     require_points(distinct, parameters, f", {dropped} rows were not done" if dropped else "", columns)
@@ -197,8 +197,8 @@ def fit_points(
     return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, dropped)
 
 
-def measured(
-    table: pd.DataFrame, params_column: str, columns: tuple[str, ...] = SURFACE, response: str = "loss"
+def done_points(
+    table: pd.DataFrame, params_column: str, columns: tuple[str, ...] = SURFACE_COLUMNS, response: str = "loss"
 ) -> pd.DataFrame:
     """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`. Raises TableError
     for missing columns, or values that are not finite and positive."""
@@ -213,13 +213,13 @@ def measured(
     values = {name: _positive(done, source) for name, source in sources.items()}
     if "flops" in table:
         values = {"flops": _positive(done, "flops")} | values
-    elif set(SURFACE) <= set(values):
+    elif set(SURFACE_COLUMNS) <= set(values):
         values["flops"] = 6 * values["params"] * values["tokens"]
     carried = {name: done[name].tolist() for name in ("flags", "learning_rate_from") if name in table}
     return pd.DataFrame({"run_id": ids, "cluster": clusters, **carried, **values})
 
 
-def require_points(distinct: int, parameters: int, note: str = "", columns: tuple[str, ...] = SURFACE) -> None:
+def require_points(distinct: int, parameters: int, note: str = "", columns: tuple[str, ...] = SURFACE_COLUMNS) -> None:
     """Raises TableError unless a law with that many parameters leaves at least one degree of freedom."""
     if distinct <= parameters:
         raise TableError(

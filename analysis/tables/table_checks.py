@@ -16,13 +16,13 @@ import pandas as pd
 from analysis.errors import TableError
 from analysis.tables.results import Points
 
-SAME = 1.01
-FEW = 1e3
-SMALL, LARGE = 1e4, 1e6
-UNIFORM = math.log(2**18)
-SIGMAS = 5.0
-LEAST = 1e-3
-SHOWN = 5
+MAX_EQUAL_RATIO = 1.01
+IMPOSSIBLY_FEW = 1e3
+SMALL_MEDIAN, LARGE_MEDIAN = 1e4, 1e6
+MAX_LOSS = math.log(2**18)
+OUTLIER_SIGMAS = 5.0
+MIN_OUTLIER = 1e-3
+MAX_LISTED = 5
 _UNITS = {3: "thousands", 6: "millions", 9: "billions", 12: "trillions"}
 _FLOPS = {-9: "gigaFLOPs", -12: "teraFLOPs", -15: "petaFLOPs", -18: "exaFLOPs", -21: "zettaFLOPs"}
 _PRODUCTS = {
@@ -32,7 +32,7 @@ _PRODUCTS = {
 _DAY = math.log10(1e15 * 86400)
 
 
-def notes(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "tokens")) -> list[str]:
+def check_points(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "tokens")) -> list[str]:
     """Warnings about the points that a law is about to be fitted to.
 
     Args:
@@ -44,13 +44,13 @@ def notes(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "to
         million parameters or more, 1,000 parameters or fewer for a billion tokens or more.
     """
     table = points.table if isinstance(points, Points) else points
-    named = table.assign(run_id=row_names(table)).reset_index(drop=True)
+    named = table.assign(run_id=name_rows(table)).reset_index(drop=True)
     if not {"params", "tokens", "loss"} <= set(named):
-        return [*_distinct(named, columns), *flagged(table)]
+        return [*_distinct(named, columns), *flag_warnings(table)]
     _impossible(named)
     found = [
         *_distinct(named, columns),
-        *flagged(table),
+        *flag_warnings(table),
         *_duplicates(named),
         *_small(named),
         *_mixed(named),
@@ -59,7 +59,7 @@ def notes(points: Points | pd.DataFrame, columns: Sequence[str] = ("params", "to
     return found + (_flops(named) if "flops" in named else [])
 
 
-def row_names(table: pd.DataFrame) -> list[str]:
+def name_rows(table: pd.DataFrame) -> list[str]:
     """What to call each row: "run ID" by its run_id, else "row N" by its place in the table, from 1."""
     if "run_id" in table:
         return [name if name.startswith("row ") else f"run {name}" for name in table["run_id"].astype(str)]
@@ -67,26 +67,26 @@ def row_names(table: pd.DataFrame) -> list[str]:
     return [f"row {place + 1}" for place in places]
 
 
-def listed(names: Sequence[str]) -> str:
+def shorten_list(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
-def flagged(table: pd.DataFrame, what: str = "points") -> list[str]:
+def flag_warnings(table: pd.DataFrame, what: str = "points") -> list[str]:
     """A warning that names the rows that `analysis.tables.flags` flagged, and how to leave them out.
 
     Args:
       table: run_id and, of a sweep, flags; without flags, no warning.
       what: what the rows are called.
     """
-    said = [f"{name} ({why})" for name, why in marked(table.assign(run_id=row_names(table))).items()]
+    said = [f"{name} ({why})" for name, why in flags_by_run(table.assign(run_id=name_rows(table))).items()]
     if not said:
         return []
-    return [f'{listed(said)}: {len(said)} of {len(table)} {what} are flagged; --where "flags==" leaves them out']
+    return [f'{shorten_list(said)}: {len(said)} of {len(table)} {what} are flagged; --where "flags==" leaves them out']
 
 
-def learning_rates(table: pd.DataFrame) -> dict[str, int]:
+def count_rate_sources(table: pd.DataFrame) -> dict[str, int]:
     """How the learning rates of the rows were found -> number of rows, the most first; empty for a table that does not
     say, `not stated` for rows that do not."""
     if "learning_rate_from" not in table:
@@ -95,19 +95,19 @@ def learning_rates(table: pd.DataFrame) -> dict[str, int]:
     return {str(how): int(count) for how, count in said.value_counts().items()}
 
 
-def marked(table: pd.DataFrame) -> dict[str, str]:
+def flags_by_run(table: pd.DataFrame) -> dict[str, str]:
     """run_id -> flags, of the rows that have any."""
     flags = table["flags"].fillna("").astype(str) if "flags" in table else [""] * len(table)
     return {run: why for run, why in zip(table["run_id"], flags, strict=True) if why}
 
 
 def _impossible(table: pd.DataFrame) -> None:
-    for column, other, large in (("tokens", "params", LARGE), ("params", "tokens", 1e9)):
-        rows = table[(table[column] <= FEW) & (table[other] >= large)]
+    for column, other, large in (("tokens", "params", LARGE_MEDIAN), ("params", "tokens", 1e9)):
+        rows = table[(table[column] <= IMPOSSIBLY_FEW) & (table[other] >= large)]
         if len(rows):
             first = rows.iloc[0]
             raise TableError(
-                f"{listed(list(rows['run_id']))}: {column} = {first[column]:g} with {other} = {first[other]:g} cannot "
+                f"{shorten_list(list(rows['run_id']))}: {column} = {first[column]:g} with {other} = {first[other]:g} cannot "
                 f"be; {column} in {_unit(rows, column)}? give counts"
             )
 
@@ -126,7 +126,7 @@ def _distinct(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
         values = np.unique(table[column].to_numpy(np.float64))
         count, last = 0, 0.0
         for value in values:
-            if value > last * SAME:
+            if value > last * MAX_EQUAL_RATIO:
                 count, last = count + 1, value
         if count == 1:
             spread = f"one distinct value, {values[0]:g}" if len(values) == 1 else (
@@ -150,20 +150,22 @@ def _duplicates(table: pd.DataFrame) -> list[str]:
     if not again.any():
         return []
     pairs = [f"{name} repeats {before}" for name, before in zip(table["run_id"][again], first[again], strict=True)]
-    return [f"{listed(pairs)}: the same params, tokens and loss; {again.sum()} of {len(table)} rows may be copies"]
+    return [
+        f"{shorten_list(pairs)}: the same params, tokens and loss; {again.sum()} of {len(table)} rows may be copies"
+    ]
 
 
 def _small(table: pd.DataFrame) -> list[str]:
     found = []
     for column, other in (("tokens", "params"), ("params", "tokens")):
         low, high = table[column].median(), table[other].median()
-        if low < SMALL and high > LARGE:
+        if low < SMALL_MEDIAN and high > LARGE_MEDIAN:
             found.append(
                 f"{column} has a median of {low:g} where {other} has {high:g}: {column} in {_unit(table, column)}?"
             )
         elif column == "tokens" and low < high / 1e4:
             found.append(f"tokens has a median of {low:g} where params has {high:g}: less than 1e-4 tokens a parameter")
-    if table["params"].median() < FEW and table["tokens"].median() < FEW:
+    if table["params"].median() < IMPOSSIBLY_FEW and table["tokens"].median() < IMPOSSIBLY_FEW:
         found.append(
             "params and tokens have medians below 1,000: in millions or billions? fits and forecasts take counts"
         )
@@ -176,7 +178,7 @@ def _mixed(table: pd.DataFrame) -> list[str]:
         few, factor = _apart(table[column].to_numpy(np.float64), 2.7)
         if few.any():
             found.append(
-                f"{listed(list(table['run_id'][few]))}: {column} is {factor:.0e} times that of the other rows, with "
+                f"{shorten_list(list(table['run_id'][few]))}: {column} is {factor:.0e} times that of the other rows, with "
                 f"nothing between: two units in one column?"
             )
     return found
@@ -199,7 +201,7 @@ def _flops(table: pd.DataFrame) -> list[str]:
     few, factor = _apart(ratio, 2.0)
     if few.any():
         return [
-            f"{listed(list(table['run_id'][few]))}: 6 params tokens / flops is {factor:.0e} times that of the other "
+            f"{shorten_list(list(table['run_id'][few]))}: 6 params tokens / flops is {factor:.0e} times that of the other "
             f"rows: two units in one column of params, tokens or flops?"
         ]
     middle = -float(np.median(np.log10(ratio)))
@@ -218,14 +220,14 @@ def _flops(table: pd.DataFrame) -> list[str]:
 
 def _losses(table: pd.DataFrame) -> list[str]:
     found = []
-    middle, high = table["loss"].median(), table["loss"] > UNIFORM
-    bound = f"a uniform guess among 2^18 tokens has {UNIFORM:.1f} nats"
-    if middle > UNIFORM:
+    middle, high = table["loss"].median(), table["loss"] > MAX_LOSS
+    bound = f"a uniform guess among 2^18 tokens has {MAX_LOSS:.1f} nats"
+    if middle > MAX_LOSS:
         found.append(
             f"loss has a median of {middle:g}, and {bound}: perplexity? its natural logarithm is nats per token"
         )
     elif high.any():
-        said = f"{listed(list(table['run_id'][high]))}: loss up to {table['loss'].max():g}"
+        said = f"{shorten_list(list(table['run_id'][high]))}: loss up to {table['loss'].max():g}"
         found.append(f"{said}, and {bound}: diverged, or a perplexity or another unit?")
     order = table[["loss"]].assign(size=table["params"] * table["tokens"]).rank()
     if len(table) >= 8 and order["loss"].std() > 0 and order["loss"].corr(order["size"]) > 0.5:
@@ -233,7 +235,7 @@ def _losses(table: pd.DataFrame) -> list[str]:
     return found
 
 
-def outliers(residuals: np.ndarray, names: Sequence[str]) -> list[str]:
+def outlier_warnings(residuals: np.ndarray, names: Sequence[str]) -> list[str]:
     """A warning that names the points that a fit misses by more than five robust sigmas, the worst first.
 
     Sigma is 1.4826 times the median absolute deviation, the standard deviation of a normal law; a miss of less than
@@ -245,18 +247,18 @@ def outliers(residuals: np.ndarray, names: Sequence[str]) -> list[str]:
     """
     away = np.asarray(residuals, np.float64) - np.median(residuals)
     sigma = 1.4826 * float(np.median(np.abs(away)))
-    far = np.flatnonzero(np.abs(away) > max(SIGMAS * sigma, LEAST))
+    far = np.flatnonzero(np.abs(away) > max(OUTLIER_SIGMAS * sigma, MIN_OUTLIER))
     if not len(far):
         return []
     worst = far[np.argsort(-np.abs(away[far]), kind="stable")]
     said = [f"{names[i]} ({np.expm1(residuals[i]):+.1%})" for i in worst.tolist()]
     return [
-        f"{listed(said)}: {len(far)} of {len(away)} points lie more than {SIGMAS:g} robust sigmas ({sigma:.2g} in log "
+        f"{shorten_list(said)}: {len(far)} of {len(away)} points lie more than {OUTLIER_SIGMAS:g} robust sigmas ({sigma:.2g} in log "
         f"loss) off the fit"
     ]
 
 
-def below_floor(floor: float, loss: np.ndarray, names: Sequence[str]) -> list[str]:
+def floor_warnings(floor: float, loss: np.ndarray, names: Sequence[str]) -> list[str]:
     """A warning that names the points at or below the fitted irreducible loss E, which the law can never reach.
 
     Args:
@@ -268,4 +270,4 @@ def below_floor(floor: float, loss: np.ndarray, names: Sequence[str]) -> list[st
     if not len(under):
         return []
     said = [f"{names[i]} ({loss[i]:.4g})" for i in under.tolist()]
-    return [f"{listed(said)}: loss at or below the fitted E = {floor:.4g}, which no run of this law reaches"]
+    return [f"{shorten_list(said)}: loss at or below the fitted E = {floor:.4g}, which no run of this law reaches"]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.tables.results import SHOWN, require_columns
+from analysis.tables.results import MAX_LISTED, require_columns
 
 _CLAUSE = re.compile(
     r"""(?P<column>'[^']*'|"[^"]*"|[^<>=!'"]+?)\s*(?P<sign>==|!=|<=|>=|<|>)"""
@@ -21,7 +21,7 @@ _CLAUSE = re.compile(
 _COMPARE = {"==": op.eq, "!=": op.ne, "<": op.lt, "<=": op.le, ">": op.gt, ">=": op.ge}
 
 
-def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     """The rows that an expression keeps, still named by their place in the table that was read.
 
     Args:
@@ -63,6 +63,8 @@ def _keeps(column: pd.Series, sign: str, value: str) -> np.ndarray:
 
 def _what_is_there(column: pd.Series) -> str:
     values = column.dropna().unique().tolist()
-    if len(values) > SHOWN and pd.api.types.is_numeric_dtype(column):
+    if len(values) > MAX_LISTED and pd.api.types.is_numeric_dtype(column):
         return f"between {min(values):g} and {max(values):g}"
-    return ", ".join(map(str, values[:SHOWN])) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+    return ", ".join(map(str, values[:MAX_LISTED])) + (
+        f" and {len(values) - MAX_LISTED} more" if len(values) > MAX_LISTED else ""
+    )

@@ -77,8 +77,8 @@ def flags_of(folder: Path, ended: Mapping[str, Ended]) -> dict[str, tuple[str, s
     from analysis.tables import flags
 
     rows = [{**one.row, "run_id": run_id, "status": one.progress.state} for run_id, one in ended.items()]
-    found = flags.of_runs(rows, folder / RUNS)
-    return {run: (flags.words(one), "; ".join(flag.reason for flag in one)) for run, one in found.items() if one}
+    found = flags.flag_runs(rows, folder / RUNS)
+    return {run: (flags.join_names(one), "; ".join(flag.reason for flag in one)) for run, one in found.items() if one}
 
 
 def flagged(now: Sequence[Progress], found: Mapping[str, tuple[str, str]]) -> tuple[Progress, ...]:

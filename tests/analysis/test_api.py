@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import api, fit, forecast, frontier, load, needed, plot
+from analysis import api, compute_to_reach, fit, forecast, frontier, load, plot
 from analysis.errors import TableError
 from analysis.fitting import bootstrap
 from analysis.fitting.fit import fit_law, lad, mse_log
@@ -20,7 +20,7 @@ from analysis.forecasting import saved_fit
 from analysis.forecasting.saved_fit import SavedFit, Settings
 from analysis.laws import Law, chinchilla, find, surface
 from analysis.tables import results, table_checks
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import simulated
 
 pytestmark = pytest.mark.usefixtures("no_rivals")
@@ -59,7 +59,7 @@ def test_load_keeps_the_rows_asked_for(tmp_path: Path, table: pd.DataFrame) -> N
 
 
 def test_a_fit_is_that_of_the_estimator_with_the_spread_of_its_bootstrap(table: pd.DataFrame, built: SavedFit) -> None:
-    points = fit_points(table).table
+    points = select_points(table).table
     alone = fit_law(chinchilla, points, points["loss"])
     assert built.values == alone.values
     assert built.document["objective"]["value"] == alone.objective_value
@@ -127,7 +127,7 @@ def test_to_json_is_the_whole_fit(built: SavedFit, tmp_path: Path) -> None:
     again = SavedFit(document)
     assert repr(again) == repr(built)
     pd.testing.assert_frame_equal(forecast(again, 2e9, 6e10), forecast(built, 2e9, 6e10), check_exact=True)
-    assert document["table"] == {"path": "", "sha256": results.table_hash(simulated(3e-3, seed=1))}
+    assert document["table"] == {"path": "", "sha256": results.hash_table(simulated(3e-3, seed=1))}
     assert not {"draws", "points", "predictive"} & set(built.facts())
 
 
@@ -226,23 +226,23 @@ def test_a_panel_is_made_when_asked_for(table: pd.DataFrame, built: SavedFit) ->
 
 
 def test_the_counting_asked_for_is_fitted(table: pd.DataFrame) -> None:
-    built = fit(table.assign(params_total=table["params_matmul"] * 2), settings=QUICK, params="params_total")
+    built = fit(table.assign(params_total=table["params_matmul"] * 2), settings=QUICK, params_column="params_total")
     assert built.document["params_column"] == "params_total"
     assert built.points["params"].max() == 2e9
     with pytest.raises(TableError, match=r"params_totl.*params_total\b.*params_total\b"):
-        fit(table, settings=QUICK, params="params_totl")
+        fit(table, settings=QUICK, params_column="params_totl")
 
 
 def test_a_law_may_be_given_as_an_object(table: pd.DataFrame, built: SavedFit) -> None:
     assert isinstance(chinchilla, Law)
     assert fit(table, chinchilla, QUICK).values == built.values
-    assert api.named("over_training") is surface.over_training
+    assert api.find_law("over_training") is surface.over_training
 
 
 def test_warnings_of_points_come_with_the_fit(table: pd.DataFrame) -> None:
     copied = pd.concat([table, table.iloc[[4, 5]]], ignore_index=True)
     built = fit(copied, settings=QUICK)
-    assert built.document["warnings"][0] == table_checks.notes(fit_points(copied))[0]
+    assert built.document["warnings"][0] == table_checks.check_points(select_points(copied))[0]
     assert {"000000000004", "000000000005"} == set(re.findall(r"\b\d{12}\b", built.document["warnings"][0]))
 
 
@@ -264,7 +264,7 @@ def test_a_notebook_needs_few_names_and_no_training_code(tmp_path: Path) -> None
         "frontier",
         "load",
         "metrics",
-        "needed",
+        "compute_to_reach",
         "plot",
         "studies",
         "study",
@@ -291,20 +291,20 @@ def test_the_frontier_is_where_no_other_split_of_the_budget_is_forecast_lower(bu
 
 def test_compute_for_a_loss_is_the_frontier_read_sideways(built: SavedFit) -> None:
     want = float(frontier(built, 1e22).loc[0, "predicted"])
-    row = needed(built, want).iloc[0]
+    row = compute_to_reach(built, want).iloc[0]
     assert row["flops"] == pytest.approx(1e22, rel=1e-3)
     assert row["low"] < row["flops"] < row["high"]
     ends = frontier(built, [row["low"], row["high"]])
     assert ends.loc[0, "low"] == pytest.approx(want, rel=2e-3)
     assert ends.loc[1, "high"] == pytest.approx(want, rel=2e-3)
     with pytest.raises(TableError, match=r"\b0\.5\b.*\b1\.[67]"):
-        needed(built, 0.5)
+        compute_to_reach(built, 0.5)
 
 
 def test_an_interval_that_never_comes_down_has_no_upper_end(built: SavedFit) -> None:
     done = 6 * built.points["params"] * built.points["tokens"]
     furthest = float(frontier(built, done.max() * 1e6).loc[0, "predicted"])
-    assert needed(built, furthest * 1.001).loc[0, "high"] == np.inf
+    assert compute_to_reach(built, furthest * 1.001).loc[0, "high"] == np.inf
 
 
 def test_a_frontier_needs_a_law_of_params_and_tokens(curve: SavedFit) -> None:

@@ -59,8 +59,8 @@ def scans() -> pd.DataFrame:
 def sweep(folder: Path) -> Path:
     """Writes the sweep, its run folders and, beside it, its scans. Returns the folder of the sweep."""
     made = folder / "made"
-    results.write(table(), made)
-    results.write(scans(), folder / "scans")
+    results.write_table(table(), made)
+    results.write_table(scans(), folder / "scans")
     (made / "plan.json").write_text(json.dumps({"sweep": "made"}))
     for run, tokens, loss in table()[["run_id", "tokens", "loss"]].dropna().itertuples(index=False):
         place = made / "runs" / run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.commands.downstream import downstream_verb
+from analysis.commands.downstream import downstream
 from analysis.errors import TableError
 from tests.analysis.downstream.test_decisions import recipe
 from tests.conftest import in_process
@@ -24,7 +24,7 @@ def line(said: str, start: str) -> str:
 def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.parquet"
     table({"addition": flat, "copy": rising}, 1).to_parquet(path)
-    facts = downstream_verb(path, holdout="largest", draws=20, out=tmp_path / "figures", json=tmp_path / "facts.json")
+    facts = downstream(path, holdout="largest", draws=20, out=tmp_path / "figures", json=tmp_path / "facts.json")
     said = capsys.readouterr().out
     assert "no trend" in line(said, "addition")
     assert "rises" in line(said, "copy")
@@ -43,7 +43,7 @@ def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_recipes_are_decided_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.csv"
     pd.concat([recipe("a", 0.0, 0), recipe("b", 0.3, 1)]).to_csv(path, index=False)
-    facts = downstream_verb(path, ("t",), by="recipe", draws=20)
+    facts = downstream(path, ("t",), by="recipe", draws=20)
     assert [entry["name"] for entry in facts["decisions"]] == ["t", "loss"]
     assert re.search(r"\brecipe\b.*\ba, b\b", capsys.readouterr().out)
 
@@ -76,7 +76,7 @@ def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytes
     rows["few/accuracy"] = rows["few/accuracy"].where(rows["params_matmul"] * rows["tokens"] < 5e9)
     rows.loc[rows["recipe"] == "r1", "few/accuracy"] = float("nan")
     rows.assign(run_id=range(len(rows))).drop(columns="addition/accuracy_stderr").to_csv(tmp_path / "t.csv")
-    facts = downstream_verb(tmp_path / "t.csv", by="recipe", draws=20, out=tmp_path, json=tmp_path / "facts.json")
+    facts = downstream(tmp_path / "t.csv", by="recipe", draws=20, out=tmp_path, json=tmp_path / "facts.json")
     said = capsys.readouterr().out
     assert [entry["task"] for entry in facts["tasks"]] == ["addition"]
     assert list(facts["not_studied"]) == list(facts["not_decided"]) == ["few"]
@@ -89,4 +89,4 @@ def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytes
     assert "unknown" in line(said, "addition")
     assert not (tmp_path / "downstream_signal.png").exists()
     with pytest.raises(TableError, match=r"few.*\b1\b"):
-        downstream_verb(tmp_path / "t.csv", ("addition", "few"), draws=20)
+        downstream(tmp_path / "t.csv", ("addition", "few"), draws=20)

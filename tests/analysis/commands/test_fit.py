@@ -15,7 +15,7 @@ from analysis.errors import TableError
 from analysis.fitting.fit import compute_weights, fit_law, lad
 from analysis.forecasting import saved_fit
 from analysis.laws import chinchilla
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from scaling import cli
 from tests.analysis.tables.test_results import run
 from tests.conftest import PLANTED, simulated
@@ -55,7 +55,7 @@ def test_a_planted_law_is_recovered_from_a_file(tmp_path: Path, kind: str, capsy
 def test_the_counting_convention_is_named_and_moves_the_law(tmp_path: Path) -> None:
     simulated().assign(params_total=lambda t: t["params_matmul"] + 3e7).to_csv(tmp_path / "t.csv", index=False)
     default = fit.fit(tmp_path / "t.csv", draws=8)
-    total = fit.fit(tmp_path / "t.csv", params="params_total", draws=8)
+    total = fit.fit(tmp_path / "t.csv", params_column="params_total", draws=8)
     assert (default["params_column"], total["params_column"]) == ("params_matmul", "params_total")
     assert abs(total["parameters"]["alpha"] - default["parameters"]["alpha"]) > 0.02
 
@@ -118,7 +118,7 @@ def test_the_keys_of_the_json_are_those_that_scripts_read(
         cli.main(["fit", str(path), *flags, *out])
     assert done.value.code == 0
     facts = json.loads((tmp_path / "facts.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    points = fit_points(table).table
+    points = select_points(table).table
     values = fit_law(chinchilla, points, points["loss"]).values
     assert facts["law"] == "chinchilla"
     assert set(facts["objective"]) == {"name", "delta", "value"}
@@ -182,7 +182,7 @@ def test_what_is_fixed_is_held_exactly(path: Path, table: pd.DataFrame) -> None:
     assert sorted(facts["fixed"]) == ["E", "alpha"]
     assert facts["intervals"]["E"] == pytest.approx([1.69, 1.69], rel=1e-8)
     assert facts["standard_errors"]["alpha"] == pytest.approx(0, abs=1e-8)
-    points = fit_points(table).table
+    points = select_points(table).table
     again = fit_law(chinchilla, points, points["loss"], fixed={"E": 1.69, "alpha": 0.34})
     assert facts["parameters"] == again.values
     assert facts["objective"]["value"] > quick(path)["objective"]["value"]
@@ -206,7 +206,7 @@ def test_where_keeps_rows_and_columns_are_renamed(tmp_path: Path, table: pd.Data
     both = pd.concat([renamed.assign(corpus="c4"), renamed.assign(corpus="pile", L=9 - renamed["L"])])
     both.to_csv(tmp_path / "t.csv", index=False)
     facts = quick(tmp_path / "t.csv", columns="params=N,tokens=D,loss=L", where="corpus==c4 and D>=2e9")
-    points = fit_points(table[table["tokens"] >= 2e9]).table
+    points = select_points(table[table["tokens"] >= 2e9]).table
     assert facts["n"] == len(points) == 24
     assert facts["parameters"] == fit_law(chinchilla, points, points["loss"]).values
     assert facts["params_column"] == "params"
@@ -214,7 +214,7 @@ def test_where_keeps_rows_and_columns_are_renamed(tmp_path: Path, table: pd.Data
 
 def test_points_are_weighted_by_a_power_of_compute(path: Path, table: pd.DataFrame) -> None:
     facts = quick(path, weight_power=1.0)
-    points = fit_points(table).table
+    points = select_points(table).table
     again = fit_law(chinchilla, points, points["loss"], weights=compute_weights(points["flops"], 1.0))
     assert facts["parameters"] == again.values != quick(path)["parameters"]
     assert facts["weight_power"] == 1.0
@@ -223,7 +223,7 @@ def test_points_are_weighted_by_a_power_of_compute(path: Path, table: pd.DataFra
 
 def test_flags_go_together(path: Path, table: pd.DataFrame) -> None:
     facts = quick(path, objective="lad", weight_power=0.5, fix="alpha=.33", bound="E=.5:1.5", holdout="largest")
-    points = fit_points(table).table.iloc[:-1]
+    points = select_points(table).table.iloc[:-1]
     weights = compute_weights(points["flops"], 0.5)
     options = {"weights": weights, "fixed": {"alpha": 0.33}, "bounds": {"E": (0.5, 1.5)}}
     assert facts["parameters"] == fit_law(chinchilla, points, points["loss"], lad, **options).values

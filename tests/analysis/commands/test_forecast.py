@@ -75,7 +75,7 @@ def test_locked_today_scored_when_the_run_exists(
     fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock, out = tmp_path / "lock.json", tmp_path / "f.json"
-    facts = forecast(fitted, params_value=2e9, tokens=6e10, lock=lock, out=out)
+    facts = forecast(fitted, params_value=2e9, tokens=6e10, seal=lock, out=out)
     assert facts["sha256"] in capsys.readouterr().out
     assert json.loads(lock.read_text())["sha256"] == facts["sha256"]
     table = simulated(3e-3)
@@ -99,13 +99,13 @@ def test_locked_today_scored_when_the_run_exists(
 def test_a_lock_that_is_there_stops_the_whole_command(fitted: Path, tmp_path: Path) -> None:
     (tmp_path / "lock.json").write_text("mine")
     with pytest.raises(TableError, match=r"lock\.json"):
-        forecast(fitted, lock=tmp_path / "lock.json", out=tmp_path / "f.json")
+        forecast(fitted, seal=tmp_path / "lock.json", out=tmp_path / "f.json")
     assert [path.name for path in tmp_path.iterdir()] == ["lock.json"]
     assert (tmp_path / "lock.json").read_text() == "mine"
 
 
 def test_the_command_line_takes_a_fit_or_a_lock(fitted: Path, tmp_path: Path) -> None:
-    locked = in_process("forecast", fitted, "--lock", "lock.json", "--out", "f.json", cwd=tmp_path)
+    locked = in_process("forecast", fitted, "--seal", "lock.json", "--out", "f.json", cwd=tmp_path)
     assert locked.returncode == 0, locked.stderr
     assert KNOWN[HELD_OUT] in locked.stdout
     table = fitted.parent / "t.csv"

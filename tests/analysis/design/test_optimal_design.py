@@ -18,7 +18,7 @@ from analysis.design.optimal_design import NOISE, WORTH, Belief, Policy, believe
 from analysis.errors import TableError
 from analysis.fitting.fit import fit_law, huber, mse_log, refit
 from analysis.laws import chinchilla, find
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import PLANTED, in_process, simulated
 
 VALUES = np.array([PLANTED[name] for name in chinchilla.parameters])
@@ -26,7 +26,7 @@ TARGET = pd.DataFrame({"params": [3e9], "tokens": [6e10], "flops": [6.2 * 3e9 * 
 
 
 def table(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
-    return fit_points(simulated(noise, seed)).table
+    return select_points(simulated(noise, seed)).table
 
 
 @pytest.fixture(scope="module")

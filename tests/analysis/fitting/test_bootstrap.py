@@ -9,12 +9,12 @@ import pytest
 from analysis.fitting import bootstrap
 from analysis.fitting.fit import fit_law
 from analysis.laws import chinchilla
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import simulated
 
 
 def test_draws_depend_on_the_seed_alone() -> None:
-    points = fit_points(simulated(5e-3)).table
+    points = select_points(simulated(5e-3)).table
     loss = points["loss"].to_numpy()
     fit = fit_law(chinchilla, points, loss)
     one, same, other = (bootstrap.bootstrap(fit, points, loss, points["cluster"], draws=8, seed=s) for s in (0, 0, 1))
@@ -32,9 +32,9 @@ def test_clusters_are_drawn_whole() -> None:
 
 def test_few_trunks_are_not_resampled_whole_and_it_says_so() -> None:
     table = simulated()
-    assert bootstrap.clusters(fit_points(table).table, 5)[1] == ""
+    assert bootstrap.clusters(select_points(table).table, 5)[1] == ""
     table["branch_of"] = [f"trunk{i % 4}" for i in range(len(table))]
-    unit, note = bootstrap.clusters(fit_points(table).table, 5)
+    unit, note = bootstrap.clusters(select_points(table).table, 5)
     assert re.search(r"\b4\b", note)
     assert len(np.unique(unit)) == 30
 

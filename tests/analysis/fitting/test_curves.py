@@ -18,7 +18,7 @@ from analysis.commands.curves import curves
 from analysis.errors import TableError
 from analysis.fitting.curves import LAWS, WEIGHTINGS, fit_curve, fit_curves, summary
 from analysis.laws.curve import m1, m2, m4
-from analysis.tables.results import read
+from analysis.tables.results import read_table
 
 X = np.geomspace(1e6, 1e9, 30)
 PLANTED = {
@@ -94,7 +94,7 @@ def test_m4_has_the_derivatives_of_its_root() -> None:
 
 @pytest.mark.slow
 def test_the_language_benchmark_is_extrapolated_no_worse_than_the_reference(shared_data: Path) -> None:
-    table = read(shared_data / "alabdulmohsin_language" / "benchmark.lang.csv", LANGUAGE)
+    table = read_table(shared_data / "alabdulmohsin_language" / "benchmark.lang.csv", LANGUAGE)
     scores = fit_curves(table, [LAWS[name] for name in README], by=BY)
     assert re.search(r"\b687\b.*\b1399\b", scores.attrs["warnings"][0])
     means = summary(scores, BY).set_index(["law", "domain"])

@@ -10,12 +10,12 @@ import pytest
 
 from analysis.fitting.fit import Fit, Objective, fit_law, huber, mse, mse_log, refit
 from analysis.laws import chinchilla
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import PLANTED, simulated
 
 
 def planted(noise: float, seed: int = 0, objective: Objective | None = None) -> Fit:
-    points = fit_points(simulated(noise, seed)).table
+    points = select_points(simulated(noise, seed)).table
     return fit_law(chinchilla, points, points["loss"].to_numpy(), objective)
 
 
@@ -29,7 +29,7 @@ def test_a_planted_law_without_noise_is_found_exactly(objective: Objective) -> N
 
 
 def test_noise_moves_the_values_a_little_and_an_outlier_not_at_all() -> None:
-    points = fit_points(simulated(2e-3)).table
+    points = select_points(simulated(2e-3)).table
     loss = points["loss"].to_numpy()
     clean = fit_law(chinchilla, points, loss)
     assert clean.values["alpha"] == pytest.approx(PLANTED["alpha"], abs=0.05)
@@ -42,7 +42,7 @@ def test_noise_moves_the_values_a_little_and_an_outlier_not_at_all() -> None:
 
 
 def test_the_objective_is_the_sum_over_points() -> None:
-    points = fit_points(simulated(5e-3)).table
+    points = select_points(simulated(5e-3)).table
     loss = points["loss"].to_numpy()
     fit = fit_law(chinchilla, points, loss)
     r = np.abs(fit.residuals(points, loss))
@@ -52,7 +52,7 @@ def test_the_objective_is_the_sum_over_points() -> None:
 
 
 def test_no_neighbour_is_better() -> None:
-    points = fit_points(simulated(5e-3)).table
+    points = select_points(simulated(5e-3)).table
     fit = fit_law(chinchilla, points, points["loss"].to_numpy(), mse_log)
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -62,7 +62,7 @@ def test_no_neighbour_is_better() -> None:
 
 
 def test_params_and_tokens_that_move_together_are_called_inseparable_and_a_run_is_proposed() -> None:
-    points = fit_points(simulated(2e-3)).table
+    points = select_points(simulated(2e-3)).table
     assert fit_law(chinchilla, points, points["loss"].to_numpy()).unidentified == ""
     points["tokens"] = 20 * points["params"]
     points["loss"] = chinchilla(PLANTED, points) * np.exp(np.random.default_rng(0).normal(0, 2e-3, len(points)))
@@ -73,7 +73,7 @@ def test_params_and_tokens_that_move_together_are_called_inseparable_and_a_run_i
 
 
 def test_a_bound_that_is_hit_is_reported() -> None:
-    points = fit_points(simulated()).table
+    points = select_points(simulated()).table
     falling = points["loss"].to_numpy() - PLANTED["E"] + 1e-9
     fit = fit_law(chinchilla, points, falling)
     assert fit.bounds_hit == ("E",)
@@ -81,7 +81,7 @@ def test_a_bound_that_is_hit_is_reported() -> None:
 
 
 def test_weights_of_a_resample_count_as_repeated_points() -> None:
-    points = fit_points(simulated(5e-3)).table
+    points = select_points(simulated(5e-3)).table
     loss = points["loss"].to_numpy()
     weights = np.random.default_rng(0).integers(0, 3, len(points)).astype(float)
     again = refit(fit_law(chinchilla, points, loss), points, loss, weights[None])[0]

@@ -79,7 +79,7 @@ def test_an_outlier_moves_nothing(vertex: Fit) -> None:
 
 def test_besiroglus_printed_point(shared_data: Path) -> None:
     """Besiroglu et al. 2024 print least absolute deviations, to within one unit of each last digit."""
-    table = public.TABLES["chinchilla_240"].read(shared_data)
+    table = public.PUBLIC_TABLES["chinchilla_240"].read(shared_data)
     loss = table["loss"].to_numpy()
     fit = fit_law(chinchilla, table, loss, lad)
     assert zeros(fit, {name: table[name].to_numpy() for name in chinchilla.columns}, loss) == 5

@@ -67,7 +67,7 @@ def test_a_coefficient_that_comes_out_zero_starts_small_instead() -> None:
 @pytest.mark.slow
 def test_the_optimum_is_that_of_newtons_method_on_every_parameter(shared_data: Path) -> None:
     """On two public sets, each chosen out of both by weights: what is compiled once serves both."""
-    tables = [public.TABLES[name].read(shared_data) for name in ("gadre_c4_original", "datablations_1epoch")]
+    tables = [public.PUBLIC_TABLES[name].read(shared_data) for name in ("gadre_c4_original", "datablations_1epoch")]
     both = pd.concat(tables, keys=range(2))
     for index, table in enumerate(tables):
         chosen = (both.index.get_level_values(0) == index).astype(float)

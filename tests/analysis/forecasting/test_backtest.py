@@ -20,7 +20,7 @@ from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
 from analysis.tables import public
 from analysis.tables.public import PublicTable
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from scaling import cli
 from tests.conftest import simulated
 
@@ -36,7 +36,7 @@ def back_test(points: pd.DataFrame, factors: tuple[float, ...] = FACTORS) -> pd.
 
 @pytest.fixture(scope="module")
 def points() -> pd.DataFrame:
-    return fit_points(simulated(3e-3)).table
+    return select_points(simulated(3e-3)).table
 
 
 @pytest.fixture(scope="module")
@@ -155,13 +155,13 @@ def test_the_verb_prints_a_row_a_law_and_writes_the_same(tmp_path: Path, capsys:
 def test_factors_are_numbers_above_one(tmp_path: Path, text: str) -> None:
     simulated().to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(TableError, match=rf"--factors {re.escape(text)}"):
-        backtest_verbs.backtest_verb(tmp_path / "t.csv", factors=text)
+        backtest_verbs.backtest(tmp_path / "t.csv", factors=text)
 
 
 def test_factors_that_leave_nothing_are_named(tmp_path: Path) -> None:
     simulated().to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(TableError, match="1e3,1e6"):
-        backtest_verbs.backtest_verb(tmp_path / "t.csv", factors="1e3,1e6", json=tmp_path / "b.json")
+        backtest_verbs.backtest(tmp_path / "t.csv", factors="1e3,1e6", json=tmp_path / "b.json")
     assert not (tmp_path / "b.json").exists()
 
 
@@ -172,17 +172,19 @@ def test_coverage_is_the_back_test_of_every_public_table(
     for seed, name in enumerate(tables):
         plain = simulated(3e-3, seed).rename(columns={"params_matmul": "params"})[["params", "tokens", "flops", "loss"]]
         plain.to_csv(tmp_path / f"{name}.csv", index=False)
-    monkeypatch.setattr(public, "TABLES", tables)
-    monkeypatch.setattr(backtest_verbs, "backtest", lambda points, factors, *, draws, seed: back_test(points, factors))
+    monkeypatch.setattr(public, "PUBLIC_TABLES", tables)
+    monkeypatch.setattr(
+        backtest_verbs.backtesting, "backtest", lambda points, factors, *, draws, seed: back_test(points, factors)
+    )
     found = backtest_verbs.coverage(tmp_path, "10", 8, 0, out=tmp_path / "c.md", json=tmp_path / "c.json")
     assert found[["table", "law"]].to_numpy().tolist() == [
         [name, law] for name in tables for law in ("chinchilla huber", "chosen")
     ]
     written = json.loads((tmp_path / "c.json").read_text())
     assert [r["mean_relative_error"] for r in written["tables"]] == found["mean_relative_error"].tolist()
-    total = backtest_verbs.summary(found)
+    total = backtest_verbs.summarize(found)
     assert [r["coverage_90"] for r in written["summary"]] == total["coverage_90"].tolist()
-    assert (tmp_path / "c.md").read_text() == backtest_verbs.markdown(found, total)
+    assert (tmp_path / "c.md").read_text() == backtest_verbs.to_markdown(found, total)
     printed = capsys.readouterr().out
     assert "second" in printed
     (tmp_path / "second.csv").unlink()
@@ -197,7 +199,7 @@ def two_tables() -> pd.DataFrame:
 
 
 def test_a_summary_averages_errors_geometrically_and_pools_runs() -> None:
-    (said,) = backtest_verbs.summary(two_tables()).to_dict("records")
+    (said,) = backtest_verbs.summarize(two_tables()).to_dict("records")
     assert (said["factor"], said["law"], said["tables"], said["n_test"]) == (3.0, "chosen", 2, 16)
     assert said["mean_relative_error"] == pytest.approx(0.02)
     assert said["coverage_80"] == pytest.approx((4 * 0.5 + 12 * 1.0) / 16)
@@ -208,14 +210,14 @@ def test_a_summary_averages_errors_geometrically_and_pools_runs() -> None:
 
 def test_a_summary_keeps_factors_and_laws_apart() -> None:
     both = pd.concat([two_tables(), two_tables().assign(factor=10.0), two_tables().assign(law="plain")])
-    said = backtest_verbs.summary(both)
+    said = backtest_verbs.summarize(both)
     assert said[["factor", "law"]].to_numpy().tolist() == [[3.0, "chosen"], [10.0, "chosen"], [3.0, "plain"]]
     assert (said["tables"] == 2).all()
 
 
 def test_markdown_holds_every_table() -> None:
     found = two_tables()
-    text = backtest_verbs.markdown(found, backtest_verbs.summary(found))
+    text = backtest_verbs.to_markdown(found, backtest_verbs.summarize(found))
     lines = text.splitlines()
     assert "| 3 | chosen | 2 | 16 | 2.00% | 87.50% | 93.75% | 87.50% | 20.00% |" in lines
     assert "| table | 3x chosen |" in lines

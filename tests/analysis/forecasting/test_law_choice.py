@@ -11,7 +11,7 @@ from analysis.forecasting import law_choice
 from analysis.forecasting.law_choice import CANDIDATES, HELD, Candidate, Choice, choose, predictions
 from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import PLANTED, simulated
 
 PLAIN = Candidate(chinchilla, huber(), 0.0)
@@ -22,7 +22,7 @@ FEW = (PLAIN, WEIGHTED, CROSSED)
 
 def crossed(noise: float = 1e-3, gamma: float = 0.15) -> pd.DataFrame:
     """Points of a surface whose tokens term depends on params, which no Chinchilla law is."""
-    points = fit_points(simulated()).table
+    points = select_points(simulated()).table
     planted = {**PLANTED, "gamma": gamma, "B": PLANTED["B"] / 1e8**gamma}
     draws = np.random.default_rng(1).normal(0, noise, len(points))
     return points.assign(loss=interaction(planted, points) * np.exp(draws))
@@ -35,7 +35,7 @@ def cut(points: pd.DataFrame, factor: float) -> np.ndarray:
 @pytest.fixture(scope="module")
 def points() -> pd.DataFrame:
     """Their three runs above Cmax / 3 are divided on the candidates."""
-    return fit_points(simulated(3e-3, seed=2)).table
+    return select_points(simulated(3e-3, seed=2)).table
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_surface_with_an_interaction_is_given_one() -> None:
 
 
 def test_without_noise_every_candidate_is_right() -> None:
-    table = fit_points(simulated()).table
+    table = select_points(simulated()).table
     found = choose(table)
     assert (found.scores < 1e-7).all()
     assert found.drift < 1e-7
@@ -156,7 +156,7 @@ def test_names_say_law_objective_and_weighting() -> None:
 
 
 def test_too_few_points_to_hold_out_leave_the_first_candidate() -> None:
-    few = fit_points(simulated(3e-3)).table.iloc[[0, 6, 12, 18, 24, 27, 29]].reset_index(drop=True)
+    few = select_points(simulated(3e-3)).table.iloc[[0, 6, 12, 18, 24, 27, 29]].reset_index(drop=True)
     found = choose(few)
     assert not found.scored
     assert found.best == CANDIDATES[0]
@@ -171,7 +171,7 @@ def test_too_few_points_to_hold_out_leave_the_first_candidate() -> None:
 
 def test_another_top_is_scored_where_that_of_three_leaves_too_few() -> None:
     """Five cells lie below Cmax / 3, too few for five parameters; nine lie below Cmax / 2."""
-    points = fit_points(simulated(3e-3)).table
+    points = select_points(simulated(3e-3)).table
     top = points["flops"].max()
     low = points[cut(points, 3.0)].iloc[-5:]
     middle = points[cut(points, 3.0)].iloc[:4].assign(flops=top / 2.5)

@@ -14,7 +14,7 @@ from analysis.forecasting.law_choice import Candidate, Choice, choose
 from analysis.forecasting.prediction_intervals import FADE, LEAST, Member, Predictive, alone, build, restore
 from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import PLANTED, simulated
 
 PLAIN = Candidate(chinchilla, huber(), 0.0)
@@ -109,7 +109,7 @@ def test_draws_without_a_prediction_are_left_out() -> None:
 
 @pytest.fixture(scope="module")
 def points() -> pd.DataFrame:
-    return fit_points(simulated(3e-3)).table
+    return select_points(simulated(3e-3)).table
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_bands_hold_a_new_run_beyond_the_points_as_often_as_they_say() -> None:
     flops, beyond = 0.0, {"params": np.array([1e9 * 3**0.5]), "tokens": np.array([3e10 * 3**0.5])}
     held = 0
     for seed in range(TABLES):
-        table = fit_points(simulated(NOISE, seed)).table
+        table = select_points(simulated(NOISE, seed)).table
         flops = 3 * table["flops"].max()
         choice = choose(table, (PLAIN, CROSSED))
         fitted = fit_law(choice.best.law, table, table["loss"])

@@ -18,7 +18,7 @@ from analysis.forecasting.law_choice import CANDIDATES, choose
 from analysis.forecasting.saved_fit import Settings
 from analysis.laws import chinchilla, surface
 from analysis.tables import results
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import PLANTED, simulated
 
 QUICK = Settings(draws=16, seed=2)
@@ -28,13 +28,13 @@ RIVALS = tuple(c for c in CANDIDATES if c.power in (0.0, 1.0))
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, saved_fit.SavedFit]:
     folder = tmp_path_factory.mktemp("saved")
-    results.write(simulated(3e-3), folder)
+    results.write_table(simulated(3e-3), folder)
     settings = saved_fit.Settings(holdout="largest", draws=64, seed=3)
     table = folder / "results.parquet"
     origin = {"path": str(table), "sha256": results.content_hash(table)}
     table = simulated(3e-3).assign(learning_rate_from="scan: made")
     table.loc[table["flops"].idxmax(), "learning_rate_from"] = "rule: held out"
-    return folder, saved_fit.build(fit_points(table), settings, origin)
+    return folder, saved_fit.build(select_points(table), settings, origin)
 
 
 def test_a_fit_says_how_the_learning_rates_of_its_points_were_found(built: tuple[Path, saved_fit.SavedFit]) -> None:
@@ -54,7 +54,9 @@ def test_what_is_read_back_forecasts_the_same(built: tuple[Path, saved_fit.Saved
 
 def test_what_was_asked_for_is_told() -> None:
     settings = Settings(fixed={"E": 1.7}, bounds={"alpha": (0.1, np.float64("inf"))}, draws=16, objective=lad)
-    document = json.loads(saved_fit.build(fit_points(simulated(3e-3)), settings, {"path": "", "sha256": ""}).to_json())
+    document = json.loads(
+        saved_fit.build(select_points(simulated(3e-3)), settings, {"path": "", "sha256": ""}).to_json()
+    )
     asked = {"objective": "lad", "delta": None, "weight_power": 0.0, "draws": 16}
     assert document["settings"] == asked | {"fixed": {"E": 1.7}, "bounds": {"alpha": "0.1:inf"}}
 
@@ -90,7 +92,7 @@ def test_standard_errors_are_those_of_the_draws(built: tuple[Path, saved_fit.Sav
 
 
 def test_hold_out_rules() -> None:
-    points = fit_points(simulated()).table
+    points = select_points(simulated()).table
     fitted, held = saved_fit.hold_out(points, "largest")
     assert held["flops"].tolist() == [points["flops"].max()]
     assert len(fitted) == 29
@@ -113,7 +115,7 @@ def test_the_held_out_run_changes_nothing_in_the_values() -> None:
     tables[1].loc[largest, "loss"] *= 3
     values = []
     for table in tables:
-        fitted, held = saved_fit.hold_out(fit_points(table).table, "largest")
+        fitted, held = saved_fit.hold_out(select_points(table).table, "largest")
         assert held["run_id"].tolist() == [table["run_id"][largest]]
         values.append(saved_fit.fit_law(laws.chinchilla, fitted, fitted["loss"].to_numpy()).values)
     assert values[0] == values[1]
@@ -129,7 +131,7 @@ def test_what_is_no_fit_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_too_few_left_after_holding_out() -> None:
-    points = fit_points(simulated().iloc[:7])
+    points = select_points(simulated().iloc[:7])
     with pytest.raises(TableError, match=r"\b[0-5]\b.*\b5\b.*--holdout"):
         saved_fit.build(points, saved_fit.Settings(holdout=str(points.table["flops"].iloc[3]), draws=4), {})
 
@@ -186,7 +188,7 @@ def test_a_law_is_chosen_or_named_and_one_named_is_kept() -> None:
     assert chosen.document["choice"]["chosen"].startswith("interaction huber")
     assert chosen.values["gamma"] == pytest.approx(0.15, abs=0.02)
     assert {member.law.name for member in named.predictive.members} == {"chinchilla", "interaction"}
-    points = fit_points(table).table
+    points = select_points(table).table
     weights = compute_weights(points["flops"], chosen.document["weight_power"])
     assert chosen.values == fit_law(surface.interaction, points, points["loss"], weights=weights).values
 
@@ -197,7 +199,7 @@ def test_a_weighting_that_is_chosen_weighs_the_fit_and_its_bootstrap() -> None:
     built = fit(table, "chosen", QUICK)
     assert built.document["choice"]["chosen"] == "chinchilla huber C^1"
     assert built.document["weight_power"] == 1.0
-    points = fit_points(table).table
+    points = select_points(table).table
     weights = compute_weights(points["flops"], 1.0)
     alone = fit_law(chinchilla, points, points["loss"], weights=weights)
     assert built.values == alone.values
@@ -209,7 +211,7 @@ def test_a_weighting_that_is_chosen_weighs_the_fit_and_its_bootstrap() -> None:
 def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
     settings = Settings(objective=lad, power=0.5, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}, draws=8)
     built = fit(table, settings=settings)
-    points = fit_points(table).table
+    points = select_points(table).table
     weights = compute_weights(points["flops"], 0.5)
     alone = fit_law(
         chinchilla, points, points["loss"], lad, weights=weights, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}

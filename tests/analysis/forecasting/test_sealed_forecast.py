@@ -103,7 +103,7 @@ def test_what_is_no_lock_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock.json").write_text(text)
     with pytest.raises(TableError, match=r"lock\.json"):
         sealed_forecast.read(tmp_path / "lock.json")
-    with pytest.raises(TableError, match=r"none\.json.*--lock"):
+    with pytest.raises(TableError, match=r"none\.json.*--seal"):
         sealed_forecast.read(tmp_path / "none.json")
 
 

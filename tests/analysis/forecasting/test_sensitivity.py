@@ -13,7 +13,7 @@ from analysis.fitting.fit import Fit, Objective, compute_weights, fit_law, huber
 from analysis.forecasting import sensitivity
 from analysis.forecasting.saved_fit import SavedFit, Settings
 from analysis.laws import chinchilla
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import simulated
 
 pytestmark = pytest.mark.usefixtures("no_rivals")
@@ -66,7 +66,7 @@ def test_the_fit_itself_comes_first(built: SavedFit, panel: Panel) -> None:
         name: built.values[name] for name in ("alpha", "beta", "E")
     }
     assert panel[0]["exponent_a"] == built.document["exponent_a"]
-    points = fit_points(noisy()).table
+    points = select_points(noisy()).table
     agree(panel[0], fit_law(chinchilla, points, points["loss"]), points)
 
 
@@ -86,7 +86,7 @@ def test_every_dial_is_turned(panel: Panel) -> None:
 
 
 def test_another_counting_is_a_fit_of_the_same_runs_to_its_column(panel: Panel) -> None:
-    points = fit_points(noisy(), "params_total").table
+    points = select_points(noisy(), "params_total").table
     said = row(panel, "counting")
     agree(said, fit_law(chinchilla, points, points["loss"]), points)
     assert said["n"] == 30
@@ -95,7 +95,7 @@ def test_another_counting_is_a_fit_of_the_same_runs_to_its_column(panel: Panel) 
 
 @pytest.mark.parametrize("half", ["upper half of compute", "lower half"])
 def test_a_window_is_a_fit_of_its_runs(panel: Panel, half: str) -> None:
-    points = fit_points(noisy()).table
+    points = select_points(noisy()).table
     middle = points["flops"].median()
     kept = points[points["flops"] >= middle if half.startswith("upper") else points["flops"] <= middle]
     said = row(panel, "window", half)
@@ -104,7 +104,7 @@ def test_a_window_is_a_fit_of_its_runs(panel: Panel, half: str) -> None:
 
 
 def test_without_its_outliers_it_is_a_fit_of_the_rest(panel: Panel) -> None:
-    points = fit_points(noisy().drop(index=ODD)).table
+    points = select_points(noisy().drop(index=ODD)).table
     said = row(panel, "outliers")
     agree(said, fit_law(chinchilla, points, points["loss"]), points)
     assert said["n"] == 29
@@ -114,12 +114,12 @@ def test_without_its_outliers_it_is_a_fit_of_the_rest(panel: Panel) -> None:
     ("setting", "objective"), [("lad", lad), ("mse_log", mse_log), ("mse", mse), ("huber 0.01", huber(1e-2))]
 )
 def test_another_objective_is_minimised(panel: Panel, setting: str, objective: Objective) -> None:
-    points = fit_points(noisy()).table
+    points = select_points(noisy()).table
     agree(row(panel, "objective", setting), fit_law(chinchilla, points, points["loss"], objective), points)
 
 
 def test_another_weighting_weighs_by_compute(panel: Panel) -> None:
-    points = fit_points(noisy()).table
+    points = select_points(noisy()).table
     weights = compute_weights(points["flops"], 1.0)
     agree(row(panel, "weighting", "C^1"), fit_law(chinchilla, points, points["loss"], weights=weights), points)
 
@@ -149,7 +149,7 @@ def test_held_parameters_and_held_out_runs_stay_so() -> None:
         "huber 0.01",
     ]
     assert [r["setting"] for r in panels[0] if r["dial"] == "weighting"] == ["C^0", "C^1"]
-    points = fit_points(table).table.iloc[:-1]
+    points = select_points(table).table.iloc[:-1]
     weights = compute_weights(points["flops"], 0.5)
     again = fit_law(chinchilla, points, points["loss"], huber(), weights=weights, fixed={"alpha": 0.33})
     agree(row(panels[0], "objective", "huber 0.001"), again, points)

@@ -14,7 +14,7 @@ from analysis.plots import fit as fit_plot
 from analysis.plots import style
 from analysis.plots.style import LIGHT
 from analysis.tables import results
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import simulated
 from tests.support.figure_style import follows_the_style
 
@@ -22,9 +22,9 @@ from tests.support.figure_style import follows_the_style
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory: pytest.TempPathFactory) -> saved_fit.SavedFit:
     folder = tmp_path_factory.mktemp("fit_plot")
-    results.write(simulated(3e-3), folder)
+    results.write_table(simulated(3e-3), folder)
     settings = saved_fit.Settings(holdout="largest", draws=64)
-    return saved_fit.build(fit_points(simulated(3e-3)), settings, {"path": "results.parquet", "sha256": ""})
+    return saved_fit.build(select_points(simulated(3e-3)), settings, {"path": "results.parquet", "sha256": ""})
 
 
 def scatter(axes: Axes, label: str = "") -> np.ndarray:

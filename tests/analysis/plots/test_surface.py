@@ -7,14 +7,14 @@ from matplotlib.collections import PathCollection
 from analysis.fitting import compute_optimal
 from analysis.forecasting import saved_fit
 from analysis.plots import surface
-from analysis.tables.results import fit_points
+from analysis.tables.results import select_points
 from tests.conftest import PLANTED, simulated
 
 
 @pytest.fixture(scope="module")
 def fit() -> saved_fit.SavedFit:
     return saved_fit.build(
-        fit_points(simulated(3e-3)), saved_fit.Settings(holdout="largest", draws=64), {"path": "", "sha256": ""}
+        select_points(simulated(3e-3)), saved_fit.Settings(holdout="largest", draws=64), {"path": "", "sha256": ""}
     )
 
 

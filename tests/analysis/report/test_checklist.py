@@ -21,7 +21,7 @@ def found(reported: Path) -> Evidence:
 
 
 def answers(found: Evidence) -> dict[str, tuple[str, str]]:
-    return {item.key: (item.answer, item.said) for item in checklist.items(found)}
+    return {item.key: (item.answer, item.evidence) for item in checklist.fill_checklist(found)}
 
 
 def refitted(found: Evidence, **document: Any) -> Evidence:
@@ -119,6 +119,6 @@ def test_the_document_gives_a_reason_for_every_item() -> None:
     """One heading an item, in the order of the page, and a source or a word of whose bound it is."""
     text = (ROOT / "docs" / "checklist.md").read_text()
     headed = re.findall(r"^### (.+) \(`(.+)`\)$", text, re.M)
-    assert headed == [(what, key) for key, what, _ in checklist.ASKED]
+    assert headed == [(what, key) for key, what, _ in checklist.CHECKLIST]
     parts = re.split(r"^### .+$", text, flags=re.M)[1:]
     assert all(re.search(r"20\d\d|[Oo]urs", part) for part in parts)

@@ -20,7 +20,7 @@ def drawing(theme: style.Theme) -> style.Figure:
 
 
 def test_a_figure_is_drawn_once_and_coloured_by_the_page() -> None:
-    text = html.document("T", "", [Section("s", "S", "s", html.figure(drawing, "drawing", "what it shows"))])
+    text = html.page_html("T", "", [Section("s", "S", "s", html.figure_block(drawing, "drawing", "what it shows"))])
     assert text.count("<svg") == 1
     assert not re.search(r"#f[de][0-9a-f]{4}", text), "no placeholder is left"
     used = set(re.findall(r"var\(--(\w+)\)", text)) - {"inches"}
@@ -43,18 +43,18 @@ def test_a_crowd_is_thinned_on_the_page_and_told() -> None:
         return figure
 
     figure = crowd(PAGE)
-    said = html.thin(figure)
+    said = html.thin_figure(figure)
     axes = figure.axes[0]
     marks = axes.collections[0]
     x = np.asarray(marks.get_offsets())[:, 0].astype(int)
-    assert (x[0], x[-1], len(x)) == (0, 2999, html.MOST_MARKS)
+    assert (x[0], x[-1], len(x)) == (0, 2999, html.MAX_MARKS)
     whole = np.asarray(crowd(PAGE).axes[0].collections[0].get_facecolor())
     np.testing.assert_array_equal(marks.get_facecolor(), whole[x])
-    assert len(axes.lines) == html.MOST_LINES
+    assert len(axes.lines) == html.MAX_LINES
     assert [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() > 1] == [777], "what is marked stays"
     assert re.findall(r"[\d,]+", said) == ["500", "3,000", "200", "1,000"]
-    assert said in html.figure(crowd, "crowd", "what it shows")
-    assert html.thin(drawing(PAGE)) == ""
+    assert said in html.figure_block(crowd, "crowd", "what it shows")
+    assert html.thin_figure(drawing(PAGE)) == ""
 
 
 def test_shades_of_the_page_are_places_of_the_scale() -> None:
@@ -64,24 +64,24 @@ def test_shades_of_the_page_are_places_of_the_scale() -> None:
 
 
 def test_coordinates_are_shortened_and_words_are_not() -> None:
-    text = html.inline(drawing(PAGE), "drawing", "it")
+    text = html.figure_to_svg(drawing(PAGE), "drawing", "it")
     assert ">0.0015</text>" in text
     assert not re.search(r' d="[^"]*\.\d{3}', text)
 
 
 def test_a_table_sorts_by_raw_values() -> None:
     rows = [[Cell("10k", 10_000.0), Cell("<b>x</b>", "x", "text")], [Cell(""), Cell("y", "y<z", "text")]]
-    text = html.table(("size", "name"), rows, "Runs & more", sorts=True, marks=["held", ""])
+    text = html.html_table(("size", "name"), rows, "Runs & more", sorts=True, marks=["held", ""])
     assert text.count('aria-sort="none"') == 2
     assert '<tr class="held"><td data-n="10000.0">10k</td><td class="text" data-v="x"><b>x</b></td></tr>' in text
     assert '<tr><td></td><td class="text" data-v="y&lt;z">y</td></tr>' in text
     assert 'aria-label="Runs &amp; more"' in text
-    assert "button" not in html.table(("size", "name"), rows, "Runs")
+    assert "button" not in html.html_table(("size", "name"), rows, "Runs")
 
 
 @pytest.mark.parametrize("value", [float("nan"), None])
 def test_what_is_missing_has_no_value(value: float | None) -> None:
-    assert "<td></td>" in html.table(("x",), [[Cell("", value)]], "x", sorts=True)
+    assert "<td></td>" in html.html_table(("x",), [[Cell("", value)]], "x", sorts=True)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_is_missing_has_no_value(value: float | None) -> None:
     [("12", 'data-v="12"'), ("1e5", 'data-v="1e5"'), (12, 'data-n="12.0"'), (float("-inf"), 'data-n="-Infinity"')],
 )
 def test_text_of_digits_stays_text_and_an_infinity_is_a_number(value: float | str, attribute: str) -> None:
-    assert f"<td {attribute}>x</td>" in html.table(("x",), [[Cell("x", value)]], "x", sorts=True)
+    assert f"<td {attribute}>x</td>" in html.html_table(("x",), [[Cell("x", value)]], "x", sorts=True)
 
 
 def test_code_stands_between_backticks() -> None:
@@ -97,6 +97,6 @@ def test_code_stands_between_backticks() -> None:
 
 
 def test_the_page_forbids_itself_the_network() -> None:
-    text = html.document("T", "", [])
+    text = html.page_html("T", "", [])
     assert "default-src 'none'" in text
     assert '<link rel="icon" href="data:,">' in text

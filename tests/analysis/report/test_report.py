@@ -128,7 +128,7 @@ def test_what_the_verb_writes_for_machines(reported: Path) -> None:
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_every_figure_of_the_page_follows_the_style(found: Evidence, name: str) -> None:
     held = {"loss_by_tokens", "loss_by_params", "surface", "frontier", "residuals", "backtest_errors"}
-    figure = figures.drawers(found)[name](report.plots.LIGHT)
+    figure = figures.available_figures(found)[name](report.style.LIGHT)
     follows_the_style(figure, intervals=name not in ("rates_tried", "loss_curves"), held_out=name in held)
 
 
@@ -160,13 +160,13 @@ def alone(reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """The fit and its table without anything beside them, to be changed; no figure is drawn, to be quick."""
     for name in ("results.parquet", "fit.json"):
         shutil.copy(reported / name, tmp_path)
-    monkeypatch.setattr(report, "drawers", lambda found: {})
-    monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(report, "available_figures", lambda found: {})
+    monkeypatch.setattr(evidence.backtest, "forecasts", lambda *_, **__: pd.DataFrame())
     return tmp_path
 
 
 def test_sections_without_anything_to_show_say_why(alone: Path) -> None:
-    said = Page(report.write(alone)[0].read_text()).sections
+    said = Page(report.write_report(alone)[0].read_text()).sections
     missing = evidence.gather(alone).missing
     assert set(missing) == {"backtest", "curves", "downstream", "rates"}
     for section, why in missing.items():
@@ -176,37 +176,37 @@ def test_sections_without_anything_to_show_say_why(alone: Path) -> None:
 
 
 def test_the_page_stands_without_the_table(alone: Path) -> None:
-    whole = Page(report.write(alone)[0].read_text()).sections["provenance"]
+    whole = Page(report.write_report(alone)[0].read_text()).sections["provenance"]
     (alone / "results.parquet").unlink()
-    written = report.write(alone)
+    written = report.write_report(alone)
     page = Page(written.path.read_text())
     assert "run11" in page.text
     assert made.FAILED not in page.text
     assert page.sections["provenance"] != whole, "which says so"
-    assert {item.key: item.answer for item in written.asked}["table"] == "no"
+    assert {item.key: item.answer for item in written.checklist}["table"] == "no"
 
 
 def test_a_table_that_changed_since_the_fit_is_told(alone: Path) -> None:
-    before = report.write(alone)
+    before = report.write_report(alone)
     unchanged = Page(before.path.read_text()).sections
-    results.write(made.table().assign(note="later"), alone)
-    after = report.write(alone)
+    results.write_table(made.table().assign(note="later"), alone)
+    after = report.write_report(alone)
     changed = Page(after.path.read_text()).sections
-    answers = [{item.key: item.answer for item in written.asked}["table"] for written in (before, after)]
+    answers = [{item.key: item.answer for item in written.checklist}["table"] for written in (before, after)]
     assert answers == ["yes", "no"]
     assert changed["checklist"] != unchanged["checklist"]
     assert changed["provenance"] != unchanged["provenance"]
-    assert evidence.gather(alone).unchanged is False
+    assert evidence.gather(alone).table_unchanged is False
 
 
 def test_a_foreign_table_of_three_columns_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from analysis.commands import fit as verbs
 
-    monkeypatch.setattr(report, "drawers", lambda found: {})
-    monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(report, "available_figures", lambda found: {})
+    monkeypatch.setattr(evidence.backtest, "forecasts", lambda *_, **__: pd.DataFrame())
     made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss"]].to_csv(tmp_path / "runs.csv", index=False)
     verbs.fit(tmp_path / "runs.csv", columns="params=params_matmul", draws=16, panel=False)
-    path, _, asked, failed = report.write(tmp_path)
+    path, _, asked, failed = report.write_report(tmp_path)
     assert failed == {}
     said = Page(path.read_text()).sections
     assert "--holdout largest" in said["forecast"], "what to do for one that is checked"
@@ -226,7 +226,7 @@ def test_a_fit_of_some_rows_of_a_foreign_table_is_made_again_by_its_command(
     other = rows.assign(corpus="b", loss=rows["loss"] + 1, seed=5)
     pd.concat([other, rows.assign(corpus="it's a")]).to_csv(tmp_path / "runs.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evidence.holdout, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(evidence.backtest, "forecasts", lambda *_, **__: pd.DataFrame())
     monkeypatch.setattr(saved_fit, "choose", partial(law_choice.choose, candidates=law_choice.CANDIDATES[:1]))
     flags = ["--columns", "params=its size", "--where", 'corpus=="it\'s a"', "--fix", "E=1.5", "--seed", "3"]
     flags += ["--bound", "alpha=0.1:inf,beta=0.2:0.8", "--delta", "0.002", "--draws", "8", "--no-panel"]
@@ -239,19 +239,19 @@ def test_a_fit_of_some_rows_of_a_foreign_table_is_made_again_by_its_command(
 
     first = fitted("runs.csv", *flags)
     assert set(first.table["corpus"]) == {"it's a"}
-    assert re.search(r"\b20\b", {item.key: item.said for item in checklist.items(first)}["table"])
-    command, _ = runs_table.commands_of(first)
+    assert re.search(r"\b20\b", {item.key: item.evidence for item in checklist.fill_checklist(first)}["table"])
+    command, _ = runs_table.commands_to_reproduce(first)
     (tmp_path / "fit.json").unlink()
     again = fitted(*shlex.split(command)[2:], "--no-panel")
     assert again.fit.document == first.fit.document
-    assert runs_table.commands_of(again)[0] == command
+    assert runs_table.commands_to_reproduce(again)[0] == command
 
 
 def test_of_many_runs_those_of_note_are_listed_and_it_is_said(found: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
     above = re.compile(r"<p.*?</p>", re.S)
-    whole = "".join(above.findall(runs_table.runs(found).body))
-    monkeypatch.setattr(runs_table, "MOST", 8)
-    body = runs_table.runs(found).body
+    whole = "".join(above.findall(runs_table.runs_section(found).body))
+    monkeypatch.setattr(runs_table, "MAX_ROWS", 8)
+    body = runs_table.runs_section(found).body
     listed = re.findall(r'data-v="(run\d+)"', body)
     assert {"run19", made.FAILED, made.OFF} < set(listed), "held out, failed, flagged"
     others = [run for run in found.table["run_id"] if run not in ("run19", made.FAILED, made.OFF)]
@@ -261,8 +261,8 @@ def test_of_many_runs_those_of_note_are_listed_and_it_is_said(found: Evidence, m
     said = "".join(above.findall(body))
     assert re.search(r"\b8\b.*\b21\b", said), "how many of how many"
     assert "21" not in whole
-    monkeypatch.setattr(runs_table, "MOST", 2)
-    assert "run19" in re.findall(r'data-v="(run\d+)"', runs_table.runs(found).body)
+    monkeypatch.setattr(runs_table, "MAX_ROWS", 2)
+    assert "run19" in re.findall(r'data-v="(run\d+)"', runs_table.runs_section(found).body)
 
 
 def test_a_fit_from_before_its_settings_were_told_has_a_page(alone: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_fit_from_before_its_settings_were_told_has_a_page(alone: Path) -> Non
     document["table"] = {name: document["table"][name] for name in ("path", "sha256")}
     del document["settings"]
     (alone / "fit.json").write_text(json.dumps(document))
-    said = Page(report.write(alone)[0].read_text(encoding="utf-8")).text
+    said = Page(report.write_report(alone)[0].read_text(encoding="utf-8")).text
     assert "scaling fit results.parquet --law chinchilla --holdout largest --draws 64 scaling report ." in said
 
 
@@ -286,12 +286,12 @@ def test_what_cannot_be_made_is_told_in_its_place_and_on_stderr(
     def refused(*_: object) -> Any:
         raise TableError("no such column")
 
-    monkeypatch.setattr(report, "drawers", lambda found: {"surface": broken, "frontier": refused})
+    monkeypatch.setattr(report, "available_figures", lambda found: {"surface": broken, "frontier": refused})
     monkeypatch.setattr(report, "backtest_section", broken)
     monkeypatch.setattr(report, "headline", broken)
-    monkeypatch.setattr(evidence.rates, "scans", broken)
-    judges = [(key, what, broken if key == "seeds" else judge) for key, what, judge in checklist.ASKED]
-    monkeypatch.setattr(checklist, "ASKED", judges)
+    monkeypatch.setattr(evidence.learning_rate_law, "scans", broken)
+    judges = [(key, what, broken if key == "seeds" else judge) for key, what, judge in checklist.CHECKLIST]
+    monkeypatch.setattr(checklist, "CHECKLIST", judges)
     page = Page(report_.report(alone, json=alone / "report.json").read_text(encoding="utf-8"))
     why = "IndexError: index 3 <out>"
     for part in ("surface", "backtest", "rates", "checklist"):
@@ -321,10 +321,10 @@ def test_an_odd_table_has_a_whole_page(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(saved_fit, "choose", partial(law_choice.choose, candidates=law_choice.CANDIDATES[:1]))
     few = {"factors": backtest.FACTORS[:1], "plain": backtest.PLAIN[:1], "candidates": law_choice.CANDIDATES[:1]}
-    monkeypatch.setattr(evidence.holdout, "forecasts", partial(backtest.forecasts, **few))
+    monkeypatch.setattr(evidence.backtest, "forecasts", partial(backtest.forecasts, **few))
     _odd(made.table()).to_csv(tmp_path / "runs.csv", index=False)
     verbs.fit(tmp_path / "runs.csv", draws=8, panel=False)
-    written = report.write(tmp_path)
+    written = report.write_report(tmp_path)
     assert written.failed == {}
     text = written.path.read_text(encoding="utf-8")
     assert 'class="warning"><strong>Parts' not in text
@@ -337,7 +337,7 @@ def test_scans_that_are_named_are_read(alone: Path, tmp_path: Path) -> None:
 
     law = learning_rate_law.rate_law(learning_rate_law.scans(made.scans()))
     file = files.write_json(tmp_path / "rates.json", learning_rate_law.facts(law, "made", "x"))
-    read = evidence.gather(alone, file).rates
+    read = evidence.gather(alone, file).rate_law
     assert read is not None
     np.testing.assert_allclose(read(SIZES), law(SIZES), rtol=1e-3)
     assert [scan.name for scan in read.scans] == [scan.name for scan in law.scans]
@@ -353,13 +353,13 @@ def test_a_law_of_other_columns_is_refused_in_a_line(alone: Path) -> None:
     document = json.loads((alone / "fit.json").read_text())
     (alone / "fit.json").write_text(json.dumps({**document, "law": "m2"}))
     with pytest.raises(TableError, match=r"\bm2\b.*\bparams\b.*\btokens\b"):
-        report.write(alone)
+        report.write_report(alone)
     assert not (alone / "report.html").exists()
 
 
 def test_a_folder_without_a_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"fit\.json"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -376,18 +376,18 @@ def test_tasks_are_judged_as_by_the_verb_and_those_that_cannot_be_are_named(
     scatter = [line | {"step": i, "tokens": i, "measurements": {"t/accuracy": [0.4 + 0.2 * (-1) ** i, 9, 0.1]}}
                for i in range(1, 6)]  # fmt: skip
     (place / "evaluations.jsonl").write_text("\n".join(map(json.dumps, scatter)))
-    results.write(table, tmp_path)
+    results.write_table(table, tmp_path)
     document = found.fit.document | {"table": {**found.fit.document["table"], "path": "results.parquet"}}
     (tmp_path / "fit.json").write_text(json.dumps(document))
     evident = evidence.gather(tmp_path, draws=20)
     assert [(study.task, study.trend.noise_of) for study in evident.studies] == [("t", "scatter of checkpoints")]
     section = report.downstream_section(evident, {}).body
-    assert set(evident.unstudied) == {"few"}
-    assert evident.unstudied["few"] in section
-    assert re.search(r"\b2\b", evident.unstudied["few"]), "runs have it"
+    assert set(evident.not_studied) == {"few"}
+    assert evident.not_studied["few"] in section
+    assert re.search(r"\b2\b", evident.not_studied["few"]), "runs have it"
     unknown = replace(evident, studies=tuple(studies(table.drop(columns="t/accuracy_stderr"), ["t"])))
-    assert {"downstream_by_compute", "downstream_signal"} <= set(figures.drawers(evident))
-    assert "downstream_signal" not in figures.drawers(unknown)
+    assert {"downstream_by_compute", "downstream_signal"} <= set(figures.available_figures(evident))
+    assert "downstream_signal" not in figures.available_figures(unknown)
     (told,) = {study.verdict for study in unknown.studies}
     assert told not in section
     assert told in report.downstream_section(unknown, {}).body

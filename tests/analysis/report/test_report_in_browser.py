@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.report.html import Cell, Section, document, table
-from analysis.report.runs_table import ROLES
+from analysis.report.html import Cell, Section, html_table, page_html
+from analysis.report.runs_table import ROLE_LABELS
 from tests.support.browser import Unavailable, browser, fetched, find
 
 PHONE = {"width": 390, "height": 844}
@@ -105,16 +105,16 @@ def test_sorting_by_keyboard_and_by_text(running: Any, path: Path) -> None:
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         parts = column(page, at + 1)
-        assert parts.index(ROLES["held"]) > parts.index(ROLES["fitted"]), "Tab goes to the next head"
+        assert parts.index(ROLE_LABELS["held"]) > parts.index(ROLE_LABELS["fitted"]), "Tab goes to the next head"
 
 
 def test_text_of_digits_sorts_as_text_and_infinities_as_numbers(running: Any, tmp_path: Path) -> None:
     words = ["9", "123456", "1e999", "2e3", "abc", "0x11"]
     values = [2.0, float("inf"), 10.0, float("-inf"), float("nan"), float("inf")]
     rows = [[Cell(word, word), Cell(str(value), value)] for word, value in zip(words, values, strict=True)]
-    text = table(("run", "x"), rows, "Runs", sorts=True)
+    text = html_table(("run", "x"), rows, "Runs", sorts=True)
     file = tmp_path / "page.html"
-    file.write_text(document("T", "", [Section("runs", "Runs", "Runs", text)]), encoding="utf-8")
+    file.write_text(page_html("T", "", [Section("runs", "Runs", "Runs", text)]), encoding="utf-8")
     with opened(running, file) as page:
         button, at = head(page, "run")
         button.click()

@@ -69,7 +69,7 @@ DESIGNS = {"grid": a_grid(), "isoflop": isoflop(), "ladder": a_ladder()}
 
 
 def alarms(table: pd.DataFrame, curves: dict[str, Curve]) -> set[str]:
-    return set(curve_collapse.compare(table, curves).alarms())
+    return set(curve_collapse.compare_curves(table, curves).explain_outliers())
 
 
 @pytest.mark.parametrize(("design", "sweeps", "most"), [("grid", 12, 1), ("isoflop", 12, 1), ("ladder", 40, 4)])
@@ -97,13 +97,13 @@ def test_shape_and_height_each_raise_it_and_say_so() -> None:
     bent, high = "r07", "r11"
     x = curves[bent].tokens / curves[bent].tokens[-1]
     curves[bent] = Curve(curves[bent].tokens, curves[bent].loss * (1 + 0.2 * np.sin(np.pi * x)), x)
-    floor = curve_collapse.compare(table, curves).floor
+    floor = curve_collapse.compare_curves(table, curves).floor
     raised = floor + 1.25 * (curves[high].loss - floor)
     curves[high] = Curve(curves[high].tokens, raised, x)
     at = table["run_id"] == high
     table.loc[at, "loss"] = floor + 1.25 * (table.loc[at, "loss"] - floor)
-    found = curve_collapse.compare(table, curves, floor)
-    said = found.alarms()
+    found = curve_collapse.compare_curves(table, curves, floor)
+    said = found.explain_outliers()
     assert set(said) == {bent, high}
     cells = found.cells.set_index("run_id")
     shown = {run: (f"{np.expm1(cells[of][run]):.0%}", f"{cells[by][run]:.1f}") for run, of, by in (
@@ -117,9 +117,9 @@ def test_shape_and_height_each_raise_it_and_say_so() -> None:
 
 def test_clean_curves_collapse_to_their_noise() -> None:
     params, tokens = DESIGNS["grid"]
-    found = curve_collapse.compare(*simulated_curves(params, tokens, np.random.default_rng(3)))
+    found = curve_collapse.compare_curves(*simulated_curves(params, tokens, np.random.default_rng(3)))
     spread = found.normalised.std(0) / found.normalised.mean(0)
-    raw = found.raw.std(0) / found.raw.mean(0)
+    raw = found.smoothed.std(0) / found.smoothed.mean(0)
     assert spread.max() < 0.04 < raw.min()
     assert found.cells["run_id"].tolist() == [f"r{i:02}" for i in range(20)]
 
@@ -129,8 +129,8 @@ def test_the_floor_is_the_laws_where_ends_tell_it() -> None:
     for seed in range(3):
         truth = np.random.default_rng(seed).uniform(0.5, 1.8)
         table, curves = simulated_curves(params.ravel(), tokens.ravel(), np.random.default_rng(seed))
-        assert curve_collapse.compare(table, curves).floor == pytest.approx(truth, abs=0.35)
-        assert curve_collapse.compare(table, curves, 0.4).floor == 0.4
+        assert curve_collapse.compare_curves(table, curves).floor == pytest.approx(truth, abs=0.35)
+        assert curve_collapse.compare_curves(table, curves, 0.4).floor == 0.4
 
 
 def test_only_the_best_rate_of_a_scan_tells_the_trend() -> None:
@@ -152,10 +152,10 @@ def test_cells_of_another_schedule_are_compared_apart_and_few_not_at_all() -> No
         other.assign(run_id="o" + other["run_id"], schedule="cosine"),
         {f"o{run}": c for run, c in more.items()},
     )
-    both = curve_collapse.compare(pd.concat([table, other], ignore_index=True), curves | more)
+    both = curve_collapse.compare_curves(pd.concat([table, other], ignore_index=True), curves | more)
     assert both.cells["group"].nunique() == 2
-    assert both.alarms() == {}
-    few = curve_collapse.compare(pd.concat([table, other[:9]], ignore_index=True), curves | more)
+    assert both.explain_outliers() == {}
+    few = curve_collapse.compare_curves(pd.concat([table, other[:9]], ignore_index=True), curves | more)
     assert len(few.cells) == 20
     assert list(few.left_out.values()) == [9]
 
@@ -168,10 +168,10 @@ def test_a_cell_without_a_whole_curve_is_left_out() -> None:
     }
     del curves["r05"]
     table.loc[6, "status"] = "diverged"
-    found = curve_collapse.compare(table, curves | cut | sparse)
+    found = curve_collapse.compare_curves(table, curves | cut | sparse)
     assert list(found.left_out.values()) == [3]
     assert len(found.cells) == 16
-    assert curve_collapse.compare(table, {}).cells.empty
+    assert curve_collapse.compare_curves(table, {}).cells.empty
 
 
 def test_a_cell_far_from_all_others_is_not_judged() -> None:
@@ -179,23 +179,23 @@ def test_a_cell_far_from_all_others_is_not_judged() -> None:
     params, tokens = DESIGNS["grid"]
     alone = tokens * np.where(np.arange(20) == 19, 1e6, 1)
     table, curves = simulated_curves(params, alone, np.random.default_rng(8), {19: 1 / 16})
-    found = curve_collapse.compare(table, curves)
+    found = curve_collapse.compare_curves(table, curves)
     assert np.isnan(found.cells["height"][19])
-    assert found.alarms() == {}
+    assert found.explain_outliers() == {}
 
 
 def test_the_figure_shows_each_curve_and_names_those_off() -> None:
     table, curves = simulated_curves(*DESIGNS["grid"], np.random.default_rng(9), {7: 1 / 16})
-    found = curve_collapse.compare(table, curves)
-    assert list(found.alarms()) == ["r07"]
+    found = curve_collapse.compare_curves(table, curves)
+    assert list(found.explain_outliers()) == ["r07"]
     left, right = collapse_plot.curves(found).axes[0], collapse_plot.collapse(found).axes[0]
-    for axes, shown in ((left, found.raw), (right, found.normalised)):
+    for axes, shown in ((left, found.smoothed), (right, found.normalised)):
         lines = {line.get_label(): line for line in axes.lines}
         assert len(lines) == 20
         for run, values in zip(found.cells["run_id"], shown, strict=True):
             np.testing.assert_allclose(np.asarray(lines[run].get_ydata()), values)
         assert [run for run, line in lines.items() if line.get_color() == LIGHT.accent] == ["r07"]
-    np.testing.assert_allclose(np.asarray(left.lines[0].get_xdata()), curve_collapse.SHARES * table["tokens"][0])
+    np.testing.assert_allclose(np.asarray(left.lines[0].get_xdata()), curve_collapse.RUN_SHARES * table["tokens"][0])
     named = [text.get_text() for text in right.texts]
     assert len(named) == 2, "what is off, and how to read it"
     assert re.fullmatch(r"r07\b.*\b21\.1k\b.*\b4M", named[0])

@@ -38,14 +38,16 @@ def curve(rate: np.ndarray | None = None, loss: np.ndarray | None = None) -> Cur
 
 
 def found(table: pd.DataFrame, one: Curve | None = None) -> list[tuple[str, str]]:
-    return [(flag.word, flag.reason) for flag in flags.find(table, {"a": one} if one else None)[0]]
+    return [(flag.name, flag.reason) for flag in flags.find_flags(table, {"a": one} if one else None)[0]]
 
 
 def test_a_good_run_has_no_flag() -> None:
     assert found(row(), curve()) == []
-    assert flags.flags(row(), {"a": curve()}).tolist() == [""]
-    assert flags.flags(row()).tolist() == [""], "without curves"
-    assert flags.flags(pd.DataFrame({"loss": [1.0], "params": [1e5]})).tolist() == [""], "of a table made elsewhere"
+    assert flags.flag_names(row(), {"a": curve()}).tolist() == [""]
+    assert flags.flag_names(row()).tolist() == [""], "without curves"
+    assert flags.flag_names(pd.DataFrame({"loss": [1.0], "params": [1e5]})).tolist() == [""], (
+        "of a table made elsewhere"
+    )
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
@@ -90,7 +92,7 @@ def test_a_loss_that_rises_beyond_its_noise() -> None:
     base = 2 * X**-0.1
     many = pd.concat([row(run_id=f"r{i}", loss=np.nan) for i in range(400)], ignore_index=True)
     noisy = {run: curve(loss=base + rng.normal(0, 0.2, LINES)) for run in many["run_id"]}
-    assert set(flags.flags(many, noisy)) == {""}, "noise alone"
+    assert set(flags.flag_names(many, noisy)) == {""}, "noise alone"
     risen = base + np.where(X > 0.8, 0.15 * (X - 0.8) / 0.2, 0)
     ((word, reason),) = found(row(), curve(loss=risen + rng.normal(0, 0.02, LINES)))
     assert word == "rising"
@@ -129,16 +131,16 @@ def scan(losses: list[float | None], **changes: object) -> pd.DataFrame:
     ],
 )
 def test_the_best_rate_at_the_edge_of_its_scan(losses: list[float | None], at: int | None) -> None:
-    words = flags.flags(scan(losses)).tolist()
+    words = flags.flag_names(scan(losses)).tolist()
     assert [i for i, said in enumerate(words) if said == "lr_at_bound"] == ([] if at is None else [at])
 
 
 def test_a_scan_is_of_rows_alike_in_all_else() -> None:
     table = pd.concat([scan([2.2, 2.0, 2.1]), scan([1.9, 1.8, 1.7], seed=1)], ignore_index=True)
-    assert flags.flags(table).tolist() == [""] * 5 + ["lr_at_bound"]
+    assert flags.flag_names(table).tolist() == [""] * 5 + ["lr_at_bound"]
     apart = scan([2.2, 2.1, 2.0]).assign(weight_decay=[0.1, 0.2, 0.3])
-    assert flags.flags(apart).tolist() == [""] * 3
-    (flag,) = flags.find(scan([2.2, 2.1, 2.0]))[2]
+    assert flags.flag_names(apart).tolist() == [""] * 3
+    (flag,) = flags.find_flags(scan([2.2, 2.1, 2.0]))[2]
     assert re.findall(r"[\d.]*\d", flag.reason) == ["0.004", "3"], "the best rate, and how many were tried"
 
 
@@ -170,10 +172,10 @@ def test_flags_of_a_sweep_go_into_its_table_and_its_warnings(
     first = [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")]
     fit.collect("s", out=tmp_path)
     assert [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")] == first
-    assert flags.words(flags.find(api.load(sweep))[0]) == ""
+    assert flags.join_names(flags.find_flags(api.load(sweep))[0]) == ""
     for path in (sweep, sweep / "results.csv"):
         table = api.load(path)
-        assert table_checks.marked(table) == {"r07": "off_collapse", "bad": "diverged"}
+        assert table_checks.flags_by_run(table) == {"r07": "off_collapse", "bad": "diverged"}
         assert table.set_index("run_id")["reason"]["r07"] in off
         assert len(api.load(path, where="flags==")) == 19
 
@@ -189,7 +191,7 @@ def test_isoflop_and_backtest_name_them_too(
     monkeypatch.setattr(backtest, "backtest", lambda *_, **__: pd.DataFrame({"factor": [3.0]}))
     monkeypatch.setattr(backtest, "print_scores", lambda *_: None)
     isoflop.isoflop(tmp_path / "t.csv")
-    backtest_.backtest_verb(tmp_path / "t.csv")
+    backtest_.backtest(tmp_path / "t.csv")
     said = capsys.readouterr().out
     assert len(re.findall(rf"{table['run_id'][3]}\b.*\brising\b.*\b1\b.*\b29\b", said)) == 2
 
@@ -212,5 +214,5 @@ def test_a_fit_names_the_flagged_points_that_it_uses() -> None:
     assert (len(built.points), built.document["dropped"]) == (28, 1)
     assert re.search(r"^28\b.*, 1\b", repr(built), re.M)
     again = saved_fit.SavedFit(json.loads(built.to_json()))
-    assert table_checks.marked(again.points) == built.document["flagged"]
-    assert table_checks.notes(results.fit_points(where.where(table, "flags=="))) == []
+    assert table_checks.flags_by_run(again.points) == built.document["flagged"]
+    assert table_checks.check_points(results.select_points(where.filter_rows(table, "flags=="))) == []

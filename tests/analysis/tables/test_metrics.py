@@ -20,7 +20,7 @@ import analysis
 from analysis.commands.collect import collect
 from analysis.errors import TableError
 from analysis.tables import metrics as store
-from analysis.tables.metrics import compact, metrics
+from analysis.tables.metrics import compact_metrics, load_metrics
 from scaling.record.run_folder import append_metrics, read_metrics, write_result
 
 KNOWN = ["run_id", "step", "tokens", "loss", "grad_norm", "learning_rate", "validation_loss", "tokens_per_second"]
@@ -54,19 +54,19 @@ def test_steps_are_the_same_compacted_or_not(tmp_path: Path) -> None:
     b, a = a_run(tmp_path, "b", scale=2.0), a_run(tmp_path, "a", steps=3)
     (tmp_path / "runs" / "c").mkdir()
     (tmp_path / "runs" / "a file").touch()
-    before = metrics(tmp_path)
+    before = load_metrics(tmp_path)
     assert list(before) == KNOWN
     assert before["run_id"].tolist() == ["a"] * 3 + ["b"] * 20
     assert (before["step"].dtype, before["tokens"].dtype, before["loss"].dtype) == (np.int64, np.int64, np.float64)
     assert said(before, a) == lines(a)
     assert said(before, b) == lines(b)
     assert not (tmp_path / "metrics.parquet").exists(), "reading writes nothing"
-    done = compact(tmp_path)
-    assert (done.runs, done.rows, done.read, done.gone) == (2, 23, 2, 0)
-    pd.testing.assert_frame_equal(metrics(tmp_path), before)
-    pd.testing.assert_frame_equal(metrics(str(tmp_path / "runs" / "a")), metrics(tmp_path, ["a", "nobody"]))
+    done = compact_metrics(tmp_path)
+    assert (done.num_runs, done.num_rows, done.num_read, done.num_removed) == (2, 23, 2, 0)
+    pd.testing.assert_frame_equal(load_metrics(tmp_path), before)
+    pd.testing.assert_frame_equal(load_metrics(str(tmp_path / "runs" / "a")), load_metrics(tmp_path, ["a", "nobody"]))
     assert pd.read_parquet(tmp_path / "metrics.parquet")["loss"].tolist() == before["loss"].tolist(), "of any reader"
-    assert analysis.metrics is metrics
+    assert analysis.load_metrics is load_metrics
 
 
 def test_a_resume_a_validation_and_torn_lines(tmp_path: Path) -> None:
@@ -74,20 +74,20 @@ def test_a_resume_a_validation_and_torn_lines(tmp_path: Path) -> None:
     append_metrics(run, {"step": 6, "validation_loss": 2.5})
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "tokens": 56, "loss": 0.')
-    assert said(metrics(tmp_path), run) == lines(run)
-    assert len(metrics(tmp_path)) == 6
+    assert said(load_metrics(tmp_path), run) == lines(run)
+    assert len(load_metrics(tmp_path)) == 6
     for step in range(5, 10):
         append_metrics(run, {"step": step, "tokens": 8 * step, "loss": 7.0 + step, "learning_rate": 1e-3})
     append_metrics(run, {"step": 9, "validation_loss": 1.5})
     with (run / "metrics.jsonl").open("a") as file:
         file.write("[1, 2]\n7\n{}\nnull\n" + '{"loss": 3.0}\n{"step": 10, "tokens": 80, "loss": 1.0}')
-    found = metrics(tmp_path)
+    found = load_metrics(tmp_path)
     assert found["step"].tolist() == [*range(1, 11)]
     assert found["loss"].tolist()[3:] == [0.25, 12.0, 13.0, 14.0, 15.0, 16.0, 1.0]
     assert found["validation_loss"].dropna().tolist() == [2.5, 1.5]
     assert found["tokens_per_second"].tolist()[4:6] == [1000.0, 1000.0], "what the later line of a step leaves out"
-    compact(tmp_path)
-    pd.testing.assert_frame_equal(metrics(tmp_path), found)
+    compact_metrics(tmp_path)
+    pd.testing.assert_frame_equal(load_metrics(tmp_path), found)
 
 
 def test_any_log_reads_as_the_contract_has_it(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_any_log_reads_as_the_contract_has_it(tmp_path: Path) -> None:
                 with (run / "metrics.jsonl").open("a") as file:
                     file.write('{"step": 3, "loss": 1.'[: rng.integers(1, 22)])
         runs.append(run)
-    table = metrics(tmp_path)
+    table = load_metrics(tmp_path)
     for run in runs:
         assert said(table, run) == lines(run), run.name
     assert list(table) == [*KNOWN, "depth"]
@@ -116,30 +116,30 @@ def test_any_log_reads_as_the_contract_has_it(tmp_path: Path) -> None:
 def test_only_what_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abcd":
         a_run(tmp_path, name)
-    compact(tmp_path)
+    compact_metrics(tmp_path)
     read: list[str] = []
-    whole = store.whole_lines
-    monkeypatch.setattr(store, "whole_lines", lambda path: read.append(path.parent.name) or whole(path))
+    whole = store.read_whole_lines
+    monkeypatch.setattr(store, "read_whole_lines", lambda path: read.append(path.parent.name) or whole(path))
     inode = (tmp_path / "metrics.parquet").stat().st_ino
-    assert compact(tmp_path).read == 0
-    assert len(metrics(tmp_path)) == 80
+    assert compact_metrics(tmp_path).num_read == 0
+    assert len(load_metrics(tmp_path)) == 80
     assert (read, (tmp_path / "metrics.parquet").stat().st_ino) == ([], inode), "neither read nor written"
     append_metrics(tmp_path / "runs" / "b", {"step": 21, "tokens": 168, "loss": 0.5})
     a_run(tmp_path, "aa", steps=2)
     for path in (tmp_path / "runs" / "d").iterdir():
         path.unlink()
     expected = [("a", 20), ("aa", 2), ("b", 21), ("c", 20)]
-    assert list(metrics(tmp_path).groupby("run_id", observed=True).size().items()) == expected
+    assert list(load_metrics(tmp_path).groupby("run_id", observed=True).size().items()) == expected
     assert sorted(read) == ["aa", "b"]
-    done = compact(tmp_path)
-    assert (done.runs, done.rows, done.read, done.gone) == (4, 63, 2, 1)
+    done = compact_metrics(tmp_path)
+    assert (done.num_runs, done.num_rows, done.num_read, done.num_removed) == (4, 63, 2, 1)
     assert sorted(read) == ["aa", "aa", "b", "b"]
-    assert list(metrics(tmp_path).groupby("run_id", observed=True).size().items()) == expected
+    assert list(load_metrics(tmp_path).groupby("run_id", observed=True).size().items()) == expected
     assert len(read) == 4
     path = tmp_path / "runs" / "c" / "metrics.jsonl"
     path.write_text(path.read_text().replace("8,", "9,"))
-    assert compact(tmp_path).read == 1, "of the same length"
-    assert of(metrics(tmp_path), "c")["tokens"].tolist()[0] == 9
+    assert compact_metrics(tmp_path).num_read == 1, "of the same length"
+    assert of(load_metrics(tmp_path), "c")["tokens"].tolist()[0] == 9
 
 
 def test_unknown_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
@@ -149,18 +149,18 @@ def test_unknown_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
         for step, value in enumerate(values):
             line = {"step": step, "tokens": 1e6 if name == "b" else step, "loss": "nan" if name == "b" else 1.0}
             append_metrics(run, line | {"mixed": value, f"own/{name}": value if name != "d" else "z"})
-    before = metrics(tmp_path)
+    before = load_metrics(tmp_path)
     assert list(before) == [*KNOWN, "mixed", "own/a", "own/b", "own/c", "own/d"]
     assert before["mixed"].tolist()[:5] == ["1", "2", "1.5", "2.0", "x"]
     assert before["mixed"].tolist()[6:] == ["[1]", '{"y": 2}']
     assert of(before, "b")["own/b"].tolist() == [1.5, 2.0]
     assert of(before, "b")["tokens"].tolist() == [1_000_000, 1_000_000]
     assert of(before, "b")["loss"].isna().all()
-    compact(tmp_path)
-    pd.testing.assert_frame_equal(metrics(tmp_path), before)
+    compact_metrics(tmp_path)
+    pd.testing.assert_frame_equal(load_metrics(tmp_path), before)
     append_metrics(tmp_path / "runs" / "a", {"step": 3, "tokens": 3, "mixed": 7})
-    compact(tmp_path)
-    assert metrics(tmp_path)["mixed"].tolist()[:3] == ["1", "2", "7"]
+    compact_metrics(tmp_path)
+    assert load_metrics(tmp_path)["mixed"].tolist()[:3] == ["1", "2", "7"]
 
 
 def test_what_a_machine_that_lost_power_leaves_behind(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_a_machine_that_lost_power_leaves_behind(tmp_path: Path) -> None:
         file.write(bytes(64) + b"\n" + b'\xff\xfe{"step": 3}\n' + bytes(8))
     for run in (a, b):
         append_metrics(run, {"step": 3, "tokens": 24, "when": "2026-11-22T10:00:00", "count": 2**70})
-    found = metrics(tmp_path)
+    found = load_metrics(tmp_path)
     assert found["step"].tolist() == [1, 2, 3] * 2
     assert found["tokens"].tolist() == [8, 16, 24] * 2
     assert found["when"].dropna().str.startswith("2026-11-22").tolist() == [True, True]
@@ -179,47 +179,47 @@ def test_what_a_machine_that_lost_power_leaves_behind(tmp_path: Path) -> None:
 
 def test_a_table_that_is_not_ours_or_torn_is_made_anew(tmp_path: Path) -> None:
     a_run(tmp_path, "a")
-    path = compact(tmp_path).path
+    path = compact_metrics(tmp_path).path
     whole = path.read_bytes()
     for wrong in (b"", whole[: len(whole) // 2], b"PAR1 nonsense PAR1"):
         path.write_bytes(wrong)
-        assert len(metrics(tmp_path)) == 20
-        assert compact(tmp_path).read == 1
+        assert len(load_metrics(tmp_path)) == 20
+        assert compact_metrics(tmp_path).num_read == 1
     pd.DataFrame({"step": [1]}).to_parquet(path)
-    assert len(metrics(tmp_path)) == 20
-    assert compact(tmp_path).read == 1
+    assert len(load_metrics(tmp_path)) == 20
+    assert compact_metrics(tmp_path).num_read == 1
 
 
 def test_a_folder_without_runs_is_read_from_its_table(tmp_path: Path) -> None:
     run = a_run(tmp_path, "a")
-    compact(tmp_path)
+    compact_metrics(tmp_path)
     (run / "metrics.jsonl").unlink()
     run.rmdir()
     (tmp_path / "runs").rmdir()
-    assert len(metrics(tmp_path)) == 20
+    assert len(load_metrics(tmp_path)) == 20
     for folder in (tmp_path / "none", tmp_path.parent):
         with pytest.raises(TableError, match=re.escape(str(folder))):
-            metrics(folder)
+            load_metrics(folder)
     with pytest.raises(TableError, match="runs/"):
-        compact(tmp_path)
+        compact_metrics(tmp_path)
 
 
 def test_no_lines_at_all(tmp_path: Path) -> None:
     run = a_run(tmp_path, "a", steps=0)
-    assert metrics(tmp_path).empty
+    assert load_metrics(tmp_path).empty
     (run / "metrics.jsonl").write_text("torn")
-    assert list(metrics(tmp_path)) == KNOWN
-    assert compact(tmp_path).rows == 0
-    assert compact(tmp_path).read == 0
-    assert metrics(tmp_path).empty
+    assert list(load_metrics(tmp_path)) == KNOWN
+    assert compact_metrics(tmp_path).num_rows == 0
+    assert compact_metrics(tmp_path).num_read == 0
+    assert load_metrics(tmp_path).empty
     (run / "metrics.jsonl").write_text('{"loss": 3.0}\n{"step": 1, "tokens": 8}\n')
-    assert metrics(tmp_path)["tokens"].tolist() == [8], "a line that names no step tells of none"
+    assert load_metrics(tmp_path)["tokens"].tolist() == [8], "a line that names no step tells of none"
 
 
 def test_a_kill_while_it_writes_leaves_the_old_table(tmp_path: Path) -> None:
     """The process dies when the new file is written in full but not yet in its place."""
     a_run(tmp_path, "a")
-    compact(tmp_path)
+    compact_metrics(tmp_path)
     a_run(tmp_path, "b")
     program = (
         "import os, sys, pathlib; from analysis.tables.metrics import compact\n"
@@ -228,8 +228,8 @@ def test_a_kill_while_it_writes_leaves_the_old_table(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 9
     assert len(pd.read_parquet(tmp_path / "metrics.parquet")) == 20
-    assert len(metrics(tmp_path)) == 40
-    assert compact(tmp_path).read == 1
+    assert len(load_metrics(tmp_path)) == 40
+    assert compact_metrics(tmp_path).num_read == 1
 
 
 def test_collect_brings_the_table_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,14 +262,14 @@ def test_300_runs_of_2000_steps_load_and_group_in_two_seconds(tmp_path: Path) ->
         run = tmp_path / "runs" / f"{i:012x}"
         run.mkdir(parents=True)
         (run / "metrics.jsonl").write_text(text)
-    compact(tmp_path)
+    compact_metrics(tmp_path)
     began = time.process_time()
-    table = metrics(tmp_path)
+    table = load_metrics(tmp_path)
     binned = table.groupby(["run_id", table["step"] // 100], observed=True)["loss"].mean()
     took = time.process_time() - began
     assert (len(table), len(binned)) == (600_000, 300 * 21)
     assert took < 2
     os.utime(run / "metrics.jsonl")
     began = time.process_time()
-    assert compact(tmp_path).read == 1
+    assert compact_metrics(tmp_path).num_read == 1
     assert time.process_time() - began < 4

@@ -8,8 +8,8 @@ import pytest
 
 from analysis.errors import TableError
 from analysis.tables import public, table_checks
-from analysis.tables.public import TABLES
-from analysis.tables.results import fit_points
+from analysis.tables.public import PUBLIC_TABLES
+from analysis.tables.results import select_points
 
 
 @pytest.fixture(scope="module", params=["made_data", "shared_data"])
@@ -28,16 +28,16 @@ def source(folder: Path, file: str) -> pd.DataFrame:
 
 
 def test_every_table_is_ready_to_be_fitted(tables: dict[str, pd.DataFrame]) -> None:
-    assert list(tables) == list(TABLES)
+    assert list(tables) == list(PUBLIC_TABLES)
     for name, table in tables.items():
         for column in ("params", "tokens", "flops", "loss"):
             assert table[column].dtype == float, (name, column)
             assert (np.isfinite(table[column]) & (table[column] > 0)).all(), (name, column)
         np.testing.assert_allclose(table["flops"], 6 * table["params"] * table["tokens"], rtol=1e-6, err_msg=name)
         assert table.index.tolist() == list(range(len(table))), name
-        points = fit_points(table, "params")
+        points = select_points(table, "params")
         assert len(points.table) == len(table), name
-        assert table_checks.notes(points) == [], name
+        assert table_checks.check_points(points) == [], name
 
 
 def test_rows_are_as_many_as_were_published(shared_data: Path) -> None:
@@ -100,7 +100,7 @@ def test_steplaw_is_the_best_setting_of_each_size_and_horizon(tables: dict[str, 
 
 
 def test_a_folder_without_the_file_says_which(tmp_path: Path) -> None:
-    for name, table in TABLES.items():
+    for name, table in PUBLIC_TABLES.items():
         with pytest.raises(TableError, match=r"\.csv.*--data"):
             table.read(tmp_path)
         assert table.name == name
@@ -117,8 +117,8 @@ def test_flops_are_those_of_the_source_or_six_n_d(tmp_path: Path) -> None:
     points = {"N": [1_000_000, 2_000_000], "D": [10_000_000, 20_000_000], "loss": [5, 4]}
     own = written(tmp_path / "own", "chinchilla_epoch/chinchilla_nd_loss.csv", **points, flops=[7, 8])
     none = written(tmp_path / "none", "chinchilla_epoch/chinchilla_nd_loss.csv", **points)
-    assert TABLES["chinchilla_245"].read(own)["flops"].tolist() == [7.0, 8.0]
-    table = TABLES["chinchilla_245"].read(none)
+    assert PUBLIC_TABLES["chinchilla_245"].read(own)["flops"].tolist() == [7.0, 8.0]
+    table = PUBLIC_TABLES["chinchilla_245"].read(none)
     assert table["flops"].tolist() == [6e13, 2.4e14]
     assert table[["params", "tokens", "loss"]].dtypes.tolist() == [float, float, float]
 
@@ -130,8 +130,8 @@ def test_selections_without_the_public_files(tmp_path: Path) -> None:
         "steplaw/data/dense_lr_bs_loss.csv",
         **{"N": [1e8, 1e8, 1e8], "D": [1e9, 1e9, 2e9], "loss": [9.0, 1.0, 5.0], "smooth loss": [3.0, 3.1, 2.9]},
     )
-    best = TABLES["steplaw_dense"].read(tmp_path)
+    best = PUBLIC_TABLES["steplaw_dense"].read(tmp_path)
     assert best[["tokens", "loss"]].to_numpy().tolist() == [[1e9, 3.0], [2e9, 2.9]]
     epochs = {"D": [1e9, 1e9, 3e9], "U": [2e9, 1e9, 1e9]}
     written(tmp_path, "datablations/datablations_182.csv", N=[1e8] * 3, **epochs, loss=[3.0, 3.1, 3.2])
-    assert TABLES["datablations_1epoch"].read(tmp_path)["loss"].tolist() == [3.0, 3.1]
+    assert PUBLIC_TABLES["datablations_1epoch"].read(tmp_path)["loss"].tolist() == [3.0, 3.1]

@@ -34,7 +34,7 @@ def test_run_folders_become_rows_and_failures_stay(tmp_path: Path) -> None:
     run(tmp_path, "a")
     run(tmp_path, "c", status="diverged", loss=math.nan, tokens=4e6)
     (tmp_path / "runs" / "d").mkdir()
-    table = results.read(tmp_path)
+    table = results.read_table(tmp_path)
     assert table["run_id"].tolist() == ["a", "b", "c"]
     assert table["status"].tolist() == ["done", "done", "diverged"]
     assert table["reason"].tolist() == ["", "", "why"]
@@ -48,7 +48,7 @@ def test_a_torn_result_is_named_and_kept(tmp_path: Path) -> None:
     path = run(tmp_path, "abc") / "result.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(TableError, match=r"abc/result\.json"):
-        results.read(tmp_path)
+        results.read_table(tmp_path)
     assert len(path.read_text()) == 40
 
 
@@ -60,20 +60,20 @@ def test_files_of_every_kind_read_the_same(tmp_path: Path, suffix: str) -> None:
         "parquet": lambda: table.to_parquet(path),
         "jsonl": lambda: table.to_json(path, orient="records", lines=True, double_precision=15),
     }[suffix]()
-    pd.testing.assert_frame_equal(results.read(path)[list(table)], table, check_dtype=False, rtol=1e-12)
+    pd.testing.assert_frame_equal(results.read_table(path)[list(table)], table, check_dtype=False, rtol=1e-12)
 
 
 def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(TableError, match=r"results\.parquet.*(Not a directory|File exists)"):
-        results.write(simulated(), tmp_path / "a")
+        results.write_table(simulated(), tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_equal_tables_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     table = simulated()
     for name, given in (("a", table), ("b", table.sample(frac=1, random_state=1)[list(table)[::-1]])):
-        results.write(given, tmp_path / name)
+        results.write_table(given, tmp_path / name)
     for file in ("results.csv", "results.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["results.csv", "results.parquet"]
@@ -92,7 +92,7 @@ def test_columns_are_mapped_from_other_names(tmp_path: Path) -> None:
     simulated().rename(columns={"params_matmul": "N", "tokens": "D", "loss": "L"})[["N", "D", "L"]].to_csv(
         path, index=False
     )
-    points = results.fit_points(results.read(path, results.parse_columns("params=N, tokens=D,loss=L")))
+    points = results.select_points(results.read_table(path, results.parse_columns("params=N, tokens=D,loss=L")))
     assert points.params_column == "params"
     expected = simulated().sort_values("tokens")
     assert sorted(points.table["params"]) == sorted(expected["params_matmul"])
@@ -102,8 +102,8 @@ def test_columns_are_mapped_from_other_names(tmp_path: Path) -> None:
 def test_what_is_not_done_is_not_fitted(tmp_path: Path) -> None:
     table = simulated()
     table.loc[3, ["status", "loss"]] = ["failed", np.nan]
-    points = results.fit_points(table)
-    assert points.dropped == 1
+    points = results.select_points(table)
+    assert points.num_dropped == 1
     assert len(points.table) == 29
     assert table["run_id"][3] not in set(points.table["run_id"])
     assert points.table["flops"].is_monotonic_increasing
@@ -112,7 +112,7 @@ def test_what_is_not_done_is_not_fitted(tmp_path: Path) -> None:
 def test_branches_of_one_trunk_are_one_cluster() -> None:
     table = simulated()
     table.loc[:1, "branch_of"] = "trunk"
-    clusters = results.fit_points(table).table.set_index("run_id")["cluster"]
+    clusters = results.select_points(table).table.set_index("run_id")["cluster"]
     assert clusters[table["run_id"][0]] == clusters[table["run_id"][1]] == "trunk"
     assert clusters.nunique() == 29
 
@@ -133,7 +133,7 @@ def test_branches_of_one_trunk_are_one_cluster() -> None:
 )
 def test_a_table_that_cannot_be_fitted_names_what_it_lacks(change: Any, words: list[str]) -> None:
     with pytest.raises(TableError) as error:
-        results.fit_points(change(simulated()))
+        results.select_points(change(simulated()))
     assert "\n" not in str(error.value)
     for word in words:
         assert re.search(word, str(error.value))
@@ -150,7 +150,7 @@ def test_paths_that_are_no_tables(tmp_path: Path) -> None:
         ("empty", "empty.*runs/.*results.parquet"),
     ):
         with pytest.raises(TableError, match=words):
-            results.read(tmp_path / name)
+            results.read_table(tmp_path / name)
     for text in ("params", "params=", "=N"):
         with pytest.raises(TableError, match=f"--columns {text}"):
             results.parse_columns(text)
@@ -172,22 +172,22 @@ def test_analysis_loads_neither_flax_nor_training(tmp_path: Path) -> None:
 def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path) -> None:
     for i in range(3):
         run(tmp_path, f"r{i}", tokens=1e6 * (i + 1), batch_tokens=1e3 if i else 1e5)
-    table = results.read(tmp_path)
+    table = results.read_table(tmp_path)
     assert table["flags"].tolist() == ["undertrained", "", ""]
     assert re.search(r"\b10\b.*\b50\b", table["reason"][0]), "steps, and the fewest"
     assert table["reason"].tolist()[1:] == ["", ""]
-    assert results.fit_points(table, parameters=1).table["flags"].tolist() == ["undertrained", "", ""]
-    for path in results.write(where.where(table, "flags=="), tmp_path):
-        again = results.read(path)
+    assert results.select_points(table, parameters=1).table["flags"].tolist() == ["undertrained", "", ""]
+    for path in results.write_table(where.filter_rows(table, "flags=="), tmp_path):
+        again = results.read_table(path)
         assert again["flags"].tolist() == ["", ""]
         assert "reason" not in again, "it holds nothing"
-        assert len(where.where(again, "flags==")) == 2
+        assert len(where.filter_rows(again, "flags==")) == 2
 
 
 def test_rows_keep_their_names_when_others_are_left_out() -> None:
     table = simulated().drop(columns="run_id").assign(kind=["a", "b"] * 15)
     table.loc[3, "loss"] = np.nan
     with pytest.raises(TableError, match=r"row 4\b.*loss = nan"):
-        results.fit_points(where.where(table, "kind==b"))
-    kept = results.fit_points(where.where(table, "kind==a")).table
+        results.select_points(where.filter_rows(table, "kind==b"))
+    kept = results.select_points(where.filter_rows(table, "kind==a")).table
     assert sorted(kept["run_id"]) == sorted(f"row {row}" for row in range(1, 31, 2))

@@ -16,7 +16,7 @@ Change = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def notes(table: pd.DataFrame, change: Change = lambda t: t) -> list[str]:
-    return table_checks.notes(results.fit_points(change(table.copy()), parameters=0))
+    return table_checks.check_points(results.select_points(change(table.copy()), parameters=0))
 
 
 def scale(column: str, factor: float, rows: slice = slice(None)) -> Change:
@@ -32,7 +32,7 @@ def scale(column: str, factor: float, rows: slice = slice(None)) -> Change:
 def test_a_sound_table_gives_no_warning(noise: float) -> None:
     assert notes(simulated(noise)) == []
     plain = simulated(noise).rename(columns={"params_matmul": "params"})[["params", "tokens", "loss"]]
-    assert table_checks.notes(plain) == []
+    assert table_checks.check_points(plain) == []
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_flops_may_differ_by_how_they_are_counted(change: Change) -> None:
     ],
 )
 def test_public_tables_give_no_warning(shared_data: Path, path: str, columns: str) -> None:
-    assert notes(results.read(shared_data / path, results.parse_columns(columns))) == []
+    assert notes(results.read_table(shared_data / path, results.parse_columns(columns))) == []
 
 
 @pytest.mark.parametrize(
@@ -159,24 +159,24 @@ def test_a_frame_of_any_index_names_its_rows() -> None:
         (range(100, 131), ["131", "104"]),
         ([f"name {i}" for i in range(31)], ["31", "4"]),
     ):
-        (note,) = table_checks.notes(copied if index is None else copied.set_axis(index, axis=0))
+        (note,) = table_checks.check_points(copied if index is None else copied.set_axis(index, axis=0))
         assert re.findall(r"\brow (\d+)", note) == rows
 
 
 def test_a_law_of_one_column_asks_nothing_of_the_other() -> None:
-    points = results.fit_points(simulated().assign(params_matmul=1e8), parameters=3)
-    assert table_checks.notes(points, ("tokens",)) == []
+    points = results.select_points(simulated().assign(params_matmul=1e8), parameters=3)
+    assert table_checks.check_points(points, ("tokens",)) == []
 
 
 def test_outliers_are_named_the_worst_first() -> None:
     residuals = np.random.default_rng(0).normal(0, 3e-3, 60)
     names = [f"row {i}" for i in range(1, 61)]
-    assert table_checks.outliers(residuals, names) == []
+    assert table_checks.outlier_warnings(residuals, names) == []
     residuals[[10, 40]] = 0.05, -0.2
-    (note,) = table_checks.outliers(residuals, names)
+    (note,) = table_checks.outlier_warnings(residuals, names)
     assert re.search(r"^row 41 \(-18.1%\), row 11 \(\+5.1%\).*\b2\b.*\b60\b", note)
     residuals[20:31] = 1.0
-    (note,) = table_checks.outliers(residuals, names)
+    (note,) = table_checks.outlier_warnings(residuals, names)
     assert re.findall(r"row (\d+)", note) == [str(i) for i in range(21, 26)], "the first five of thirteen"
     assert re.search(r"\b8\b.*\b13\b.*\b60\b", note)
 
@@ -184,22 +184,24 @@ def test_outliers_are_named_the_worst_first() -> None:
 def test_a_fit_without_noise_has_no_outliers_but_real_ones() -> None:
     residuals = np.random.default_rng(0).normal(0, 1e-12, 30)
     residuals[5] = 1e-6
-    assert table_checks.outliers(residuals, [str(i) for i in range(30)]) == []
+    assert table_checks.outlier_warnings(residuals, [str(i) for i in range(30)]) == []
     residuals[6] = 0.02
-    (note,) = table_checks.outliers(residuals, [str(i) for i in range(30)])
+    (note,) = table_checks.outlier_warnings(residuals, [str(i) for i in range(30)])
     assert re.search(r"^6 \(\+2.0%\).*\b1\b.*\b30\b", note)
 
 
 def test_losses_below_the_floor_are_named() -> None:
     table = simulated()
-    loss, names = table["loss"].to_numpy().copy(), table_checks.row_names(table)
-    assert table_checks.below_floor(PLANTED["E"], loss, names) == []
+    loss, names = table["loss"].to_numpy().copy(), table_checks.name_rows(table)
+    assert table_checks.floor_warnings(PLANTED["E"], loss, names) == []
     loss[[2, 9]] = 1.7, 1.2
-    (note,) = table_checks.below_floor(PLANTED["E"], loss, names)
+    (note,) = table_checks.floor_warnings(PLANTED["E"], loss, names)
     assert re.search(r"^run 000000000002 \(1.7\), run 000000000009 \(1.2\).*\bE = 1.7", note)
 
 
 def test_how_learning_rates_were_found_is_counted() -> None:
     said = pd.DataFrame({"learning_rate_from": ["scan: a", "", "scan: a", None, "rule: b", "scan: a"]})
-    assert table_checks.learning_rates(said) == {"scan: a": 3, "not stated": 2, "rule: b": 1}
-    assert table_checks.learning_rates(said[["learning_rate_from"]].rename(columns={"learning_rate_from": "x"})) == {}
+    assert table_checks.count_rate_sources(said) == {"scan: a": 3, "not stated": 2, "rule: b": 1}
+    assert (
+        table_checks.count_rate_sources(said[["learning_rate_from"]].rename(columns={"learning_rate_from": "x"})) == {}
+    )

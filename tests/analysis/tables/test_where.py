@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import TableError
-from analysis.tables.where import where
+from analysis.tables.where import filter_rows
 
 
 def table_of_kinds() -> pd.DataFrame:
@@ -50,7 +50,7 @@ def table_of_kinds() -> pd.DataFrame:
 )
 def test_where_keeps_the_rows_that_it_says(expression: str, rows: list[int]) -> None:
     table = table_of_kinds()
-    pd.testing.assert_frame_equal(where(table, expression), table.iloc[rows])
+    pd.testing.assert_frame_equal(filter_rows(table, expression), table.iloc[rows])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_where_keeps_the_rows_that_it_says(expression: str, rows: list[int]) -> 
 )
 def test_where_names_the_clause_that_is_wrong(expression: str, words: list[str]) -> None:
     with pytest.raises(TableError) as error:
-        where(table_of_kinds(), expression)
+        filter_rows(table_of_kinds(), expression)
     assert "\n" not in str(error.value)
     for word in words:
         assert re.search(word, str(error.value))
@@ -79,4 +79,4 @@ def test_where_names_the_clause_that_is_wrong(expression: str, words: list[str])
 def test_where_of_many_numbers_says_their_range() -> None:
     table = pd.DataFrame({"x": np.arange(100.0)})
     with pytest.raises(TableError, match=r"\bx\b.*\b0\b.*\b99\b"):
-        where(table, "x==100")
+        filter_rows(table, "x==100")

@@ -79,7 +79,7 @@ def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys
     assert {(one["run"], one["task"]) for one in found} == {
         (run.name, task) for run in runs(sweep) for task in ("brackets", "copy", "recall", "addition")
     }
-    table = results.read(sweep).set_index("run_id")
+    table = results.read_table(sweep).set_index("run_id")
     for one in found:
         value, n, stderr = one["measurements"][f"{one['task']}/accuracy"]
         row = table.loc[one["run"]]
@@ -120,7 +120,7 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
     assert len(calls) == 4, "one was left"
     for run in (one, two):
         assert [task for task, _ in sorted(evaluations.read(run))] == ["addition", "recall"]
-    assert results.read(sweep)["recall/accuracy"].notna().sum() == 2, "a torn line harms no other"
+    assert results.read_table(sweep)["recall/accuracy"].notna().sum() == 2, "a torn line harms no other"
 
 
 def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -> None:
@@ -134,7 +134,7 @@ def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -
     )
     last = lines(run)[-1]["measurements"]["recall/bits_per_byte"][0]
     assert last != lines(run)[0]["measurements"]["recall/bits_per_byte"][0]
-    assert results.read(sweep).set_index("run_id")["recall/bits_per_byte"][run.name] == last
+    assert results.read_table(sweep).set_index("run_id")["recall/bits_per_byte"][run.name] == last
 
 
 def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
@@ -142,15 +142,15 @@ def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
     kept = checkpoint_steps(run)
     assert len(kept) == 4
     eval.evaluate(run, "recall", step="all", budget=64)
-    table = analysis.evaluations(run)
+    table = analysis.load_evaluations(run)
     assert table["step"].tolist() == kept
     assert table["tokens"].tolist() == [step * 256 for step in kept]
-    row = results.read(sweep).set_index("run_id").loc[run.name]
+    row = results.read_table(sweep).set_index("run_id").loc[run.name]
     assert table["flops"].tolist() == pytest.approx([row["flops"] * step / kept[-1] for step in kept])
     assert (table["params_matmul"] == row["params_matmul"]).all()
     assert table["recall/bits_per_byte"].nunique() == 4
     assert row["recall/bits_per_byte"] == table["recall/bits_per_byte"].iloc[-1], "the run's row has its last step"
-    pd_of_sweep = analysis.evaluations(sweep)
+    pd_of_sweep = analysis.load_evaluations(sweep)
     assert pd_of_sweep["run_id"].tolist() == [run.name] * 4
     eval.evaluate(run, "recall", step=str(kept[1]), budget=64)
     assert len(lines(run)) == 4, "that one was asked already"
@@ -221,7 +221,7 @@ def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"evaluations\.jsonl.*schema\D*9\D*1\b"):
         evaluations.read(tmp_path)
     with pytest.raises(errors.TableError, match=r"evaluations\.jsonl.*schema\D*9\b"):
-        analysis.evaluations(tmp_path)
+        analysis.load_evaluations(tmp_path)
     for line in ("[1]", '{"schema": 1}', '{"schema": 1, "measurements": {"t/x": 0.5}}', '{"schema": 1, "odd": 2}'):
         (tmp_path / evaluations.FILE).unlink()
         evaluations.append(tmp_path, one)
@@ -271,7 +271,7 @@ def test_folders_without_a_model_are_one_line(sweep: Path, tmp_path: Path, tiny:
     with pytest.raises(InputError, match=f"{tmp_path}/empty.*runs/"):
         eval.evaluate(tmp_path / "empty")
     with pytest.raises(errors.TableError, match=f"{tmp_path}/empty.*scaling eval"):
-        analysis.evaluations(tmp_path / "empty")
+        analysis.load_evaluations(tmp_path / "empty")
     made = replace(tiny, data=replace(tiny.data, corpus="simulated"))
     assert train(made, tmp_path / "made", quiet=True) == "done"
     with pytest.raises(InputError, match=f"{tmp_path}/made.*'simulated'"):

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.fitting.fit import fit_law
 from analysis.laws import chinchilla
-from analysis.tables.results import fit_points, read
+from analysis.tables.results import read_table, select_points
 from scaling import files
 from scaling.accounting.counts import params
 from scaling.config.run_config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
@@ -109,12 +109,12 @@ def test_a_simulated_sweep_goes_the_whole_way_in_milliseconds_a_run(tmp_path: Pa
     began = time.monotonic()
     assert execute(tmp_path, jobs=1) == 0
     assert time.monotonic() - began < 0.1 * len(cells)
-    table = read(tmp_path)
+    table = read_table(tmp_path)
     assert len(table) == 35
     assert set(table["status"]) == {"done", "diverged"}
     assert set(table["branch_of"]) - {""} <= set(table["run_id"])
     assert (table["flops_spent"].sum() / table["flops"].sum()) == pytest.approx(0.6, abs=0.06)
-    points = fit_points(table).table
+    points = select_points(table).table
     law = fit_law(chinchilla, points, points["loss"])
     assert law.values["alpha"] == pytest.approx(0.34, abs=0.02)
     assert law.values["beta"] == pytest.approx(0.28, abs=0.02)

@@ -67,7 +67,7 @@ def stages(folder: Path, count: int) -> dict[str, int]:
         "run again": calls(lambda: execute(place, jobs=2)),
         "status": calls(lambda: snapshot(place, again)),
     }
-    assert len(results.read(place)) == count
+    assert len(results.read_table(place)) == count
     return found
 
 
