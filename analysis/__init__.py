@@ -23,9 +23,9 @@ __all__ = [
     "forecast",
     "frontier",
     "load",
-    "plot",
     "load_evaluations",
     "load_metrics",
+    "plot",
     "studies",
     "study",
 ]

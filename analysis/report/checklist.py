@@ -171,7 +171,7 @@ def _rates(found: Evidence) -> tuple[Answer, str]:
 def _inside(found: Evidence) -> tuple[Answer, str]:
     at_bound = [run for run, words in found.flags_by_run.items() if "lr_at_bound" in words]
     if at_bound:
-        return "no", f"the best of its scan is the lowest or highest tried: {table_checks.shorten_list(at_bound)}"
+        return "no", f"the best of its scan is the lowest or highest tried: {table_checks.shorten(at_bound)}"
     if found.rate_law is None:
         return "unknown", "no scans are beside this table; name them with --scans"
     edges = [scan for scan in found.rate_law.scans if scan.at_bound]
@@ -186,7 +186,7 @@ def _schedule(found: Evidence) -> tuple[Answer, str]:
     early = [run for run, words in found.flags_by_run.items() if "undertrained" in words]
     said = ", ".join(f"{count} {name}" for name, count in kinds.items())
     if early:
-        return "no", f"{said}; undertrained: {table_checks.shorten_list(early)}"
+        return "no", f"{said}; undertrained: {table_checks.shorten(early)}"
     return ("yes" if set(kinds.index) <= set(DECAYING_SCHEDULES) else "no"), f"{said}, each ending with its run"
 
 
@@ -259,7 +259,7 @@ def _hardware(found: Evidence) -> tuple[Answer, str]:
     if not devices:
         return "unknown", "no environment of a run names its devices"
     kernels = found.environment_values("attention_kernel")
-    return "yes", f"{table_checks.shorten_list(devices)}; attention by {', '.join(kernels) or 'an unnamed kernel'}"
+    return "yes", f"{table_checks.shorten(devices)}; attention by {', '.join(kernels) or 'an unnamed kernel'}"
 
 
 def _table(found: Evidence) -> tuple[Answer, str]:

@@ -67,7 +67,7 @@ def name_rows(table: pd.DataFrame) -> list[str]:
     return [f"row {place + 1}" for place in places]
 
 
-def shorten_list(names: Sequence[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
@@ -83,7 +83,7 @@ def flag_warnings(table: pd.DataFrame, what: str = "points") -> list[str]:
     said = [f"{name} ({why})" for name, why in flags_by_run(table.assign(run_id=name_rows(table))).items()]
     if not said:
         return []
-    return [f'{shorten_list(said)}: {len(said)} of {len(table)} {what} are flagged; --where "flags==" leaves them out']
+    return [f'{shorten(said)}: {len(said)} of {len(table)} {what} are flagged; --where "flags==" leaves them out']
 
 
 def count_rate_sources(table: pd.DataFrame) -> dict[str, int]:
@@ -107,7 +107,7 @@ def _impossible(table: pd.DataFrame) -> None:
         if len(rows):
             first = rows.iloc[0]
             raise TableError(
-                f"{shorten_list(list(rows['run_id']))}: {column} = {first[column]:g} with {other} = {first[other]:g} cannot "
+                f"{shorten(list(rows['run_id']))}: {column} = {first[column]:g} with {other} = {first[other]:g} cannot "
                 f"be; {column} in {_unit(rows, column)}? give counts"
             )
 
@@ -151,7 +151,7 @@ def _duplicates(table: pd.DataFrame) -> list[str]:
         return []
     pairs = [f"{name} repeats {before}" for name, before in zip(table["run_id"][again], first[again], strict=True)]
     return [
-        f"{shorten_list(pairs)}: the same params, tokens and loss; {again.sum()} of {len(table)} rows may be copies"
+        f"{shorten(pairs)}: the same params, tokens and loss; {again.sum()} of {len(table)} rows may be copies"
     ]
 
 
@@ -178,7 +178,7 @@ def _mixed(table: pd.DataFrame) -> list[str]:
         few, factor = _apart(table[column].to_numpy(np.float64), 2.7)
         if few.any():
             found.append(
-                f"{shorten_list(list(table['run_id'][few]))}: {column} is {factor:.0e} times that of the other rows, with "
+                f"{shorten(list(table['run_id'][few]))}: {column} is {factor:.0e} times that of the other rows, with "
                 f"nothing between: two units in one column?"
             )
     return found
@@ -201,7 +201,7 @@ def _flops(table: pd.DataFrame) -> list[str]:
     few, factor = _apart(ratio, 2.0)
     if few.any():
         return [
-            f"{shorten_list(list(table['run_id'][few]))}: 6 params tokens / flops is {factor:.0e} times that of the other "
+            f"{shorten(list(table['run_id'][few]))}: 6 params tokens / flops is {factor:.0e} times that of the other "
             f"rows: two units in one column of params, tokens or flops?"
         ]
     middle = -float(np.median(np.log10(ratio)))
@@ -227,7 +227,7 @@ def _losses(table: pd.DataFrame) -> list[str]:
             f"loss has a median of {middle:g}, and {bound}: perplexity? its natural logarithm is nats per token"
         )
     elif high.any():
-        said = f"{shorten_list(list(table['run_id'][high]))}: loss up to {table['loss'].max():g}"
+        said = f"{shorten(list(table['run_id'][high]))}: loss up to {table['loss'].max():g}"
         found.append(f"{said}, and {bound}: diverged, or a perplexity or another unit?")
     order = table[["loss"]].assign(size=table["params"] * table["tokens"]).rank()
     if len(table) >= 8 and order["loss"].std() > 0 and order["loss"].corr(order["size"]) > 0.5:
@@ -253,8 +253,8 @@ def outlier_warnings(residuals: np.ndarray, names: Sequence[str]) -> list[str]:
     worst = far[np.argsort(-np.abs(away[far]), kind="stable")]
     said = [f"{names[i]} ({np.expm1(residuals[i]):+.1%})" for i in worst.tolist()]
     return [
-        f"{shorten_list(said)}: {len(far)} of {len(away)} points lie more than {OUTLIER_SIGMAS:g} robust sigmas ({sigma:.2g} in log "
-        f"loss) off the fit"
+        f"{shorten(said)}: {len(far)} of {len(away)} points lie more than {OUTLIER_SIGMAS:g} robust sigmas ({sigma:.2g} in "
+        f"log loss) off the fit"
     ]
 
 
@@ -270,4 +270,4 @@ def floor_warnings(floor: float, loss: np.ndarray, names: Sequence[str]) -> list
     if not len(under):
         return []
     said = [f"{names[i]} ({loss[i]:.4g})" for i in under.tolist()]
-    return [f"{shorten_list(said)}: loss at or below the fitted E = {floor:.4g}, which no run of this law reaches"]
+    return [f"{shorten(said)}: loss at or below the fitted E = {floor:.4g}, which no run of this law reaches"]
