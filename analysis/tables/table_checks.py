@@ -150,9 +150,7 @@ def _duplicates(table: pd.DataFrame) -> list[str]:
     if not again.any():
         return []
     pairs = [f"{name} repeats {before}" for name, before in zip(table["run_id"][again], first[again], strict=True)]
-    return [
-        f"{shorten(pairs)}: the same params, tokens and loss; {again.sum()} of {len(table)} rows may be copies"
-    ]
+    return [f"{shorten(pairs)}: the same params, tokens and loss; {again.sum()} of {len(table)} rows may be copies"]
 
 
 def _small(table: pd.DataFrame) -> list[str]:
@@ -253,8 +251,8 @@ def outlier_warnings(residuals: np.ndarray, names: Sequence[str]) -> list[str]:
     worst = far[np.argsort(-np.abs(away[far]), kind="stable")]
     said = [f"{names[i]} ({np.expm1(residuals[i]):+.1%})" for i in worst.tolist()]
     return [
-        f"{shorten(said)}: {len(far)} of {len(away)} points lie more than {OUTLIER_SIGMAS:g} robust sigmas ({sigma:.2g} in "
-        f"log loss) off the fit"
+        f"{shorten(said)}: {len(far)} of {len(away)} points lie more than {OUTLIER_SIGMAS:g} robust sigmas "
+        f"({sigma:.2g} in log loss) off the fit"
     ]
 
 
