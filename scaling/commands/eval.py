@@ -25,11 +25,11 @@ from scaling.config.fields import canonical
 from scaling.config.run_config import RunConfig, load
 from scaling.errors import InputError
 from scaling.files import write_json
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.registry import OF_TEXT, measures, questions_of
 from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
-from scaling.record.run_folder import CONFIG, Measurement, plain, read_result
+from scaling.record.run_folder import CONFIG, Value, plain, read_result
 from scaling.training import simulated_run
 from scaling.training.restore import checkpoint_steps, restore_model
 
@@ -41,7 +41,7 @@ class Checkpoint:
     folder: Path
     config: RunConfig
     step: int
-    measures: tuple[Measure, ...]
+    measures: tuple[Measurement, ...]
 
 
 def evaluate(
@@ -230,16 +230,16 @@ def many_runs(asked: Sequence[Checkpoint], found: Found) -> Table:
     return table
 
 
-def _headline(evaluation: Evaluation) -> Measurement:
+def _headline(evaluation: Evaluation) -> Value:
     accuracy = evaluation.measurements.get(f"{evaluation.task}/accuracy")
     return accuracy or next(iter(evaluation.measurements.values()))
 
 
-def _value(entry: Measurement | None) -> str:
+def _value(entry: Value | None) -> str:
     return f"{entry[0]:.3f}" if entry and math.isfinite(entry[0]) else ""
 
 
-def _shown(entry: Measurement | None) -> str:
+def _shown(entry: Value | None) -> str:
     return _value(entry) + (f" +- {entry[2]:.3f}" if entry and entry[1] and math.isfinite(entry[2]) else "")
 
 

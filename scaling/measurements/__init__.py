@@ -14,15 +14,15 @@ import jax
 
 from scaling.data.tokenizer import Vocabulary
 from scaling.model.decoder import Decoder
-from scaling.record.run_folder import Measurement
+from scaling.record.run_folder import Value
 
-Run = Callable[[Decoder, Any, Vocabulary, jax.Array, int], dict[str, Measurement]]
+Run = Callable[[Decoder, Any, Vocabulary, jax.Array, int], dict[str, Value]]
 Check = Callable[[Vocabulary, jax.Array, int], object]
 """Raises InputError when what `run` would ask with the same arguments cannot be asked of any model."""
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """name: prefix of its columns. chance: value of a model that knows nothing. ceiling: the best possible value,
     None where nobody knows it. budget: the unit of `run`'s last argument. check: for whoever has no model yet."""
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from numpy.random import Generator
 
 from scaling.data.tokenizer import Vocabulary
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, measure, spelt
 
 NAME, CHOICES, EXAMPLES = "addition", 4, 2
 
 
-def addition(length: int, digits: int = 2) -> Measure:
+def addition(length: int, digits: int = 2) -> Measurement:
     """Both numbers have so many digits, the first of which is not zero."""
 
     low, high = 10 ** (digits - 1), 10**digits - 1

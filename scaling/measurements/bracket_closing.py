@@ -11,7 +11,7 @@ import numpy as np
 from scaling.data.shards import TokenSet, documents
 from scaling.data.tokenizer import Vocabulary, load_vocabulary
 from scaling.errors import InputError
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.brackets import CLOSERS, OPENERS
 from scaling.measurements.multiple_choice import Question, measure
 
@@ -22,7 +22,7 @@ FEWEST = 16
 """Places of each kind that a corpus must have."""
 
 
-def closers(tokens: TokenSet, length: int) -> Measure:
+def closers(tokens: TokenSet, length: int) -> Measurement:
     """Raises InputError when the validation split has too few pairs of brackets of some kind."""
     found = places(tokens, min(SHOWN, length))
     for kind, of_kind in zip(CLOSERS, found, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.random import Generator
 
 from scaling.data.tokenizer import Vocabulary
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, measure, spelt
 
 NAME = "brackets"
@@ -13,7 +13,7 @@ OPENERS, CLOSERS = "([{", ")]}"
 SHORTEST, LONGEST, DEEPEST = 12, 25, 6
 
 
-def brackets(length: int) -> Measure:
+def brackets(length: int) -> Measurement:
     """Strings of 12 to 25 brackets in which openers and closers come at even odds, never more than six deep."""
 
     def ask(vocabulary: Vocabulary, generator: Generator) -> Question:

@@ -7,7 +7,7 @@ import numpy as np
 from scaling.data.shards import TokenSet, documents
 from scaling.data.tokenizer import Vocabulary
 from scaling.errors import InputError
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, measure, placed
 
 NAME, CHOICES = "cloze", 4
@@ -17,7 +17,7 @@ TRIES = 1000
 """To find pieces that all differ."""
 
 
-def cloze(tokens: TokenSet, length: int) -> Measure:
+def cloze(tokens: TokenSet, length: int) -> Measurement:
     """A place in the validation split, all alike; what stands there, against as many tokens from anywhere in other
     documents. Nobody knows what the best possible model would reach: the ceiling of 1 is a bound.
 

@@ -10,7 +10,7 @@ import string
 from numpy.random import Generator
 
 from scaling.data.tokenizer import Vocabulary
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, measure, spelt
 
 NAME, CHOICES = "copy", 4
@@ -18,7 +18,7 @@ LETTERS, PIECE, CUE = 12, 3, 2
 """Different letters of the string; those of a choice; those of the string seen again, at least."""
 
 
-def copy(length: int) -> Measure:
+def copy(length: int) -> Measurement:
     """Every letter stands once in the string, so that one answer is right."""
 
     def ask(vocabulary: Vocabulary, generator: Generator) -> Question:

@@ -17,10 +17,10 @@ import numpy as np
 
 from scaling.data.tokenizer import Vocabulary
 from scaling.errors import InputError
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.likelihood import Pair, score
 from scaling.model.decoder import Decoder
-from scaling.record.run_folder import Measurement
+from scaling.record.run_folder import Value
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def spelt(
     return placed(begun, vocabulary.encode(right), [vocabulary.encode(one) for one in wrong], generator)
 
 
-def measure(name: str, choices: int, ask: Ask, length: int) -> Measure:
+def measure(name: str, choices: int, ask: Ask, length: int) -> Measurement:
     """Multiple choice among `choices`; chance is one in so many, exactly. length: the model's longest input, tokens.
 
     The measure's run and check raise InputError when a question does not fit that.
@@ -70,11 +70,11 @@ def measure(name: str, choices: int, ask: Ask, length: int) -> Measure:
     def questions(vocabulary: Vocabulary, key: jax.Array, budget: int) -> list[Question]:
         return made(vocabulary, tuple(np.ravel(jax.random.key_data(key)).tolist()), budget)
 
-    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Measurement]:
+    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Value]:
         asked = questions(vocabulary, key, budget)
         return answered(asked, nats(model, params, asked, length), vocabulary.bytes_per_token)
 
-    return Measure(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=questions)
+    return Measurement(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=questions)
 
 
 def nats(model: Decoder, params: Any, questions: Sequence[Question], length: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def nats(model: Decoder, params: Any, questions: Sequence[Question], length: int
 
 def answered(
     questions: Sequence[Question], nats_QK: np.ndarray, bytes_per_token_V: np.ndarray
-) -> dict[str, Measurement]:
+) -> dict[str, Value]:
     """The statistics of a model's answers, from the nats of each choice. Raises InputError when those are not finite,
     as of a model that has diverged."""
     if not np.isfinite(nats_QK).all():
@@ -96,7 +96,7 @@ def answered(
 
 def statistics(
     nats_QK: np.ndarray, answers_Q: np.ndarray, bytes_QK: np.ndarray, ceiling: float = 1.0
-) -> dict[str, Measurement]:
+) -> dict[str, Value]:
     """nats_QK: minus the logarithm of the probability of each of K choices, inf where a question has fewer; answers_Q:
     place of the right one; bytes_QK: UTF-8 bytes of each; ceiling: accuracy of the best possible answers.
 
@@ -112,12 +112,12 @@ def statistics(
     choice_nats, choice_stderr = mean(right_Q + np.logaddexp.reduce(-nats_QK, axis=1))
     span = ceiling - chance
     return {
-        "accuracy": (accuracy, Q, stderr),
-        "centred": ((accuracy - chance) / span, Q, stderr / span),
-        "bits_per_byte": (bits, Q, bits_stderr),
-        "choice_nats": (choice_nats, Q, choice_stderr),
-        "chance": (chance, 0, 0.0),
-        "ceiling": (ceiling, 0, 0.0),
+        "accuracy": Value(accuracy, Q, stderr),
+        "centred": Value((accuracy - chance) / span, Q, stderr / span),
+        "bits_per_byte": Value(bits, Q, bits_stderr),
+        "choice_nats": Value(choice_nats, Q, choice_stderr),
+        "chance": Value(chance, 0, 0.0),
+        "ceiling": Value(ceiling, 0, 0.0),
     }
 
 

@@ -10,13 +10,13 @@ import string
 from numpy.random import Generator
 
 from scaling.data.tokenizer import Vocabulary
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, measure, spelt
 
 NAME, KEYS = "recall", 4
 
 
-def recall(length: int) -> Measure:
+def recall(length: int) -> Measurement:
     """Four letters, each with a digit of its own, as lines of code."""
 
     def ask(vocabulary: Vocabulary, generator: Generator) -> Question:

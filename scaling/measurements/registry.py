@@ -16,7 +16,7 @@ from scaling.config.run_config import DataConfig
 from scaling.data.shards import TokenSet, open_tokens
 from scaling.data.tokenizer import load_vocabulary
 from scaling.errors import InputError, nearest
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.addition import addition
 from scaling.measurements.bracket_closing import closers
 from scaling.measurements.brackets import brackets
@@ -24,9 +24,9 @@ from scaling.measurements.cloze import cloze
 from scaling.measurements.copying import copy
 from scaling.measurements.recall import recall
 
-OF_TEXT: dict[str, Callable[[TokenSet, int], Measure]] = {"cloze": cloze, "closers": closers}
+OF_TEXT: dict[str, Callable[[TokenSet, int], Measurement]] = {"cloze": cloze, "closers": closers}
 """Tasks on the held-out text of the run's corpus: (corpus, longest input in tokens) -> measure."""
-OF_STRINGS: dict[str, Callable[[int], Measure]] = {
+OF_STRINGS: dict[str, Callable[[int], Measurement]] = {
     "brackets": brackets,
     "copy": copy,
     "recall": recall,
@@ -41,7 +41,7 @@ BUDGET = 1000
 
 def measures(
     names: tuple[str, ...], data: DataConfig, include: Path | None, budget: int | None, seed: int
-) -> tuple[tuple[Measure, ...], tuple[str, ...]]:
+) -> tuple[tuple[Measurement, ...], tuple[str, ...]]:
     """The tasks of these names, or the built-in ones, for runs on this corpus; and why it cannot ask some of those.
 
     Raises InputError on an unknown name, with the nearest, or one that was named and cannot be asked.
@@ -53,13 +53,13 @@ def measures(
     reasons = tuple(one for one in built if isinstance(one, str))
     if names and reasons:
         raise InputError(reasons[0])
-    return tuple(one for one in built if isinstance(one, Measure)), reasons
+    return tuple(one for one in built if isinstance(one, Measurement)), reasons
 
 
 @functools.cache
 def _measure(
     name: str, where: tuple[str, str, str, str], length: int, include: Path | None, budget: int | None, seed: int
-) -> Measure | str:
+) -> Measurement | str:
     """A task, or why it cannot be asked of such runs: once for all that are alike, so that its questions are made
     once."""
     if name in OF_TEXT or name in OF_STRINGS:

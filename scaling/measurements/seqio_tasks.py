@@ -22,18 +22,18 @@ import numpy as np
 from scaling.data.tokenizer import Vocabulary
 from scaling.errors import InputError
 from scaling.generation.decode import GREEDY
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.measurements.likelihood import Pair
 from scaling.measurements.prompting import Asked, answers, likelihoods
 from scaling.model.decoder import Decoder
-from scaling.record.run_folder import Measurement
+from scaling.record.run_folder import Value
 
 KIND, INPUTS, TARGETS = "seqio:", "inputs", "targets"
 RESAMPLES = 200
 Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
-def measure(name: str, length: int) -> Measure:
+def measure(name: str, length: int) -> Measurement:
     """The measure `seqio:TASK@MODULE`: the metric functions of a Task that a Python module registers, on the first
     `budget` examples of its validation split, or of its test split where it has no other. length: tokens of the longest
     input.
@@ -47,7 +47,7 @@ def measure(name: str, length: int) -> Measure:
     task, _, module = name.removeprefix(KIND).partition("@")
     if not name.startswith(KIND) or not task or not module:
         raise InputError(f"unknown task {name!r}: must be seqio:TASK@MODULE, where the module registers the Task")
-    return Measure(name, math.nan, None, "examples", functools.partial(_run, name, task, module, length))
+    return Measurement(name, math.nan, None, "examples", functools.partial(_run, name, task, module, length))
 
 
 def _run(
@@ -60,7 +60,7 @@ def _run(
     vocabulary: Vocabulary,
     key: jax.Array,
     budget: int,
-) -> dict[str, Measurement]:
+) -> dict[str, Value]:
     asked, loud = Asked(model, params, vocabulary, length, key), logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -118,7 +118,7 @@ def _examples(name: str, task: Any, budget: int) -> list[dict[str, Any]]:
     return examples
 
 
-def measurements(name: str, task: Any, examples: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Measurement]:
+def measurements(name: str, task: Any, examples: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Value]:
     """The numbers that the metric functions of a seqio Task make of the model's answers to E examples."""
     eos_id = asked.vocabulary.eos_id
     prompts = [np.r_[eos_id, _without_end(example.get(INPUTS, ()), eos_id)] for example in examples]
@@ -161,7 +161,7 @@ def _written(example: dict[str, Any], vocabulary: Any) -> str:
 
 def _bootstrapped(
     name: str, function: Metric, targets: list[Any], found: list[Any] | np.ndarray
-) -> dict[str, Measurement]:
+) -> dict[str, Value]:
     """Numbers of a metric function, each with its standard deviation over resamples of the E examples."""
     E, rng = len(targets), np.random.default_rng(0)
     places_RE = [np.arange(E), *rng.integers(0, E, (RESAMPLES, E))]
@@ -178,7 +178,7 @@ def _bootstrapped(
         ) from None
     values, resampled = drawn[0], drawn[1:]
     return {
-        metric: (value, E, float(np.std([one[metric] for one in resampled if metric in one], ddof=1)))
+        metric: Value(value, E, float(np.std([one[metric] for one in resampled if metric in one], ddof=1)))
         for metric, value in values.items()
     }
 

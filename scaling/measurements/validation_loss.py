@@ -13,34 +13,34 @@ from jax.sharding import Mesh
 
 from scaling.data.shards import TokenSet, validation_windows
 from scaling.data.tokenizer import Vocabulary
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.model import sharding
 from scaling.model.decoder import Decoder, features, head_weights
 from scaling.model.loss import bits_per_byte, chunk_count, chunked_nats
-from scaling.record.run_folder import Measurement
+from scaling.record.run_folder import Value
 
 BATCH_TOKENS = 16_384
 
 
-def measure(tokens: TokenSet, sequence_length: int, mesh: Mesh) -> Measure:
+def measure(tokens: TokenSet, sequence_length: int, mesh: Mesh) -> Measurement:
     """Loss on the first `budget` tokens of the validation split. Chance is a uniform guess, ln V."""
 
-    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Measurement]:
+    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Value]:
         del key
         tokens_WS = validation_windows(tokens, sequence_length, budget, model.config.vocab_size)
         nats_W = _nats_per_window(model, params, tokens_WS, mesh)
         return statistics(nats_W, tokens_WS[:, 1:], vocabulary.bytes_per_token)
 
-    return Measure("loss", chance=math.log(tokens.vocab_size), ceiling=None, budget="validation tokens", run=run)
+    return Measurement("loss", chance=math.log(tokens.vocab_size), ceiling=None, budget="validation tokens", run=run)
 
 
-def statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np.ndarray) -> dict[str, Measurement]:
+def statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np.ndarray) -> dict[str, Value]:
     """nats_W: nats summed over each window. Standard errors take windows as independent."""
     W, T = targets_WT.shape
     nats = float(nats_W.mean()) / T
     stderr = float(nats_W.std(ddof=1)) / T / math.sqrt(W) if W > 1 else math.nan
     bits = bits_per_byte(float(nats_W.sum()), int(bytes_per_token_V[targets_WT].sum()))
-    return {"nats": (nats, W * T, stderr), "bits_per_byte": (bits, W * T, stderr * bits / nats)}
+    return {"nats": Value(nats, W * T, stderr), "bits_per_byte": Value(bits, W * T, stderr * bits / nats)}
 
 
 def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: Mesh) -> np.ndarray:

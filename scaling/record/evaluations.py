@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scaling.errors import InputError
 from scaling.files import append_line
-from scaling.record.run_folder import Measurement, plain
+from scaling.record.run_folder import Value, plain
 
 FILE, SCHEMA = "evaluations.jsonl", 1
 
@@ -29,7 +29,7 @@ class Evaluation:
     task: str
     budget: int
     seed: int
-    measurements: dict[str, Measurement]
+    measurements: dict[str, Value]
 
 
 def append(folder: Path, evaluation: Evaluation) -> None:
@@ -50,7 +50,7 @@ def read(folder: Path) -> dict[tuple[str, int], Evaluation]:
         if isinstance(line, dict) and (schema := line.pop("schema", None)) != SCHEMA:
             raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")
         try:
-            measured = {name: (_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
+            measured = {name: Value(_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
             found[line["task"], line["step"]] = Evaluation(**line, measurements=measured)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise InputError(f"{path}: line {number} is no evaluation; delete it and evaluate again") from None

@@ -50,7 +50,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -66,7 +66,16 @@ except ImportError:
 
 SCHEMA = 1
 Status = Literal["done", "diverged", "failed"]
-Measurement = tuple[float, int, float]
+
+
+class Value(NamedTuple):
+    """One measured number: what it is computed from n items (questions, tokens, documents; 0 for a known constant), and
+    its standard error (nan where it is not known)."""
+
+    value: float
+    n: int
+    stderr: float
+
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.json", "environment.json", "metrics.jsonl", "result.json"
 CHECKPOINTS, BRANCHES, LOCK = "checkpoints", "branches", "train.lock"
@@ -195,7 +204,7 @@ def write_result(
     *,
     status: Status,
     row: dict[str, Any],
-    measurements: dict[str, Measurement],
+    measurements: dict[str, Value],
     reason: str = "",
     traceback: str = "",
     durable: bool = True,
@@ -216,7 +225,7 @@ def write_result(
     )
 
 
-def plain(measurements: dict[str, Measurement]) -> dict[str, list[Any]]:
+def plain(measurements: dict[str, Value]) -> dict[str, list[Any]]:
     """Measurements as JSON has them; numbers that are not finite become null."""
     return {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
 

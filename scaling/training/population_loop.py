@@ -82,7 +82,7 @@ class Member:
     ended: bool = False
     pending: tuple[int, int, dict[str, jax.Array]] | None = None
     loss: float = math.nan
-    found: dict[str, run_folder.Measurement] = field(default_factory=dict)
+    found: dict[str, run_folder.Value] = field(default_factory=dict)
     clock: Clock = field(init=False)
     watch: DivergenceMonitor = field(init=False)
 

@@ -16,7 +16,7 @@ import jax
 from scaling.config.run_config import RunConfig, load
 from scaling.data.shards import TokenSet, check, limited, open_tokens
 from scaling.data.tokenizer import Vocabulary, load_vocabulary
-from scaling.measurements import Measure
+from scaling.measurements import Measurement
 from scaling.record import run_folder
 from scaling.training import branching, simulated_run
 from scaling.training.checkpoints import Checkpoints
@@ -34,7 +34,7 @@ class Session:
     program: Program
     tokens: TokenSet
     vocabulary: Vocabulary
-    measure: Measure
+    measure: Measurement
     checkpoints: Checkpoints
     stop: Callable[[], bool]
     show: Callable[[int, float, float], None]
@@ -123,10 +123,10 @@ def record_metrics(s: Session, line: dict[str, Any]) -> None:
 
 def record_validation_loss(s: Session, step: int, state: TrainState) -> None:
     """Logs the validation loss after a step."""
-    record_metrics(s, {"step": step + 1, "validation_loss": measure_state(s, state)["loss/nats"][0]})
+    record_metrics(s, {"step": step + 1, "validation_loss": measure_state(s, state)["loss/nats"].value})
 
 
-def measure_state(s: Session, state: TrainState) -> dict[str, run_folder.Measurement]:
+def measure_state(s: Session, state: TrainState) -> dict[str, run_folder.Value]:
     """Everything that a run measures of a state, by "<name>/<metric>"."""
     found = s.measure.run(
         s.program.model, state.params, s.vocabulary, jax.random.key(0), s.config.measure.validation_tokens
@@ -134,10 +134,10 @@ def measure_state(s: Session, state: TrainState) -> dict[str, run_folder.Measure
     return {f"{s.measure.name}/{metric}": value for metric, value in found.items()}
 
 
-def final_measurements(s: Session, state: TrainState) -> tuple[dict[str, run_folder.Measurement], str]:
+def final_measurements(s: Session, state: TrainState) -> tuple[dict[str, run_folder.Value], str]:
     """What is measured after the last step, and why the run diverged in it, or nothing."""
     found = measure_state(s, state)
-    loss = found["loss/nats"][0]
+    loss = found["loss/nats"].value
     return found, "" if math.isfinite(loss) else f"validation loss is {loss} after the last step"
 
 
@@ -146,18 +146,18 @@ def record_result(
     status: run_folder.Status,
     steps: int,
     clock: Clock,
-    found: dict[str, run_folder.Measurement],
+    found: dict[str, run_folder.Value],
     reason: str = "",
 ) -> None:
     """Writes result.json: identity, counts, FLOPs, rates and measurements."""
     if jax.process_index() != 0:
         return
     done = steps * s.config.data.batch_tokens
-    missing: run_folder.Measurement = (math.nan, 0, math.nan)
+    missing = run_folder.Value(math.nan, 0, math.nan)
     loss, bits = found.get("loss/nats", missing), found.get("loss/bits_per_byte", missing)
     row = run_folder.counts(
         s.config, tokens=done, unique_tokens=s.tokens.unique_tokens(done, s.config.data.sequence_length)
     )
-    row |= {"status": status, "loss": loss[0], "loss_stderr": loss[2], "bits_per_byte": bits[0]}
+    row |= {"status": status, "loss": loss.value, "loss_stderr": loss.stderr, "bits_per_byte": bits.value}
     row |= {"seconds": clock.seconds, "tokens_per_second": clock.tokens_per_second}
     run_folder.write_result(s.folder, status=status, row=row, measurements=found, reason=reason)

@@ -90,7 +90,7 @@ def simulate_run(config: RunConfig, folder: Path) -> run_folder.Status:
     nats = math.nan if diverged else factor * truth.loss(count, tokens, rate)
     size = config.measure.validation_tokens
     stderr = math.nan if diverged else TOKEN_LOSS_STD / math.sqrt(size)
-    found: dict[str, run_folder.Measurement] = {} if diverged else {"loss/nats": (nats, size, stderr)}
+    found: dict[str, run_folder.Value] = {} if diverged else {"loss/nats": run_folder.Value(nats, size, stderr)}
     status: run_folder.Status = "diverged" if diverged else "done"
     row |= {"status": status, "loss": nats, "loss_stderr": stderr, "bits_per_byte": nats / math.log(2)}
     row |= {"seconds": 0.0, "tokens_per_second": None}

@@ -26,10 +26,10 @@ import numpy as np
 
 from scaling.data.tokenizer import Vocabulary
 from scaling.errors import InputError, nearest
-from scaling.measurements import Measure, multiple_choice
+from scaling.measurements import Measurement, multiple_choice
 from scaling.measurements.lm_eval import builtin_tasks
 from scaling.model.decoder import Decoder
-from scaling.record.run_folder import Measurement
+from scaling.record.run_folder import Value
 
 SHIPPED = Path(builtin_tasks.__file__).parent
 OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -48,7 +48,7 @@ class Question:
     sizes: Sequence[int]
 
 
-def measures(names: Sequence[str], include: Path | None, length: int, known: Sequence[str] = ()) -> list[Measure]:
+def measures(names: Sequence[str], include: Path | None, length: int, known: Sequence[str] = ()) -> list[Measurement]:
     """Tasks, tags and groups of lm-evaluation-harness: those that ship with this package, those of the YAML files in
     the folder `include`, and lm-eval's own. length: tokens of the longest input; known: further names, for the
     suggestion that comes with an unknown one.
@@ -63,7 +63,7 @@ def measures(names: Sequence[str], include: Path | None, length: int, known: Seq
     with _guest(offline=True):
         manager = _manager(names, folders, known)
     return [
-        Measure(
+        Measurement(
             name,
             math.nan,
             None,
@@ -187,7 +187,7 @@ def _run(
     vocabulary: Vocabulary,
     key: jax.Array,
     budget: int,
-) -> dict[str, Measurement]:
+) -> dict[str, Value]:
     with _guest(offline=here):
         from lm_eval.evaluator import evaluate
 
@@ -209,7 +209,7 @@ def _run(
     return measurements(name, loaded["tasks"], results)
 
 
-def measurements(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Measurement]:
+def measurements(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Value]:
     """What lm-eval found, as measurements named as it names them, `exact_match:strict-match` where it filtered answers
     by `strict-match`. For multiple choice also the statistics of the built-in tasks, in which its `acc` is `accuracy`;
     where answers are open, its first `exact_match` or `acc` is also an accuracy over a chance of 0.
@@ -233,7 +233,7 @@ def measurements(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]
     return found
 
 
-def _metrics(of_task: Mapping[str, Any], task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Measurement]:
+def _metrics(of_task: Mapping[str, Any], task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
     """Numbers of one task or group. Where lm-eval has no standard error: of a ratio of sums over documents ours, by the
     delta method; else nan."""
     found = {}
@@ -246,13 +246,13 @@ def _metrics(of_task: Mapping[str, Any], task: Any, samples: Sequence[Mapping[st
             items = [sample[metric] for sample in samples if sample.get("filter") == kept and metric in sample]
             stderr = _of_ratio(metric, float(value), items) if task is not None else math.nan
         full = metric if kept == "none" else f"{metric}:{kept}"
-        found[full] = (float(value), int(of_task.get("sample_len") or len(samples)), float(stderr))
+        found[full] = Value(float(value), int(of_task.get("sample_len") or len(samples)), float(stderr))
     return found
 
 
-def _open_ended(found: Mapping[str, Measurement]) -> dict[str, Measurement]:
+def _open_ended(found: Mapping[str, Value]) -> dict[str, Value]:
     right = next((value for metric, value in found.items() if metric.partition(":")[0] in ("exact_match", "acc")), None)
-    return {"accuracy": right, "centred": right, "chance": (0.0, 0, 0.0), "ceiling": (1.0, 0, 0.0)} if right else {}
+    return {"accuracy": right, "centred": right, "chance": Value(0.0, 0, 0.0), "ceiling": Value(1.0, 0, 0.0)} if right else {}
 
 
 def _of_ratio(metric: str, value: float, items: Sequence[Any]) -> float:
@@ -287,7 +287,7 @@ def _scored_bytes(context: str, continuation: str) -> int:
     return len((context[len(context.rstrip()) :] + continuation).encode())
 
 
-def _statistics(questions: Sequence[Question]) -> dict[str, Measurement]:
+def _statistics(questions: Sequence[Question]) -> dict[str, Value]:
     Q, K = len(questions), max(len(question.nats) for question in questions)
     nats_QK, bytes_QK = np.full((Q, K), math.inf), np.ones((Q, K), int)
     for q, question in enumerate(questions):

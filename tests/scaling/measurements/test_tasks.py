@@ -19,7 +19,7 @@ from scaling.data.prepare import prepare
 from scaling.data.shards import TokenSet, documents, open_tokens
 from scaling.data.tokenizer import ByteVocabulary
 from scaling.errors import InputError
-from scaling.measurements import Measure, multiple_choice
+from scaling.measurements import Measurement, multiple_choice
 from scaling.measurements.addition import addition, neighbours
 from scaling.measurements.bracket_closing import closers, pairs
 from scaling.measurements.brackets import brackets
@@ -64,7 +64,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Question]]:
 
     monkeypatch.setattr(multiple_choice, "nats", nats)
 
-    def ask(measure: Measure, seed: int = 0, budget: int = 300) -> list[Question]:
+    def ask(measure: Measurement, seed: int = 0, budget: int = 300) -> list[Question]:
         found = measure.run(MODEL, None, BYTES, jax.random.key(seed), budget)
         assert found["accuracy"] == (1.0, budget, 0.0), "an oracle comes to the ceiling"
         assert found["centred"][0] == measure.ceiling == found["ceiling"][0] == 1.0
@@ -111,7 +111,7 @@ def total(text: str) -> str:
     return str(int(a) + int(b))
 
 
-SOLVERS: dict[Callable[[int], Measure], Callable[[str], str]] = {
+SOLVERS: dict[Callable[[int], Measurement], Callable[[str], str]] = {
     brackets: still_open,
     copy: begun_again,
     recall: value_of,
@@ -120,7 +120,7 @@ SOLVERS: dict[Callable[[int], Measure], Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("task", SOLVERS, ids=lambda task: task.__name__)
-def test_whoever_sees_a_made_up_question_can_answer_it(task: Callable[[int], Measure], asked) -> None:
+def test_whoever_sees_a_made_up_question_can_answer_it(task: Callable[[int], Measurement], asked) -> None:
     for question in asked(task(LENGTH)):
         answers = [BYTES.decode(choice) for choice in question.choices]
         assert question.context[0] == BYTES.eos_id
