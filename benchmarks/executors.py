@@ -181,7 +181,7 @@ def runs() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=Path.home()) as place:
         work = Path(place)
         os.environ[CACHE] = str(work / "programs")
-        prepare("walk", work / "corpora", road="plain")
+        prepare("walk", work / "corpora", backend="plain")
         by_hand(work / "first", work / "corpora")
         for begin in (local, slurm, ray):
             try:

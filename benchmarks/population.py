@@ -159,7 +159,7 @@ def runs(
     with tempfile.TemporaryDirectory() as name:
         place_here = Path(name)
         corpora = place_here / "corpora"
-        prepare("walk", corpora, road="plain")
+        prepare("walk", corpora, backend="plain")
         solo = place(size, len(members) + 1, place_here / "solo", corpora, batch, length)
 
         def train(folder: str) -> tuple[float, float]:

@@ -37,8 +37,8 @@ from scaling.config.run_config import (
     ScheduleConfig,
 )
 from scaling.data.prepare import prepare
-from scaling.data.shards import TokenSet, open_tokens
-from scaling.data.tokenizer import load_vocabulary
+from scaling.data.shards import TokenShards, open_shards
+from scaling.data.tokenizer import load_tokenizer
 from scaling.measurements import validation_loss
 from scaling.model import sharding
 from scaling.record.run_folder import environment
@@ -73,7 +73,7 @@ class Curve:
         return np.convolve(self.losses, np.full(WINDOW, 1 / WINDOW), mode="valid")
 
 
-def run(name: str, config: RunConfig, weights: int, tokens: TokenSet) -> Curve:
+def run(name: str, config: RunConfig, weights: int, tokens: TokenShards) -> Curve:
     """Trains on the batches of `config`, from the initial weights of seed `weights`."""
     program = build_program(config, sharding.make_mesh(config.mesh))
     state = program.init(jax.random.key(weights))
@@ -84,8 +84,8 @@ def run(name: str, config: RunConfig, weights: int, tokens: TokenSet) -> Curve:
             losses.append(metrics["loss"])
     values = np.array(jax.device_get(losses), np.float64)
     seconds = time.perf_counter() - start
-    measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
-    vocabulary, budget = load_vocabulary(config.data.vocabulary), config.measure.validation_tokens
+    measure = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
+    vocabulary, budget = load_tokenizer(config.data.vocabulary), config.measure.validation_tokens
     exact = build_program(replace(config, precision=PrecisionConfig(FLOAT)), program.mesh).model
     found, in_float32 = (
         measure.run(model, state.params, vocabulary, jax.random.key(0), budget)["nats"]
@@ -217,8 +217,8 @@ def main(
       steps: Optimizer steps of each run.
       others: Runs in float32 from other initial weights.
     """
-    prepare("stdlib", directory, road="plain")
-    tokens = open_tokens(directory, "stdlib")
+    prepare("stdlib", directory, backend="plain")
+    tokens = open_shards(directory, "stdlib")
     data = DataConfig(corpus="stdlib", fingerprint=tokens.fingerprint, batch_sequences=8, directory=str(directory))
     config = RunConfig(
         model=ModelConfig(width=64, depth=4, heads=4),

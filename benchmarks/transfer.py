@@ -33,8 +33,8 @@ from scaling.config.run_config import (
     ScheduleConfig,
 )
 from scaling.data.prepare import prepare
-from scaling.data.shards import TokenSet, open_tokens
-from scaling.data.tokenizer import load_vocabulary
+from scaling.data.shards import TokenShards, open_shards
+from scaling.data.tokenizer import load_tokenizer
 from scaling.files import write_json
 from scaling.measurements import validation_loss
 from scaling.model import sharding
@@ -90,15 +90,17 @@ def cells() -> list[Cell]:
     return [Cell("standard", BASE_WIDTH, BASE_DEPTH), *by_width, *by_depth]
 
 
-def trained(cell: Cell, program: Program, tokens: TokenSet, data: DataConfig, rate: float, seed: int) -> dict[str, Any]:
+def trained(
+    cell: Cell, program: Program, tokens: TokenShards, data: DataConfig, rate: float, seed: int
+) -> dict[str, Any]:
     """One run. loss: validation, nats per token; infinite where it diverged."""
     config, start = cell.config(data, rate, seed), time.process_time()
     state = program.init(jax.random.key(seed))
     with prefetch(functools.partial(step_input, config, tokens, program.mesh), range(config.steps)) as feeds:
         for step, given in enumerate(feeds):
             state, _ = program.step(state, given.tokens_BS, step_rates(step, config))
-    measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
-    vocabulary = load_vocabulary(config.data.vocabulary)
+    measure = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
+    vocabulary = load_tokenizer(config.data.vocabulary)
     found = measure.run(program.model, state.params, vocabulary, jax.random.key(0), VALIDATION_TOKENS)["nats"]
     loss = found[0] if math.isfinite(found[0]) else None
     run = {"loss": loss, "cpu_seconds": round(time.process_time() - start, 2), "run_id": config.run_id}
@@ -113,8 +115,8 @@ def train(directory: Path = Path("out/corpora"), json_file: Path = JSON, seeds: 
       json_file: Where results go, after every run.
       seeds: Of initial weights and the order of batches.
     """
-    prepare("stdlib", directory, road="plain")
-    tokens = open_tokens(directory, "stdlib")
+    prepare("stdlib", directory, backend="plain")
+    tokens = open_shards(directory, "stdlib")
     data = DataConfig(
         corpus="stdlib",
         fingerprint=tokens.fingerprint,

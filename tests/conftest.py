@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 from scaling import cli
 from scaling.config.run_config import DataConfig, MeasureConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from scaling.data.prepare import prepare
-from scaling.data.shards import open_tokens
+from scaling.data.shards import open_shards
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `walk` is prepared by the plain road, so that training tests take no seconds for data."""
     folder = tmp_path_factory.mktemp("corpora")
-    prepare("walk", folder, road="plain")
+    prepare("walk", folder, backend="plain")
     return folder
 
 
@@ -60,7 +60,7 @@ def tiny(corpora: Path) -> RunConfig:
         model=ModelConfig(width=32, depth=2, heads=2),
         data=DataConfig(
             corpus="walk",
-            fingerprint=open_tokens(corpora, "walk").fingerprint,
+            fingerprint=open_shards(corpora, "walk").fingerprint,
             sequence_length=32,
             batch_sequences=8,
             directory=str(corpora),

@@ -23,4 +23,4 @@ VERBS = {
 
 # Names of the last release that scripts may still use, for one release: old verb -> verb, and verb -> {old flag: flag}.
 OLD_VERBS: dict[str, str] = {}
-OLD_FLAGS: dict[str, dict[str, str]] = {}
+OLD_FLAGS: dict[str, dict[str, str]] = {"data prepare": {"--road": "--backend"}}

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig
-from scaling.data.shards import batch, open_tokens
+from scaling.data.shards import gather_batch, open_shards
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.model import sharding
@@ -173,7 +173,7 @@ def coordinates(
             raise InputError(f"{name}: {value} given; a slope needs two different sizes or more")
     if steps < 1 or seeds < 1:
         raise InputError(f"steps = {steps}, seeds = {seeds}: both must be 1 or more")
-    tokens = open_tokens(directory, corpus)
+    tokens = open_shards(directory, corpus)
     data = DataConfig(corpus=corpus, fingerprint=tokens.fingerprint, sequence_length=SEQUENCE, batch_sequences=BATCH)
     base = (widths[0], depths[0])
     sizes = [(w, base[1]) for w in widths] + [(base[0], d) for d in depths]
@@ -181,7 +181,7 @@ def coordinates(
         simplest_equivalent(shape(*size, p, base, head_width)) for size in sizes for p in get_args(Parametrization)
     }
     shapes: Any = {"batch_sequences": BATCH, "sequence_length": SEQUENCE, "vocab_size": ModelConfig.vocab_size}
-    batches = np.stack([batch(tokens, seed=0, step=step, **shapes) for step in range(steps)])
+    batches = np.stack([gather_batch(tokens, seed=0, step=step, **shapes) for step in range(steps)])
     found = {}
     with Progress(transient=True) as progress:
         bar = progress.add_task("sizes", total=len(wanted))

@@ -20,7 +20,7 @@ from scaling.accounting.model_shapes import SHAPES, Shape
 from scaling.accounting.published import sums
 from scaling.config.overrides import flat, overlay, parsed
 from scaling.config.run_config import RunConfig, to_dict
-from scaling.data.tokenizer import load_vocabulary
+from scaling.data.tokenizer import load_tokenizer
 from scaling.errors import InputError, nearest
 from scaling.files import write_json
 from scaling.recipes.derive import Line, Recipe, amount, explain
@@ -74,7 +74,7 @@ def cost(
     if chips < 1:
         raise InputError(f"chips = {chips}: must be 1 or more")
     if vocab_size is None and vocabulary is not None:
-        vocab_size = load_vocabulary(vocabulary).size
+        vocab_size = load_tokenizer(vocabulary).size
     dial: dict[str, Any] = {
         "size": size,
         "tokens": None if horizon is None else round(horizon),
@@ -160,7 +160,7 @@ def show(run: RunConfig, lines: Sequence[Line], found: dict[str, Any]) -> None:
         sums.add_row(label, text)
     console.print()
     console.print(sums)
-    if run.data.vocabulary == "byte" and run.model.vocab_size != load_vocabulary("byte").size:
+    if run.data.vocabulary == "byte" and run.model.vocab_size != load_tokenizer("byte").size:
         console.print(
             f"the model has {run.model.vocab_size:,} ids, bytes have 259: --vocabulary names a SentencePiece model",
             soft_wrap=True,

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from scaling.data.corpora import CORPORA, SPLITS, parse_corpus
-from scaling.data.prepare import VALIDATION_TOKENS, Prepared, Road, mix, prepare, write_json
+from scaling.data.corpora import CORPUS_KINDS, SPLITS, parse_corpus
+from scaling.data.prepare import VALIDATION_TOKENS, PreparedCorpus, Backend, prepare_mixture, prepare, write_json
 from scaling.data.shards import read_meta
 from scaling.data.tokenizer import train_sentencepiece
 from scaling.errors import InputError
@@ -25,7 +25,7 @@ def data_prepare(
     /,
     directory: str = "out/corpora",
     vocabulary: str = "byte",
-    road: Road = "auto",
+    backend: Backend = "auto",
     json: Path | None = None,
 ) -> None:
     """Write the token shards of a corpus, once; a second call finds them.
@@ -35,10 +35,10 @@ def data_prepare(
             jsonl:PATH?field=body.
         directory: folder of the prepared corpora.
         vocabulary: "byte" or the path of a SentencePiece model.
-        road: auto is seqio where it is installed, else plain; the shards are the same bytes.
+        backend: auto is seqio where it is installed, else plain; the shards are the same bytes.
         json: also write the same facts to this file.
     """
-    done = prepare(name, directory, vocabulary, road)
+    done = prepare(name, directory, vocabulary, backend)
     _show(done, json)
 
 
@@ -64,7 +64,7 @@ def data_mixture(
         json: also write the same facts to this file.
     """
     sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
-    _show(mix(name, parts, directory, vocabulary, **sizes), json)
+    _show(prepare_mixture(name, parts, directory, vocabulary, **sizes), json)
 
 
 def data_vocabulary(
@@ -109,7 +109,7 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
         json: also write the same facts to this file.
     """
     console, kinds = Console(), Table("corpus", "what it is")
-    for kind, corpus in CORPORA.items():
+    for kind, corpus in CORPUS_KINDS.items():
         kinds.add_row(kind, " ".join((corpus.__doc__ or "").split("\n\n")[0].split()))
     console.print(kinds)
     metas = [meta for path in sorted(Path(directory).glob("*/*/meta.json")) if (meta := read_meta(path.parent))]
@@ -123,7 +123,7 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
         write_json(json, metas)
 
 
-def _show(done: Prepared, json: Path | None) -> None:
+def _show(done: PreparedCorpus, json: Path | None) -> None:
     table = Table("split", "documents", "tokens", "bytes", "shards")
     for split, facts in done.meta["splits"].items():
         numbers = (facts["documents"], facts["tokens"], facts["bytes"], len(facts["shards"]))

@@ -26,7 +26,7 @@ from scaling.config.run_config import RunConfig, load
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.measurements import Measurement
-from scaling.measurements.registry import OF_TEXT, measures, questions_of
+from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
 from scaling.record.run_folder import CONFIG, Value, plain, read_result
@@ -41,7 +41,7 @@ class Checkpoint:
     folder: Path
     config: RunConfig
     step: int
-    measures: tuple[Measurement, ...]
+    build_measurements: tuple[Measurement, ...]
 
 
 def evaluate(
@@ -77,7 +77,10 @@ def evaluate(
     console = Console(soft_wrap=True, highlight=False)
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     kept, without = with_steps(runs(path), step)
-    chosen = [(folder, config, at, *measures(names, config.data, include, budget, seed)) for folder, config, at in kept]
+    chosen = [
+        (folder, config, at, *build_measurements(names, config.data, include, budget, seed))
+        for folder, config, at in kept
+    ]
     asked = [Checkpoint(folder, config, one, these) for folder, config, at, these, _ in chosen for one in at]
     for note in dict.fromkeys((*without, *(note for *_, notes in chosen for note in notes))):
         console.print(f"[yellow]left out:[/] {escape(note)}")
@@ -133,7 +136,7 @@ def with_steps(
 
 def differing(asked: Sequence[Checkpoint]) -> list[str]:
     """What to say where runs are asked of held-out text that is not the same, or is cut otherwise."""
-    names = [name for name in OF_TEXT if any(measure.name == name for one in asked for measure in one.measures)]
+    names = [name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measures)]
     data = [one.config.data for one in asked if any(measure.name in names for measure in one.measures)]
     kinds = {(one.corpus, one.vocabulary, one.fingerprint, one.sequence_length) for one in data}
     if len(kinds) < 2:
@@ -164,11 +167,11 @@ def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int, again: bool)
             known, model = evaluations.read(one.folder), None
             for measure in one.measures:
                 step(f"{one.config.name or one.folder.name} {measure.name}")
-                before, most = known.get((measure.name, one.step)), questions_of(measure.name, budget)
+                before, most = known.get((measure.name, one.step)), task_budget(measure.name, budget)
                 if not again and before is not None and (before.budget, before.seed) == (most, seed):
                     continue
                 model = model or restore_model(one.folder, one.step)
-                found = measure.run(model.model, model.params, model.vocabulary, jax.random.key(seed), most)
+                found = measure.run(model.model, model.params, model.tokenizer, jax.random.key(seed), most)
                 named = {f"{measure.name}/{metric}": value for metric, value in found.items()}
                 evaluations.append(one.folder, Evaluation(one.step, model.tokens, measure.name, most, seed, named))
                 fresh += 1

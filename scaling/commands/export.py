@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from scaling.export.export import export
+from scaling.export.export import export_run
 from scaling.files import write_json
 from scaling.training.restore import restore_model
 
@@ -33,7 +33,7 @@ def export_verb(
     """
     restored = restore_model(run, step)
     folder = out if out is not None else Path("out/export") / restored.config.run_id
-    files = export(restored, folder, stablehlo=stablehlo)
+    files = export_run(restored, folder, stablehlo=stablehlo)
     table = Table("file", "bytes", box=None)
     for path in files:
         table.add_row(path.name, f"{path.stat().st_size:,}")

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from scaling.data.tokenizer import Vocabulary, piece
+from scaling.data.tokenizer import Tokenizer, piece_bytes
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.generation.decode import Sampling, stream
@@ -66,7 +66,7 @@ def generate_verb(
         raise InputError(f"samples = {samples}: must be 1 at temperature = 0, where all would be the same")
     text = _prompt(prompt, prompt_file)
     restored = restore_model(run, step)
-    vocabulary, trained = restored.vocabulary, restored.config.data.sequence_length
+    vocabulary, trained = restored.tokenizer, restored.config.data.sequence_length
     ids = prompt_ids(vocabulary, text)
     if window is not None and min(window, len(ids) + tokens) > trained:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
@@ -85,7 +85,7 @@ def generate_verb(
         write_json(json, _facts(restored, text, sampling, seed, window or trained, ids, made, seconds))
 
 
-def prompt_ids(vocabulary: Vocabulary, text: str) -> np.ndarray:
+def prompt_ids(vocabulary: Tokenizer, text: str) -> np.ndarray:
     """The ids that a text generates from: of the end of the document before it, and its own. Raises InputError when
     the vocabulary cannot spell it."""
     ids = vocabulary.encode(text)
@@ -94,12 +94,12 @@ def prompt_ids(vocabulary: Vocabulary, text: str) -> np.ndarray:
     return np.r_[vocabulary.eos_id, ids].astype(np.int32)
 
 
-def pieces_of_text(vocabulary: Vocabulary, ids: Iterable[int]) -> Iterator[str]:
+def pieces_of_text(vocabulary: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of each id, whole characters only: the bytes of one that is not whole yet wait for the next id. Bytes
     that are not UTF-8 are as `decode` gives them; together the texts are its text."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:
-        yield decoder.decode(piece(vocabulary, i))
+        yield decoder.decode(piece_bytes(vocabulary, i))
     yield decoder.decode(b"", final=True)
 
 
@@ -127,7 +127,7 @@ def _shown(text: str, restored: TrainedModel, ids: Iterable[int]) -> list[int]:
             yield int(i)
 
     sys.stdout.write(text)
-    for shown in pieces_of_text(restored.vocabulary, noted()):
+    for shown in pieces_of_text(restored.tokenizer, noted()):
         sys.stdout.write(shown)
         sys.stdout.flush()
     print()
@@ -144,7 +144,7 @@ def _facts(
     made: list[list[int]],
     seconds: float,
 ) -> dict[str, Any]:
-    eos, decode = restored.vocabulary.eos_id, restored.vocabulary.decode
+    eos, decode = restored.tokenizer.eos_id, restored.tokenizer.decode
     return {
         "run": str(restored.folder),
         "run_id": restored.config.run_id,

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from scaling.accounting import counts
 from scaling.config.run_config import RunConfig
-from scaling.data.shards import TokenSet, check, limited, open_tokens
+from scaling.data.shards import TokenShards, check_batches, limit_unique_tokens, open_shards
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.model import sharding
@@ -93,8 +93,10 @@ def measured(
     if steps < 2 or warmup < 1:
         raise InputError(f"steps = {steps}, warmup = {warmup}: must be at least 2 and 1")
     data = config.data
-    tokens = limited(open_tokens(data.directory, data.corpus, data.vocabulary, data.fingerprint), data.unique_tokens)
-    check(
+    tokens = limit_unique_tokens(
+        open_shards(data.directory, data.corpus, data.vocabulary, data.fingerprint), data.unique_tokens
+    )
+    check_batches(
         tokens,
         sequence_length=data.sequence_length,
         validation_tokens=config.measure.validation_tokens,
@@ -126,7 +128,7 @@ class Loop:
 
     config: RunConfig
     program: Program
-    tokens: TokenSet
+    tokens: TokenShards
     host: Callable[[], object]
 
     def run(self, state: TrainState, steps: int) -> TrainState:

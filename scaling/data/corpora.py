@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config.fields import build
-from scaling.data.corpus import SPLITS, Corpus, Named, SplitName, held_out, read_utf8
+from scaling.data.corpus import SPLITS, Corpus, NamedCorpus, SplitName, is_held_out, read_utf8
 from scaling.data.file_corpora import HuggingFace, Jsonl, Parquet, Text
 from scaling.data.simulated_corpus import Simulated
 from scaling.data.synthetic import Walk, Zipf
 from scaling.errors import InputError, nearest
 
-__all__ = ["CORPORA", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", "Stdlib", "parse_corpus", "parse_rates"]
+__all__ = ["CORPUS_KINDS", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", "Stdlib", "parse_corpus", "parse_rates"]
 
 
 @dataclass(frozen=True)
-class Stdlib(Named):
+class Stdlib(NamedCorpus):
     """Every .py file of the running interpreter's standard library, held-out split by file. Tens of MB, no download."""
 
     kind: typing.ClassVar[str] = "stdlib"
@@ -41,7 +41,7 @@ class Stdlib(Named):
         ours = ((rel.as_posix(), path) for rel, path in found if not {"site-packages", "dist-packages"} & {*rel.parts})
         return tuple(sorted((rel, path) for rel, path in ours if path.is_file()))
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         """Hash of the relative paths and contents, 16 hex."""
         digest = hashlib.sha256()
         for relative, path in self.files():
@@ -49,24 +49,24 @@ class Stdlib(Named):
             digest.update(f"{relative}\0{len(content)}\0".encode() + content)
         return digest.hexdigest()[:16]
 
-    def skipped(self) -> int:
+    def count_skipped(self) -> int:
         """Files that are not UTF-8 (test data of the interpreter itself), hence left out."""
         return sum(read_utf8(path) is None for _, path in self.files())
 
     def documents(self, split: SplitName) -> Iterator[str]:
         for relative, path in self.files():
-            if held_out(relative) == (split == "validation") and (text := read_utf8(path)) is not None:
+            if is_held_out(relative) == (split == "validation") and (text := read_utf8(path)) is not None:
                 yield text
 
 
 @dataclass(frozen=True)
-class Mixture(Named):
+class Mixture(NamedCorpus):
     """Several corpora at stated rates, written by `scaling data mixture`."""
 
     path: str
     kind: typing.ClassVar[str] = "mixture"
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         raise InputError(
             f"corpus {self.name!r}: prepare it with scaling data mixture {self.path} CORPUS=RATE ... --train-tokens N"
         )
@@ -76,7 +76,7 @@ class Mixture(Named):
 
 
 @dataclass(frozen=True)
-class Seqio(Named):
+class Seqio(NamedCorpus):
     """A seqio Task or Mixture that a Python module of yours registers; `feature` is the one of its features to write.
     A Mixture ends where the first of its Tasks does, and leaves out those without the split."""
 
@@ -90,7 +90,7 @@ class Seqio(Named):
         if not self.module:
             raise InputError("needs module=NAME, the Python module that registers this Task or Mixture")
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         """Hash of the module's file, which is not run, 16 hex: what lies behind the Task may change unseen."""
         where: list[str] | None = ["", *sys.path]
         parts = self.module.split(".")
@@ -108,7 +108,7 @@ class Seqio(Named):
         raise InputError(f"corpus {self.name!r}: its text is tokens already; only scaling data prepare reads it")
 
 
-CORPORA: dict[str, type[Named]] = {
+CORPUS_KINDS: dict[str, type[NamedCorpus]] = {
     kind.kind: kind for kind in (Stdlib, Walk, Zipf, Text, Jsonl, Parquet, HuggingFace, Mixture, Seqio, Simulated)
 }
 
@@ -120,9 +120,9 @@ def parse_corpus(name: str) -> Corpus:
     """
     kind_path, query = _split_query(name)
     kind_name, colon, path = kind_path.partition(":")
-    if kind_name not in CORPORA:
-        raise InputError(f"unknown corpus {name!r}{nearest(kind_name, CORPORA)}")
-    kind = CORPORA[kind_name]
+    if kind_name not in CORPUS_KINDS:
+        raise InputError(f"unknown corpus {name!r}{nearest(kind_name, CORPUS_KINDS)}")
+    kind = CORPUS_KINDS[kind_name]
     hints = {n: h for n, h in typing.get_type_hints(kind).items() if typing.get_origin(h) is not typing.ClassVar}
     if ("path" in hints) != bool(path) or (colon and not path):
         raise InputError(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from scaling.config.fields import check_types
-from scaling.data.tokenizer import utf8
+from scaling.data.tokenizer import encode_utf8
 
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
-HELD_OUT = 40
+HELD_OUT_ONE_IN = 40
 """One document in this many is validation, by hash: 2.5 %."""
 
 
@@ -30,11 +30,11 @@ class Corpus(Protocol):
     def name(self) -> str: ...
     @property
     def slug(self) -> str: ...
-    def source(self) -> str: ...
+    def source_hash(self) -> str: ...
     def documents(self, split: SplitName) -> Iterator[str]: ...
 
 
-class Named:
+class NamedCorpus:
     """Name and slug of a corpus dataclass: its kind, its path and the fields that are not at their defaults."""
 
     kind: typing.ClassVar[str]
@@ -61,9 +61,9 @@ class Named:
         return "-".join(filter(None, (self.kind, stem, digest)))
 
 
-def held_out(key: str) -> bool:
+def is_held_out(key: str) -> bool:
     """Whether the document of this key is validation: a fixed hash, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) % HELD_OUT == 0
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) % HELD_OUT_ONE_IN == 0
 
 
 def split_documents(read: Callable[[], Iterator[str]], split: SplitName) -> Iterator[str]:
@@ -72,10 +72,10 @@ def split_documents(read: Callable[[], Iterator[str]], split: SplitName) -> Iter
     Where no hash falls into validation (a corpus of a few documents), the document of the smallest hash does.
     """
     smallest: str | None = None
-    if not any(map(held_out, read())):
-        smallest = min(read(), key=lambda text: hashlib.sha256(utf8(text)).digest(), default=None)
+    if not any(map(is_held_out, read())):
+        smallest = min(read(), key=lambda text: hashlib.sha256(encode_utf8(text)).digest(), default=None)
     for text in read():
-        if (held_out(text) or text == smallest) == (split == "validation"):
+        if (is_held_out(text) or text == smallest) == (split == "validation"):
             yield text
 
 

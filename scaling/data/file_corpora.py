@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling.data.corpus import Named, SplitName, read_utf8, split_documents
-from scaling.data.tokenizer import utf8
+from scaling.data.corpus import NamedCorpus, SplitName, read_utf8, split_documents
+from scaling.data.tokenizer import encode_utf8
 from scaling.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
-class Files(Named):
+class FileCorpus(NamedCorpus):
     """A corpus in local files. path: a file, a glob, or a folder (everything under it that ends in `suffix`)."""
 
     path: str
@@ -44,27 +44,27 @@ class Files(Named):
             raise InputError(f"corpus {self.name!r}: no such file" + (nearest(root.name, siblings) if siblings else ""))
         return tuple(sorted(found))
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         """Hash of paths, sizes and modification times, 16 hex: a rewritten file counts as changed."""
         stamps = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
         return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
-    def read(self) -> Iterator[str]:
+    def read_documents(self) -> Iterator[str]:
         raise NotImplementedError
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        return split_documents(self.read, split)
+        return split_documents(self.read_documents, split)
 
 
 @dataclass(frozen=True)
-class Text(Files):
+class Text(FileCorpus):
     """UTF-8 text. document: a file, a line, or a paragraph (ends at blank lines); empty means a file where there are
     several and a paragraph where there is one. Line ends stay: the documents in order are the text."""
 
     document: Literal["", "file", "line", "paragraph"] = ""
     kind: typing.ClassVar[str] = "text"
 
-    def read(self) -> Iterator[str]:
+    def read_documents(self) -> Iterator[str]:
         files = self.files()
         unit = self.document or ("file" if len(files) > 1 else "paragraph")
         for path in files:
@@ -93,14 +93,14 @@ def _utf8_text_or_raise(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Jsonl(Files):
+class Jsonl(FileCorpus):
     """One JSON object a line; the document is its string `field`."""
 
     field: str = "text"
     kind: typing.ClassVar[str] = "jsonl"
     suffix: typing.ClassVar[str] = ".jsonl"
 
-    def read(self) -> Iterator[str]:
+    def read_documents(self) -> Iterator[str]:
         for path in self.files():
             for number, line in enumerate(_lines(path), 1):
                 if line.strip():
@@ -122,21 +122,21 @@ def _string(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where} is {type(value).__name__}: must be a string")
     try:
-        utf8(value)
+        encode_utf8(value)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return value
 
 
 @dataclass(frozen=True)
-class Parquet(Files):
+class Parquet(FileCorpus):
     """The strings of one column of Parquet files, read a batch at a time."""
 
     column: str = "text"
     kind: typing.ClassVar[str] = "parquet"
     suffix: typing.ClassVar[str] = ".parquet"
 
-    def read(self) -> Iterator[str]:
+    def read_documents(self) -> Iterator[str]:
         parquet = importlib.import_module("pyarrow.parquet")
         for path in self.files():
             try:
@@ -151,7 +151,7 @@ class Parquet(Files):
 
 
 @dataclass(frozen=True)
-class HuggingFace(Named):
+class HuggingFace(NamedCorpus):
     """A dataset of `datasets`: a folder written by save_to_disk, else whatever load_dataset takes (local folders too).
     config: its configuration; split: which of its splits becomes the corpus, of which the held-out part is taken."""
 
@@ -161,11 +161,11 @@ class HuggingFace(Named):
     column: str = "text"
     kind: typing.ClassVar[str] = "hf"
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         """Fingerprint that `datasets` keeps, hashed to 16 hex."""
         return hashlib.sha256(str(_hugging_face(self)._fingerprint).encode()).hexdigest()[:16]
 
-    def read(self) -> Iterator[str]:
+    def read_documents(self) -> Iterator[str]:
         dataset = _hugging_face(self)
         if self.column not in dataset.column_names:
             raise InputError(
@@ -175,7 +175,7 @@ class HuggingFace(Named):
             yield _string(row[self.column], f"corpus {self.name!r}: column {self.column!r}")
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        return split_documents(self.read, split)
+        return split_documents(self.read_documents, split)
 
 
 @functools.lru_cache(maxsize=4)

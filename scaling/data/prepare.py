@@ -29,17 +29,17 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, Stdlib, parse_corpus, parse_rates
 from scaling.data.shards import SCHEMA, read_meta, shards_folder
-from scaling.data.tokenizer import Vocabulary, load_vocabulary
+from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.errors import InputError
 
 SHARD_TOKENS = 1 << 26
 VALIDATION_TOKENS = 1 << 20
 TEMPORARY = ".writing-"
-Road = Literal["auto", "plain", "seqio"]
+Backend = Literal["auto", "plain", "seqio"]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCorpus:
     """What `prepare` left on disk. meta: the contents of meta.json. seconds: 0 when it was there already."""
 
     folder: Path
@@ -55,12 +55,12 @@ def prepare(
     name: str,
     directory: Path | str = "out/corpora",
     vocabulary: str = "byte",
-    road: Road = "auto",
+    backend: Backend = "auto",
     shard_tokens: int = SHARD_TOKENS,
-) -> Prepared:
+) -> PreparedCorpus:
     """Writes the token shards of a corpus, unless they are there and their source has not changed since.
 
-    road: auto goes through seqio (a subprocess: TensorFlow) where that is installed. The shards are the same bytes.
+    backend: auto goes through seqio (a subprocess: TensorFlow) where that is installed. The shards are the same bytes.
     Raises InputError on an unknown or empty corpus, an unreadable source, a token out of vocabulary, a full disk.
     """
     folder = shards_folder(directory, name, vocabulary)
@@ -68,17 +68,17 @@ def prepare(
     started = time.monotonic()
     if isinstance(corpus, Mixture) and read_meta(folder) is not None:
         return _prepared(folder)
-    if current(folder, corpus.source()) is not None:
+    if current_meta(folder, corpus.source_hash()) is not None:
         return _prepared(folder)
-    if isinstance(corpus, Seqio) or road == "seqio" or (road == "auto" and importlib.util.find_spec("seqio")):
+    if isinstance(corpus, Seqio) or backend == "seqio" or (backend == "auto" and importlib.util.find_spec("seqio")):
         options = ["--directory", str(directory), "--vocabulary", vocabulary, "--shard-tokens", str(shard_tokens)]
         _by_seqio(corpus.name, ["prepare", name, *options])
     else:
-        _prepare_plain(corpus, folder, load_vocabulary(vocabulary), shard_tokens)
+        _prepare_plain(corpus, folder, load_tokenizer(vocabulary), shard_tokens)
     return _prepared(folder, time.monotonic() - started)
 
 
-def mix(
+def prepare_mixture(
     name: str,
     parts: Iterable[str],
     directory: Path | str = "out/corpora",
@@ -86,7 +86,7 @@ def mix(
     *,
     train_tokens: int,
     validation_tokens: int = VALIDATION_TOKENS,
-) -> Prepared:
+) -> PreparedCorpus:
     """Writes the token shards of `mixture:NAME` from CORPUS=RATE parts, through seqio. Raises InputError as `prepare`
     does, and on a wrong part or size."""
     sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
@@ -96,7 +96,7 @@ def mix(
     parts = [f"{corpus}={rate}" for corpus, rate in parse_rates(name, parts).items()]
     folder = shards_folder(directory, Mixture(name).name, vocabulary)
     options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
-    if current(folder, mixture_source(parse_rates(name, parts), train_tokens, validation_tokens)) is not None:
+    if current_meta(folder, mixture_source_hash(parse_rates(name, parts), train_tokens, validation_tokens)) is not None:
         return _prepared(folder)
     started = time.monotonic()
     _by_seqio(
@@ -105,26 +105,26 @@ def mix(
     return _prepared(folder, time.monotonic() - started)
 
 
-def mixture_source(rates: Mapping[str, float], train_tokens: int, validation_tokens: int) -> str:
+def mixture_source_hash(rates: Mapping[str, float], train_tokens: int, validation_tokens: int) -> str:
     """What tells the shards of one mixture from another's of the same name: rates, sizes, sources of its corpora."""
     sizes = {"train": train_tokens, "validation": validation_tokens}
-    recipe = [rates, sizes, [parse_corpus(part).source() for part in rates]]
+    recipe = [rates, sizes, [parse_corpus(part).source_hash() for part in rates]]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
-def _prepared(folder: Path, seconds: float = 0.0) -> Prepared:
+def _prepared(folder: Path, seconds: float = 0.0) -> PreparedCorpus:
     meta = read_meta(folder)
     assert meta is not None
-    return Prepared(folder, meta, seconds)
+    return PreparedCorpus(folder, meta, seconds)
 
 
-def current(folder: Path, source: str | None) -> dict[str, Any] | None:
+def current_meta(folder: Path, source: str | None) -> dict[str, Any] | None:
     """meta.json of the shards in `folder` if they came from `source` (None: from any), else None."""
     meta = read_meta(folder)
     return meta if meta is not None and source in (None, meta["source"]) else None
 
 
-def _prepare_plain(corpus: Corpus, folder: Path, vocabulary: Vocabulary, shard_tokens: int) -> None:
+def _prepare_plain(corpus: Corpus, folder: Path, vocabulary: Tokenizer, shard_tokens: int) -> None:
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
 
@@ -153,14 +153,14 @@ def _by_seqio(corpus: str, arguments: list[str]) -> None:
         done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        plain = "" if isinstance(parse_corpus(corpus), Mixture | Seqio) else "; try --road plain"
+        plain = "" if isinstance(parse_corpus(corpus), Mixture | Seqio) else "; try --backend plain"
         raise InputError(last if done.returncode == 2 else f"seqio could not prepare {corpus!r}: {last}{plain}")
 
 
 def write_shards(
     folder: Path,
     corpus: Corpus,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int = SHARD_TOKENS,
     source: str | None = None,
@@ -171,9 +171,9 @@ def write_shards(
     at a time a directory; a second waits, and returns when the first has written the same. Raises InputError on a
     token out of vocabulary, a split without documents, a full disk.
     """
-    source = corpus.source() if source is None else source
+    source = corpus.source_hash() if source is None else source
     with _full_disk_told(folder), _locked(folder.parent):
-        if current(folder, source) is not None:
+        if current_meta(folder, source) is not None:
             return
         for stale in folder.parent.glob(f"{TEMPORARY}*"):
             shutil.rmtree(stale)
@@ -220,7 +220,7 @@ def _put(written: Path, folder: Path) -> None:
 def _write_all(
     folder: Path,
     corpus: Corpus,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int,
     source: str,
@@ -245,7 +245,7 @@ def _write_all(
         "source": source,
         "splits": splits,
         "fingerprint": digest.hexdigest()[:16],
-        **({"skipped_files": corpus.skipped()} if isinstance(corpus, Stdlib) else {}),
+        **({"skipped_files": corpus.count_skipped()} if isinstance(corpus, Stdlib) else {}),
     }
 
 
@@ -253,7 +253,7 @@ def _write_split(
     folder: Path,
     corpus: Corpus,
     split: SplitName,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     documents: Iterable[np.ndarray],
     shard_tokens: int,
     dtype: np.dtype,
@@ -283,7 +283,7 @@ def _write_split(
     return {"shards": shards, **facts}
 
 
-def _checked_max(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int, vocabulary: Vocabulary) -> int:
+def _checked_max(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int, vocabulary: Tokenizer) -> int:
     for worst in (int(ids.max()), int(ids.min())):
         if not 0 <= worst < vocabulary.size:
             raise InputError(

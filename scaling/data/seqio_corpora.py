@@ -20,9 +20,9 @@ import tensorflow as tf
 import tyro
 
 from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, parse_corpus, parse_rates
-from scaling.data.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current, mixture_source, write_shards
+from scaling.data.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current_meta, mixture_source_hash, write_shards
 from scaling.data.shards import shards_folder
-from scaling.data.tokenizer import SPACE, SentencePieceVocabulary, Vocabulary, load_vocabulary
+from scaling.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from scaling.errors import InputError, nearest
 
 FEATURE = "targets"
@@ -33,22 +33,22 @@ class LosslessSentencePiece(seqio.SentencePieceVocabulary):
     """seqio's vocabulary, with a literal U+2581 spelt as its three bytes, as in `SentencePieceVocabulary`."""
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        parts = self.tf_tokenizer.tokenize(tf.strings.split(s, SPACE))
-        spelt = [self.tokenizer.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        parts = self.tf_tokenizer.tokenize(tf.strings.split(s, SPACE_SYMBOL))
+        spelt = [self.tokenizer.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
         marks = tf.repeat(tf.constant([spelt], parts.dtype), parts.nrows(), axis=0)
         return tf.concat([parts, marks], axis=1).values[: -len(spelt)]
 
 
-def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
+def to_seqio_vocabulary(vocabulary: Tokenizer) -> seqio.Vocabulary:
     """The seqio vocabulary of the same ids."""
-    if isinstance(vocabulary, SentencePieceVocabulary):
+    if isinstance(vocabulary, SentencePieceTokenizer):
         return LosslessSentencePiece(vocabulary.name)
     return seqio.ByteVocabulary()
 
 
-def task(name: str, vocabulary: str = "byte") -> seqio.Task:
+def register_task(name: str, vocabulary: str = "byte") -> seqio.Task:
     """Registers a corpus as a seqio Task, once; its feature is `targets`, end of document included."""
-    corpus, loaded = parse_corpus(name), load_vocabulary(vocabulary)
+    corpus, loaded = parse_corpus(name), load_tokenizer(vocabulary)
     registered = _identifier(f"{corpus.slug}.{loaded.slug}")
     if registered in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(registered)
@@ -60,11 +60,11 @@ def task(name: str, vocabulary: str = "byte") -> seqio.Task:
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
             seqio.preprocessors.append_eos,
         ],
-        output_features={FEATURE: seqio.Feature(seqio_vocabulary(loaded), add_eos=True, dtype=tf.int32)},
+        output_features={FEATURE: seqio.Feature(to_seqio_vocabulary(loaded), add_eos=True, dtype=tf.int32)},
     )
 
 
-def mixture(name: str, rates: dict[str, float], vocabulary: str = "byte") -> seqio.Mixture:
+def register_mixture(name: str, rates: dict[str, float], vocabulary: str = "byte") -> seqio.Mixture:
     """Registers a seqio Mixture of corpora; rates are relative numbers of documents.
 
     Raises InputError on a rate that is not above 0.
@@ -72,7 +72,7 @@ def mixture(name: str, rates: dict[str, float], vocabulary: str = "byte") -> seq
     for corpus, rate in rates.items():
         if not rate > 0:
             raise InputError(f"mixture {name!r}: rate of {corpus!r} is {rate}, must be more than 0")
-    tasks = [(task(corpus, vocabulary), rate) for corpus, rate in rates.items()]
+    tasks = [(register_task(corpus, vocabulary), rate) for corpus, rate in rates.items()]
     return seqio.MixtureRegistry.add(_identifier(name), tasks)
 
 
@@ -92,7 +92,7 @@ def _dataset(corpus: Corpus, split: str, shuffle_files: bool, seed: int | None =
     return tf.data.Dataset.from_generator(examples, output_signature={FEATURE: tf.TensorSpec((), tf.string)})
 
 
-def documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterator[np.ndarray]:
+def read_documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterator[np.ndarray]:
     """int32 [n] ids of each document, end of document included, in the corpus's own order.
 
     A Mixture samples documents at its rates, the same every time, and repeats its tasks without end.
@@ -110,13 +110,13 @@ def documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterato
         raise
 
 
-def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
+def user_task(corpus: Seqio, vocabulary: Tokenizer) -> seqio.Task | seqio.Mixture:
     """The Task or Mixture that the user's module registers.
 
     Raises InputError when the module or the name is unknown, a split is missing, or the feature is absent, no sequence
     of ids, or in another vocabulary.
     """
-    provider = registered(f"corpus {corpus.name!r}", corpus.module, corpus.path)
+    provider = load_registered(f"corpus {corpus.name!r}", corpus.module, corpus.path)
     for split in SPLITS:
         if split not in (provider.splits or ()):
             raise InputError(
@@ -128,7 +128,7 @@ def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
     feature = features[corpus.feature]
     if feature.rank != 1 or not tf.as_dtype(feature.dtype).is_integer:
         raise InputError(f"corpus {corpus.name!r}: feature {corpus.feature!r} is no sequence of ids")
-    if not same_ids(feature.vocabulary, seqio_vocabulary(vocabulary)):
+    if not has_same_ids(feature.vocabulary, to_seqio_vocabulary(vocabulary)):
         raise InputError(
             f"corpus {corpus.name!r}: feature {corpus.feature!r} is in {feature.vocabulary!r}, "
             f"which is not the vocabulary {vocabulary.name!r}; name its own with --vocabulary"
@@ -136,7 +136,7 @@ def theirs(corpus: Seqio, vocabulary: Vocabulary) -> seqio.Task | seqio.Mixture:
     return provider
 
 
-def registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mixture:
+def load_registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mixture:
     """The Task or Mixture of this name that a module registers. Raises InputError, beginning with `label`, when the
     module cannot be imported or the name is unknown."""
     try:
@@ -151,7 +151,7 @@ def registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mixture
     return seqio.get_mixture_or_task(name)
 
 
-def same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+def has_same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
     """Whether both write the same text in the same ids."""
     if (one.vocab_size, one.eos_id) != (other.vocab_size, other.eos_id):
         return False
@@ -160,7 +160,7 @@ def same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
     return isinstance(one, seqio.ByteVocabulary) and isinstance(other, seqio.ByteVocabulary)
 
 
-def their_documents(
+def read_user_documents(
     provider: seqio.Task | seqio.Mixture, split: SplitName, feature: str, eos_id: int
 ) -> Iterator[np.ndarray]:
     """int [n] ids of the feature of each example, in order, with an end of document where it has none."""
@@ -170,7 +170,7 @@ def their_documents(
         yield ids if len(ids) and ids[-1] == eos_id else np.append(ids, eos_id)
 
 
-def windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_length: int) -> tf.data.Dataset:
+def pack_windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_length: int) -> tf.data.Dataset:
     """Packing by tf.data: documents end to end, cut every T tokens into windows [T+1], the rest dropped."""
     dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     stream = dataset.flat_map(lambda example: tf.data.Dataset.from_tensor_slices(example[FEATURE]))
@@ -178,21 +178,21 @@ def windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_len
     return cut.flat_map(lambda window: window.batch(sequence_length + 1))
 
 
-def prepare_task(name: str, directory: Path | str, vocabulary: str, shard_tokens: int = SHARD_TOKENS) -> Path:
+def write_task_shards(name: str, directory: Path | str, vocabulary: str, shard_tokens: int = SHARD_TOKENS) -> Path:
     """Writes the shards of a corpus from its Task, or of the user's own Task or Mixture. Raises InputError as the plain
     reader and `theirs` do."""
-    corpus, loaded = parse_corpus(name), load_vocabulary(vocabulary)
+    corpus, loaded = parse_corpus(name), load_tokenizer(vocabulary)
     folder = shards_folder(directory, name, vocabulary)
     if isinstance(corpus, Seqio):
-        provider = theirs(corpus, loaded)
-        streams = {split: their_documents(provider, split, corpus.feature, loaded.eos_id) for split in SPLITS}
+        provider = user_task(corpus, loaded)
+        streams = {split: read_user_documents(provider, split, corpus.feature, loaded.eos_id) for split in SPLITS}
     else:
-        streams = {split: documents(task(name, vocabulary), split) for split in SPLITS}
+        streams = {split: read_documents(register_task(name, vocabulary), split) for split in SPLITS}
     write_shards(folder, corpus, loaded, streams, shard_tokens)
     return folder
 
 
-def prepare_mixture(
+def write_mixture_shards(
     name: str,
     rates: dict[str, float],
     directory: Path | str,
@@ -206,12 +206,12 @@ def prepare_mixture(
     when rates, sizes or sources change. Training then names the corpus `mixture:NAME`."""
     corpus = Mixture(name)
     sizes: dict[SplitName, int] = {"train": train_tokens, "validation": validation_tokens}
-    source = mixture_source(rates, train_tokens, validation_tokens)
+    source = mixture_source_hash(rates, train_tokens, validation_tokens)
     folder = shards_folder(directory, corpus.name, vocabulary)
-    if current(folder, source) is None:
-        mixed = mixture(f"{name}.{source}", rates, vocabulary)
-        streams = {split: _until(documents(mixed, split), size) for split, size in sizes.items()}
-        write_shards(folder, corpus, load_vocabulary(vocabulary), streams, shard_tokens, source)
+    if current_meta(folder, source) is None:
+        mixed = register_mixture(f"{name}.{source}", rates, vocabulary)
+        streams = {split: _until(read_documents(mixed, split), size) for split, size in sizes.items()}
+        write_shards(folder, corpus, load_tokenizer(vocabulary), streams, shard_tokens, source)
     return folder
 
 
@@ -241,7 +241,7 @@ def _prepare(
         vocabulary: "byte" or the path of a SentencePiece model.
         shard_tokens: tokens in a shard.
     """
-    print(prepare_task(name, directory, vocabulary, shard_tokens))
+    print(write_task_shards(name, directory, vocabulary, shard_tokens))
 
 
 @app.command(name="mixture")
@@ -264,7 +264,7 @@ def _mixture(
         vocabulary: "byte" or the path of a SentencePiece model.
     """
     sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
-    print(prepare_mixture(name, parse_rates(name, parts), directory, vocabulary, **sizes))
+    print(write_mixture_shards(name, parse_rates(name, parts), directory, vocabulary, **sizes))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scaling.data.corpora import parse_corpus
-from scaling.data.tokenizer import load_vocabulary
+from scaling.data.tokenizer import load_tokenizer
 from scaling.errors import InputError
 
 SCHEMA = 1
@@ -30,11 +30,11 @@ class Split:
     shards: tuple[np.ndarray, ...]
     shard_tokens: int
     tokens: int
-    documents: int
+    read_documents: int
     bytes: int
     max_id: int
 
-    def windows(self, sequence_length: int) -> int:
+    def count_windows(self, sequence_length: int) -> int:
         """How many windows of `sequence_length` targets it holds."""
         return max(self.tokens - 1, 0) // sequence_length
 
@@ -51,7 +51,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class TokenSet:
+class TokenShards:
     """A prepared corpus. bytes_per_token: int64 [V], exact text bytes of each id. fingerprint: hash of the contents."""
 
     corpus: str
@@ -65,12 +65,12 @@ class TokenSet:
 
     def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int:
         """Distinct target tokens seen after training on `tokens_trained`: all of them, or what one epoch holds."""
-        return min(tokens_trained, self.train.windows(sequence_length) * sequence_length)
+        return min(tokens_trained, self.train.count_windows(sequence_length) * sequence_length)
 
 
 def shards_folder(directory: Path | str, corpus: str, vocabulary: str) -> Path:
     """<directory>/<corpus slug>/<vocabulary slug>. Raises InputError on an unknown corpus or vocabulary."""
-    return Path(directory) / parse_corpus(corpus).slug / load_vocabulary(vocabulary).slug
+    return Path(directory) / parse_corpus(corpus).slug / load_tokenizer(vocabulary).slug
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
-def open_tokens(directory: Path | str, corpus: str, vocabulary: str = "byte", fingerprint: str = "") -> TokenSet:
+def open_shards(directory: Path | str, corpus: str, vocabulary: str = "byte", fingerprint: str = "") -> TokenShards:
     """Maps a prepared corpus. A non-empty `fingerprint` must be that of the shards.
 
     Raises InputError when the corpus is unknown or not prepared, or the shards are others or torn.
@@ -101,7 +101,7 @@ def open_tokens(directory: Path | str, corpus: str, vocabulary: str = "byte", fi
             f"corpus {corpus!r}: the config wants fingerprint {fingerprint}, {folder} holds {meta['fingerprint']}; "
             "prepare it again from the same source, or plan again"
         )
-    return TokenSet(
+    return TokenShards(
         corpus=meta["corpus"],
         vocabulary=meta["vocabulary"],
         vocab_size=meta["vocab_size"],
@@ -113,7 +113,7 @@ def open_tokens(directory: Path | str, corpus: str, vocabulary: str = "byte", fi
     )
 
 
-def limited(tokens: TokenSet, unique_tokens: int | None) -> TokenSet:
+def limit_unique_tokens(tokens: TokenShards, unique_tokens: int | None) -> TokenShards:
     """The corpus with no training targets but the first `unique_tokens`; None means all. Documents and bytes of the
     split stay those of the whole."""
     if unique_tokens is None:
@@ -176,22 +176,22 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x >> np.uint64(31)
 
 
-def check(tokens: TokenSet, *, sequence_length: int, validation_tokens: int, vocab_size: int) -> None:
+def check_batches(tokens: TokenShards, *, sequence_length: int, validation_tokens: int, vocab_size: int) -> None:
     """Raises InputError when a sequence is longer than a split, or the shards hold an id that is not below
     `vocab_size`: what `batch` would say at some step, said before the first."""
     for name, split in (("train", tokens.train), ("validation", tokens.validation)):
-        if split.windows(sequence_length) == 0:
+        if split.count_windows(sequence_length) == 0:
             raise _too_short(tokens, name, split, sequence_length)
         if split.max_id >= vocab_size:
             raise InputError(
                 f"corpus {tokens.corpus!r}: token {split.max_id} in its {name} split is out of vocabulary, "
                 f"vocab_size = {vocab_size}: must be at least {split.max_id + 1}"
             )
-    validation_windows(tokens, sequence_length, validation_tokens, vocab_size)
+    read_validation_windows(tokens, sequence_length, validation_tokens, vocab_size)
 
 
-def batch(
-    tokens: TokenSet,
+def gather_batch(
+    tokens: TokenShards,
     *,
     seed: int,
     step: int,
@@ -205,7 +205,7 @@ def batch(
     Row r is sequence step * batch_sequences + r of the run, whichever process asks for it. Raises InputError when a
     sequence is longer than the split, or an id is not below `vocab_size` (that of the shards by default).
     """
-    windows = tokens.train.windows(sequence_length)
+    windows = tokens.train.count_windows(sequence_length)
     if windows == 0:
         raise _too_short(tokens, "train", tokens.train, sequence_length)
     sequence_B = step * batch_sequences + np.arange(batch_sequences)[rows or slice(None)]
@@ -217,22 +217,22 @@ def batch(
     return _windows(tokens, tokens.train, window_B, sequence_length, vocab_size)
 
 
-def validation_windows(
-    tokens: TokenSet, sequence_length: int, validation_tokens: int, vocab_size: int | None = None
+def read_validation_windows(
+    tokens: TokenShards, sequence_length: int, validation_tokens: int, vocab_size: int | None = None
 ) -> np.ndarray:
     """int32 [n, T+1]: the first windows of the validation split, n*T <= validation_tokens targets, the same every time.
 
     n is smaller where the split is. Raises InputError when not one window fits.
     """
-    if tokens.validation.windows(sequence_length) == 0:
+    if tokens.validation.count_windows(sequence_length) == 0:
         raise _too_short(tokens, "validation", tokens.validation, sequence_length)
     if validation_tokens < sequence_length:
         raise InputError(f"validation_tokens = {validation_tokens}: must be at least sequence_length={sequence_length}")
-    count = min(validation_tokens // sequence_length, tokens.validation.windows(sequence_length))
+    count = min(validation_tokens // sequence_length, tokens.validation.count_windows(sequence_length))
     return _windows(tokens, tokens.validation, np.arange(count), sequence_length, vocab_size)
 
 
-def documents(tokens: TokenSet, split: Split, most: int = 1 << 22) -> list[np.ndarray]:
+def read_documents(tokens: TokenShards, split: Split, most: int = 1 << 22) -> list[np.ndarray]:
     """Ids of each whole document among the first `most` tokens of a split, without the end of document."""
     ids = split.gather(np.arange(min(split.tokens, most)))
     ends = np.flatnonzero(ids == tokens.eos_id)
@@ -240,7 +240,7 @@ def documents(tokens: TokenSet, split: Split, most: int = 1 << 22) -> list[np.nd
 
 
 def _windows(
-    tokens: TokenSet, split: Split, window_B: np.ndarray, sequence_length: int, vocab_size: int | None
+    tokens: TokenShards, split: Split, window_B: np.ndarray, sequence_length: int, vocab_size: int | None
 ) -> np.ndarray:
     tokens_BT = split.gather(window_B[:, None] * sequence_length + np.arange(sequence_length + 1))
     size = tokens.vocab_size if vocab_size is None else vocab_size
@@ -252,7 +252,7 @@ def _windows(
     return tokens_BT
 
 
-def _too_short(tokens: TokenSet, name: str, split: Split, sequence_length: int) -> InputError:
+def _too_short(tokens: TokenShards, name: str, split: Split, sequence_length: int) -> InputError:
     return InputError(
         f"sequence_length = {sequence_length}: longer than the corpus {tokens.corpus!r}, whose {name} split has "
         f"{split.tokens} tokens; at most {max(split.tokens - 1, 0)}"

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scaling.config.fields import require
-from scaling.data.corpus import Named, SplitName
+from scaling.data.corpus import NamedCorpus, SplitName
 from scaling.errors import InputError
 
 KIND = "simulated"
 
 
 @dataclass(frozen=True)
-class Simulated(Named):
+class Simulated(NamedCorpus):
     """The truth behind a simulated sweep. Fields as in the module's docstring; noise and seed_effect in log loss."""
 
     kind: typing.ClassVar[str] = KIND
@@ -42,7 +42,7 @@ class Simulated(Named):
             require(getattr(self, name) > 0, self, name, "more than 0")
         require(0 <= self.mishap <= 1, self, "mishap", "in [0, 1]")
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
     def documents(self, split: SplitName) -> Iterator[str]:
@@ -50,7 +50,7 @@ class Simulated(Named):
 
     @property
     def fingerprint(self) -> str:
-        return self.source()
+        return self.source_hash()
 
     def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int:
         """Every token is new."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling.config.fields import require
-from scaling.data.corpus import Named, SplitName
+from scaling.data.corpus import NamedCorpus, SplitName
 from scaling.errors import InputError
 
-VALIDATION_FRACTION = 16
+VALIDATION_DIVISOR = 16
 
 
 def _generator(seed: int, *stream: int) -> np.random.Generator:
@@ -26,7 +26,7 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Synthetic(Named):
+class SyntheticCorpus(NamedCorpus):
     """Documents made from these fields alone, so that the name is the source.
 
     tokens: length of the training split, without end of document; validation is a sixteenth of it.
@@ -38,14 +38,14 @@ class Synthetic(Named):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.seed >= 0, self, "seed", "0 or more")
-        require(self.tokens >= 8 * VALIDATION_FRACTION, self, "tokens", f"{8 * VALIDATION_FRACTION} or more")
+        require(self.tokens >= 8 * VALIDATION_DIVISOR, self, "tokens", f"{8 * VALIDATION_DIVISOR} or more")
 
-    def source(self) -> str:
+    def source_hash(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
     def length(self, split: SplitName) -> int:
         """Tokens of the split without end of document."""
-        return self.tokens // (1 if split == "train" else VALIDATION_FRACTION)
+        return self.tokens // (1 if split == "train" else VALIDATION_DIVISOR)
 
     def text(self, split: SplitName) -> str:
         raise NotImplementedError
@@ -55,7 +55,7 @@ class Synthetic(Named):
 
 
 @dataclass(frozen=True)
-class Walk(Synthetic):
+class Walk(SyntheticCorpus):
     """A random walk on a connected undirected graph, started in its stationary distribution d_i / 2M.
 
     nodes: 3 to 94, a printable character each. edges: a ring and random chords.
@@ -123,12 +123,12 @@ def _graph(nodes: int, edges: int, seed: int) -> tuple[tuple[int, ...], ...]:
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 BASE = len(ALPHABET)
-RECORD = 8
+RECORD_TOKENS = 8
 """Tokens of a record of `Zipf`: three of the key, a colon, three of the value, a newline."""
 
 
 @dataclass(frozen=True)
-class Zipf(Synthetic):
+class Zipf(SyntheticCorpus):
     """A memory task: independent records `KEY:VALUE\\n`, key i of `facts` with probability proportional to i^-exponent,
     its value a fixed pseudo-random function of the key. To predict values is to have memorised them.
 
@@ -159,7 +159,7 @@ class Zipf(Synthetic):
         return np.hstack([letters[_digits(np.arange(self.facts))], colon, letters[values], newline])
 
     def text(self, split: SplitName) -> str:
-        random = _generator(self.seed, 1 + (split == "validation")).random(self.length(split) // RECORD)
+        random = _generator(self.seed, 1 + (split == "validation")).random(self.length(split) // RECORD_TOKENS)
         fact = np.searchsorted(np.cumsum(self.probabilities), random, side="right").clip(max=self.facts - 1)
         return self.records[fact].tobytes().decode("ascii")
 
@@ -167,10 +167,12 @@ class Zipf(Synthetic):
         """H(key) / 8, exact in expectation for windows that are whole records long: they start at a key's first
         character, their targets are the rest of that record, whole records, and the next key's first character, which
         together cost as much as whole records do. Raises InputError for other lengths, which cut keys from values."""
-        if sequence_length % RECORD:
-            raise InputError(f"sequence_length = {sequence_length}: the floor of zipf needs a multiple of {RECORD}")
+        if sequence_length % RECORD_TOKENS:
+            raise InputError(
+                f"sequence_length = {sequence_length}: the floor of zipf needs a multiple of {RECORD_TOKENS}"
+            )
         p = self.probabilities
-        return float(-(p @ np.log(p)) / RECORD)
+        return float(-(p @ np.log(p)) / RECORD_TOKENS)
 
     def floor_of_windows(self, tokens_NT: np.ndarray, byte_offset: int = 3) -> float:
         """Nats per token of the true model on these windows [N, T+1], byte ids, each starting with a record: the
@@ -179,7 +181,7 @@ class Zipf(Synthetic):
         digit = np.full(256 + byte_offset, -1)
         digit[np.frombuffer(ALPHABET.encode(), np.uint8).astype(int) + byte_offset] = np.arange(BASE)
         next_N = digit[np.asarray(tokens_NT)[:, -1]]
-        key_NRK = digit[np.asarray(tokens_NT)[:, :-1].reshape(len(tokens_NT), -1, RECORD)[..., :3]]
+        key_NRK = digit[np.asarray(tokens_NT)[:, :-1].reshape(len(tokens_NT), -1, RECORD_TOKENS)[..., :3]]
         if min(next_N.min(), key_NRK.min()) < 0:
             raise InputError(f"corpus {self.name!r}: the windows do not start with records")
         first, whole = self._costs()

@@ -22,11 +22,11 @@ import numpy as np
 
 from scaling.errors import InputError
 
-SPACE = "▁"
+SPACE_SYMBOL = "▁"
 """U+2581, by which SentencePiece writes a space inside a piece."""
 
 
-class Vocabulary(Protocol):
+class Tokenizer(Protocol):
     """Ids in [0, size). `pieces`: [V] text bytes of every id; empty for pad, end of document and unknown.
     `bytes_per_token`: int64 [V], how many those are."""
 
@@ -46,12 +46,12 @@ class Vocabulary(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
-def piece(vocabulary: Vocabulary, i: int) -> bytes:
+def piece_bytes(vocabulary: Tokenizer, i: int) -> bytes:
     """Text bytes of an id; none of one beyond the vocabulary, of which a model may have some."""
     return vocabulary.pieces[i] if i < len(vocabulary.pieces) else b""
 
 
-def utf8(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
     """UTF-8 of text. Raises InputError on a lone surrogate, which no UTF-8 text can hold."""
     try:
         return text.encode("utf-8")
@@ -62,7 +62,7 @@ def utf8(text: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class ByteVocabulary:
+class ByteTokenizer:
     """Byte b is id b + 3; pad 0, end of document 1, unknown 2: the ids of seqio.ByteVocabulary
     (Xue et al. 2022, ByT5)."""
 
@@ -82,16 +82,16 @@ class ByteVocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """uint16 ids, one for each UTF-8 byte, without end of document."""
-        return np.frombuffer(utf8(text), np.uint8).astype(np.uint16) + np.uint16(3)
+        return np.frombuffer(encode_utf8(text), np.uint8).astype(np.uint16) + np.uint16(3)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; specials and ids beyond the vocabulary are dropped, bytes that are not UTF-8 become
         U+FFFD."""
-        return b"".join(piece(self, int(i)) for i in ids).decode("utf-8", errors="replace")
+        return b"".join(piece_bytes(self, int(i)) for i in ids).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
-class SentencePieceVocabulary:
+class SentencePieceTokenizer:
     """A SentencePiece model (Kudo & Richardson 2018) that loses nothing: see `train_sentencepiece`.
 
     A literal U+2581, which SentencePiece cannot tell from a space, is spelt as its three bytes.
@@ -138,17 +138,17 @@ class SentencePieceVocabulary:
     @cached_property
     def space_ids(self) -> tuple[int, ...]:
         """The ids that spell a literal U+2581 byte by byte."""
-        return tuple(self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode())
+        return tuple(self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode())
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids without end of document. Raises InputError on a lone surrogate."""
-        utf8(text)
-        first, *others = self.processor.encode(text.split(SPACE))
+        encode_utf8(text)
+        first, *others = self.processor.encode(text.split(SPACE_SYMBOL))
         return np.array([*first, *(i for ids in others for i in (*self.space_ids, *ids))], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """As that of bytes."""
-        return b"".join(piece(self, int(i)) for i in ids).decode("utf-8", errors="replace")
+        return b"".join(piece_bytes(self, int(i)) for i in ids).decode("utf-8", errors="replace")
 
 
 def _sentencepiece() -> Any:
@@ -165,10 +165,10 @@ def _piece_bytes(processor: Any, i: int) -> bytes:
         return b""
     if processor.is_byte(i):
         return bytes([int(processor.id_to_piece(i)[3:5], 16)])
-    return processor.id_to_piece(i).replace(SPACE, " ").encode()
+    return processor.id_to_piece(i).replace(SPACE_SYMBOL, " ").encode()
 
 
-def _check_lossless(vocabulary: SentencePieceVocabulary) -> None:
+def _check_lossless(vocabulary: SentencePieceTokenizer) -> None:
     probe = "".join(map(chr, range(256))) + "  ﬁ ½\u00a0a\u0301\r\n\t▁😀\ufeff  "
     if vocabulary.eos_id < 0:
         raise InputError(f"vocabulary {vocabulary.name!r}: has no end-of-sentence id; train it with eos_id=1")
@@ -179,12 +179,12 @@ def _check_lossless(vocabulary: SentencePieceVocabulary) -> None:
         )
 
 
-def load_vocabulary(name: str) -> Vocabulary:
+def load_tokenizer(name: str) -> Tokenizer:
     """ "byte" or the path of a SentencePiece model. Raises InputError when it is missing or loses text."""
-    return ByteVocabulary() if name == "byte" else SentencePieceVocabulary(name)
+    return ByteTokenizer() if name == "byte" else SentencePieceTokenizer(name)
 
 
-def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> SentencePieceVocabulary:
+def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> SentencePieceTokenizer:
     """Trains a BPE model of `size` ids and writes it to `path`, whole or not at all. Raises InputError when the texts
     do not suffice or `path` cannot be written.
 
@@ -219,7 +219,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> Se
             raise failures[0] from None
         raise InputError(f"vocabulary of {size} ids could not be trained: {' '.join(str(error).split())}") from None
     _write_whole(path, model.getvalue())
-    return SentencePieceVocabulary(str(path))
+    return SentencePieceTokenizer(str(path))
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -5,7 +5,7 @@
     config.json             the shape, as transformers reads it; under "scaling", which run it is
     generation_config.json, tokenizer.json, tokenizer_config.json
     tokenizer.model         a SentencePiece vocabulary as it was trained; absent for bytes
-    run.py                  the model in numpy: runfile.py, as it stands
+    run.py                  the model in numpy: a copy of standalone_run.py
     forward.stablehlo       if asked for: (weights, tokens) -> logits, as jax.export serialises it
 
 What mup and completep multiply residual branches and logits by is folded into the weights. Not in the design's list of
@@ -30,19 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.config.run_config import ModelConfig
-from scaling.data.tokenizer import SentencePieceVocabulary
+from scaling.data.tokenizer import SentencePieceTokenizer
 from scaling.errors import InputError
 from scaling.export.tokenizer_json import tokenizer_files
 from scaling.model.decoder import Decoder, logits
 from scaling.model.parametrization import logit_multiplier, residual_multiplier, scale
 from scaling.training.restore import TrainedModel
 
-RUN_FILE = Path(__file__).with_name("runfile.py")
+RUN_FILE = Path(__file__).with_name("standalone_run.py")
 WEIGHTS, STABLEHLO, SENTENCEPIECE = "model.safetensors", "forward.stablehlo", "tokenizer.model"
-MARK = "scaling"
+EXPORT_KEY = "scaling"
 """The key of config.json by which a folder is known as an export."""
 
-LAYER = {
+LAYER_WEIGHTS = {
     "input_layernorm": ("attention_norm", "scale"),
     "post_attention_layernorm": ("ff_norm", "scale"),
     "self_attn.q_norm": ("attention", "q_norm", "scale"),
@@ -53,7 +53,7 @@ LAYER = {
 """Hugging Face's name of each weight of a layer, and ours. Kernels stand transposed there, [out, in]."""
 
 
-def export(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> list[Path]:
+def export_run(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> list[Path]:
     """Writes the files above into `out`, whole or not at all, and returns them. A folder that an export wrote before is
     replaced.
 
@@ -63,20 +63,20 @@ def export(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> lis
     out = out.resolve()
     save_file = _package("safetensors.numpy", "safetensors").save_file
     _check_free(out)
-    vocabulary, config, params = restored.vocabulary, restored.model.config, jax.device_get(restored.params)
+    vocabulary, config, params = restored.tokenizer, restored.model.config, jax.device_get(restored.params)
     files = {name: _json(value) for name, value in tokenizer_files(vocabulary).items()}
     files |= {"config.json": _json(hugging_face_config(restored)), "run.py": RUN_FILE.read_bytes()}
     special = {"bos_token_id": vocabulary.eos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": 0}
     files["generation_config.json"] = _json({**special, "do_sample": False, "max_new_tokens": 256})
-    if isinstance(vocabulary, SentencePieceVocabulary):
+    if isinstance(vocabulary, SentencePieceTokenizer):
         files[SENTENCEPIECE] = Path(vocabulary.name).read_bytes()
     if stablehlo:
-        files[STABLEHLO] = forward(config, restored.config.data.sequence_length)
+        files[STABLEHLO] = serialize_forward(config, restored.config.data.sequence_length)
     part = out.with_name(f".writing-{out.name}")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        weights = {name: np.ascontiguousarray(leaf) for name, leaf in tensors(params, config).items()}
+        weights = {name: np.ascontiguousarray(leaf) for name, leaf in to_hugging_face(params, config).items()}
         save_file(weights, str(part / WEIGHTS), metadata={"format": "pt"})
         for name, content in files.items():
             (part / name).write_bytes(content)
@@ -87,7 +87,7 @@ def export(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> lis
     return [out / name for name in sorted([WEIGHTS, *files])]
 
 
-def tensors(params: Any, config: ModelConfig) -> dict[str, Any]:
+def to_hugging_face(params: Any, config: ModelConfig) -> dict[str, Any]:
     """Every weight under Hugging Face's name, multipliers folded in: of the residual branches into what they end with,
     of the logits into the final norm."""
     scale_M = scale(params["final_norm"]["scale"], logit_multiplier(config))
@@ -102,7 +102,7 @@ def tensors(params: Any, config: ModelConfig) -> dict[str, Any]:
     return out
 
 
-def tree(weights: Mapping[str, Any], config: ModelConfig) -> Any:
+def from_hugging_face(weights: Mapping[str, Any], config: ModelConfig) -> Any:
     """The other way: parameters of the model without multipliers, `folded(config)`."""
     blocks: dict[str, Any] = {}
     for name, path in _layer_names(config):
@@ -117,10 +117,12 @@ def tree(weights: Mapping[str, Any], config: ModelConfig) -> Any:
 
 
 def _layer_names(config: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    return [(name, path) for name, path in LAYER.items() if config.qk_norm or path[1] not in ("q_norm", "k_norm")]
+    return [
+        (name, path) for name, path in LAYER_WEIGHTS.items() if config.qk_norm or path[1] not in ("q_norm", "k_norm")
+    ]
 
 
-def folded(config: ModelConfig) -> ModelConfig:
+def without_multipliers(config: ModelConfig) -> ModelConfig:
     """The model whose weights hold all that multiplies them."""
     return dataclasses.replace(config, parametrization="standard")
 
@@ -147,14 +149,14 @@ def hugging_face_config(restored: TrainedModel) -> dict[str, Any]:
         "rope_theta": c.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tied,
-        "bos_token_id": restored.vocabulary.eos_id,
-        "eos_token_id": restored.vocabulary.eos_id,
+        "bos_token_id": restored.tokenizer.eos_id,
+        "eos_token_id": restored.tokenizer.eos_id,
         "pad_token_id": 0,
         "dtype": "float32",
         "torch_dtype": "float32",
         "use_cache": True,
         **({"use_sliding_window": False} if c.qk_norm else {"mlp_bias": False}),
-        MARK: {
+        EXPORT_KEY: {
             "run_id": restored.config.run_id,
             "step": restored.step,
             "tokens": restored.tokens,
@@ -165,7 +167,7 @@ def hugging_face_config(restored: TrainedModel) -> dict[str, Any]:
     }
 
 
-def forward(config: ModelConfig, length: int) -> bytes:
+def serialize_forward(config: ModelConfig, length: int) -> bytes:
     """(weights under Hugging Face's names, int32 [b, length]) -> float32 logits [b, length, V], for any b, on CPUs,
     CUDA and TPUs, serialised by jax.export: `jax.export.deserialize(content).call(weights, tokens)`.
 
@@ -174,13 +176,13 @@ def forward(config: ModelConfig, length: int) -> bytes:
     _package("flatbuffers", "flatbuffers")
     from jax import export as exporting
 
-    model = Decoder(dataclasses.replace(folded(config), remat="none"))
+    model = Decoder(dataclasses.replace(without_multipliers(config), remat="none"))
     (rows,) = exporting.symbolic_shape("b")
     params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
-    weights = jax.eval_shape(lambda p: tensors(p, config), params)
+    weights = jax.eval_shape(lambda p: to_hugging_face(p, config), params)
 
     def run(weights: Mapping[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
-        return logits(model, tree(weights, config), tokens_BT)
+        return logits(model, from_hugging_face(weights, config), tokens_BT)
 
     made = exporting.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))
     return bytes(made(weights, jax.ShapeDtypeStruct((rows, length), jnp.int32)).serialize())
@@ -216,7 +218,7 @@ def _check_free(out: Path) -> None:
 
 def _is_export(folder: Path) -> bool:
     try:
-        return MARK in json.loads((folder / "config.json").read_text())
+        return EXPORT_KEY in json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
 

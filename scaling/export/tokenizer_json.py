@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from scaling.data.tokenizer import SPACE, SentencePieceVocabulary, Vocabulary
+from scaling.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer
 from scaling.errors import InputError
 
 
-def tokenizer_files(vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenizer_files(vocabulary: Tokenizer) -> dict[str, Any]:
     """tokenizer.json and tokenizer_config.json. A text begins with the end of the document before it, as prompts of
     `scaling generate` do; special ids are not read out of a text. Raises InputError when the vocabulary is a
     SentencePiece model whose pieces are not found by merging pairs (unigram, or pieces of the user's own)."""
-    if isinstance(vocabulary, SentencePieceVocabulary):
+    if isinstance(vocabulary, SentencePieceTokenizer):
         names, parts = [vocabulary.processor.id_to_piece(i) for i in range(vocabulary.size)], _merging(vocabulary)
     else:
         names, parts = ["<pad>", "</s>", "<unk>", *_printable()], _bytes()
@@ -77,7 +77,7 @@ def _bytes() -> dict[str, Any]:
     }
 
 
-def _merging(vocabulary: SentencePieceVocabulary) -> dict[str, Any]:
+def _merging(vocabulary: SentencePieceTokenizer) -> dict[str, Any]:
     """A piece is merged from every pair of pieces that spell it, the best-scored first."""
     processor = vocabulary.processor
     plain = {
@@ -97,12 +97,12 @@ def _merging(vocabulary: SentencePieceVocabulary) -> dict[str, Any]:
         if piece[:cut] in plain and piece[cut:] in plain
     ]
     return {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL},
         "pre_tokenizer": None,
         "decoder": {
             "type": "Sequence",
             "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "Replace", "pattern": {"String": SPACE_SYMBOL}, "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
             ],

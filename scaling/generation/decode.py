@@ -19,7 +19,7 @@ from scaling.config.fields import check_types, require
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder, KVCache, decode_step, empty_cache, split_layers
 
-SHORTEST, CACHE_BYTES = 16, 2**28
+MIN_PADDED_TOKENS, CACHE_BYTES = 16, 2**28
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sampling:
 GREEDY = Sampling()
 
 
-class Limits(NamedTuple):
+class SamplingArrays(NamedTuple):
     """The numbers of a Sampling, as arrays: another temperature is no other program. None: greedy."""
 
     temperature: Any
@@ -50,7 +50,7 @@ class Limits(NamedTuple):
     top_p: Any | None
 
 
-class State(NamedTuple):
+class DecodeState(NamedTuple):
     """B rows in the making. tokens_BS: what was given and what was made; length_B: how many of them there are. seed_B:
     one key a row. made: tokens made. ended_B: rows that made the stop id."""
 
@@ -81,24 +81,24 @@ def generate(
     """
     if not prompts:
         return []
-    _check(model, prompts, most)
+    _check_prompts(model, prompts, most)
     key = jax.random.key(0) if key is None else key
-    S = _padded(max(map(len, prompts)) + most)
+    S = _round_up(max(map(len, prompts)) + most)
     out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     layered, one_row = _by_layer(params), jax.tree.leaves(jax.eval_shape(lambda: empty_cache(model, 1, S)))
     rows = max(CACHE_BYTES // sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in one_row), 1)
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
-        state = _begun(model, layered, [prompts[place] for place in part], part, S, sampling, key, stop_id)
-        state = _continued(model, layered, state, np.int32(most), _limits(sampling), _stop(stop_id))
+        state = _prefill(model, layered, [prompts[place] for place in part], part, S, sampling, key, stop_id)
+        state = _decode_until(model, layered, state, np.int32(most), _sampling_arrays(sampling), _stop_array(stop_id))
         tokens_BS, length_B = jax.device_get((state.tokens_BS, state.length_B))
         for b, place in enumerate(part):
             out[place] = tokens_BS[b, len(prompts[place]) : length_B[b]]
     return out
 
 
-def _streamed(
+def _stream_segment(
     model: Decoder,
     layered: Any,
     prompt: np.ndarray,
@@ -108,9 +108,9 @@ def _streamed(
     key: jax.Array,
     stop_id: int | None,
 ) -> Iterator[int]:
-    state = _begun(model, layered, [prompt], [0], S, sampling, key, stop_id)
+    state = _prefill(model, layered, [prompt], [0], S, sampling, key, stop_id)
     for made in range(1, most + 1):
-        state = _continued(model, layered, state, np.int32(made), _limits(sampling), _stop(stop_id))
+        state = _decode_until(model, layered, state, np.int32(made), _sampling_arrays(sampling), _stop_array(stop_id))
         i = int(np.asarray(state.tokens_BS)[0, len(prompt) + made - 1])
         yield i
         if i == stop_id:
@@ -135,15 +135,15 @@ def stream(
     """
     if window < 2:
         raise InputError(f"window = {window}: must be 2 or more")
-    _check(model, [prompt], most)
+    _check_prompts(model, [prompt], most)
     key, seen, part = jax.random.key(0) if key is None else key, [int(i) for i in prompt], 0
-    layered, S = _by_layer(params), _padded(min(window + 1, len(prompt) + most))
+    layered, S = _by_layer(params), _round_up(min(window + 1, len(prompt) + most))
     while most > 0:
         if len(seen) > window:
             seen = seen[-(window // 2) :]
         room = min(window + 1 - len(seen), most)
         part_key = jax.random.fold_in(key, part)
-        for i in _streamed(model, layered, np.array(seen), room, S, sampling, part_key, stop_id):
+        for i in _stream_segment(model, layered, np.array(seen), room, S, sampling, part_key, stop_id):
             seen.append(i)
             yield i
             if i == stop_id:
@@ -151,7 +151,7 @@ def stream(
         most, part = most - room, part + 1
 
 
-def _check(model: Decoder, prompts: Sequence[np.ndarray], most: int) -> None:
+def _check_prompts(model: Decoder, prompts: Sequence[np.ndarray], most: int) -> None:
     if most < 1:
         raise InputError(f"tokens = {most}: must be 1 or more")
     for place, prompt in enumerate(prompts):
@@ -164,25 +164,25 @@ def _check(model: Decoder, prompts: Sequence[np.ndarray], most: int) -> None:
             )
 
 
-def _padded(tokens: int) -> int:
+def _round_up(tokens: int) -> int:
     """Few lengths, so that few programs are compiled."""
-    return max(1 << (tokens - 1).bit_length(), SHORTEST)
+    return max(1 << (tokens - 1).bit_length(), MIN_PADDED_TOKENS)
 
 
-def _limits(sampling: Sampling) -> Limits | None:
+def _sampling_arrays(sampling: Sampling) -> SamplingArrays | None:
     if sampling.temperature == 0:
         return None
     top_k = None if sampling.top_k is None else np.int32(sampling.top_k)
     top_p = None if sampling.top_p is None else np.float32(sampling.top_p)
-    return Limits(np.float32(sampling.temperature), top_k, top_p)
+    return SamplingArrays(np.float32(sampling.temperature), top_k, top_p)
 
 
-def _stop(stop_id: int | None) -> np.int32:
+def _stop_array(stop_id: int | None) -> np.int32:
     """An id that no token has where there is none."""
     return np.int32(-1 if stop_id is None else stop_id)
 
 
-def _begun(
+def _prefill(
     model: Decoder,
     layered: Any,
     prompts: Sequence[np.ndarray],
@@ -191,22 +191,24 @@ def _begun(
     sampling: Sampling,
     key: jax.Array,
     stop_id: int | None,
-) -> State:
+) -> DecodeState:
     """The prompts read and the first token of each made. Rows up to a power of two are added, ended from the start."""
-    B, T = 1 << (len(prompts) - 1).bit_length(), min(_padded(max(map(len, prompts))), S)
+    B, T = 1 << (len(prompts) - 1).bit_length(), min(_round_up(max(map(len, prompts))), S)
     tokens_BS, length_B = np.zeros((B, S), np.int32), np.ones(B, np.int32)
     for b, prompt in enumerate(prompts):
         tokens_BS[b, : len(prompt)], length_B[b] = prompt, len(prompt)
     place_B = np.r_[np.array(places, np.uint32), np.zeros(B - len(places), np.uint32)]
     ended_B = np.arange(B) >= len(prompts)
-    return _read(model, layered, tokens_BS, length_B, place_B, ended_B, T, key, _limits(sampling), _stop(stop_id))
+    return _prefill_jit(
+        model, layered, tokens_BS, length_B, place_B, ended_B, T, key, _sampling_arrays(sampling), _stop_array(stop_id)
+    )
 
 
 _by_layer = jax.jit(split_layers)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "T"))
-def _read(
+def _prefill_jit(
     model: Decoder,
     layered: Any,
     tokens_BS: jax.Array,
@@ -215,39 +217,41 @@ def _read(
     ended_B: jax.Array,
     T: int,
     key: jax.Array,
-    limits: Limits | None,
+    limits: SamplingArrays | None,
     stop: jax.Array,
-) -> State:
+) -> DecodeState:
     B, S = tokens_BS.shape
     nothing_B = jnp.zeros(B, jnp.int32)
     logits_BV, cache = decode_step(model, layered, tokens_BS[:, :T], nothing_B, length_B - 1, empty_cache(model, B, S))
     seed_B = jax.vmap(functools.partial(jax.random.fold_in, key))(place_B)
-    state = State(tokens_BS, length_B, cache, seed_B, jnp.int32(0), ended_B)
-    return _with(state, logits_BV, cache, limits, stop)
+    state = DecodeState(tokens_BS, length_B, cache, seed_B, jnp.int32(0), ended_B)
+    return _append_token(state, logits_BV, cache, limits, stop)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _continued(
-    model: Decoder, layered: Any, state: State, most: jax.Array, limits: Limits | None, stop: jax.Array
-) -> State:
+def _decode_until(
+    model: Decoder, layered: Any, state: DecodeState, most: jax.Array, limits: SamplingArrays | None, stop: jax.Array
+) -> DecodeState:
     """Until `most` tokens are made of every row that has not ended."""
 
-    def unfinished(state: State) -> jax.Array:
+    def unfinished(state: DecodeState) -> jax.Array:
         return (state.made < most) & ~state.ended_B.all()
 
-    def step(state: State) -> State:
+    def step(state: DecodeState) -> DecodeState:
         cached_B = state.length_B - 1
         last_B1 = jnp.take_along_axis(state.tokens_BS, cached_B[:, None], axis=1)
         logits_BV, cache = decode_step(model, layered, last_B1, cached_B, jnp.zeros_like(cached_B), state.cache)
-        return _with(state, logits_BV, cache, limits, stop)
+        return _append_token(state, logits_BV, cache, limits, stop)
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def _with(state: State, logits_BV: jax.Array, cache: list[KVCache], limits: Limits | None, stop: jax.Array) -> State:
+def _append_token(
+    state: DecodeState, logits_BV: jax.Array, cache: list[KVCache], limits: SamplingArrays | None, stop: jax.Array
+) -> DecodeState:
     """One token more in every row that has not ended."""
     key_B = jax.vmap(jax.random.fold_in, (0, None))(state.seed_B, state.made)
-    next_B = jax.vmap(chosen, (0, 0, None))(logits_BV, key_B, limits)
+    next_B = jax.vmap(sample_token, (0, 0, None))(logits_BV, key_B, limits)
     rows_B, grows_B = jnp.arange(len(next_B)), ~state.ended_B
     next_B = jnp.where(grows_B, next_B, state.tokens_BS[rows_B, state.length_B])
     return state._replace(
@@ -259,7 +263,7 @@ def _with(state: State, logits_BV: jax.Array, cache: list[KVCache], limits: Limi
     )
 
 
-def chosen(logits_V: jax.Array, key: jax.Array, limits: Limits | None) -> jax.Array:
+def sample_token(logits_V: jax.Array, key: jax.Array, limits: SamplingArrays | None) -> jax.Array:
     """The id drawn from float32 logits; None: the likeliest."""
     if limits is None:
         return jnp.argmax(logits_V).astype(jnp.int32)

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.model.decoder import Decoder
 from scaling.record.run_folder import Value
 
-Run = Callable[[Decoder, Any, Vocabulary, jax.Array, int], dict[str, Value]]
-Check = Callable[[Vocabulary, jax.Array, int], object]
+RunFunction = Callable[[Decoder, Any, Tokenizer, jax.Array, int], dict[str, Value]]
+CheckFunction = Callable[[Tokenizer, jax.Array, int], object]
 """Raises InputError when what `run` would ask with the same arguments cannot be asked of any model."""
 
 
@@ -30,5 +30,5 @@ class Measurement:
     chance: float
     ceiling: float | None
     budget: str
-    run: Run
-    check: Check = lambda *_: None
+    run: RunFunction
+    check: CheckFunction = lambda *_: None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.measurements import Measurement
-from scaling.measurements.multiple_choice import Question, measure, spelt
+from scaling.measurements.multiple_choice import Question, multiple_choice, question_from_text
 
 NAME, CHOICES, EXAMPLES = "addition", 4, 2
 
@@ -20,18 +20,18 @@ def addition(length: int, digits: int = 2) -> Measurement:
 
     low, high = 10 ** (digits - 1), 10**digits - 1
 
-    def ask(vocabulary: Vocabulary, generator: Generator) -> Question:
+    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
         *examples, (a, b) = generator.integers(low, high + 1, (EXAMPLES + 1, 2)).tolist()
         shown = "".join(f"{c}+{d}={c + d}\n" for c, d in examples)
-        near = [found for found in neighbours(a + b, 2 * low, 2 * high) if len(found) >= CHOICES - 1]
+        near = [found for found in one_digit_changes(a + b, 2 * low, 2 * high) if len(found) >= CHOICES - 1]
         changed = near[int(generator.integers(len(near)))]
         wrong = [changed[one] for one in generator.permutation(len(changed))[: CHOICES - 1]]
-        return spelt(vocabulary, f"{shown}{a}+{b}=", str(a + b), wrong, generator)
+        return question_from_text(vocabulary, f"{shown}{a}+{b}=", str(a + b), wrong, generator)
 
-    return measure(NAME, CHOICES, ask, length)
+    return multiple_choice(NAME, CHOICES, ask, length)
 
 
-def neighbours(number: int, least: int, most: int) -> list[list[str]]:
+def one_digit_changes(number: int, least: int, most: int) -> list[list[str]]:
     """For each place of a number, the numbers from `least` to `most`, of as many digits, with another digit there,
     ascending. Others would betray themselves as no sums."""
     text = str(number)

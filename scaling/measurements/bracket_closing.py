@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from scaling.data.shards import TokenSet, documents
-from scaling.data.tokenizer import Vocabulary, load_vocabulary
+from scaling.data.shards import TokenShards, read_documents
+from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.errors import InputError
 from scaling.measurements import Measurement
 from scaling.measurements.brackets import CLOSERS, OPENERS
-from scaling.measurements.multiple_choice import Question, measure
+from scaling.measurements.multiple_choice import Question, multiple_choice
 
 NAME = "closers"
 SHOWN, NEAREST = 64, 4
@@ -22,9 +22,9 @@ FEWEST = 16
 """Places of each kind that a corpus must have."""
 
 
-def closers(tokens: TokenSet, length: int) -> Measurement:
+def closers(tokens: TokenShards, length: int) -> Measurement:
     """Raises InputError when the validation split has too few pairs of brackets of some kind."""
-    found = places(tokens, min(SHOWN, length))
+    found = contexts_by_kind(tokens, min(SHOWN, length))
     for kind, of_kind in zip(CLOSERS, found, strict=True):
         if len(of_kind) < FEWEST:
             raise InputError(
@@ -32,23 +32,23 @@ def closers(tokens: TokenSet, length: int) -> Measurement:
                 f"seen; at least {FEWEST} are needed"
             )
 
-    def ask(vocabulary: Vocabulary, generator: np.random.Generator) -> Question:
+    def ask(vocabulary: Tokenizer, generator: np.random.Generator) -> Question:
         kind = int(generator.integers(len(CLOSERS)))
         context = vocabulary.encode(found[kind][int(generator.integers(len(found[kind])))])
         order = generator.permutation(len(CLOSERS))
         choices = tuple(vocabulary.encode(CLOSERS[one]) for one in order)
         return Question(context, choices, int(np.flatnonzero(order == kind)[0]))
 
-    return measure(NAME, len(CLOSERS), ask, length)
+    return multiple_choice(NAME, len(CLOSERS), ask, length)
 
 
-def places(tokens: TokenSet, shown: int) -> list[list[str]]:
+def contexts_by_kind(tokens: TokenShards, shown: int) -> list[list[str]]:
     """What stands before each place where a closer is due, by kind: `shown` ASCII characters with the opener among
     them."""
-    vocabulary, found = load_vocabulary(tokens.vocabulary), [[] for _ in CLOSERS]
-    for ids in documents(tokens, tokens.validation):
+    vocabulary, found = load_tokenizer(tokens.vocabulary), [[] for _ in CLOSERS]
+    for ids in read_documents(tokens, tokens.validation):
         text = vocabulary.decode(ids)
-        for opened, closed in pairs(text):
+        for opened, closed in match_brackets(text):
             if NEAREST < closed - opened <= shown <= closed:
                 before = text[closed - shown : closed]
                 if len(before.encode()) == shown:
@@ -56,7 +56,7 @@ def places(tokens: TokenSet, shown: int) -> list[list[str]]:
     return found
 
 
-def pairs(text: str) -> list[tuple[int, int]]:
+def match_brackets(text: str) -> list[tuple[int, int]]:
     """Places of an opening bracket and of the one that closes it. A closer of the wrong kind, as in a string of code,
     ends all that was open."""
     stack: list[int] = []

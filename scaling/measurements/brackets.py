@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from numpy.random import Generator
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.measurements import Measurement
-from scaling.measurements.multiple_choice import Question, measure, spelt
+from scaling.measurements.multiple_choice import Question, multiple_choice, question_from_text
 
 NAME = "brackets"
 OPENERS, CLOSERS = "([{", ")]}"
@@ -16,14 +16,14 @@ SHORTEST, LONGEST, DEEPEST = 12, 25, 6
 def brackets(length: int) -> Measurement:
     """Strings of 12 to 25 brackets in which openers and closers come at even odds, never more than six deep."""
 
-    def ask(vocabulary: Vocabulary, generator: Generator) -> Question:
-        text, due = prefix(generator)
-        return spelt(vocabulary, text, due, [one for one in CLOSERS if one != due], generator)
+    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
+        text, due = random_prefix(generator)
+        return question_from_text(vocabulary, text, due, [one for one in CLOSERS if one != due], generator)
 
-    return measure(NAME, len(CLOSERS), ask, length)
+    return multiple_choice(NAME, len(CLOSERS), ask, length)
 
 
-def prefix(generator: Generator) -> tuple[str, str]:
+def random_prefix(generator: Generator) -> tuple[str, str]:
     """A text that is open, and the closer that is due."""
     most = int(generator.integers(SHORTEST, LONGEST))
     text, due = "", ""

@@ -9,9 +9,9 @@ import string
 
 from numpy.random import Generator
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.measurements import Measurement
-from scaling.measurements.multiple_choice import Question, measure, spelt
+from scaling.measurements.multiple_choice import Question, multiple_choice, question_from_text
 
 NAME, CHOICES = "copy", 4
 LETTERS, PIECE, CUE = 12, 3, 2
@@ -21,10 +21,10 @@ LETTERS, PIECE, CUE = 12, 3, 2
 def copy(length: int) -> Measurement:
     """Every letter stands once in the string, so that one answer is right."""
 
-    def ask(vocabulary: Vocabulary, generator: Generator) -> Question:
+    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
         text = "".join(generator.permutation(list(string.ascii_lowercase))[:LETTERS])
         starts = generator.permutation(LETTERS - PIECE - CUE + 1)[:CHOICES] + CUE
         right, *wrong = (text[start : start + PIECE] for start in starts)
-        return spelt(vocabulary, f"{text}\n{text[: starts[0]]}", right, wrong, generator)
+        return question_from_text(vocabulary, f"{text}\n{text[: starts[0]]}", right, wrong, generator)
 
-    return measure(NAME, CHOICES, ask, length)
+    return multiple_choice(NAME, CHOICES, ask, length)

@@ -17,11 +17,11 @@ import numpy as np
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder, logits
 
-SHORTEST, LOGITS_BYTES, BATCH_TOKENS = 32, 2**27, 2**14
+MIN_PADDED_TOKENS, LOGITS_BYTES, BATCH_TOKENS = 32, 2**27, 2**14
 
 
 @dataclass(frozen=True)
-class Pair:
+class ContextPair:
     """Token ids of a context and of what follows it. A model that separates documents by an end-of-document id wants it
     before the context, where the context begins a document."""
 
@@ -30,7 +30,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Scores:
+class PairScores:
     """nats_P: minus the logarithm of each continuation's probability after its context, summed over its tokens.
     greedy_P: whether each of its tokens is the likeliest."""
 
@@ -38,13 +38,13 @@ class Scores:
     greedy_P: np.ndarray
 
 
-def score(model: Decoder, params: Any, pairs: Sequence[Pair], length: int) -> Scores:
+def score_pairs(model: Decoder, params: Any, pairs: Sequence[ContextPair], length: int) -> PairScores:
     """Scores of P pairs, in their order. length: the longest input, to which contexts are cut from the left. Pairs that
     differ in their last token alone, as one-token answers to a question do, are scored in one row.
 
     Raises InputError when a continuation is empty, has no context at all, or alone is longer than `length`.
     """
-    rows = [_row(pair, length, place) for place, pair in enumerate(pairs)]
+    rows = [_pair_to_row(pair, length, place) for place, pair in enumerate(pairs)]
     ends_P = np.array([ids[-1] for ids, _ in rows], np.int32)
     nats_P, greedy_P = np.zeros(len(rows)), np.zeros(len(rows), bool)
     alike: dict[tuple[bytes, int], list[int]] = {}
@@ -52,7 +52,7 @@ def score(model: Decoder, params: Any, pairs: Sequence[Pair], length: int) -> Sc
         alike.setdefault((ids[:-1].tobytes(), scored), []).append(place)
     groups: dict[int, list[list[int]]] = {}
     for places in alike.values():
-        groups.setdefault(_padded(len(rows[places[0]][0]) - 1, length), []).append(places)
+        groups.setdefault(_round_up(len(rows[places[0]][0]) - 1, length), []).append(places)
     for T, of_T in sorted(groups.items()):
         most = min(LOGITS_BYTES // (4 * T * model.config.vocab_size), BATCH_TOKENS // T)
         B = min(max(most, 1), 1 << (len(of_T) - 1).bit_length())
@@ -66,10 +66,10 @@ def score(model: Decoder, params: Any, pairs: Sequence[Pair], length: int) -> Sc
             for b, places in enumerate(part):
                 nats_P[places] = before_B[b] + last_BV[b, ends_P[places]]
                 greedy_P[places] = greedy_B[b] & (last_BV[b].argmin() == ends_P[places])
-    return Scores(nats_P, greedy_P)
+    return PairScores(nats_P, greedy_P)
 
 
-def _row(pair: Pair, length: int, place: int) -> tuple[np.ndarray, int]:
+def _pair_to_row(pair: ContextPair, length: int, place: int) -> tuple[np.ndarray, int]:
     """The ids of a pair, at most length + 1 of them, and how many at their end are scored."""
     ids, scored = np.concatenate([pair.context, pair.continuation]).astype(np.int32), len(pair.continuation)
     if scored == 0 or len(pair.context) == 0:
@@ -79,9 +79,9 @@ def _row(pair: Pair, length: int, place: int) -> tuple[np.ndarray, int]:
     return ids[-(length + 1) :], scored
 
 
-def _padded(tokens: int, length: int) -> int:
+def _round_up(tokens: int, length: int) -> int:
     """Few lengths, so that few programs are compiled: powers of two and the longest."""
-    return min(max(1 << (tokens - 1).bit_length(), SHORTEST), length)
+    return min(max(1 << (tokens - 1).bit_length(), MIN_PADDED_TOKENS), length)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.errors import InputError
 from scaling.measurements import Measurement
-from scaling.measurements.likelihood import Pair, score
+from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.model.decoder import Decoder
 from scaling.record.run_folder import Value
 
@@ -29,14 +29,14 @@ class Question:
 
     context: np.ndarray
     choices: tuple[np.ndarray, ...]
-    right: int
+    answer: int
 
 
-Ask = Callable[[Vocabulary, np.random.Generator], Question]
+QuestionMaker = Callable[[Tokenizer, np.random.Generator], Question]
 """One more question. Its right answer stands at a place that the generator drew."""
 
 
-def placed(
+def shuffle_choices(
     context: np.ndarray, right: np.ndarray, wrong: Sequence[np.ndarray], generator: np.random.Generator
 ) -> Question:
     """A question whose right answer stands anywhere among the wrong ones, with equal chances."""
@@ -44,22 +44,22 @@ def placed(
     return Question(context, (*wrong[:place], right, *wrong[place:]), place)
 
 
-def spelt(
-    vocabulary: Vocabulary, context: str, right: str, wrong: Sequence[str], generator: np.random.Generator
+def question_from_text(
+    vocabulary: Tokenizer, context: str, right: str, wrong: Sequence[str], generator: np.random.Generator
 ) -> Question:
     """The same of texts; the context is the beginning of a document."""
     begun = np.r_[vocabulary.eos_id, vocabulary.encode(context)]
-    return placed(begun, vocabulary.encode(right), [vocabulary.encode(one) for one in wrong], generator)
+    return shuffle_choices(begun, vocabulary.encode(right), [vocabulary.encode(one) for one in wrong], generator)
 
 
-def measure(name: str, choices: int, ask: Ask, length: int) -> Measurement:
+def multiple_choice(name: str, choices: int, ask: QuestionMaker, length: int) -> Measurement:
     """Multiple choice among `choices`; chance is one in so many, exactly. length: the model's longest input, tokens.
 
     The measure's run and check raise InputError when a question does not fit that.
     """
 
     @functools.lru_cache(maxsize=2)
-    def made(vocabulary: Vocabulary, seed: tuple[int, ...], budget: int) -> list[Question]:
+    def made(vocabulary: Tokenizer, seed: tuple[int, ...], budget: int) -> list[Question]:
         generator = np.random.default_rng(seed)
         asked = [ask(vocabulary, generator) for _ in range(budget)]
         longest = max(len(one.context) + max(map(len, one.choices)) for one in asked) - 1
@@ -67,23 +67,23 @@ def measure(name: str, choices: int, ask: Ask, length: int) -> Measurement:
             raise InputError(f"{name}: its questions are up to {longest} tokens long, sequence_length = {length}")
         return asked
 
-    def questions(vocabulary: Vocabulary, key: jax.Array, budget: int) -> list[Question]:
+    def questions(vocabulary: Tokenizer, key: jax.Array, budget: int) -> list[Question]:
         return made(vocabulary, tuple(np.ravel(jax.random.key_data(key)).tolist()), budget)
 
-    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Value]:
+    def run(model: Decoder, params: Any, vocabulary: Tokenizer, key: jax.Array, budget: int) -> dict[str, Value]:
         asked = questions(vocabulary, key, budget)
-        return answered(asked, nats(model, params, asked, length), vocabulary.bytes_per_token)
+        return score_answers(asked, score_choices(model, params, asked, length), vocabulary.bytes_per_token)
 
     return Measurement(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=questions)
 
 
-def nats(model: Decoder, params: Any, questions: Sequence[Question], length: int) -> np.ndarray:
+def score_choices(model: Decoder, params: Any, questions: Sequence[Question], length: int) -> np.ndarray:
     """Minus the logarithm of each choice's probability after its context, [Q, K]."""
-    pairs = [Pair(one.context, choice) for one in questions for choice in one.choices]
-    return score(model, params, pairs, length).nats_P.reshape(len(questions), -1)
+    pairs = [ContextPair(one.context, choice) for one in questions for choice in one.choices]
+    return score_pairs(model, params, pairs, length).nats_P.reshape(len(questions), -1)
 
 
-def answered(
+def score_answers(
     questions: Sequence[Question], nats_QK: np.ndarray, bytes_per_token_V: np.ndarray
 ) -> dict[str, Value]:
     """The statistics of a model's answers, from the nats of each choice. Raises InputError when those are not finite,
@@ -91,10 +91,10 @@ def answered(
     if not np.isfinite(nats_QK).all():
         raise InputError("the model's scores are not finite numbers: it has diverged; evaluate an earlier step")
     bytes_QK = np.array([[bytes_per_token_V[choice].sum() for choice in one.choices] for one in questions])
-    return statistics(nats_QK, np.array([one.right for one in questions]), bytes_QK)
+    return choice_statistics(nats_QK, np.array([one.answer for one in questions]), bytes_QK)
 
 
-def statistics(
+def choice_statistics(
     nats_QK: np.ndarray, answers_Q: np.ndarray, bytes_QK: np.ndarray, ceiling: float = 1.0
 ) -> dict[str, Value]:
     """nats_QK: minus the logarithm of the probability of each of K choices, inf where a question has fewer; answers_Q:
@@ -106,10 +106,10 @@ def statistics(
     """
     Q = len(answers_Q)
     right_Q, bytes_Q = nats_QK[np.arange(Q), answers_Q], bytes_QK[np.arange(Q), answers_Q]
-    accuracy, stderr = mean(nats_QK.argmin(axis=1) == answers_Q)
+    accuracy, stderr = mean_and_stderr(nats_QK.argmin(axis=1) == answers_Q)
     chance = float((1 / np.isfinite(nats_QK).sum(axis=1)).mean())
-    bits, bits_stderr = ratio(right_Q / math.log(2), bytes_Q)
-    choice_nats, choice_stderr = mean(right_Q + np.logaddexp.reduce(-nats_QK, axis=1))
+    bits, bits_stderr = ratio_and_stderr(right_Q / math.log(2), bytes_Q)
+    choice_nats, choice_stderr = mean_and_stderr(right_Q + np.logaddexp.reduce(-nats_QK, axis=1))
     span = ceiling - chance
     return {
         "accuracy": Value(accuracy, Q, stderr),
@@ -121,13 +121,13 @@ def statistics(
     }
 
 
-def mean(values_Q: np.ndarray) -> tuple[float, float]:
+def mean_and_stderr(values_Q: np.ndarray) -> tuple[float, float]:
     """Mean and its standard error, nan of a single value."""
     Q = len(values_Q)
     return float(values_Q.mean()), float(values_Q.std(ddof=1)) / math.sqrt(Q) if Q > 1 else math.nan
 
 
-def ratio(above_Q: np.ndarray, below_Q: np.ndarray) -> tuple[float, float]:
+def ratio_and_stderr(above_Q: np.ndarray, below_Q: np.ndarray) -> tuple[float, float]:
     """Sum over sum, and its standard error by the delta method, nan of a single pair."""
     Q, value = len(above_Q), float(above_Q.sum() / below_Q.sum())
     off_Q = above_Q - value * below_Q

@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 
 from scaling.config.run_config import DataConfig
-from scaling.data.shards import TokenSet, open_tokens
-from scaling.data.tokenizer import load_vocabulary
+from scaling.data.shards import TokenShards, open_shards
+from scaling.data.tokenizer import load_tokenizer
 from scaling.errors import InputError, nearest
 from scaling.measurements import Measurement
 from scaling.measurements.addition import addition
@@ -24,22 +24,22 @@ from scaling.measurements.cloze import cloze
 from scaling.measurements.copying import copy
 from scaling.measurements.recall import recall
 
-OF_TEXT: dict[str, Callable[[TokenSet, int], Measurement]] = {"cloze": cloze, "closers": closers}
+CORPUS_TASKS: dict[str, Callable[[TokenShards, int], Measurement]] = {"cloze": cloze, "closers": closers}
 """Tasks on the held-out text of the run's corpus: (corpus, longest input in tokens) -> measure."""
-OF_STRINGS: dict[str, Callable[[int], Measurement]] = {
+SYNTHETIC_TASKS: dict[str, Callable[[int], Measurement]] = {
     "brackets": brackets,
     "copy": copy,
     "recall": recall,
     "addition": addition,
 }
 """Tasks that are made up: longest input in tokens -> measure."""
-BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 128, "recall": 512, "addition": 128}
+DEFAULT_BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 128, "recall": 512, "addition": 128}
 """Questions of each built-in task."""
-BUDGET = 1000
+OTHER_BUDGET = 1000
 """Documents or examples of any other."""
 
 
-def measures(
+def build_measurements(
     names: tuple[str, ...], data: DataConfig, include: Path | None, budget: int | None, seed: int
 ) -> tuple[tuple[Measurement, ...], tuple[str, ...]]:
     """The tasks of these names, or the built-in ones, for runs on this corpus; and why it cannot ask some of those.
@@ -48,7 +48,8 @@ def measures(
     """
     where = (data.directory, data.corpus, data.vocabulary, data.fingerprint)
     built = [
-        _measure(name, where, data.sequence_length, include, budget, seed) for name in names or (*OF_TEXT, *OF_STRINGS)
+        _build_measurement(name, where, data.sequence_length, include, budget, seed)
+        for name in names or (*CORPUS_TASKS, *SYNTHETIC_TASKS)
     ]
     reasons = tuple(one for one in built if isinstance(one, str))
     if names and reasons:
@@ -57,16 +58,16 @@ def measures(
 
 
 @functools.cache
-def _measure(
+def _build_measurement(
     name: str, where: tuple[str, str, str, str], length: int, include: Path | None, budget: int | None, seed: int
 ) -> Measurement | str:
     """A task, or why it cannot be asked of such runs: once for all that are alike, so that its questions are made
     once."""
-    if name in OF_TEXT or name in OF_STRINGS:
-        tokens = open_tokens(*where) if name in OF_TEXT else None
-        vocabulary, most = load_vocabulary(where[2]), questions_of(name, budget)
+    if name in CORPUS_TASKS or name in SYNTHETIC_TASKS:
+        tokens = open_shards(*where) if name in CORPUS_TASKS else None
+        vocabulary, most = load_tokenizer(where[2]), task_budget(name, budget)
         try:
-            found = OF_STRINGS[name](length) if tokens is None else OF_TEXT[name](tokens, length)
+            found = SYNTHETIC_TASKS[name](length) if tokens is None else CORPUS_TASKS[name](tokens, length)
             found.check(vocabulary, jax.random.key(seed), most)
         except InputError as error:
             return str(error)
@@ -74,16 +75,16 @@ def _measure(
     if name.startswith("seqio:"):
         from scaling.measurements import seqio_tasks
 
-        return seqio_tasks.measure(name, length)
-    known = (*OF_TEXT, *OF_STRINGS)
+        return seqio_tasks.seqio_task(name, length)
+    known = (*CORPUS_TASKS, *SYNTHETIC_TASKS)
     if importlib.util.find_spec("lm_eval") is None:
         others = "other tasks need the package lm_eval: pip install 'scaling-laws[eval]'"
         raise InputError(f"unknown task {name!r}{nearest(name, known)}; {others}")
     from scaling.measurements.lm_eval import tasks
 
-    return tasks.measures([name], include, length, known)[0]
+    return tasks.lm_eval_tasks([name], include, length, known)[0]
 
 
-def questions_of(name: str, budget: int | None) -> int:
+def task_budget(name: str, budget: int | None) -> int:
     """The budget of a task: as asked for, or its own."""
-    return budget or BUDGETS.get(name, BUDGET)
+    return budget or DEFAULT_BUDGETS.get(name, OTHER_BUDGET)

@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.errors import InputError
 from scaling.generation.decode import GREEDY
 from scaling.measurements import Measurement
-from scaling.measurements.likelihood import Pair
-from scaling.measurements.prompting import Asked, answers, likelihoods
+from scaling.measurements.likelihood import ContextPair
+from scaling.measurements.prompting import PromptedModel, completions, log_likelihoods
 from scaling.model.decoder import Decoder
 from scaling.record.run_folder import Value
 
@@ -33,7 +33,7 @@ RESAMPLES = 200
 Metric = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
-def measure(name: str, length: int) -> Measurement:
+def seqio_task(name: str, length: int) -> Measurement:
     """The measure `seqio:TASK@MODULE`: the metric functions of a Task that a Python module registers, on the first
     `budget` examples of its validation split, or of its test split where it has no other. length: tokens of the longest
     input.
@@ -57,15 +57,15 @@ def _run(
     length: int,
     model: Decoder,
     params: Any,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     key: jax.Array,
     budget: int,
 ) -> dict[str, Value]:
-    asked, loud = Asked(model, params, vocabulary, length, key), logging.root.manager.disable
+    asked, loud = PromptedModel(model, params, vocabulary, length, key), logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         task = _task(name, task_name, module, vocabulary)
-        return measurements(name, task, _examples(name, task, budget), asked)
+        return to_values(name, task, _examples(name, task, budget), asked)
     finally:
         logging.disable(loud)
 
@@ -87,12 +87,12 @@ def _seqio_tasks() -> Any:
         os.close(kept)
 
 
-def _task(name: str, task_name: str, module: str, vocabulary: Vocabulary) -> Any:
+def _task(name: str, task_name: str, module: str, vocabulary: Tokenizer) -> Any:
     try:
         tasks = _seqio_tasks()
     except ImportError:
         raise InputError(f"task {name!r}: needs the package seqio: pip install 'scaling-laws[data]'") from None
-    task = tasks.registered(f"task {name!r}", module, task_name)
+    task = tasks.load_registered(f"task {name!r}", module, task_name)
     if not isinstance(task, tasks.seqio.Task):
         raise InputError(f"task {name!r}: is a Mixture; name its Tasks: {', '.join(one.name for one in task.tasks)}")
     if not task.predict_metric_fns and not task.score_metric_fns:
@@ -100,7 +100,9 @@ def _task(name: str, task_name: str, module: str, vocabulary: Vocabulary) -> Any
     if TARGETS not in task.output_features:
         raise InputError(f"task {name!r}: has no feature {TARGETS!r}; it has {', '.join(task.output_features)}")
     for feature in {INPUTS, TARGETS} & set(task.output_features):
-        if not tasks.same_ids(theirs := task.output_features[feature].vocabulary, tasks.seqio_vocabulary(vocabulary)):
+        if not tasks.has_same_ids(
+            theirs := task.output_features[feature].vocabulary, tasks.to_seqio_vocabulary(vocabulary)
+        ):
             raise InputError(
                 f"task {name!r}: feature {feature!r} is in {theirs!r}, the model's vocabulary is {vocabulary.name!r}"
             )
@@ -118,9 +120,9 @@ def _examples(name: str, task: Any, budget: int) -> list[dict[str, Any]]:
     return examples
 
 
-def measurements(name: str, task: Any, examples: Sequence[dict[str, Any]], asked: Asked) -> dict[str, Value]:
+def to_values(name: str, task: Any, examples: Sequence[dict[str, Any]], asked: PromptedModel) -> dict[str, Value]:
     """The numbers that the metric functions of a seqio Task make of the model's answers to E examples."""
-    eos_id = asked.vocabulary.eos_id
+    eos_id = asked.tokenizer.eos_id
     prompts = [np.r_[eos_id, _without_end(example.get(INPUTS, ()), eos_id)] for example in examples]
     vocabulary, found = task.output_features[TARGETS].vocabulary, {}
 
@@ -132,13 +134,13 @@ def measurements(name: str, task: Any, examples: Sequence[dict[str, Any]], asked
     targets = processed(written, is_target=True)
     if task.predict_metric_fns:
         most = max(len(example[TARGETS]) for example in examples)
-        ids = answers(asked, prompts, most, GREEDY, asked.key)
+        ids = completions(asked, prompts, most, GREEDY, asked.key)
         predictions = processed([vocabulary.decode(one.tolist()) for one in ids], is_target=False)
         for function in task.predict_metric_fns:
             found |= _bootstrapped(name, function, targets, predictions)
     if task.score_metric_fns:
-        pairs = [Pair(prompt, example[TARGETS]) for prompt, example in zip(prompts, examples, strict=True)]
-        scores, _ = likelihoods(asked, pairs)
+        pairs = [ContextPair(prompt, example[TARGETS]) for prompt, example in zip(prompts, examples, strict=True)]
+        scores, _ = log_likelihoods(asked, pairs)
         for function in task.score_metric_fns:
             found |= _bootstrapped(name, function, targets, scores)
     if not found:
@@ -159,9 +161,7 @@ def _written(example: dict[str, Any], vocabulary: Any) -> str:
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
-def _bootstrapped(
-    name: str, function: Metric, targets: list[Any], found: list[Any] | np.ndarray
-) -> dict[str, Value]:
+def _bootstrapped(name: str, function: Metric, targets: list[Any], found: list[Any] | np.ndarray) -> dict[str, Value]:
     """Numbers of a metric function, each with its standard deviation over resamples of the E examples."""
     E, rng = len(targets), np.random.default_rng(0)
     places_RE = [np.arange(E), *rng.integers(0, E, (RESAMPLES, E))]

@@ -11,8 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from scaling.data.shards import TokenSet, validation_windows
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.shards import TokenShards, read_validation_windows
+from scaling.data.tokenizer import Tokenizer
 from scaling.measurements import Measurement
 from scaling.model import sharding
 from scaling.model.decoder import Decoder, features, head_weights
@@ -22,19 +22,19 @@ from scaling.record.run_folder import Value
 BATCH_TOKENS = 16_384
 
 
-def measure(tokens: TokenSet, sequence_length: int, mesh: Mesh) -> Measurement:
+def validation_loss(tokens: TokenShards, sequence_length: int, mesh: Mesh) -> Measurement:
     """Loss on the first `budget` tokens of the validation split. Chance is a uniform guess, ln V."""
 
-    def run(model: Decoder, params: Any, vocabulary: Vocabulary, key: jax.Array, budget: int) -> dict[str, Value]:
+    def run(model: Decoder, params: Any, vocabulary: Tokenizer, key: jax.Array, budget: int) -> dict[str, Value]:
         del key
-        tokens_WS = validation_windows(tokens, sequence_length, budget, model.config.vocab_size)
+        tokens_WS = read_validation_windows(tokens, sequence_length, budget, model.config.vocab_size)
         nats_W = _nats_per_window(model, params, tokens_WS, mesh)
-        return statistics(nats_W, tokens_WS[:, 1:], vocabulary.bytes_per_token)
+        return loss_statistics(nats_W, tokens_WS[:, 1:], vocabulary.bytes_per_token)
 
     return Measurement("loss", chance=math.log(tokens.vocab_size), ceiling=None, budget="validation tokens", run=run)
 
 
-def statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np.ndarray) -> dict[str, Value]:
+def loss_statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np.ndarray) -> dict[str, Value]:
     """nats_W: nats summed over each window. Standard errors take windows as independent."""
     W, T = targets_WT.shape
     nats = float(nats_W.mean()) / T

@@ -133,10 +133,10 @@ def _check_memory(program: Program, members: int) -> None:
 def _session(
     config: RunConfig, folder: Path, program: Program, stop: Callable[[], bool], about: dict[str, int]
 ) -> Iterator[Session]:
-    tokens, vocabulary = open_data(config)
-    measure = validation_loss.measure(tokens, config.data.sequence_length, program.mesh)
+    tokens, tokenizer = open_data(config)
+    measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
     with (
         run_folder.held(folder, config, program.model.kernel, population=about),
         Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
     ):
-        yield Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, lambda *_: None)
+        yield Session(config, folder, program, tokens, tokenizer, measurement, checkpoints, stop, lambda *_: None)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config.run_config import MeshConfig, RunConfig, load
-from scaling.data.tokenizer import Vocabulary, load_vocabulary
+from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder
 from scaling.model.sharding import make_mesh
@@ -32,7 +32,7 @@ class TrainedModel:
     step: int
     model: Decoder
     params: Any
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
 
     @property
     def tokens(self) -> int:
@@ -66,4 +66,4 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as kept:
         state = kept.restore(step, program.abstract_state)
     model = Decoder(program.model.config, jnp.dtype(config.precision.compute), "xla")
-    return TrainedModel(folder, config, step, model, state.params, load_vocabulary(config.data.vocabulary))
+    return TrainedModel(folder, config, step, model, state.params, load_tokenizer(config.data.vocabulary))

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from scaling.config.run_config import RunConfig, load
-from scaling.data.shards import TokenSet, check, limited, open_tokens
-from scaling.data.tokenizer import Vocabulary, load_vocabulary
+from scaling.data.shards import TokenShards, check_batches, limit_unique_tokens, open_shards
+from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.measurements import Measurement
 from scaling.record import run_folder
 from scaling.training import branching, simulated_run
@@ -32,9 +32,9 @@ class Session:
     config: RunConfig
     folder: Path
     program: Program
-    tokens: TokenSet
-    vocabulary: Vocabulary
-    measure: Measurement
+    tokens: TokenShards
+    tokenizer: Tokenizer
+    measurement: Measurement
     checkpoints: Checkpoints
     stop: Callable[[], bool]
     show: Callable[[int, float, float], None]
@@ -50,7 +50,7 @@ def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunC
     if folder is not None and (folder / run_folder.CONFIG).exists():
         fingerprint = load(folder / run_folder.CONFIG).data.fingerprint
     else:
-        fingerprint = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary).fingerprint
+        fingerprint = open_shards(config.data.directory, config.data.corpus, config.data.vocabulary).fingerprint
     return replace(config, data=replace(config.data, fingerprint=fingerprint))
 
 
@@ -74,17 +74,17 @@ def final_status(config: RunConfig, folder: Path) -> run_folder.Status | None:
     return None
 
 
-def open_data(config: RunConfig) -> tuple[TokenSet, Vocabulary]:
+def open_data(config: RunConfig) -> tuple[TokenShards, Tokenizer]:
     """The tokens of a run and its vocabulary. Raises InputError when they are not there or do not suit it."""
-    tokens = open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary, config.data.fingerprint)
-    tokens = limited(tokens, config.data.unique_tokens)
-    check(
+    tokens = open_shards(config.data.directory, config.data.corpus, config.data.vocabulary, config.data.fingerprint)
+    tokens = limit_unique_tokens(tokens, config.data.unique_tokens)
+    check_batches(
         tokens,
         sequence_length=config.data.sequence_length,
         validation_tokens=config.measure.validation_tokens,
         vocab_size=config.model.vocab_size,
     )
-    return tokens, load_vocabulary(config.data.vocabulary)
+    return tokens, load_tokenizer(config.data.vocabulary)
 
 
 def initial_state(s: Session) -> tuple[int, TrainState]:
@@ -128,10 +128,10 @@ def record_validation_loss(s: Session, step: int, state: TrainState) -> None:
 
 def measure_state(s: Session, state: TrainState) -> dict[str, run_folder.Value]:
     """Everything that a run measures of a state, by "<name>/<metric>"."""
-    found = s.measure.run(
-        s.program.model, state.params, s.vocabulary, jax.random.key(0), s.config.measure.validation_tokens
+    found = s.measurement.run(
+        s.program.model, state.params, s.tokenizer, jax.random.key(0), s.config.measure.validation_tokens
     )
-    return {f"{s.measure.name}/{metric}": value for metric, value in found.items()}
+    return {f"{s.measurement.name}/{metric}": value for metric, value in found.items()}
 
 
 def final_measurements(s: Session, state: TrainState) -> tuple[dict[str, run_folder.Value], str]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling.config.run_config import RunConfig
-from scaling.data.shards import TokenSet, batch
+from scaling.data.shards import TokenShards, gather_batch
 from scaling.measurements import validation_loss
 from scaling.model import sharding
 from scaling.record import run_folder
@@ -57,12 +57,12 @@ def train(config: RunConfig, folder: Path, *, quiet: bool = False) -> run_folder
 def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
     if (status := final_status(config, folder)) is not None:
         return status
-    tokens, vocabulary = open_data(config)
+    tokens, tokenizer = open_data(config)
     mesh = sharding.make_mesh(config.mesh)
     program = build_program(config, mesh)
     if limit := (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit"):
         check_memory(program.abstract_state, limit)
-    measure = validation_loss.measure(tokens, config.data.sequence_length, mesh)
+    measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, mesh)
     with (
         run_folder.held(folder, config, program.model.kernel) if jax.process_index() == 0 else nullcontext(),
         Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
@@ -70,7 +70,7 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
         progress_bar(config.name or config.run_id, config.steps, quiet) as show,
         multihost.exit_together(),
     ):
-        status = _loop(Session(config, folder, program, tokens, vocabulary, measure, checkpoints, stop, show))
+        status = _loop(Session(config, folder, program, tokens, tokenizer, measurement, checkpoints, stop, show))
         multihost.wait_for_all("the result is written")
         return status
 
@@ -134,14 +134,14 @@ class StepInput:
     rates: Rates
 
 
-def read_batch(config: RunConfig, tokens: TokenSet, step: int, part: slice | None = None) -> np.ndarray:
+def read_batch(config: RunConfig, tokens: TokenShards, step: int, part: slice | None = None) -> np.ndarray:
     """Rows `part` of the batch of a step, [rows, T + 1]; all by default."""
     B, T, V = config.data.batch_sequences, config.data.sequence_length, config.model.vocab_size
     order = config.data_order
-    return batch(tokens, seed=order, step=step, batch_sequences=B, sequence_length=T, rows=part, vocab_size=V)
+    return gather_batch(tokens, seed=order, step=step, batch_sequences=B, sequence_length=T, rows=part, vocab_size=V)
 
 
-def step_input(config: RunConfig, tokens: TokenSet, mesh: Mesh, step: int) -> StepInput:
+def step_input(config: RunConfig, tokens: TokenShards, mesh: Mesh, step: int) -> StepInput:
     """The input of a step: a pure function of (seed, step)."""
     B, T = config.data.batch_sequences, config.data.sequence_length
     everywhere = NamedSharding(mesh, PartitionSpec())

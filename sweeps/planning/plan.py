@@ -102,9 +102,9 @@ def prepared(config: RunConfig) -> Corpus:
     """The corpus of a config. Raises InputError when it is not prepared."""
     if simulated_run.is_simulated(config):
         return simulated_run.true_law(config)
-    from scaling.data.shards import open_tokens
+    from scaling.data.shards import open_shards
 
-    return open_tokens(config.data.directory, config.data.corpus, config.data.vocabulary)
+    return open_shards(config.data.directory, config.data.corpus, config.data.vocabulary)
 
 
 def build(sweep: Sweep, pace: Rate, open_corpus: Callable[[RunConfig], Corpus] = prepared) -> Plan:

@@ -123,7 +123,7 @@ def test_batch_not_divisible_by_devices(place: Path) -> None:
 
 def test_an_empty_corpus(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    assert "text:a.txt" in error_of("data", "prepare", "text:a.txt", "--road", "plain", cwd=tmp_path)
+    assert "text:a.txt" in error_of("data", "prepare", "text:a.txt", "--backend", "plain", cwd=tmp_path)
     (folder,) = (tmp_path / "out" / "corpora").iterdir()
     assert [path.name for path in folder.iterdir()] == [".lock"], "no shard, no manifest"
 

@@ -15,51 +15,55 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.generation.decode import GREEDY, Sampling
-from scaling.measurements.likelihood import Pair
-from scaling.measurements.prompting import Asked, answers, likelihoods
+from scaling.measurements.likelihood import ContextPair
+from scaling.measurements.prompting import PromptedModel, completions, log_likelihoods
 
 
-class HarnessModel(LM):
+class LmEvalModel(LM):
     """Every text begins a document, hence stands after an end of document."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: PromptedModel) -> None:
         super().__init__()
-        self.asked = asked
+        self.prompted = asked
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """For (context, continuation): the logarithm of the continuation's probability, and whether it is greedy."""
-        log_P, greedy_P = likelihoods(self.asked, [pair(self.asked.vocabulary, *request.args) for request in requests])
+        log_P, greedy_P = log_likelihoods(
+            self.prompted, [encode_pair(self.prompted.tokenizer, *request.args) for request in requests]
+        )
         return list(zip(log_P.tolist(), greedy_P.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """For (document,): the logarithm of its probability."""
-        pairs = [pair(self.asked.vocabulary, "", *request.args) for request in requests]
-        return likelihoods(self.asked, pairs)[0].tolist()
+        pairs = [encode_pair(self.prompted.tokenizer, "", *request.args) for request in requests]
+        return log_likelihoods(self.prompted, pairs)[0].tolist()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """For (context, settings): text up to the first of the settings' `until`, an end of document, or the most
         tokens asked for."""
-        return texts(self.asked, [(context, settings) for context, settings in (one.args for one in requests)])
+        return generate_texts(
+            self.prompted, [(context, settings) for context, settings in (one.args for one in requests)]
+        )
 
 
-def texts(asked: Asked, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+def generate_texts(asked: PromptedModel, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     """As `HarnessModel.generate_until`. Requests of the same settings are answered together."""
     found, alike = [""] * len(requests), {}
     for place, (_, given) in enumerate(requests):
         alike.setdefault(repr(sorted(given.items())), []).append(place)
     for number, places in enumerate(alike.values()):
         settings: dict[str, Any] = dict(normalize_gen_kwargs(requests[places[0]][1]))
-        prompts = [np.r_[asked.vocabulary.eos_id, asked.vocabulary.encode(requests[place][0])] for place in places]
+        prompts = [np.r_[asked.tokenizer.eos_id, asked.tokenizer.encode(requests[place][0])] for place in places]
         key = jax.random.fold_in(asked.key, number)
-        made = answers(asked, prompts, settings["max_gen_toks"], sampling(settings), key)
+        made = completions(asked, prompts, settings["max_gen_toks"], to_sampling(settings), key)
         for place, ids in zip(places, made, strict=True):
-            found[place] = before(asked.vocabulary.decode(ids), settings["until"])
+            found[place] = cut_at_stop(asked.tokenizer.decode(ids), settings["until"])
     return found
 
 
-def sampling(settings: dict[str, Any]) -> Sampling:
+def to_sampling(settings: dict[str, Any]) -> Sampling:
     """As transformers understands these settings: a temperature of 1 unless given, no top_k where that is 0."""
     if not settings["do_sample"]:
         return GREEDY
@@ -67,16 +71,16 @@ def sampling(settings: dict[str, Any]) -> Sampling:
     return Sampling(float(settings.get("temperature", 1.0)), top_k, None if top_p is None else float(top_p))
 
 
-def before(text: str, until: Sequence[str]) -> str:
+def cut_at_stop(text: str, until: Sequence[str]) -> str:
     """The text before the first of any of these."""
     return text[: min((text.index(one) for one in until if one and one in text), default=len(text))]
 
 
-def pair(vocabulary: Vocabulary, context: str, continuation: str) -> Pair:
+def encode_pair(vocabulary: Tokenizer, context: str, continuation: str) -> ContextPair:
     """The ids of both, encoded together. White space at the context's end is the continuation's, as in lm-eval's own
     models, and so is a token that reaches across the boundary: it tells of the continuation."""
     kept = context.rstrip()
     ids = vocabulary.encode(context + continuation)
     ends = np.cumsum(vocabulary.bytes_per_token[ids])
     inside = int(np.searchsorted(ends, len(kept.encode()), side="right"))
-    return Pair(np.r_[vocabulary.eos_id, ids[:inside]], ids[inside:])
+    return ContextPair(np.r_[vocabulary.eos_id, ids[:inside]], ids[inside:])

@@ -24,14 +24,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling.data.tokenizer import Vocabulary
+from scaling.data.tokenizer import Tokenizer
 from scaling.errors import InputError, nearest
 from scaling.measurements import Measurement, multiple_choice
 from scaling.measurements.lm_eval import builtin_tasks
 from scaling.model.decoder import Decoder
 from scaling.record.run_folder import Value
 
-SHIPPED = Path(builtin_tasks.__file__).parent
+BUILTIN_FOLDER = Path(builtin_tasks.__file__).parent
 OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """What Hugging Face's packages read. Data of public tasks are fetched, and kept by them, unless one of these is set;
 for tasks of files that are here nothing is fetched unless one of these says so."""
@@ -40,15 +40,17 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoredQuestion:
     """nats: minus the logarithm of the probability of each choice; right: place of the right one; sizes: bytes."""
 
     nats: Sequence[float]
-    right: int
+    answer: int
     sizes: Sequence[int]
 
 
-def measures(names: Sequence[str], include: Path | None, length: int, known: Sequence[str] = ()) -> list[Measurement]:
+def lm_eval_tasks(
+    names: Sequence[str], include: Path | None, length: int, known: Sequence[str] = ()
+) -> list[Measurement]:
     """Tasks, tags and groups of lm-evaluation-harness: those that ship with this package, those of the YAML files in
     the folder `include`, and lm-eval's own. length: tokens of the longest input; known: further names, for the
     suggestion that comes with an unknown one.
@@ -59,8 +61,8 @@ def measures(names: Sequence[str], include: Path | None, length: int, known: Seq
     """
     if include is not None and not include.is_dir():
         raise InputError(f"include = {str(include)!r}: no such folder of YAML tasks")
-    folders = [SHIPPED, *([include] if include else [])]
-    with _guest(offline=True):
+    folders = [BUILTIN_FOLDER, *([include] if include else [])]
+    with _lm_eval_settings(offline=True):
         manager = _manager(names, folders, known)
     return [
         Measurement(
@@ -142,7 +144,7 @@ def _line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _guest(offline: bool) -> Iterator[None]:
+def _lm_eval_settings(offline: bool) -> Iterator[None]:
     """lm-eval and what it imports: without a word, offline if so asked and the environment says nothing, in one
     process, seeded as lm-eval seeds itself. Afterwards all is as it was. Raises InputError when lm_eval is absent."""
     with contextlib.ExitStack() as after:
@@ -184,14 +186,14 @@ def _run(
     length: int,
     model: Decoder,
     params: Any,
-    vocabulary: Vocabulary,
+    vocabulary: Tokenizer,
     key: jax.Array,
     budget: int,
 ) -> dict[str, Value]:
-    with _guest(offline=here):
+    with _lm_eval_settings(offline=here):
         from lm_eval.evaluator import evaluate
 
-        from scaling.measurements.lm_eval.model import Asked, HarnessModel
+        from scaling.measurements.lm_eval.model import Asked, LmEvalModel
 
         loaded = load(manager, name, here)
         chosen = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -201,15 +203,15 @@ def _run(
         }
         every = budget >= max(sizes.values())
         results = evaluate(
-            HarnessModel(Asked(model, params, vocabulary, length, key)),
+            LmEvalModel(Asked(model, params, vocabulary, length, key)),
             loaded,
             samples=None if every else samples,
             bootstrap_iters=RESAMPLES,
         )
-    return measurements(name, loaded["tasks"], results)
+    return to_values(name, loaded["tasks"], results)
 
 
-def measurements(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Value]:
+def to_values(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Value]:
     """What lm-eval found, as measurements named as it names them, `exact_match:strict-match` where it filtered answers
     by `strict-match`. For multiple choice also the statistics of the built-in tasks, in which its `acc` is `accuracy`;
     where answers are open, its first `exact_match` or `acc` is also an accuracy over a chance of 0.
@@ -252,18 +254,22 @@ def _metrics(of_task: Mapping[str, Any], task: Any, samples: Sequence[Mapping[st
 
 def _open_ended(found: Mapping[str, Value]) -> dict[str, Value]:
     right = next((value for metric, value in found.items() if metric.partition(":")[0] in ("exact_match", "acc")), None)
-    return {"accuracy": right, "centred": right, "chance": Value(0.0, 0, 0.0), "ceiling": Value(1.0, 0, 0.0)} if right else {}
+    return (
+        {"accuracy": right, "centred": right, "chance": Value(0.0, 0, 0.0), "ceiling": Value(1.0, 0, 0.0)}
+        if right
+        else {}
+    )
 
 
 def _of_ratio(metric: str, value: float, items: Sequence[Any]) -> float:
     """Standard error of bits per byte or a perplexity per byte or word, from (log-likelihood, weight) of documents."""
     if metric not in ("bits_per_byte", "byte_perplexity", "word_perplexity") or not items:
         return math.nan
-    _, stderr = multiple_choice.ratio(*np.array(items, float).T)
+    _, stderr = multiple_choice.ratio_and_stderr(*np.array(items, float).T)
     return stderr / math.log(2) if metric == "bits_per_byte" else stderr * value
 
 
-def _questions(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[Question]:
+def _questions(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[ScoredQuestion]:
     """Questions of a multiple-choice task with one right answer and lm-eval's own metrics; of others none."""
     if task.OUTPUT_TYPE != "multiple_choice" or callable(task.get_config("process_results")):
         return []
@@ -278,7 +284,7 @@ def _questions(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[Question
             return []
         asked = zip(sample["filtered_resps"][: len(texts)], sample["arguments"], strict=False)
         nats, sizes = zip(*((-answer[0], _scored_bytes(*arguments)) for answer, arguments in asked), strict=True)
-        found.append(Question(nats, right, sizes))
+        found.append(ScoredQuestion(nats, right, sizes))
     return found
 
 
@@ -287,9 +293,9 @@ def _scored_bytes(context: str, continuation: str) -> int:
     return len((context[len(context.rstrip()) :] + continuation).encode())
 
 
-def _statistics(questions: Sequence[Question]) -> dict[str, Value]:
+def _statistics(questions: Sequence[ScoredQuestion]) -> dict[str, Value]:
     Q, K = len(questions), max(len(question.nats) for question in questions)
     nats_QK, bytes_QK = np.full((Q, K), math.inf), np.ones((Q, K), int)
     for q, question in enumerate(questions):
         nats_QK[q, : len(question.nats)], bytes_QK[q, : len(question.sizes)] = question.nats, question.sizes
-    return multiple_choice.statistics(nats_QK, np.array([question.right for question in questions]), bytes_QK)
+    return multiple_choice.choice_statistics(nats_QK, np.array([question.answer for question in questions]), bytes_QK)

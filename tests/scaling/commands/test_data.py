@@ -20,9 +20,9 @@ import pytest
 
 from scaling.commands.data import data_list, data_prepare, data_vocabulary
 from scaling.data.corpora import SPLITS, parse_corpus
-from scaling.data.prepare import mixture_source
-from scaling.data.shards import TokenSet, open_tokens
-from scaling.data.tokenizer import ByteVocabulary, SentencePieceVocabulary, load_vocabulary, train_sentencepiece
+from scaling.data.prepare import mixture_source_hash
+from scaling.data.shards import TokenShards, open_shards
+from scaling.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from tests.conftest import in_process, scaling
 
 TEXTS = [f"line {i} é😀 \x00 ▁\n" for i in range(400)]
@@ -93,17 +93,17 @@ def is_found(*arguments: object, cwd: Path) -> bool:
 def documents(split: np.ndarray) -> list[str]:
     parts = np.split(split, np.flatnonzero(split == 1) + 1)
     assert len(parts[-1]) == 0
-    return [ByteVocabulary().decode(part) for part in parts[:-1]]
+    return [ByteTokenizer().decode(part) for part in parts[:-1]]
 
 
 def test_prepare_and_list(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, facts, listed = str(tmp_path / "out"), tmp_path / "facts.json", tmp_path / "list.json"
-    data_prepare(name_of(source), directory=out, road="plain", json=facts)
+    data_prepare(name_of(source), directory=out, backend="plain", json=facts)
     fingerprint = json.loads(facts.read_text())["fingerprint"]
     assert fingerprint in capsys.readouterr().out
-    assert open_tokens(out, name_of(source)).fingerprint == fingerprint
+    assert open_shards(out, name_of(source)).fingerprint == fingerprint
     before = stamps(tmp_path / "out")
-    data_prepare(name_of(source), directory=out, road="plain")
+    data_prepare(name_of(source), directory=out, backend="plain")
     assert fingerprint in capsys.readouterr().out
     assert stamps(tmp_path / "out") == before
     data_list(out, json=listed)
@@ -119,7 +119,7 @@ def test_vocabulary_is_measured_on_validation_and_its_command_works(source: Path
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "v.json").read_text())
-    model = load_vocabulary(str(tmp_path / "v" / "m.model"))
+    model = load_tokenizer(str(tmp_path / "v" / "m.model"))
     texts = list(parse_corpus(name_of(source)).documents("validation"))
     tokens = sum(len(model.encode(text)) for text in texts)
     ratio = sum(len(text.encode()) for text in texts) / tokens
@@ -129,9 +129,9 @@ def test_vocabulary_is_measured_on_validation_and_its_command_works(source: Path
     assert facts["command"] in done.stdout
     command = shlex.split(facts["command"])
     assert command[:4] == ["scaling", "data", "prepare", name_of(source)]
-    prepared = in_process(*command[1:], "--road", "plain", cwd=tmp_path)
+    prepared = in_process(*command[1:], "--backend", "plain", cwd=tmp_path)
     assert prepared.returncode == 0, prepared.stderr
-    assert open_tokens(tmp_path / "out" / "corpora", name_of(source), model.name).vocab_size == 320
+    assert open_shards(tmp_path / "out" / "corpora", name_of(source), model.name).vocab_size == 320
 
 
 def test_vocabulary_is_trained_on_the_training_split_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,14 +206,14 @@ def test_a_mixture_is_told_from_others_by_rates_sizes_and_sources(source: Path) 
     """Hence written again when one of them has changed."""
     rates = {name_of(source): 3.0, "walk": 1.0}
     known = [
-        mixture_source(rates, 40_000, 2000),
-        mixture_source(rates, 40_001, 2000),
-        mixture_source(rates, 40_000, 2001),
-        mixture_source(rates | {"walk": 2.0}, 40_000, 2000),
+        mixture_source_hash(rates, 40_000, 2000),
+        mixture_source_hash(rates, 40_001, 2000),
+        mixture_source_hash(rates, 40_000, 2001),
+        mixture_source_hash(rates | {"walk": 2.0}, 40_000, 2000),
     ]
-    assert mixture_source(dict(rates), 40_000, 2000) == known[0]
+    assert mixture_source_hash(dict(rates), 40_000, 2000) == known[0]
     source.write_text("another line\n")
-    known.append(mixture_source(rates, 40_000, 2000))
+    known.append(mixture_source_hash(rates, 40_000, 2000))
     assert len(set(known)) == len(known)
 
 
@@ -226,7 +226,7 @@ def test_a_mixture_is_written_once_and_found_by_prepare(source: Path, tmp_path: 
     done = scaling(*command, "--json", "m.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tensorflow" not in (done.stdout + done.stderr).lower()
-    tokens = open_tokens(tmp_path / "out" / "corpora", "mixture:m")
+    tokens = open_shards(tmp_path / "out" / "corpora", "mixture:m")
     assert tokens.train.tokens >= 40_000
     assert tokens.validation.tokens >= 2000
     assert json.loads((tmp_path / "m.json").read_text())["fingerprint"] == tokens.fingerprint
@@ -259,12 +259,12 @@ REFUSED = {
 }
 SCRIPT = """
 import json, sys
-from scaling import tasks
-from scaling.config.fields import InputError
+from scaling.data import seqio_corpora
+from scaling.errors import InputError
 said = {}
 for name, vocabulary in json.loads(sys.argv[1]):
     try:
-        tasks.app.cli(args=["prepare", name, "--vocabulary", vocabulary])
+        seqio_corpora.app.cli(args=["prepare", name, "--vocabulary", vocabulary])
     except InputError as error:
         said[f"{name} {vocabulary}"] = str(error)
 json.dump(said, open("said.json", "w"))
@@ -276,11 +276,11 @@ class Own:
     """What became of a user's tasks: where they were prepared, the models, the refusals by corpus and vocabulary."""
 
     place: Path
-    model: SentencePieceVocabulary
+    model: SentencePieceTokenizer
     refusals: dict[str, str]
 
-    def tokens(self, task: str, vocabulary: str = "byte") -> TokenSet:
-        return open_tokens(self.place / "out" / "corpora", OWN(task), vocabulary)
+    def tokens(self, task: str, vocabulary: str = "byte") -> TokenShards:
+        return open_shards(self.place / "out" / "corpora", OWN(task), vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
     command = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
     done = subprocess.run(command, cwd=place, env=quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return Own(place, load_vocabulary(str(place / "m.model")), json.loads((place / "said.json").read_text()))
+    return Own(place, load_tokenizer(str(place / "m.model")), json.loads((place / "said.json").read_text()))
 
 
 WORDS = {
@@ -379,25 +379,27 @@ def test_a_task_of_no_module_is_told_at_once(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("road", ["plain", pytest.param("seqio", marks=[needs_seqio, pytest.mark.slow])])
-def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path, road: str) -> None:
+@pytest.mark.parametrize("backend", ["plain", pytest.param("seqio", marks=[needs_seqio, pytest.mark.slow])])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path, backend: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here (needs root on Linux)")
     try:
-        first = in_process("data", "prepare", "walk?tokens=1024", "--directory", disk, "--road", "plain", cwd=tmp_path)
+        first = in_process(
+            "data", "prepare", "walk?tokens=1024", "--directory", disk, "--backend", "plain", cwd=tmp_path
+        )
         assert first.returncode == 0, first.stderr
         before = sorted(path for path in disk.rglob("*") if path.is_file())
-        done = in_process("data", "prepare", "walk", "--directory", disk, "--road", road, cwd=tmp_path)
+        done = in_process("data", "prepare", "walk", "--directory", disk, "--backend", backend, cwd=tmp_path)
         assert done.returncode == 2, done.stderr[-2000:]
         assert re.search(rf"{disk}/walk/byte.*--directory", done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1
         after = sorted(path for path in disk.rglob("*") if path.is_file())
         assert after == sorted([*before, disk / "walk" / ".lock"])
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        done = in_process("data", "prepare", "walk", "--directory", disk, "--road", "plain", cwd=tmp_path)
+        done = in_process("data", "prepare", "walk", "--directory", disk, "--backend", "plain", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert open_tokens(disk, "walk").train.tokens > 0
+        assert open_shards(disk, "walk").train.tokens > 0
     finally:
         subprocess.run(["umount", "-l", disk], check=True)

@@ -189,7 +189,7 @@ def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
 def test_other_questions_on_the_way_through_a_sweep_are_announced(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.OF_TEXT, "cloze", lambda tokens, length: replace(recall(length), name="cloze"))
+    monkeypatch.setitem(registry.CORPUS_TASKS, "cloze", lambda tokens, length: replace(recall(length), name="cloze"))
     eval.evaluate(sweep, "cloze", budget=17)
     assert "sequence_length" not in capsys.readouterr().out
     with_length(runs(sweep)[1], 60)

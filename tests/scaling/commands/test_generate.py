@@ -15,7 +15,7 @@ import pytest
 from scaling.commands import generate
 from scaling.commands.generate import pieces_of_text, prompt_ids
 from scaling.config.run_config import RunConfig
-from scaling.data.tokenizer import ByteVocabulary
+from scaling.data.tokenizer import ByteTokenizer
 from scaling.training.train import train
 from tests.conftest import in_process
 
@@ -30,17 +30,17 @@ def run(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_characters_are_shown_when_they_are_whole() -> None:
-    vocabulary = ByteVocabulary()
-    ids = [*vocabulary.encode(TEXT).tolist(), 1]
-    shown = list(pieces_of_text(vocabulary, ids))
+    tokenizer = ByteTokenizer()
+    ids = [*tokenizer.encode(TEXT).tolist(), 1]
+    shown = list(pieces_of_text(tokenizer, ids))
     assert "".join(shown) == TEXT
     assert shown[:8] == ["a", "", "é", "", "", "", "😀", ""]
 
 
 @pytest.mark.parametrize("ids", [[98 + 3, 0xF0 + 3, 0x9F + 3], [0xC3 + 3, 98 + 3], [0x80 + 3, 300, 0, 98 + 3]])
 def test_bytes_that_are_no_text_are_shown_as_they_decode(ids: list[int]) -> None:
-    vocabulary = ByteVocabulary()
-    assert "".join(pieces_of_text(vocabulary, ids)) == vocabulary.decode(ids)
+    tokenizer = ByteTokenizer()
+    assert "".join(pieces_of_text(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 def test_text_comes_while_it_is_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_text_comes_while_it_is_made(run: Path, monkeypatch: pytest.MonkeyPatch)
     out, seen = io.StringIO(), []
 
     def ids(*_: object) -> Iterator[int]:
-        for i in ByteVocabulary().encode("abc"):
+        for i in ByteTokenizer().encode("abc"):
             seen.append(out.getvalue())
             yield int(i)
 
@@ -60,8 +60,8 @@ def test_text_comes_while_it_is_made(run: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_prompt_stands_after_the_end_of_the_document_before_it() -> None:
-    assert prompt_ids(ByteVocabulary(), "ab").tolist() == [1, 100, 101]
-    assert prompt_ids(ByteVocabulary(), "").tolist() == [1]
+    assert prompt_ids(ByteTokenizer(), "ab").tolist() == [1, 100, 101]
+    assert prompt_ids(ByteTokenizer(), "").tolist() == [1]
 
 
 def test_the_verb_writes_text_and_facts(run: Path, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_run_without_checkpoints_is_said_in_one_line(run: Path, tmp_path: Path
 
 
 def test_a_vocabulary_larger_than_the_model_is_said_in_one_line(run: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(ByteVocabulary, "encode", lambda self, text: [i + 200 for i in text.encode()])
-    monkeypatch.setattr(ByteVocabulary, "decode", lambda self, ids: bytes(i - 200 for i in ids).decode())
+    monkeypatch.setattr(ByteTokenizer, "encode", lambda self, text: [i + 200 for i in text.encode()])
+    monkeypatch.setattr(ByteTokenizer, "decode", lambda self, ids: bytes(i - 200 for i in ids).decode())
     done = in_process("generate", run, "--prompt", "abc", cwd=tmp_path)
     assert done.returncode == 2
     assert re.search(r"\b299\b.*vocab_size\D*259\b", done.stderr)

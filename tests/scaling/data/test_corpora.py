@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.data.corpora import CORPORA, SPLITS, Stdlib, parse_corpus
+from scaling.data.corpora import CORPUS_KINDS, SPLITS, Stdlib, parse_corpus
 from scaling.data.file_corpora import Jsonl, Text
 from scaling.data.synthetic import Walk, Zipf
 from scaling.errors import InputError
@@ -50,7 +50,7 @@ def test_slugs_tell_corpora_apart() -> None:
     ("name", "message"),
     [
         ("stdlb", r"'stdlb'.*\bstdlib\b"),
-        ("", "''.*" + ".*".join(sorted(CORPORA))),
+        ("", "''.*" + ".*".join(sorted(CORPUS_KINDS))),
         ("jsonl:x?feild=a", r"'jsonl:x\?feild=a'.*\bfeild\b.*\bfield\b"),
         ("walk?kind=zipf", r"\bkind\b.*edges.*nodes.*seed.*tokens"),
         ("text:x?path=y", r"\bpath\b.*\bdocument\b"),
@@ -70,7 +70,7 @@ def test_wrong_names_are_named_with_what_is_right(name: str, message: str) -> No
 
 def test_a_mixture_says_who_prepares_it() -> None:
     with pytest.raises(InputError, match=r"scaling data mixture code .*--train-tokens"):
-        parse_corpus("mixture:code").source()
+        parse_corpus("mixture:code").source_hash()
 
 
 def test_stdlib_is_the_interpreters_own_source() -> None:
@@ -80,7 +80,7 @@ def test_stdlib_is_the_interpreters_own_source() -> None:
     assert {"os.py", "json/decoder.py"} <= set(names)
     assert not any("site-packages" in name for name in names)
     train, validation = (list(Stdlib().documents(split)) for split in SPLITS)
-    assert len(train) + len(validation) + Stdlib().skipped() == len(files)
+    assert len(train) + len(validation) + Stdlib().count_skipped() == len(files)
     assert 0.01 < len(validation) / len(files) < 0.05
     text = Path(sysconfig.get_path("stdlib"), "json/decoder.py").read_bytes().decode()
     assert text in train
@@ -102,7 +102,7 @@ def small_stdlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_stdlib_skips_and_keeps_what_it_says(small_stdlib: Path) -> None:
     texts = [text for split in SPLITS for text in Stdlib().documents(split)]
     assert sorted(texts) == sorted([*(f"x = {n}\n" for n in range(200)), "a\r\nb\rc\x00\n"])
-    assert Stdlib().skipped() == 1
+    assert Stdlib().count_skipped() == 1
 
 
 def test_held_out_files_do_not_depend_on_the_others_or_on_contents(small_stdlib: Path) -> None:
@@ -118,12 +118,12 @@ def test_held_out_files_do_not_depend_on_the_others_or_on_contents(small_stdlib:
 
 
 def test_source_follows_the_contents(small_stdlib: Path) -> None:
-    before = Stdlib().source()
-    assert Stdlib().source() == before
+    before = Stdlib().source_hash()
+    assert Stdlib().source_hash() == before
     (small_stdlib / "m007.py").write_text("x = 8\n")
-    changed = Stdlib().source()
+    changed = Stdlib().source_hash()
     (small_stdlib / "m007.py").rename(small_stdlib / "renamed.py")
-    assert len({before, changed, Stdlib().source()}) == 3
+    assert len({before, changed, Stdlib().source_hash()}) == 3
 
 
 def test_reading_corpora_and_tokens_loads_no_heavy_package() -> None:

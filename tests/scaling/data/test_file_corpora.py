@@ -49,7 +49,7 @@ def test_text_in_any_unit_is_the_whole_text(tmp_path: Path, unit: str) -> None:
     text = "\n\nfirst\nstill first\n\n \t\nsecond \r\n\r\nthird\x0b\x85 same line\x00\n  \n\n\nno end"
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
-    parts = list(parse_corpus(f"text:{path}?document={unit}").read())  # pyrefly: ignore
+    parts = list(parse_corpus(f"text:{path}?document={unit}").read_documents())  # pyrefly: ignore
     assert "".join(parts) == text
     assert len(parts) == {"line": text.count("\n") + 1, "paragraph": 4, "file": 1}[unit]
 
@@ -59,22 +59,22 @@ def test_text_by_default_is_files_of_a_folder_or_paragraphs_of_a_file(tmp_path: 
     (tmp_path / "deep" / "b.txt").write_text("b\n\nb")
     (tmp_path / "a.txt").write_text("a\n\na")
     (tmp_path / "c.md").write_text("c")
-    assert list(Text(str(tmp_path)).read()) == ["a\n\na", "c", "b\n\nb"]
-    assert list(Text(f"{tmp_path}/**/*.txt").read()) == ["a\n\na", "b\n\nb"]
-    assert list(Text(str(tmp_path / "a.txt")).read()) == ["a\n\n", "a"]
+    assert list(Text(str(tmp_path)).read_documents()) == ["a\n\na", "c", "b\n\nb"]
+    assert list(Text(f"{tmp_path}/**/*.txt").read_documents()) == ["a\n\na", "b\n\nb"]
+    assert list(Text(str(tmp_path / "a.txt")).read_documents()) == ["a\n\n", "a"]
 
 
 def test_jsonl(tmp_path: Path) -> None:
     corpus = Jsonl(str(write_jsonl(tmp_path / "a.jsonl", "body")), field="body")
     assert both(corpus) == sorted(DOCUMENTS)
-    assert list(corpus.read()) == DOCUMENTS
+    assert list(corpus.read_documents()) == DOCUMENTS
 
 
 def test_parquet(tmp_path: Path) -> None:
     pd.DataFrame({"body": DOCUMENTS, "n": range(300)}).to_parquet(tmp_path / "a.parquet", row_group_size=64)
     corpus = Parquet(str(tmp_path), column="body")
     assert both(corpus) == sorted(DOCUMENTS)
-    assert list(corpus.read()) == DOCUMENTS
+    assert list(corpus.read_documents()) == DOCUMENTS
 
 
 def test_hugging_face_saved_to_disk(tmp_path: Path) -> None:
@@ -83,11 +83,11 @@ def test_hugging_face_saved_to_disk(tmp_path: Path) -> None:
     dataset.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": dataset, "test": dataset.select(range(7))}).save_to_disk(str(tmp_path / "dict"))
     assert both(HuggingFace(str(tmp_path / "one"), column="body")) == sorted(DOCUMENTS)
-    assert list(HuggingFace(str(tmp_path / "dict"), split="test", column="body").read()) == DOCUMENTS[:7]
+    assert list(HuggingFace(str(tmp_path / "dict"), split="test", column="body").read_documents()) == DOCUMENTS[:7]
     with pytest.raises(InputError, match=r"'tset'.*\btest\b"):
-        list(HuggingFace(str(tmp_path / "dict"), split="tset").read())
+        list(HuggingFace(str(tmp_path / "dict"), split="tset").read_documents())
     with pytest.raises(InputError, match=r"'bdy'.*\bbody\b"):
-        list(HuggingFace(str(tmp_path / "one"), column="bdy").read())
+        list(HuggingFace(str(tmp_path / "one"), column="bdy").read_documents())
 
 
 def test_hugging_face_loads_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,14 +95,14 @@ def test_hugging_face_loads_local_files(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "data").mkdir()
     write_jsonl(tmp_path / "data" / "train.jsonl")
-    assert list(HuggingFace(str(tmp_path / "data")).read()) == DOCUMENTS
+    assert list(HuggingFace(str(tmp_path / "data")).read_documents()) == DOCUMENTS
 
 
 def test_hugging_face_names_what_it_cannot_load(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"'hf:{tmp_path}/empty'") as error:
-        list(HuggingFace(str(tmp_path / "empty")).read())
+        list(HuggingFace(str(tmp_path / "empty")).read_documents())
     assert "\n" not in str(error.value)
 
 
@@ -126,7 +126,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path, kind: str) -> None:
 def test_bad_jsonl_names_the_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
-        list(Jsonl(str(tmp_path / "a.jsonl")).read())
+        list(Jsonl(str(tmp_path / "a.jsonl")).read_documents())
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -137,17 +137,17 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         (Parquet(str(tmp_path / "a")), r"/a\b.*Parquet"),
     ):
         with pytest.raises(InputError, match=message):
-            list(corpus.read())
+            list(corpus.read_documents())
     pd.DataFrame({"txt": ["a"], "n": [1]}).to_parquet(tmp_path / "b")
     with pytest.raises(InputError, match=r"/b\b.*'text'.*\btxt\b"):
-        list(Parquet(str(tmp_path / "b")).read())
+        list(Parquet(str(tmp_path / "b")).read_documents())
     with pytest.raises(InputError, match=r"/b\b.*'n'.*\bint\b"):
-        list(Parquet(str(tmp_path / "b"), column="n").read())
+        list(Parquet(str(tmp_path / "b"), column="n").read_documents())
 
 
 def test_source_follows_the_files(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl")
-    before = Jsonl(str(path)).source()
-    assert Jsonl(str(path)).source() == before
+    before = Jsonl(str(path)).source_hash()
+    assert Jsonl(str(path)).source_hash() == before
     path.write_text('{"text": "other"}\n')
-    assert Jsonl(str(path)).source() != before
+    assert Jsonl(str(path)).source_hash() != before

@@ -13,8 +13,8 @@ import pytest
 
 from scaling.data.corpora import SPLITS, parse_corpus
 from scaling.data.prepare import prepare, write_shards
-from scaling.data.shards import open_tokens
-from scaling.data.tokenizer import ByteVocabulary, train_sentencepiece
+from scaling.data.shards import open_shards
+from scaling.data.tokenizer import ByteTokenizer, train_sentencepiece
 from scaling.errors import InputError
 
 TEXTS = [f"line {i} é😀 \x00 ▁\n" for i in range(400)]
@@ -38,9 +38,9 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["byte", "sentencepiece"])
 def test_shards_are_the_documents_each_with_its_end(source: Path, tmp_path: Path, kind: str) -> None:
     model = "byte" if kind == "byte" else train_sentencepiece(TEXTS, 300, tmp_path / "m.model").name
-    prepared = prepare(name_of(source), tmp_path / "out", model, road="plain")
-    tokens = open_tokens(tmp_path / "out", name_of(source), model)
-    vocabulary = ByteVocabulary() if kind == "byte" else train_sentencepiece(TEXTS, 300, tmp_path / "again.model")
+    prepared = prepare(name_of(source), tmp_path / "out", model, backend="plain")
+    tokens = open_shards(tmp_path / "out", name_of(source), model)
+    vocabulary = ByteTokenizer() if kind == "byte" else train_sentencepiece(TEXTS, 300, tmp_path / "again.model")
     for split in SPLITS:
         stream = np.concatenate(getattr(tokens, split).shards)
         ends = np.flatnonzero(stream == tokens.eos_id)
@@ -56,20 +56,20 @@ def test_shards_are_the_documents_each_with_its_end(source: Path, tmp_path: Path
 
 
 def test_a_second_prepare_writes_nothing(source: Path, tmp_path: Path) -> None:
-    first = prepare(name_of(source), tmp_path / "out", road="plain")
+    first = prepare(name_of(source), tmp_path / "out", backend="plain")
     stamps = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    second = prepare(name_of(source), tmp_path / "out", road="plain")
+    second = prepare(name_of(source), tmp_path / "out", backend="plain")
     assert second.seconds == 0
     assert second.meta == first.meta
     assert {path: path.stat().st_mtime_ns for path in second.folder.iterdir()} == stamps
 
 
 def test_a_changed_source_is_prepared_again(source: Path, tmp_path: Path) -> None:
-    first = prepare(name_of(source), tmp_path / "out", road="plain")
-    old = open_tokens(tmp_path / "out", name_of(source))
+    first = prepare(name_of(source), tmp_path / "out", backend="plain")
+    old = open_shards(tmp_path / "out", name_of(source))
     before = old.train.shards[0].copy()
     source.write_text("".join(TEXTS[::-1]))
-    second = prepare(name_of(source), tmp_path / "out", road="plain")
+    second = prepare(name_of(source), tmp_path / "out", backend="plain")
     assert second.folder == first.folder
     assert second.fingerprint != first.fingerprint
     assert second.meta["splits"]["train"]["tokens"] == first.meta["splits"]["train"]["tokens"]
@@ -78,22 +78,22 @@ def test_a_changed_source_is_prepared_again(source: Path, tmp_path: Path) -> Non
 
 
 def test_the_fingerprint_depends_on_contents_alone(source: Path, tmp_path: Path) -> None:
-    first = prepare(name_of(source), tmp_path / "out", road="plain", shard_tokens=100)
+    first = prepare(name_of(source), tmp_path / "out", backend="plain", shard_tokens=100)
     os.utime(source, ns=(1, 1))
-    second = prepare(name_of(source), tmp_path / "out", road="plain", shard_tokens=1000)
+    second = prepare(name_of(source), tmp_path / "out", backend="plain", shard_tokens=1000)
     assert second.meta["source"] != first.meta["source"]
     assert second.fingerprint == first.fingerprint
 
 
 def test_wide_vocabularies_take_four_bytes(source: Path, tmp_path: Path) -> None:
-    class Wide(ByteVocabulary):
+    class Wide(ByteTokenizer):
         bytes_per_token = np.ones(70_000, np.int64)  # pyrefly: ignore
 
     corpus = parse_corpus(name_of(source))
     folder = tmp_path / corpus.slug / "byte"
     ids = np.array([69_999, 65_536, 1])
     write_shards(folder, corpus, Wide(size=70_000), {"train": [ids], "validation": [ids]})
-    tokens = open_tokens(tmp_path, corpus.name)
+    tokens = open_shards(tmp_path, corpus.name)
     assert tokens.train.shards[0].tolist() == ids.tolist()
     assert json.loads((folder / "meta.json").read_text())["dtype"] == "<u4"
 
@@ -104,7 +104,7 @@ def test_a_token_out_of_vocabulary_names_id_size_and_document(source: Path, tmp_
     documents = [np.array([5, 1]), np.array([5, worst, 1])]
     message = rf"train\D*1\D*{worst}\b.*'byte'.*\b259\b"
     with pytest.raises(InputError, match=message):
-        write_shards(tmp_path / "c" / "byte", corpus, ByteVocabulary(), {"train": documents, "validation": documents})
+        write_shards(tmp_path / "c" / "byte", corpus, ByteTokenizer(), {"train": documents, "validation": documents})
     assert [path.name for path in (tmp_path / "c").iterdir()] == [".lock"]
 
 
@@ -112,7 +112,7 @@ def test_a_token_out_of_vocabulary_names_id_size_and_document(source: Path, tmp_
 def test_a_split_without_documents_is_an_empty_corpus(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(InputError, match=r"'text:.*a\.txt'.*\btrain\b"):
-        prepare(f"text:{tmp_path}/a.txt", tmp_path / "out", road="plain")
+        prepare(f"text:{tmp_path}/a.txt", tmp_path / "out", backend="plain")
     assert not list(tmp_path.glob("out/*/[!.]*"))
 
 
@@ -122,12 +122,12 @@ def test_a_killed_prepare_leaves_nothing_half_and_is_cleaned_up(source: Path, tm
         import numpy as np
         import scaling.data.prepare as p
         from scaling.data.corpora import parse_corpus
-        from scaling.data.tokenizer import ByteVocabulary
+        from scaling.data.tokenizer import ByteTokenizer
         def dying():
             yield np.full(1 << 20, 7)
             os.kill(os.getpid(), signal.SIGKILL)
         corpus = parse_corpus(sys.argv[1])
-        p.write_shards(p.shards_folder(sys.argv[2], corpus.name, "byte"), corpus, ByteVocabulary(),
+        p.write_shards(p.shards_folder(sys.argv[2], corpus.name, "byte"), corpus, ByteTokenizer(),
                        {"train": dying(), "validation": dying()})"""
     name, out = name_of(source), tmp_path / "out"
     killed = subprocess.run([sys.executable, "-c", script, name, str(out)], check=False)
@@ -135,14 +135,14 @@ def test_a_killed_prepare_leaves_nothing_half_and_is_cleaned_up(source: Path, tm
     left = list(out.glob("*/.writing-*/train-00000.bin"))
     assert len(left) == 1
     with pytest.raises(InputError, match="scaling data prepare"):
-        open_tokens(out, name)
-    prepare(name, out, road="plain")
+        open_shards(out, name)
+    prepare(name, out, backend="plain")
     assert not list(out.glob("*/.writing-*"))
-    assert open_tokens(out, name).train.documents > 300
+    assert open_shards(out, name).train.documents > 300
 
 
 def test_a_writer_that_waited_keeps_what_the_other_wrote(source: Path, tmp_path: Path) -> None:
-    prepared = prepare(name_of(source), tmp_path / "out", road="plain")
+    prepared = prepare(name_of(source), tmp_path / "out", backend="plain")
     before = files(prepared.folder)
 
     def untouched() -> Iterator[np.ndarray]:
@@ -150,5 +150,5 @@ def test_a_writer_that_waited_keeps_what_the_other_wrote(source: Path, tmp_path:
         yield np.array([])
 
     documents = {"train": untouched(), "validation": untouched()}
-    write_shards(prepared.folder, parse_corpus(name_of(source)), ByteVocabulary(), documents)  # pyrefly: ignore
+    write_shards(prepared.folder, parse_corpus(name_of(source)), ByteTokenizer(), documents)  # pyrefly: ignore
     assert files(prepared.folder) == before

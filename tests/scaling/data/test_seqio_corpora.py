@@ -14,8 +14,8 @@ import pytest
 
 from scaling.data.corpora import SPLITS
 from scaling.data.prepare import prepare
-from scaling.data.shards import open_tokens, validation_windows
-from scaling.data.tokenizer import ByteVocabulary, load_vocabulary, train_sentencepiece
+from scaling.data.shards import open_shards, read_validation_windows
+from scaling.data.tokenizer import ByteTokenizer, load_tokenizer, train_sentencepiece
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("seqio") is None, reason="seqio is not installed")
 
@@ -28,37 +28,37 @@ TEXTS = [
 SCRIPT = """
 import json, sys
 import numpy as np, seqio
-from scaling import tasks
-from scaling.config.fields import InputError
-from scaling.data.tokenizer import load_vocabulary
+from scaling.data import seqio_corpora
+from scaling.errors import InputError
+from scaling.data.tokenizer import load_tokenizer
 corpus, bad, model, out, texts = json.loads(sys.argv[1])
 facts, arrays = {}, {}
 for kind in ("byte", model):
     name = "byte" if kind == "byte" else "pieces"
-    theirs = tasks.seqio_vocabulary(load_vocabulary(kind))
+    theirs = seqio_corpora.to_seqio_vocabulary(load_tokenizer(kind))
     facts[name] = {"ids": [theirs.encode_tf(text).numpy().tolist() for text in texts], "eos": theirs.eos_id,
                    "size": theirs.vocab_size}
-    tasks.prepare_task(corpus, out, kind, shard_tokens=1000)
+    seqio_corpora.write_task_shards(corpus, out, kind, shard_tokens=1000)
     for split in ("train", "validation"):
-        packed = tasks.windows(tasks.task(corpus, kind), split, 16)
+        packed = seqio_corpora.pack_windows(seqio_corpora.register_task(corpus, kind), split, 16)
         arrays[f"{name}-{split}"] = np.stack(list(packed.as_numpy_iterator()))
 plain = seqio.ByteVocabulary()
 facts["seqio.ByteVocabulary"] = [plain.encode_tf(text).numpy().tolist() for text in texts]
-tasks.prepare_task("walk?tokens=4096", out, "byte")
+seqio_corpora.write_task_shards("walk?tokens=4096", out, "byte")
 rates = {corpus: 3.0, "stdlib": 1.0}
 for number in (1, 2):
-    tasks.prepare_mixture("both", rates, f"{out}/{number}", train_tokens=300_000, validation_tokens=20_000)
+    seqio_corpora.write_mixture_shards("both", rates, f"{out}/{number}", train_tokens=300_000, validation_tokens=20_000)
     seqio.MixtureRegistry.reset()
 try:
-    tasks.mixture("bad", {corpus: 0.0})
+    seqio_corpora.register_mixture("bad", {corpus: 0.0})
 except InputError as error:
     facts["bad rate"] = str(error)
 try:
-    tasks.prepare_task(bad, f"{out}/bad", "byte")
+    seqio_corpora.write_task_shards(bad, f"{out}/bad", "byte")
 except InputError as error:
     facts["bad corpus"] = str(error)
-mixed = tasks.mixture("named", rates)
-facts["registered"] = [seqio.get_mixture_or_task(name).name for name in (tasks.task(corpus).name, "named")]
+mixed = seqio_corpora.register_mixture("named", rates)
+facts["registered"] = [seqio.get_mixture_or_task(name).name for name in (seqio_corpora.register_task(corpus).name, "named")]
 facts["rates"] = {task.name: mixed.get_rate(task) for task in mixed.tasks}
 np.savez(f"{out}/windows.npz", **arrays)
 json.dump(facts, open(f"{out}/facts.json", "w"))
@@ -99,11 +99,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["byte", "pieces"])
 def test_ids_are_seqios(seqio_facts: dict[str, Any], model: str, kind: str) -> None:
-    ours, theirs = load_vocabulary("byte" if kind == "byte" else model), seqio_facts[kind]
+    ours, theirs = load_tokenizer("byte" if kind == "byte" else model), seqio_facts[kind]
     assert [ours.encode(text).tolist() for text in TEXTS] == theirs["ids"]
     assert (ours.eos_id, ours.size) == (theirs["eos"], theirs["size"])
     if kind == "byte":
-        assert [ByteVocabulary().encode(text).tolist() for text in TEXTS] == seqio_facts["seqio.ByteVocabulary"]
+        assert [ByteTokenizer().encode(text).tolist() for text in TEXTS] == seqio_facts["seqio.ByteVocabulary"]
 
 
 @pytest.mark.parametrize("kind", ["byte", "pieces"])
@@ -111,7 +111,7 @@ def test_shards_are_the_same_bytes_by_both_roads(
     seqio_facts: dict[str, Any], folder: Path, corpus: str, model: str, kind: str
 ) -> None:
     vocabulary = "byte" if kind == "byte" else model
-    plain = prepare(corpus, folder / "plain", vocabulary, road="plain", shard_tokens=1000)
+    plain = prepare(corpus, folder / "plain", vocabulary, backend="plain", shard_tokens=1000)
     theirs = contents(folder / "by_seqio" / plain.folder.relative_to(folder / "plain"))
     assert {"meta.json", "bytes_per_token.npy", "train-00003.bin", "validation-00000.bin"} <= set(theirs)
     assert contents(plain.folder) == theirs
@@ -119,16 +119,16 @@ def test_shards_are_the_same_bytes_by_both_roads(
 
 @pytest.mark.parametrize("kind", ["byte", "pieces"])
 def test_packing_is_seqios(seqio_facts: dict[str, Any], folder: Path, corpus: str, model: str, kind: str) -> None:
-    tokens = open_tokens(folder / "by_seqio", corpus, "byte" if kind == "byte" else model)
+    tokens = open_shards(folder / "by_seqio", corpus, "byte" if kind == "byte" else model)
     packed = np.load(folder / "by_seqio" / "windows.npz")
-    assert np.array_equal(validation_windows(tokens, 16, 10**9), packed[f"{kind}-validation"])
-    count = tokens.train.windows(16)
+    assert np.array_equal(read_validation_windows(tokens, 16, 10**9), packed[f"{kind}-validation"])
+    count = tokens.train.count_windows(16)
     ours = tokens.train.gather(np.arange(count)[:, None] * 16 + np.arange(17))
     assert np.array_equal(ours, packed[f"{kind}-train"])
 
 
 def test_synthetic_corpora_are_tasks_too(seqio_facts: dict[str, Any], folder: Path) -> None:
-    plain = prepare("walk?tokens=4096", folder / "plain", road="plain")
+    plain = prepare("walk?tokens=4096", folder / "plain", backend="plain")
     assert contents(plain.folder) == contents(folder / "by_seqio" / plain.folder.relative_to(folder / "plain"))
 
 
@@ -142,11 +142,11 @@ def test_a_mixture_is_registered_with_its_rates(seqio_facts: dict[str, Any], cor
 def test_a_mixture_is_whole_documents_of_its_corpora_and_repeatable(
     seqio_facts: dict[str, Any], folder: Path, corpus: str
 ) -> None:
-    mixed = open_tokens(folder / "by_seqio" / "1", "mixture:both")
-    assert mixed.fingerprint == open_tokens(folder / "by_seqio" / "2", "mixture:both").fingerprint
+    mixed = open_shards(folder / "by_seqio" / "1", "mixture:both")
+    assert mixed.fingerprint == open_shards(folder / "by_seqio" / "2", "mixture:both").fingerprint
     assert mixed.train.tokens >= 300_000
     stream = np.concatenate(mixed.train.shards)
-    documents = [ByteVocabulary().decode(part) for part in np.split(stream, np.flatnonzero(stream == 1) + 1)[:-1]]
+    documents = [ByteTokenizer().decode(part) for part in np.split(stream, np.flatnonzero(stream == 1) + 1)[:-1]]
     ours = [text for text in documents if text in set(TEXTS)]
     assert 0 < len(documents) - len(ours) < len(ours)
     assert sum(len(ids) for ids in np.split(stream, np.flatnonzero(stream == 1) + 1)[:-1]) == len(stream)
@@ -159,7 +159,7 @@ def test_stdlib_is_the_same_by_both_roads_where_prepare_chooses(
     place, done = stdlib
     assert "tensorflow" not in (done.stdout + done.stderr).lower()
     chosen = place / "out" / "corpora"
-    plain = prepare("stdlib", folder / "plain", road="plain")
+    plain = prepare("stdlib", folder / "plain", backend="plain")
     assert contents(chosen / plain.folder.relative_to(folder / "plain")) == contents(plain.folder)
     for split in SPLITS:
         assert plain.meta["splits"][split]["documents"] > 0

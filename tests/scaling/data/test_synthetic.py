@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from scaling.data.prepare import prepare
-from scaling.data.shards import batch, open_tokens, validation_windows
-from scaling.data.synthetic import RECORD, Synthetic, Walk, Zipf
+from scaling.data.shards import gather_batch, open_shards, read_validation_windows
+from scaling.data.synthetic import RECORD_TOKENS, SyntheticCorpus, Walk, Zipf
 from scaling.errors import InputError
 
 WALK = Walk(nodes=20, edges=45, tokens=1 << 19)
 ZIPF = Zipf(facts=300, exponent=1.2, tokens=1 << 19)
 
 
-def windows(corpus: Synthetic, directory: Path, sequence_length: int, tokens: int) -> np.ndarray:
-    prepare(corpus.name, directory, road="plain")
-    return validation_windows(open_tokens(directory, corpus.name), sequence_length, tokens)
+def windows(corpus: SyntheticCorpus, directory: Path, sequence_length: int, tokens: int) -> np.ndarray:
+    prepare(corpus.name, directory, backend="plain")
+    return read_validation_windows(open_shards(directory, corpus.name), sequence_length, tokens)
 
 
 @pytest.mark.parametrize("corpus", [Walk(), WALK, Walk(nodes=94, edges=94), Walk(nodes=5, edges=10), Walk(seed=3)])
@@ -73,13 +73,13 @@ def test_a_counting_model_comes_down_to_the_floor_and_not_below(corpus: Walk | Z
     """Counts over contexts that determine the law (the last token; the record so far), learnt on batches, scored on
     validation through the same pipeline."""
     windows_NT = windows(corpus, tmp_path, 64, 30_000)
-    tokens = open_tokens(tmp_path, corpus.name)
+    tokens = open_shards(tmp_path, corpus.name)
 
     def contexts(row: np.ndarray, t: int) -> tuple[int, ...]:
-        return (int(row[t]),) if isinstance(corpus, Walk) else tuple(row[t - t % RECORD : t + 1].tolist())
+        return (int(row[t]),) if isinstance(corpus, Walk) else tuple(row[t - t % RECORD_TOKENS : t + 1].tolist())
 
     seen: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-    for row in batch(tokens, seed=0, step=0, batch_sequences=6000, sequence_length=64):
+    for row in gather_batch(tokens, seed=0, step=0, batch_sequences=6000, sequence_length=64):
         for t in range(64):
             seen[contexts(row, t)][int(row[t + 1])] += 1
     nats = []
@@ -95,7 +95,7 @@ def test_values_are_a_function_of_keys_that_the_seed_fixes() -> None:
     values: dict[str, set[str]] = defaultdict(set)
     for split in ("train", "validation"):
         text = ZIPF.text(split)
-        assert len(text) % RECORD == 0
+        assert len(text) % RECORD_TOKENS == 0
         for record in text.splitlines():
             values[record[:3]].add(record[4:])
     assert all(len(value) == 1 for value in values.values())
@@ -124,7 +124,7 @@ def test_floor_of_zipf_windows_is_the_chain_rule_spelt_out(tmp_path: Path) -> No
     for row in windows_NT:
         text = bytes((row - 3).astype(np.uint8)).decode()
         for t in range(1, 17):
-            start = t - t % RECORD
+            start = t - t % RECORD_TOKENS
             nats.append(-math.log(mass(text[start : t + 1]) / mass(text[start:t])))
     assert corpus.floor_of_windows(windows_NT) == pytest.approx(np.mean(nats), rel=1e-8)
 
@@ -161,7 +161,7 @@ def test_text_is_fixed_by_the_seed_and_splits_differ(corpus: Walk | Zipf) -> Non
     assert same.text("train") == type(corpus)().text("train")
     assert same.text("train") != other.text("train")
     assert same.text("train")[: 1 << 12] != same.text("validation")[: 1 << 12]
-    assert same.source() != other.source()
+    assert same.source_hash() != other.source_hash()
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from scaling.data.tokenizer import (
-    ByteVocabulary,
-    SentencePieceVocabulary,
-    Vocabulary,
-    load_vocabulary,
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
     train_sentencepiece,
 )
 from scaling.errors import InputError
@@ -33,18 +33,18 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceVocabulary:
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     texts = [Path(np.__file__).read_text(encoding="utf-8"), Path(pytest.__file__).read_text(encoding="utf-8")]
     return train_sentencepiece(texts, 600, tmp_path_factory.mktemp("model") / "pieces.model")
 
 
 @pytest.fixture(params=["byte", "sentencepiece"])
-def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
-    return ByteVocabulary() if request.param == "byte" else request.getfixturevalue("sentencepiece")
+def vocabulary(request: pytest.FixtureRequest) -> Tokenizer:
+    return ByteTokenizer() if request.param == "byte" else request.getfixturevalue("sentencepiece")
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Vocabulary, text: str) -> None:
+def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Tokenizer, text: str) -> None:
     ids = vocabulary.encode(text)
     assert vocabulary.decode(ids) == text
     assert vocabulary.bytes_per_token[ids].sum() == len(text.encode())
@@ -52,29 +52,29 @@ def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Vocabulary, t
     assert vocabulary.decode([*ids, vocabulary.eos_id]) == text
 
 
-def test_ids_beyond_the_vocabulary_are_no_text(vocabulary: Vocabulary) -> None:
+def test_ids_beyond_the_vocabulary_are_no_text(vocabulary: Tokenizer) -> None:
     ids = vocabulary.encode("ab").tolist()
     assert vocabulary.decode([vocabulary.size, *ids, vocabulary.size + 99]) == "ab"
 
 
-def test_table_of_bytes_covers_the_vocabulary(vocabulary: Vocabulary) -> None:
+def test_table_of_bytes_covers_the_vocabulary(vocabulary: Tokenizer) -> None:
     assert vocabulary.bytes_per_token.shape == (vocabulary.size,)
     assert (vocabulary.bytes_per_token == 0).nonzero()[0].tolist() == [0, 1, 2]
 
 
 def test_byte_ids_are_bytes_plus_three() -> None:
-    assert ByteVocabulary().encode("aé").tolist() == [97 + 3, 0xC3 + 3, 0xA9 + 3]
-    assert ByteVocabulary().size == 259
+    assert ByteTokenizer().encode("aé").tolist() == [97 + 3, 0xC3 + 3, 0xA9 + 3]
+    assert ByteTokenizer().size == 259
 
 
-def test_sentencepiece_merges_words_it_has_seen(sentencepiece: SentencePieceVocabulary) -> None:
+def test_sentencepiece_merges_words_it_has_seen(sentencepiece: SentencePieceTokenizer) -> None:
     text = "import numpy as np\n"
     assert len(sentencepiece.encode(text)) < 0.8 * len(text)
     assert sentencepiece.size == 600
-    assert load_vocabulary(sentencepiece.name).slug == sentencepiece.slug
+    assert load_tokenizer(sentencepiece.name).slug == sentencepiece.slug
 
 
-def test_lone_surrogate_is_refused(vocabulary: Vocabulary) -> None:
+def test_lone_surrogate_is_refused(vocabulary: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"\b1\b.*\\ud800"):
         vocabulary.encode("a\ud800")
 
@@ -87,15 +87,15 @@ def test_a_model_that_loses_text_is_refused(tmp_path: Path) -> None:
             sentence_iterator=words, model_writer=model, vocab_size=60, hard_vocab_limit=False, minloglevel=2
         )
     with pytest.raises(InputError, match=r"lossy\.model.*byte_fallback"):
-        load_vocabulary(str(tmp_path / "lossy.model"))
+        load_tokenizer(str(tmp_path / "lossy.model"))
 
 
 def test_errors_name_the_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "not.model").write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"'bite'.*\bbyte\b"):
-        load_vocabulary("bite")
+        load_tokenizer("bite")
     with pytest.raises(InputError, match=r"not\.model"):
-        load_vocabulary(str(tmp_path / "not.model"))
+        load_tokenizer(str(tmp_path / "not.model"))
 
 
 def test_too_little_text_for_the_size_leaves_no_file(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=rf"m\.model.*{os.strerror(errno.ENOSPC)}"):
         train_sentencepiece(["other words"] * 50, 280, path)
-    assert load_vocabulary(str(path)).slug == old
+    assert load_tokenizer(str(path)).slug == old
     assert [left.name for left in tmp_path.iterdir()] == ["m.model"]
 
 
@@ -130,11 +130,11 @@ def test_what_is_wrong_with_the_texts_comes_through(tmp_path: Path) -> None:
 
 
 def test_missing_package_is_named(
-    sentencepiece: SentencePieceVocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sentencepiece: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(InputError, match=r"sentencepiece.*scaling-laws\[data\]"):
-        load_vocabulary(sentencepiece.name)
+        load_tokenizer(sentencepiece.name)
     with pytest.raises(InputError, match=r"sentencepiece.*scaling-laws\[data\]"):
         train_sentencepiece(["text"], 300, tmp_path / "m.model")
     assert list(tmp_path.iterdir()) == []

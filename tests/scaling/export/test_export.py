@@ -19,9 +19,9 @@ import pytest
 
 from scaling.commands.generate import prompt_ids
 from scaling.config.run_config import DataConfig, ModelConfig, RunConfig
-from scaling.data.tokenizer import ByteVocabulary, SentencePieceVocabulary, load_vocabulary, train_sentencepiece
+from scaling.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from scaling.errors import InputError
-from scaling.export.export import RUN_FILE, export, folded, tensors, tree
+from scaling.export.export import RUN_FILE, export_run, without_multipliers, to_hugging_face, from_hugging_face
 from scaling.generation.decode import generate, stream
 from scaling.model.decoder import Decoder, logits
 from scaling.training.restore import TrainedModel, restore_model
@@ -45,12 +45,12 @@ plainly = jax.jit(logits, static_argnums=0)
 @functools.cache
 def random_run(vocabulary: str = "byte", gain: float = 2.0, **shape: Any) -> TrainedModel:
     """A run as its weights begin, but larger, so that tokens are not all alike."""
-    model = ModelConfig(width=32, depth=2, heads=4, vocab_size=load_vocabulary(vocabulary).size, **shape)
+    model = ModelConfig(width=32, depth=2, heads=4, vocab_size=load_tokenizer(vocabulary).size, **shape)
     config = RunConfig(model=model, data=DataConfig(vocabulary=vocabulary, sequence_length=48))
     decoder = Decoder(model)
     params = jax.jit(decoder.init)(jax.random.key(8), jnp.zeros((1, 2), jnp.int32))["params"]
     return TrainedModel(
-        Path(), config, 0, decoder, jax.tree.map(lambda x: gain * x, params), load_vocabulary(vocabulary)
+        Path(), config, 0, decoder, jax.tree.map(lambda x: gain * x, params), load_tokenizer(vocabulary)
     )
 
 
@@ -62,7 +62,7 @@ def trained(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceVocabulary:
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     pytest.importorskip("sentencepiece")
     return train_sentencepiece(CODE, 400, tmp_path_factory.mktemp("vocabulary") / "code.model")
 
@@ -79,14 +79,14 @@ def loaded(folder: Path) -> ModuleType:
 
 def greedy(restored: TrainedModel, text: str) -> list[int]:
     """Whatever the length that the model was trained on, as transformers does."""
-    ids = prompt_ids(restored.vocabulary, text)
-    return generate(restored.model, restored.params, [ids], 256, stop_id=restored.vocabulary.eos_id)[0].tolist()
+    ids = prompt_ids(restored.tokenizer, text)
+    return generate(restored.model, restored.params, [ids], 256, stop_id=restored.tokenizer.eos_id)[0].tolist()
 
 
 def shown(restored: TrainedModel, text: str) -> list[int]:
     """As `scaling generate --temperature 0` does."""
-    ids, trained = prompt_ids(restored.vocabulary, text), restored.config.data.sequence_length
-    return list(stream(restored.model, restored.params, ids, 256, trained, stop_id=restored.vocabulary.eos_id))
+    ids, trained = prompt_ids(restored.tokenizer, text), restored.config.data.sequence_length
+    return list(stream(restored.model, restored.params, ids, 256, trained, stop_id=restored.tokenizer.eos_id))
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -100,21 +100,21 @@ def run(folder: Path, *arguments: str) -> str:
 
 def test_none_of_256_tokens_of_a_trained_run_differ(trained: Path, tmp_path: Path) -> None:
     restored = restore_model(trained)
-    export(restored, tmp_path / "out")
+    export_run(restored, tmp_path / "out")
     expected = shown(restored, "abc")
     assert len(expected) == 256
     assert [int(i) for i in run(tmp_path / "out", "abc", "--ids").split()] == expected
-    assert run(tmp_path / "out", "abc") == "abc" + restored.vocabulary.decode(expected) + "\n"
+    assert run(tmp_path / "out", "abc") == "abc" + restored.tokenizer.decode(expected) + "\n"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_none_of_256_tokens_of_a_random_model_differ(shape: str, tmp_path: Path) -> None:
     restored = random_run(**SHAPES[shape])
-    export(restored, tmp_path / "out")
+    export_run(restored, tmp_path / "out")
     file, expected = loaded(tmp_path / "out"), greedy(restored, "def")
     assert len(expected) == 256
     assert len(set(expected)) > 10
-    ids = prompt_ids(restored.vocabulary, "def").tolist()
+    ids = prompt_ids(restored.tokenizer, "def").tolist()
     assert list(file.generate(ids, 256, window=512)) == expected
     assert list(file.generate(ids, 40, keep=False)) == expected[:40]
     windows = shown(restored, "def")
@@ -123,7 +123,7 @@ def test_none_of_256_tokens_of_a_random_model_differ(shape: str, tmp_path: Path)
 
 def test_the_logits_of_the_run_file_are_those_of_the_model(tmp_path: Path) -> None:
     restored = random_run(gain=1.0, **SHAPES["llama"])
-    export(restored, tmp_path / "out")
+    export_run(restored, tmp_path / "out")
     file, ids = loaded(tmp_path / "out"), np.random.default_rng(0).integers(0, 259, 200).tolist()
     cache: dict = {}
     expected = plainly(restored.model, restored.params, np.array([ids]))[0, [119, 199]]
@@ -133,7 +133,7 @@ def test_the_logits_of_the_run_file_are_those_of_the_model(tmp_path: Path) -> No
 
 def test_the_run_file_draws_tokens_as_often_as_they_are_likely(tmp_path: Path) -> None:
     restored = random_run(**SHAPES["llama"])
-    export(restored, tmp_path / "out")
+    export_run(restored, tmp_path / "out")
     file = loaded(tmp_path / "out")
     shares = jax.nn.softmax(file.logits([1, 5], {}) / 0.5)
     drawn = [next(file.generate([1, 5], 1, temperature=0.5, seed=seed)) for seed in range(600)]
@@ -154,16 +154,16 @@ def test_the_run_file_is_short_and_needs_nothing_but_numpy_and_safetensors() -> 
 def test_weights_come_back_without_their_multipliers(shape: str) -> None:
     restored = random_run(**SHAPES[shape])
     config, ids_BT = restored.model.config, np.random.default_rng(0).integers(0, 259, (2, 20))
-    again = tree(tensors(restored.params, config), config)
-    plain = Decoder(folded(config))
+    again = from_hugging_face(to_hugging_face(restored.params, config), config)
+    plain = Decoder(without_multipliers(config))
     expected = plainly(restored.model, restored.params, ids_BT)
     np.testing.assert_allclose(plainly(plain, again, ids_BT), expected, atol=2e-5)
     assert np.abs(plainly(plain, restored.params, ids_BT) - expected).max() > 0.1, "nothing was to be folded in"
 
 
-def test_sentencepiece_text_has_the_same_ids_and_comes_back(pieces: SentencePieceVocabulary, tmp_path: Path) -> None:
+def test_sentencepiece_text_has_the_same_ids_and_comes_back(pieces: SentencePieceTokenizer, tmp_path: Path) -> None:
     restored = random_run(pieces.name, kv_heads=1)
-    files = {path.name for path in export(restored, tmp_path / "out")}
+    files = {path.name for path in export_run(restored, tmp_path / "out")}
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == Path(pieces.name).read_bytes()
     assert "tokenizer.model" in files
     file = loaded(tmp_path / "out")
@@ -186,7 +186,7 @@ def test_a_vocabulary_that_merges_nothing_is_refused(tmp_path: Path) -> None:
     )
     restored = random_run(f"{prefix}.model")
     with pytest.raises(InputError, match=r"unigram\.model'"):
-        export(restored, tmp_path / "out")
+        export_run(restored, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -195,7 +195,7 @@ def test_stablehlo_says_what_the_model_says(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     restored = random_run(**SHAPES["qwen3"])
-    export(restored, tmp_path / "out", stablehlo=True)
+    export_run(restored, tmp_path / "out", stablehlo=True)
     program = jax.export.deserialize(bytearray((tmp_path / "out" / "forward.stablehlo").read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
     ids_BT = np.random.default_rng(0).integers(0, 259, (3, 48)).astype(np.int32)
@@ -206,20 +206,20 @@ def test_stablehlo_says_what_the_model_says(tmp_path: Path) -> None:
 def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
     first, second = (random_run(**SHAPES[shape]) for shape in ("qwen3", "llama"))
     out = tmp_path / "out"
-    export(first, out)
-    export(second, out)
+    export_run(first, out)
+    export_run(second, out)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     (out / "mine.txt").write_text("kept")
     with pytest.raises(InputError, match=rf"'{out}'.*'mine\.txt'"):
-        export(first, out)
+        export_run(first, out)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
     with pytest.raises(InputError, match=rf"'{other}'.*'config\.json'"):
-        export(first, other)
+        export_run(first, other)
     with pytest.raises(InputError, match=rf"out.*'{out}/mine\.txt'"):
-        export(first, out / "mine.txt")
+        export_run(first, out / "mine.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
@@ -230,7 +230,7 @@ def test_a_package_that_is_absent_is_named_before_anything_is_written(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.numpy", None)
     with pytest.raises(InputError, match=rf"{package}.*scaling-laws\[export\]"):
-        export(random_run(**SHAPES["llama"]), tmp_path / "out", stablehlo=True)
+        export_run(random_run(**SHAPES["llama"]), tmp_path / "out", stablehlo=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,7 +240,7 @@ def test_what_was_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("scaling.export.export.Path.write_bytes", full)
     with pytest.raises(InputError, match=f"'{tmp_path}/out'.*No space left on device"):
-        export(random_run(**SHAPES["llama"]), tmp_path / "out")
+        export_run(random_run(**SHAPES["llama"]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,8 +279,8 @@ def test_transformers_agrees(shape: str, request: pytest.FixtureRequest, tmp_pat
         restored = random_run(request.getfixturevalue("pieces").name)
     else:
         restored = random_run(**SHAPES[shape])
-    export(restored, tmp_path / "out")
-    vocabulary, ids = restored.vocabulary, prompt_ids(restored.vocabulary, "def main(").tolist()
+    export_run(restored, tmp_path / "out")
+    vocabulary, ids = restored.tokenizer, prompt_ids(restored.tokenizer, "def main(").tolist()
     asked = json.dumps({"ids": ids, "texts": TEXTS, "most": 256})
     command = [python, str(ROOT / "tests" / "support" / "transformers_check.py"), str(tmp_path / "out")]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=300)
@@ -295,7 +295,7 @@ def test_transformers_agrees(shape: str, request: pytest.FixtureRequest, tmp_pat
     assert theirs["tied"] == config.tied
     assert difference < 5e-6 * np.abs(of_prompt).max()
     assert differing == 0
-    spelt = TEXTS if isinstance(vocabulary, ByteVocabulary) else [text for text in TEXTS if "▁" not in text]
+    spelt = TEXTS if isinstance(vocabulary, ByteTokenizer) else [text for text in TEXTS if "▁" not in text]
     for text, encoded, decoded in zip(TEXTS, theirs["encoded"], theirs["decoded"], strict=True):
         if text in spelt:
             assert encoded == prompt_ids(vocabulary, text).tolist(), text

@@ -12,7 +12,7 @@ import pytest
 
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
-from scaling.generation.decode import GREEDY, Limits, Sampling, chosen, generate, stream
+from scaling.generation.decode import GREEDY, SamplingArrays, Sampling, sample_token, generate, stream
 from scaling.model.decoder import Decoder, decode_step, empty_cache, logits, split_layers
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
@@ -157,8 +157,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     scores_V = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.25, 0.2]))
 
     def shares(temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
-        limits = Limits(jnp.float32(temperature), top_k, top_p)
-        drawn_N = jax.vmap(lambda key: chosen(scores_V, key, limits))(jax.random.split(jax.random.key(0), 20_000))
+        limits = SamplingArrays(jnp.float32(temperature), top_k, top_p)
+        drawn_N = jax.vmap(lambda key: sample_token(scores_V, key, limits))(jax.random.split(jax.random.key(0), 20_000))
         return np.bincount(drawn_N, minlength=5) / 20_000
 
     hot = np.sqrt([0.1, 0.4, 0.05, 0.25, 0.2])

@@ -10,7 +10,7 @@ import pytest
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
 from scaling.measurements import likelihood
-from scaling.measurements.likelihood import Pair, score
+from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.model.decoder import Decoder, logits
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=2)
@@ -23,12 +23,12 @@ def model() -> tuple[Decoder, dict]:
     return decoder, decoder.init(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def pair(seed: int, context: int, continuation: int) -> Pair:
+def pair(seed: int, context: int, continuation: int) -> ContextPair:
     ids = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, context + continuation)
-    return Pair(ids[:context], ids[context:])
+    return ContextPair(ids[:context], ids[context:])
 
 
-def alone(model: tuple[Decoder, dict], given: Pair) -> tuple[float, bool]:
+def alone(model: tuple[Decoder, dict], given: ContextPair) -> tuple[float, bool]:
     ids = np.concatenate([given.context, given.continuation])[-(LENGTH + 1) :]
     padded = np.r_[ids[:-1], np.zeros(LENGTH + 1 - len(ids), ids.dtype)]
     scores = np.asarray(jax.nn.log_softmax(logits(*model, padded[None])[0]))
@@ -38,7 +38,7 @@ def alone(model: tuple[Decoder, dict], given: Pair) -> tuple[float, bool]:
 
 def test_every_pair_scores_as_it_does_alone(model) -> None:
     pairs = [pair(seed, 1 + 7 * seed % 60, 1 + seed % 5) for seed in range(23)]
-    found = score(*model, pairs, LENGTH)
+    found = score_pairs(*model, pairs, LENGTH)
     expected = [alone(model, one) for one in pairs]
     np.testing.assert_allclose(found.nats_P, [nats for nats, _ in expected], rtol=1e-5)
     assert found.greedy_P.tolist() == [greedy for _, greedy in expected]
@@ -48,9 +48,9 @@ def test_pairs_that_differ_in_their_last_token_share_a_row(model, monkeypatch: p
     rows, plain = [], likelihood.score_rows
     monkeypatch.setattr(likelihood, "score_rows", lambda *given: rows.append(len(given[2])) or plain(*given))
     start, other = pair(5, 11, 3), pair(6, 11, 1)
-    ends = [Pair(start.context, [*start.continuation[:-1], end]) for end in range(CONFIG.vocab_size)]
-    shorter = Pair([*start.context, *start.continuation[:-1]], [7])
-    found = score(*model, [*ends, other, shorter], LENGTH)
+    ends = [ContextPair(start.context, [*start.continuation[:-1], end]) for end in range(CONFIG.vocab_size)]
+    shorter = ContextPair([*start.context, *start.continuation[:-1]], [7])
+    found = score_pairs(*model, [*ends, other, shorter], LENGTH)
     assert rows == [4], "three rows and one that fills up"
     assert found.greedy_P[: len(ends)].sum() <= 1
     for place, one in ((0, ends[0]), (60, ends[60]), (61, other), (62, shorter)):
@@ -60,7 +60,7 @@ def test_pairs_that_differ_in_their_last_token_share_a_row(model, monkeypatch: p
 def test_the_likeliest_continuation_is_greedy_and_another_is_not(model) -> None:
     start = pair(1, 9, 1).context
     best = int(logits(*model, start[None])[0, -1].argmax())
-    found = score(*model, [Pair(start, [best]), Pair(start, [(best + 1) % 61])], LENGTH)
+    found = score_pairs(*model, [ContextPair(start, [best]), ContextPair(start, [(best + 1) % 61])], LENGTH)
     assert found.greedy_P.tolist() == [True, False]
     assert found.nats_P[0] < found.nats_P[1]
 
@@ -68,11 +68,11 @@ def test_the_likeliest_continuation_is_greedy_and_another_is_not(model) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (Pair([1], []), r"pair\D*0\b.*\bcontinuation\b"),
-        (Pair([], [1]), r"pair\D*0\b.*\bcontext\b"),
-        (Pair([1], [2] * 49), r"pair\D*0\D*49\D*48\b"),
+        (ContextPair([1], []), r"pair\D*0\b.*\bcontinuation\b"),
+        (ContextPair([], [1]), r"pair\D*0\b.*\bcontext\b"),
+        (ContextPair([1], [2] * 49), r"pair\D*0\D*49\D*48\b"),
     ],
 )
-def test_what_cannot_be_scored_is_named(model, given: Pair, said: str) -> None:
+def test_what_cannot_be_scored_is_named(model, given: ContextPair, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        score(*model, [given], LENGTH)
+        score_pairs(*model, [given], LENGTH)

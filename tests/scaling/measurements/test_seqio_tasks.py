@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from scaling.config.run_config import ModelConfig
-from scaling.data.tokenizer import ByteVocabulary
+from scaling.data.tokenizer import ByteTokenizer
 from scaling.errors import InputError
-from scaling.measurements.likelihood import Pair, score
-from scaling.measurements.seqio_tasks import measure
+from scaling.measurements.likelihood import ContextPair, score_pairs
+from scaling.measurements.seqio_tasks import seqio_task
 from scaling.model.decoder import Decoder, logits
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("seqio") is None, reason="seqio is not installed")
 
-VOCABULARY, LENGTH, SAID = ByteVocabulary(), 32, 16
+VOCABULARY, LENGTH, SAID = ByteTokenizer(), 32, 16
 PROMPTS = ["def ", "import os", "x = 3", "class A:", "if not ", "return"]
 
 MODULE = """
@@ -105,7 +105,7 @@ def rows(model: tuple[Decoder, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def run(model: tuple[Decoder, Any], name: str, budget: int = 100) -> dict[str, tuple[float, int, float]]:
-    return measure(name, LENGTH).run(*model, VOCABULARY, jax.random.key(0), budget)
+    return seqio_task(name, LENGTH).run(*model, VOCABULARY, jax.random.key(0), budget)
 
 
 @pytest.mark.slow
@@ -114,8 +114,8 @@ def test_metric_functions_see_processed_texts_and_likelihoods(model, rows) -> No
     assert set(found) == {"exact", "nats"}
     assert found["exact"][:2] == (pytest.approx(2 / 6), 6)
     assert found["exact"][2] == pytest.approx(math.sqrt(2 / 6 * 4 / 6 / 6), rel=0.15)
-    pairs = [Pair(ids(row["inputs"]), [*VOCABULARY.encode(row["targets"]), VOCABULARY.eos_id]) for row in rows]
-    nats_P = score(*model, pairs, LENGTH).nats_P
+    pairs = [ContextPair(ids(row["inputs"]), [*VOCABULARY.encode(row["targets"]), VOCABULARY.eos_id]) for row in rows]
+    nats_P = score_pairs(*model, pairs, LENGTH).nats_P
     assert found["nats"][:2] == (pytest.approx(nats_P.mean(), rel=1e-5), 6)
     assert found["nats"][2] == pytest.approx(nats_P.std() / math.sqrt(6), rel=0.15)
 
@@ -147,4 +147,4 @@ def test_what_is_wrong_with_a_task_is_said_in_one_line(model, rows, name: str, n
 @pytest.mark.parametrize("name", ["seqio:spelt", "seqio:@module", "seqio:", "spelt@spelt_tasks"])
 def test_a_name_says_task_and_module(name: str) -> None:
     with pytest.raises(InputError, match=f"{name!r}.*seqio:TASK@MODULE"):
-        measure(name, LENGTH)
+        seqio_task(name, LENGTH)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from scaling.config.run_config import MeasureConfig, MeshConfig, ModelConfig, RunConfig
-from scaling.data.shards import open_tokens, validation_windows
+from scaling.data.shards import open_shards, read_validation_windows
 from scaling.data.synthetic import Walk
-from scaling.data.tokenizer import ByteVocabulary
+from scaling.data.tokenizer import ByteTokenizer
 from scaling.measurements import validation_loss
 from scaling.model.decoder import Decoder, logits
 from scaling.model.sharding import make_mesh
@@ -22,14 +22,14 @@ from scaling.training.train import train
 
 def test_equals_a_plain_average_over_the_windows(corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several batches, of which the last is not full."""
-    tokens = open_tokens(corpora, "walk")
+    tokens = open_shards(corpora, "walk")
     monkeypatch.setattr(validation_loss, "BATCH_TOKENS", 33 * 7)
     model = Decoder(ModelConfig(width=16, depth=1, heads=2))
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    measure = validation_loss.measure(tokens, 32, make_mesh(MeshConfig()))
-    found = measure.run(model, params, ByteVocabulary(), jax.random.key(0), 32 * 18)
+    measure = validation_loss.validation_loss(tokens, 32, make_mesh(MeshConfig()))
+    found = measure.run(model, params, ByteTokenizer(), jax.random.key(0), 32 * 18)
 
-    windows = validation_windows(tokens, 32, 32 * 18)
+    windows = read_validation_windows(tokens, 32, 32 * 18)
     assert windows.shape == (18, 33)
     log_p = jax.nn.log_softmax(logits(model, params, windows[:, :-1]))
     nats_WT = -np.take_along_axis(np.asarray(log_p), windows[:, 1:, None], -1)[..., 0]
@@ -43,7 +43,7 @@ def test_equals_a_plain_average_over_the_windows(corpora: Path, monkeypatch: pyt
 
 def test_special_tokens_cost_nats_and_stand_for_no_bytes() -> None:
     targets_WT = np.array([[100, 1], [101, 102]])
-    found = validation_loss.statistics(np.array([2.0, 4.0]), targets_WT, ByteVocabulary().bytes_per_token)
+    found = validation_loss.loss_statistics(np.array([2.0, 4.0]), targets_WT, ByteTokenizer().bytes_per_token)
     assert found["nats"][0] == 1.5
     assert found["bits_per_byte"][0] == pytest.approx(6.0 / math.log(2) / 3)
 
@@ -62,11 +62,11 @@ def test_a_model_comes_to_the_known_floor_and_never_below(tiny: RunConfig, corpo
     reached, stderr = result["row"]["loss"], result["row"]["loss_stderr"]
 
     walk = Walk()
-    windows = validation_windows(open_tokens(corpora, "walk"), 32, 32_768)
+    windows = read_validation_windows(open_shards(corpora, "walk"), 32, 32_768)
     exact = walk.floor_of_windows(windows)
     assert exact == pytest.approx(walk.floor_nats_per_token(32), abs=4 * stderr)
     on_the_way = [line["validation_loss"] for line in read_metrics(tmp_path) if "validation_loss" in line]
     assert len(on_the_way) == 12
     assert on_the_way[0] > exact + 0.5
-    assert all(validation_loss > exact - 1e-3 for loss in (*on_the_way, reached))
+    assert all(loss > exact - 1e-3 for loss in (*on_the_way, reached))
     assert reached < exact + 0.05

@@ -10,7 +10,7 @@ import pytest
 
 from scaling import files
 from scaling.config.run_config import RunConfig, load, to_dict
-from scaling.measurements.likelihood import Pair, score
+from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.model.attention import Kernel
 from scaling.record import run_folder
 from scaling.training.restore import restore_model
@@ -28,6 +28,6 @@ def test_a_run_of_a_kernel_that_cannot_run_here_is_restored(kernel: Kernel, tiny
     files.write_json(tmp_path / run_folder.CONFIG, to_dict(named))
     found = restore_model(tmp_path)
     assert found.config.model.attention == kernel
-    asked = [Pair([1, 5, 9], [4, 4])]
-    nats, expected = (float(score(one.model, one.params, asked, 32).nats_P[0]) for one in (found, plain))
+    asked = [ContextPair([1, 5, 9], [4, 4])]
+    nats, expected = (float(score_pairs(one.model, one.params, asked, 32).nats_P[0]) for one in (found, plain))
     assert nats == expected

@@ -22,7 +22,7 @@ import pytest
 from scaling import files
 from scaling.config.run_config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
 from scaling.data.prepare import prepare
-from scaling.data.shards import TokenSet, batch, open_tokens
+from scaling.data.shards import TokenShards, gather_batch, open_shards
 from scaling.errors import InputError
 from scaling.exit_codes import FULL, LOST
 from scaling.model.sharding import make_mesh
@@ -325,10 +325,10 @@ def test_an_error_in_the_input_ends_the_run_with_that_error(
 ) -> None:
     """What was trained before it is recorded; no thread stays behind, neither here nor after a divergence."""
 
-    def torn(tokens: TokenSet, *, step: int, **options: Any) -> np.ndarray:
+    def torn(tokens: TokenShards, *, step: int, **options: Any) -> np.ndarray:
         if step == 5:
             raise InputError("the shard is torn")
-        return batch(tokens, step=step, **options)
+        return gather_batch(tokens, step=step, **options)
 
     monkeypatch.setattr("scaling.training.train.batch", torn)
     with pytest.raises(InputError, match="the shard is torn"):
@@ -348,11 +348,11 @@ def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path:
         quiet=True,
     )
     program = build_program(tiny, make_mesh(tiny.mesh))
-    tokens = open_tokens(tiny.data.directory, "walk")
+    tokens = open_shards(tiny.data.directory, "walk")
     first = {}
     for start in (0, 1):
         for order in (0, 1):
-            rows = batch(tokens, seed=order, step=0, batch_sequences=8, sequence_length=32)
+            rows = gather_batch(tokens, seed=order, step=0, batch_sequences=8, sequence_length=32)
             _, metrics = program.step(program.init(jax.random.key(start)), rows, Rates(0.0, 0.1))
             first[start, order] = float(metrics["loss"])
     assert len(set(first.values())) == 4
@@ -366,13 +366,13 @@ def test_a_changed_corpus_is_refused_midway(tiny: RunConfig, tmp_path: Path) -> 
     corpus = f"text:{tmp_path}/a.txt?document=paragraph"
     data = dataclasses.replace(tiny.data, corpus=corpus, fingerprint="", directory=str(tmp_path / "corpora"))
     config = dataclasses.replace(tiny, data=data, measure=dataclasses.replace(tiny.measure, validation_tokens=64))
-    prepare(corpus, tmp_path / "corpora", road="plain")
+    prepare(corpus, tmp_path / "corpora", backend="plain")
     assert train(config, tmp_path / "run", quiet=True) == "done"
     held = load(tmp_path / "run" / run_folder.CONFIG)
     assert held.data.fingerprint
     (tmp_path / "run" / run_folder.RESULT).unlink()
     (tmp_path / "a.txt").write_text("\n\n".join(f"section {i} of another" for i in range(400)))
-    prepare(corpus, tmp_path / "corpora", road="plain")
+    prepare(corpus, tmp_path / "corpora", backend="plain")
     with pytest.raises(InputError, match=held.data.fingerprint):
         train(config, tmp_path / "run", quiet=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def read(file: str, **metadata: Any) -> dict[str, Any]:
+def read_examples(file: str, **metadata: Any) -> dict[str, Any]:
     """Split `test` of a file in this folder, as lm-eval's `custom_dataset` wants it."""
     from datasets import Dataset
 

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from scaling.config.run_config import ModelConfig
-from scaling.data.tokenizer import ByteVocabulary, train_sentencepiece
+from scaling.data.tokenizer import ByteTokenizer, train_sentencepiece
 from scaling.errors import InputError
-from scaling.measurements.likelihood import Pair, score
+from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.measurements.lm_eval import tasks
 from scaling.model.decoder import Decoder, features, head_weights, logits
 from scaling.model.loss import chunked_nats
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
 
-VOCABULARY = ByteVocabulary()
+VOCABULARY = ByteTokenizer()
 LENGTH = 32
 Found = dict[str, tuple[float, int, float]]
 Ask = Callable[..., Found]
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ask(model: tuple[Decoder, Any], folder: Path) -> Iterator[Ask]:
     def asked(name: str, budget: int = 1000, length: int = LENGTH) -> Found:
-        (measure,) = tasks.measures([name], folder, length)
+        (measure,) = tasks.lm_eval_tasks([name], folder, length)
         return measure.run(*model, VOCABULARY, jax.random.key(5), budget)
 
     return asked
@@ -63,7 +63,7 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]], **config: An
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (tasks.SHIPPED / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (tasks.BUILTIN_FOLDER / f"{name}.jsonl").read_text().splitlines()]
 
 
 def ids(text: str) -> np.ndarray:
@@ -82,9 +82,9 @@ def test_multiple_choice_is_what_plain_scores_say(
     for row in rows:
         kept = row["context"].rstrip()
         scored = [row["context"][len(kept) :] + choice for choice in row["choices"]]
-        pairs += [Pair(ids(kept), VOCABULARY.encode(text)) for text in scored]
+        pairs += [ContextPair(ids(kept), VOCABULARY.encode(text)) for text in scored]
         bytes_QK.append([len(text) for text in scored])
-    nats_QK = score(*model, pairs, LENGTH).nats_P.reshape(-1, 4)
+    nats_QK = score_pairs(*model, pairs, LENGTH).nats_P.reshape(-1, 4)
     answers_Q, Q = np.array([row["answer"] for row in rows]), len(rows)
     right_Q = nats_QK[np.arange(Q), answers_Q]
     hit_Q = nats_QK.argmin(axis=1) == answers_Q
@@ -113,9 +113,9 @@ def test_rolling_likelihood_predicts_each_byte_once_in_lm_evals_windows(model, a
     nats = []
     for text in texts:
         cut = get_rolling_token_windows(VOCABULARY.encode(text).tolist(), VOCABULARY.eos_id, LENGTH, 1)
-        pairs = [Pair(*make_disjoint_window(window)) for window in cut]
+        pairs = [ContextPair(*make_disjoint_window(window)) for window in cut]
         assert sum(len(pair.continuation) for pair in pairs) == len(text.encode())
-        nats.append(score(*model, pairs, LENGTH).nats_P.sum())
+        nats.append(score_pairs(*model, pairs, LENGTH).nats_P.sum())
     sizes = [len(text.encode()) for text in texts]
     found = ask("python_text")
     assert found["bits_per_byte"][0] == pytest.approx(sum(nats) / sum(sizes) / math.log(2), rel=1e-5)
@@ -189,8 +189,8 @@ def test_the_rest_of_a_word_is_right_where_it_is_said(monkeypatch: pytest.Monkey
     def answers(asked: Any, prompts: list[np.ndarray], *_: Any) -> list[np.ndarray]:
         return [VOCABULARY.encode(known.get(VOCABULARY.decode(prompt), "?") + " more") for prompt in prompts]
 
-    monkeypatch.setattr(harness_model, "answers", answers)
-    (measure,) = tasks.measures(["finish_word"], None, LENGTH)
+    monkeypatch.setattr(harness_model, "completions", answers)
+    (measure,) = tasks.lm_eval_tasks(["finish_word"], None, LENGTH)
     found = measure.run(None, None, VOCABULARY, jax.random.key(0), 1000)  # pyrefly: ignore
     assert found["exact_match"][:2] == (pytest.approx(len(known) / len(rows)), len(rows))
     assert found["accuracy"] == found["centred"] == found["exact_match"]
@@ -210,7 +210,7 @@ def test_a_budget_draws_the_same_documents_for_every_model(model, ask: Ask) -> N
     few = ask("python_cloze", budget=9)
     assert few == ask("python_cloze", budget=9)
     assert few["accuracy"][1] == 9
-    (measure,) = tasks.measures(["python_cloze"], None, LENGTH)
+    (measure,) = tasks.lm_eval_tasks(["python_cloze"], None, LENGTH)
     others = [measure.run(*model, VOCABULARY, jax.random.key(seed), 9) for seed in range(3)]
     assert len({found["bits_per_byte"] for found in (few, *others)}) > 1
 
@@ -239,24 +239,26 @@ def test_a_group_is_all_its_questions_together(folder: Path, ask: Ask) -> None:
 
 
 def test_a_continuation_longer_than_the_model_reads_is_scored_whole(model) -> None:
-    from scaling.measurements.prompting import Asked, likelihoods
+    from scaling.measurements.prompting import PromptedModel, log_likelihoods
 
-    asked = Asked(*model, VOCABULARY, LENGTH, jax.random.key(0))
-    whole = Pair(ids("def f():\n"), VOCABULARY.encode("    return 1\n" * 7))
+    asked = PromptedModel(*model, VOCABULARY, LENGTH, jax.random.key(0))
+    whole = ContextPair(ids("def f():\n"), VOCABULARY.encode("    return 1\n" * 7))
     parts = [whole.continuation[:LENGTH], whole.continuation[LENGTH : 2 * LENGTH], whole.continuation[2 * LENGTH :]]
     before = [whole.context, np.r_[whole.context, parts[0]], np.r_[whole.context, parts[0], parts[1]]]
-    nats = [float(score(*model, [Pair(*one)], LENGTH).nats_P[0]) for one in zip(before, parts, strict=True)]
-    short, padded = Pair(ids("x"), VOCABULARY.encode("y")), np.r_[ids("x"), np.zeros(30, np.int32)][None]
-    best = Pair(short.context, [int(likeliest(*model, padded)[0, 1])])
-    found, is_greedy = likelihoods(asked, [short, whole, Pair(ids(""), []), short, best])
+    nats = [
+        float(score_pairs(*model, [ContextPair(*one)], LENGTH).nats_P[0]) for one in zip(before, parts, strict=True)
+    ]
+    short, padded = ContextPair(ids("x"), VOCABULARY.encode("y")), np.r_[ids("x"), np.zeros(30, np.int32)][None]
+    best = ContextPair(short.context, [int(likeliest(*model, padded)[0, 1])])
+    found, is_greedy = log_likelihoods(asked, [short, whole, ContextPair(ids(""), []), short, best])
     assert is_greedy.tolist() == [False, False, True, False, True]
     assert found[1] == pytest.approx(-sum(nats), rel=1e-5)
     assert found[2] == 0
-    assert found[0] == found[3] == pytest.approx(-float(score(*model, [short], LENGTH).nats_P[0]))
+    assert found[0] == found[3] == pytest.approx(-float(score_pairs(*model, [short], LENGTH).nats_P[0]))
 
 
 def test_a_boundary_loses_no_token_in_any_vocabulary(tmp_path: Path) -> None:
-    from scaling.measurements.lm_eval.model import pair
+    from scaling.measurements.lm_eval.model import encode_pair
 
     pieces = train_sentencepiece(["the cat sat on the mat and the dog sat too\n"] * 50, 300, tmp_path / "p.model")
     for vocabulary in (VOCABULARY, pieces):
@@ -267,7 +269,7 @@ def test_a_boundary_loses_no_token_in_any_vocabulary(tmp_path: Path) -> None:
             ("", "the"),
             ("é ", "▁"),
         ):
-            found = pair(vocabulary, context, continuation)
+            found = encode_pair(vocabulary, context, continuation)
             assert found.context[0] == vocabulary.eos_id
             assert vocabulary.decode([*found.context[1:], *found.continuation]) == context + continuation
             assert vocabulary.decode(found.continuation).endswith(continuation)
@@ -293,7 +295,7 @@ def test_lm_eval_leaves_the_process_as_it_was(ask: Ask) -> None:
 
 def refused(name: str, folder: Path | None = None, known: tuple[str, ...] = ()) -> str:
     def run() -> None:
-        (measure,) = tasks.measures([name], folder, LENGTH, known)
+        (measure,) = tasks.lm_eval_tasks([name], folder, LENGTH, known)
         measure.run(None, None, VOCABULARY, jax.random.key(0), 3)  # pyrefly: ignore
 
     with pytest.raises(InputError) as error:
