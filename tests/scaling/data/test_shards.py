@@ -42,7 +42,8 @@ def tokens(tmp_path: Path) -> TokenShards:
 
 def sequences(tokens: TokenShards, first: int, count: int, seed: int = 0) -> np.ndarray:
     steps = (
-        gather_batch(tokens, seed=seed, step=s, batch_sequences=1, sequence_length=T) for s in range(first, first + count)
+        gather_batch(tokens, seed=seed, step=s, batch_sequences=1, sequence_length=T)
+        for s in range(first, first + count)
     )
     return np.concatenate(list(steps))
 
