@@ -58,7 +58,8 @@ try:
 except InputError as error:
     facts["bad corpus"] = str(error)
 mixed = seqio_corpora.register_mixture("named", rates)
-facts["registered"] = [seqio.get_mixture_or_task(name).name for name in (seqio_corpora.register_task(corpus).name, "named")]
+registered = (seqio_corpora.register_task(corpus).name, "named")
+facts["registered"] = [seqio.get_mixture_or_task(name).name for name in registered]
 facts["rates"] = {task.name: mixed.get_rate(task) for task in mixed.tasks}
 np.savez(f"{out}/windows.npz", **arrays)
 json.dump(facts, open(f"{out}/facts.json", "w"))

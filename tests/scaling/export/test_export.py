@@ -21,7 +21,7 @@ from scaling.commands.generate import prompt_ids
 from scaling.config.run_config import DataConfig, ModelConfig, RunConfig
 from scaling.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from scaling.errors import InputError
-from scaling.export.export import RUN_FILE, export_run, without_multipliers, to_hugging_face, from_hugging_face
+from scaling.export.export import RUN_FILE, export_run, from_hugging_face, to_hugging_face, without_multipliers
 from scaling.generation.decode import generate, stream
 from scaling.model.decoder import Decoder, logits
 from scaling.training.restore import TrainedModel, restore_model

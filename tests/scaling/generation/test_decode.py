@@ -12,7 +12,7 @@ import pytest
 
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
-from scaling.generation.decode import GREEDY, SamplingArrays, Sampling, sample_token, generate, stream
+from scaling.generation.decode import GREEDY, Sampling, SamplingArrays, generate, sample_token, stream
 from scaling.model.decoder import Decoder, decode_step, empty_cache, logits, split_layers
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)

@@ -16,7 +16,7 @@ import pytest
 
 from scaling.config.run_config import ModelConfig
 from scaling.data.prepare import prepare
-from scaling.data.shards import TokenShards, read_documents, open_shards
+from scaling.data.shards import TokenShards, open_shards, read_documents
 from scaling.data.tokenizer import ByteTokenizer
 from scaling.errors import InputError
 from scaling.measurements import Measurement, multiple_choice
