@@ -36,12 +36,12 @@ from scaling.training.restore import checkpoint_steps, restore_model
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run folder and one of its saved steps. measures: what it is to be asked."""
+    """A run folder and one of its saved steps. measurements: what it is to be asked."""
 
     folder: Path
     config: RunConfig
     step: int
-    build_measurements: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
 
 
 def evaluate(
@@ -88,7 +88,7 @@ def evaluate(
         console.print(f"[yellow]note:[/] {escape(note)}")
     fresh = ask(asked, budget, seed, again)
     found = [
-        (one.folder, evaluations.read(one.folder)[measure.name, one.step]) for one in asked for measure in one.measures
+        (one.folder, evaluations.read(one.folder)[measure.name, one.step]) for one in asked for measure in one.measurements
     ]
     console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
     hint = " (--again asks those anew)" if len(found) > fresh else ""
@@ -136,8 +136,8 @@ def with_steps(
 
 def differing(asked: Sequence[Checkpoint]) -> list[str]:
     """What to say where runs are asked of held-out text that is not the same, or is cut otherwise."""
-    names = [name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measures)]
-    data = [one.config.data for one in asked if any(measure.name in names for measure in one.measures)]
+    names = [name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measurements)]
+    data = [one.config.data for one in asked if any(measure.name in names for measure in one.measurements)]
     kinds = {(one.corpus, one.vocabulary, one.fingerprint, one.sequence_length) for one in data}
     if len(kinds) < 2:
         return []
@@ -162,10 +162,10 @@ def steps(folder: Path, asked: str) -> list[int]:
 def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int, again: bool) -> int:
     """Asks what is not known yet, or everything again, and keeps each answer at once. Returns how many there were."""
     fresh = 0
-    with _progress(sum(len(one.measures) for one in asked)) as step:
+    with _progress(sum(len(one.measurements) for one in asked)) as step:
         for one in asked:
             known, model = evaluations.read(one.folder), None
-            for measure in one.measures:
+            for measure in one.measurements:
                 step(f"{one.config.name or one.folder.name} {measure.name}")
                 before, most = known.get((measure.name, one.step)), task_budget(measure.name, budget)
                 if not again and before is not None and (before.budget, before.seed) == (most, seed):

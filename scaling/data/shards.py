@@ -30,7 +30,7 @@ class Split:
     shards: tuple[np.ndarray, ...]
     shard_tokens: int
     tokens: int
-    read_documents: int
+    documents: int
     bytes: int
     max_id: int
 

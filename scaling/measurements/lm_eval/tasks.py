@@ -193,7 +193,8 @@ def _run(
     with _lm_eval_settings(offline=here):
         from lm_eval.evaluator import evaluate
 
-        from scaling.measurements.lm_eval.model import Asked, LmEvalModel
+        from scaling.measurements.lm_eval.model import LmEvalModel
+        from scaling.measurements.prompting import PromptedModel
 
         loaded = load(manager, name, here)
         chosen = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -203,7 +204,7 @@ def _run(
         }
         every = budget >= max(sizes.values())
         results = evaluate(
-            LmEvalModel(Asked(model, params, vocabulary, length, key)),
+            LmEvalModel(PromptedModel(model, params, vocabulary, length, key)),
             loaded,
             samples=None if every else samples,
             bootstrap_iters=RESAMPLES,
