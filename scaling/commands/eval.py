@@ -88,7 +88,9 @@ def evaluate(
         console.print(f"[yellow]note:[/] {escape(note)}")
     fresh = ask(asked, budget, seed, again)
     found = [
-        (one.folder, evaluations.read(one.folder)[measure.name, one.step]) for one in asked for measure in one.measurements
+        (one.folder, evaluations.read(one.folder)[measure.name, one.step])
+        for one in asked
+        for measure in one.measurements
     ]
     console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
     hint = " (--again asks those anew)" if len(found) > fresh else ""
@@ -136,7 +138,9 @@ def with_steps(
 
 def differing(asked: Sequence[Checkpoint]) -> list[str]:
     """What to say where runs are asked of held-out text that is not the same, or is cut otherwise."""
-    names = [name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measurements)]
+    names = [
+        name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measurements)
+    ]
     data = [one.config.data for one in asked if any(measure.name in names for measure in one.measurements)]
     kinds = {(one.corpus, one.vocabulary, one.fingerprint, one.sequence_length) for one in data}
     if len(kinds) < 2:
