@@ -43,14 +43,14 @@ from scaling.data.prepare import prepare
 from scaling.files import write_json
 from scaling.record.run_folder import CONFIG, RESULT
 from sweeps.catalog import smoke
-from sweeps.commands.run import execute
+from sweeps.commands.run import run_locally
 from sweeps.grids import Sweep, apply, axis, overlay, product
 from sweeps.local.processes import make_slots, start_process
 from sweeps.planning.plan import RUNS as FOLDERS
-from sweeps.planning.plan import Plan, build, freeze, load
-from sweeps.planning.wall_time import Rate
+from sweeps.planning.plan import Plan, build_plan, freeze_plan, load_plan
+from sweeps.planning.wall_time import WallTimeModel
 from sweeps.running import attempt_log
-from sweeps.running.board import snapshot
+from sweeps.running.progress import read_sweep_progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.cluster import ray_cluster, slurm_cluster
@@ -58,7 +58,7 @@ from tests.cluster import ray_cluster, slurm_cluster
 OUT = Path(__file__).with_suffix(".json")
 RUNS, AT_ONCE, TURNS = 8, 2, 1
 CELLS = (1_000, 3_000, 10_000)
-PACE = Rate(per_run=1.0, per_step=0.0, per_token=0.0, flops_per_second=1e9, source="none")
+PACE = WallTimeModel(per_run=1.0, per_step=0.0, per_token=0.0, flops_per_second=1e9, source="none")
 SETTINGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
 SETTINGS |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 SHORT = {"data.corpus": "walk", "tokens": 65_536, "measure.checkpoint_every_tokens": 32_768}
@@ -105,7 +105,9 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 def short_runs(folder: Path, corpora: Path) -> Plan:
     """Runs that differ in their seed alone."""
     base = overlay(smoke.sweep().cells[0], SHORT | {"data.directory": str(corpora)})
-    return freeze(folder, build(Sweep(folder.name, apply(base, axis("seed", *range(RUNS))), "short runs"), PACE))
+    return freeze_plan(
+        folder, build_plan(Sweep(folder.name, apply(base, axis("seed", *range(RUNS))), "short runs"), PACE)
+    )
 
 
 def by_hand(folder: Path, corpora: Path) -> dict[str, Any]:
@@ -144,9 +146,11 @@ def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
     )  # on a cluster the command ends with the last result, which workers have yet to note
     while not all(noted(run) for run in runs):
         if time.monotonic() > patience:
-            raise RuntimeError(f"{executor.name}: not one attempt a run, done: {[*map(attempt_log.read, runs)]}")
+            raise RuntimeError(
+                f"{executor.name}: not one attempt a run, done: {[*map(attempt_log.read_attempts, runs)]}"
+            )
         time.sleep(0.1)
-    lines = [*map(attempt_log.read, runs)]
+    lines = [*map(attempt_log.read_attempts, runs)]
     attempts = sorted((run[0]["at"], run[1]["at"], (run[0]["host"], run[0]["pid"])) for run in lines)
     return {
         "run": [end - begin for begin, end, _ in attempts],
@@ -159,7 +163,7 @@ def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
 
 def noted(run: Path) -> bool:
     """Whether a run took one attempt, and its end is noted."""
-    return [line.get("kind", line["event"]) for line in attempt_log.read(run)] == [attempt_log.BEGAN, "done"]
+    return [line.get("kind", line["event"]) for line in attempt_log.read_attempts(run)] == [attempt_log.BEGAN, "done"]
 
 
 def gaps(attempts: list[tuple[float, float, Any]]) -> list[float]:
@@ -257,12 +261,12 @@ def stages(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "many"
         sweep = timed("cells", lambda: many(count))
-        plan = timed("plan", lambda: build(sweep, PACE))
-        timed("freeze", lambda: freeze(folder, plan))
-        timed("load", lambda: load(folder))
-        timed("run", lambda: execute(folder, jobs=AT_ONCE))
-        timed("run again", lambda: execute(folder, jobs=AT_ONCE))
-        timed("status", lambda: snapshot(folder, plan))
+        plan = timed("plan", lambda: build_plan(sweep, PACE))
+        timed("freeze", lambda: freeze_plan(folder, plan))
+        timed("load", lambda: load_plan(folder))
+        timed("run", lambda: run_locally(folder, jobs=AT_ONCE))
+        timed("run again", lambda: run_locally(folder, jobs=AT_ONCE))
+        timed("status", lambda: read_sweep_progress(folder, plan))
         timed("collect", lambda: collect("many", folder.parent))
         timed("collect again", lambda: collect("many", folder.parent))
     return found | {"seconds": time.monotonic() - began}

@@ -18,7 +18,7 @@ from scaling.config.run_config import RunConfig, ScheduleConfig
 from scaling.record.run_folder import counts
 from sweeps.catalog import stdlib_cpu
 from sweeps.grids import apply, axis
-from sweeps.trunks import share
+from sweeps.trunks import share_trunks
 
 RATIOS = {"2": 2.0, "sqrt 2": math.sqrt(2)}
 COOLDOWNS = (0.1, 0.2, 0.3, 0.5)
@@ -29,7 +29,8 @@ LONGEST_STEPS = 2**20
 def spent(configs: tuple[RunConfig, ...]) -> tuple[float, float]:
     """FLOPs of runs that each train alone, and of the same with trunks shared."""
     rows = [
-        counts(config, tokens=config.steps * config.data.batch_tokens, unique_tokens=None) for config in share(configs)
+        counts(config, tokens=config.steps * config.data.batch_tokens, unique_tokens=None)
+        for config in share_trunks(configs)
     ]
     return sum(row["flops"] for row in rows), sum(row["flops_spent"] for row in rows)
 

@@ -33,7 +33,7 @@ __all__ = [
     "isoflop",
     "overlay",
     "product",
-    "scan",
+    "scan_learning_rates",
     "zipped",
 ]
 Axis = tuple[Overlay, ...]
@@ -121,7 +121,7 @@ def isoflop(
     return tuple(cells)
 
 
-def scan(config: RunConfig, factors: Sequence[float]) -> tuple[RunConfig, ...]:
+def scan_learning_rates(config: RunConfig, factors: Sequence[float]) -> tuple[RunConfig, ...]:
     """The run at several learning rates: its own times each factor, to four digits."""
     runs = []
     for factor in factors:

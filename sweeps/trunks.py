@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from scaling.config.run_config import RunConfig
 
 
-def share(configs: Sequence[RunConfig]) -> tuple[RunConfig, ...]:
+def share_trunks(configs: Sequence[RunConfig]) -> tuple[RunConfig, ...]:
     """The same runs in the same order, each of them told what it branches from and which of its states are kept.
 
     A run that has no step before its cooldown, or is alone in its kind, stays as it is.
@@ -28,18 +28,19 @@ def share(configs: Sequence[RunConfig]) -> tuple[RunConfig, ...]:
     for config, lineage in zip(configs, lineages, strict=True):
         kin[lineage].append(config)
     trunks = {lineage: max(family, key=lambda one: one.steps) for lineage, family in kin.items()}
-    kept = {lineage: _leaving(family, trunks[lineage]) for lineage, family in kin.items()}
+    kept = {lineage: _branch_steps(family, trunks[lineage]) for lineage, family in kin.items()}
     return tuple(
-        _placed(config, trunks[lineage], kept[lineage]) for config, lineage in zip(configs, lineages, strict=True)
+        _with_branching(config, trunks[lineage], kept[lineage])
+        for config, lineage in zip(configs, lineages, strict=True)
     )
 
 
-def _leaving(family: Sequence[RunConfig], trunk: RunConfig) -> tuple[int, ...]:
+def _branch_steps(family: Sequence[RunConfig], trunk: RunConfig) -> tuple[int, ...]:
     """The steps at which those of a kind leave their trunk."""
     return tuple(sorted({one.branch_step for one in family if one.steps < trunk.steps and one.branch_step}))
 
 
-def _placed(config: RunConfig, trunk: RunConfig, leaving: tuple[int, ...]) -> RunConfig:
+def _with_branching(config: RunConfig, trunk: RunConfig, leaving: tuple[int, ...]) -> RunConfig:
     if config.steps < trunk.steps:
         measure = dataclasses.replace(config.measure, branch_at_steps=())
         of = trunk.run_id if config.branch_step else ""

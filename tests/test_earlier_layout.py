@@ -39,7 +39,7 @@ def result(folder: Path) -> dict:
 
 def test_every_config_of_the_plan_keeps_its_run_id() -> None:
     stored = [cell["run_id"] for cell in json.loads((GOLDEN / "plan.json").read_text())["cells"]]
-    assert [cell.run_id for cell in planning.load(GOLDEN).cells] == stored
+    assert [cell.run_id for cell in planning.load_plan(GOLDEN).cells] == stored
     assert {path.name for path in (GOLDEN / "runs").iterdir()} == set(stored)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 from scaling.config.run_config import RunConfig
 from scaling.recipes.derive import Known, Recipe
 from scaling.recipes.recipes import step_law
-from sweeps.catalog.fineweb import cost, given, trunked
+from sweeps.catalog.fineweb import corpus_arguments, describe_cost, with_shared_trunk
 from sweeps.grids import Sweep, overlay
 
 SIZES = ((384, 6), (640, 10), (1024, 16))
-UNIQUE = (100_000_000, 400_000_000, 1_600_000_000)
+UNIQUE_TOKENS = (100_000_000, 400_000_000, 1_600_000_000)
 EPOCHS = (1, 2, 4, 8, 16, 32, 64)
-TOKENS = 10_000_000_000  # of a horizon, at most
+MAX_TOKENS = 10_000_000_000  # of a horizon, at most
 
 
-def repeated(
+def grid_of_epochs(
     recipe: Recipe,
     sizes: Sequence[tuple[int, int]],
     unique: Sequence[int],
@@ -39,18 +39,20 @@ def repeated(
     return tuple(cells)
 
 
-def warmup(shortest: int) -> tuple[Callable[[Known], int], str]:
+def bounded_warmup(shortest: int) -> tuple[Callable[[Known], int], str]:
     """N tokens, a tenth of the shortest horizon at most; and in words."""
     return lambda known: min(known.params.matmul, shortest // 10), f"N tokens, {shortest // 10:,} at most"
 
 
 def sweep() -> Sweep:
     """Three sizes, three amounts of text 16x apart, one to 64 epochs as long as ten billion tokens last."""
-    recipe = trunked(step_law, *warmup(min(UNIQUE)))
-    cells = repeated(recipe, SIZES, UNIQUE, EPOCHS, TOKENS, **given())
+    recipe = with_shared_trunk(step_law, *bounded_warmup(min(UNIQUE_TOKENS)))
+    cells = grid_of_epochs(recipe, SIZES, UNIQUE_TOKENS, EPOCHS, MAX_TOKENS, **corpus_arguments())
     return Sweep(
         name="data_constrained",
         cells=cells,
-        description=f"{len(SIZES)} sizes x {len(UNIQUE)} corpora x up to {len(EPOCHS)} epochs; {cost(cells)}",
+        description=(
+            f"{len(SIZES)} sizes x {len(UNIQUE_TOKENS)} corpora x up to {len(EPOCHS)} epochs; {describe_cost(cells)}"
+        ),
         why="what a repeated token is worth beside a new one: the two half-lives of the data-constrained law",
     )

@@ -23,26 +23,26 @@ from scaling.config.run_config import RunConfig, ScheduleConfig
 from scaling.data.corpora import parse_corpus
 from scaling.recipes.derive import Known, Recipe, Rule
 from scaling.record.run_folder import counts
-from sweeps.trunks import share
+from sweeps.trunks import share_trunks
 
 CORPUS = "hf:HuggingFaceFW/fineweb-edu?config=sample-10BT"
-TOKENS = 10_500_000_000
+CORPUS_TOKENS = 10_500_000_000
 """About what it holds in 32,000 pieces: no horizon is longer, unless a sweep says that it repeats."""
 MFU = 0.4
 PEAK = dict(PEAK_BFLOAT16)["H200"]
 
 
-def vocabulary(size: int) -> str:
+def vocabulary_path(size: int) -> str:
     """Where `scaling data vocabulary` writes a model of the corpus of `size` ids."""
     return str(Path("out/vocabularies") / f"{parse_corpus(CORPUS).slug}-{size}.model")
 
 
-def given(size: int = 32_000) -> dict[str, Any]:
+def corpus_arguments(size: int = 32_000) -> dict[str, Any]:
     """What a recipe takes beside its dial: the corpus and its vocabulary of `size` ids."""
-    return {"corpus": CORPUS, "vocabulary": vocabulary(size), "vocab_size": size}
+    return {"corpus": CORPUS, "vocabulary": vocabulary_path(size), "vocab_size": size}
 
 
-def trunked(recipe: Recipe, warmup: Callable[[Known], float], words: str) -> Recipe:
+def with_shared_trunk(recipe: Recipe, warmup: Callable[[Known], float], words: str) -> Recipe:
     """The recipe with one batch, learning rate and warm-up for every horizon of a size, so that they share a trunk
     (trunks.py).
 
@@ -69,10 +69,10 @@ def trunked(recipe: Recipe, warmup: Callable[[Known], float], words: str) -> Rec
 
 def h200_hours(cells: Sequence[RunConfig]) -> float:
     """Hours of one H200 at 40 % of its peak, shared trunks paid once: arithmetic, not a measurement."""
-    spent = (counts(cell, tokens=cell.tokens, unique_tokens=None)["flops_spent"] for cell in share(cells))
+    spent = (counts(cell, tokens=cell.tokens, unique_tokens=None)["flops_spent"] for cell in share_trunks(cells))
     return sum(spent) / (MFU * PEAK) / 3600
 
 
-def cost(cells: Sequence[RunConfig]) -> str:
+def describe_cost(cells: Sequence[RunConfig]) -> str:
     """What a description says of the cost."""
     return f"about {h200_hours(cells):.3g} H200-hours at {MFU:.0%} MFU"

@@ -3,7 +3,7 @@ sweeps/catalog/fineweb.py. The smallest sizes of the largest budget see it twice
 so."""
 
 from scaling.recipes import recipes
-from sweeps.catalog.fineweb import cost, given
+from sweeps.catalog.fineweb import corpus_arguments, describe_cost
 from sweeps.grids import Sweep, geometric, isoflop
 
 BUDGETS = geometric(1e17, 1e19, 5)  # FLOPs
@@ -11,10 +11,10 @@ BUDGETS = geometric(1e17, 1e19, 5)  # FLOPs
 
 def sweep() -> Sweep:
     """Five budgets, seven sizes each, span 16x around the predicted optimum."""
-    cells = isoflop(recipes.step_law, flops=BUDGETS, sizes=7, span=16, **given())
+    cells = isoflop(recipes.step_law, flops=BUDGETS, sizes=7, span=16, **corpus_arguments())
     return Sweep(
         name="isoflop_1gpu",
         cells=cells,
-        description=f"{len(BUDGETS)} budgets from 1e17 to 1e19 FLOPs x 7 sizes; {cost(cells)}",
+        description=f"{len(BUDGETS)} budgets from 1e17 to 1e19 FLOPs x 7 sizes; {describe_cost(cells)}",
         why="the compute-optimal size without a surface, to hold against the one that a law gives",
     )

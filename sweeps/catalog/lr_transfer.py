@@ -11,20 +11,25 @@ from sweeps.grids import Axis, Sweep, apply, axis, overlay, zipped
 BASE = (32, 2)  # (width, depth) at which the three parametrisations are one
 WIDTHS = (64, 128, 256)  # at the base depth: 8x
 DEPTHS = (4, 8)  # at the base width: 4x
-CORNER = (256, 8)
+WIDEST_AND_DEEPEST = (256, 8)
 RATES = tuple(2.0**power for power in range(-10, -3))
 TOKENS, BATCH = 1 << 20, 16
-SHORT = {"standard": "sp", "mup": "mup", "completep": "cp"}  # in names
+ABBREVIATIONS = {"standard": "sp", "mup": "mup", "completep": "cp"}  # in names
 
 
 def shapes() -> tuple[tuple[str, int, int], ...]:
     """(parametrization, width, depth), each of which differs: muP follows width alone, CompleteP is muP there."""
     wider = [(kind, width, BASE[1]) for width in WIDTHS for kind in ("standard", "mup")]
     deeper = [(kind, BASE[0], depth) for depth in DEPTHS for kind in ("standard", "completep")]
-    return (("standard", *BASE), *wider, *deeper, *((kind, *CORNER) for kind in ("standard", "mup", "completep")))
+    return (
+        ("standard", *BASE),
+        *wider,
+        *deeper,
+        *((kind, *WIDEST_AND_DEEPEST) for kind in ("standard", "mup", "completep")),
+    )
 
 
-def base(kind: str, width: int, depth: int) -> RunConfig:
+def base_config(kind: str, width: int, depth: int) -> RunConfig:
     """One shape, all of whose tokens, batches and warm-up are those of the others."""
     return overlay(
         small((width, depth), TOKENS),
@@ -38,26 +43,26 @@ def base(kind: str, width: int, depth: int) -> RunConfig:
     )
 
 
-def rates(kind: str, width: int, depth: int) -> Axis:
+def learning_rate_axis(kind: str, width: int, depth: int) -> Axis:
     """The scan of one shape, named."""
     return zipped(
         axis("optimizer.learning_rate", *RATES),
-        axis("name", *(f"{SHORT[kind]}-w{width}-d{depth}-{rate:.2g}" for rate in RATES)),
+        axis("name", *(f"{ABBREVIATIONS[kind]}-w{width}-d{depth}-{rate:.2g}" for rate in RATES)),
         axis("learning_rate_from", *("scan: the rates of lr_transfer" for _ in RATES)),
     )
 
 
-def flops(cells: Sequence[RunConfig]) -> float:
+def total_flops(cells: Sequence[RunConfig]) -> float:
     """Training FLOPs of all, exact, causal attention halved."""
     return sum(train_flops(c.model, c.data.sequence_length, c.tokens, "exact_causal") for c in cells)
 
 
 def sweep() -> Sweep:
     """Fourteen shapes and parametrisations, each at seven learning rates 64x apart."""
-    cells = tuple(cell for shape in shapes() for cell in apply(base(*shape), rates(*shape)))
+    cells = tuple(cell for shape in shapes() for cell in apply(base_config(*shape), learning_rate_axis(*shape)))
     return Sweep(
         name="lr_transfer",
         cells=cells,
-        description=f"{len(shapes())} models x {len(RATES)} learning rates, {flops(cells):.2g} FLOPs",
+        description=f"{len(shapes())} models x {len(RATES)} learning rates, {total_flops(cells):.2g} FLOPs",
         why="a learning rate that transfers is tuned once; one that does not bends every law",
     )

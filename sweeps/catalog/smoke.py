@@ -6,7 +6,7 @@ from sweeps.grids import Sweep, grid, overlay
 
 SIZES = ((8, 1), (16, 1))  # (width, depth)
 HORIZONS = (2_048, 4_096, 8_192, 16_384)  # tokens
-SHORT = {
+SETTINGS = {
     "data.sequence_length": 64,
     "data.batch_sequences": 8,
     "schedule.warmup_tokens": 512,
@@ -29,4 +29,4 @@ def sweep() -> Sweep:
 
 def _run(size: tuple[int, int], tokens: int) -> RunConfig:
     width, depth = size
-    return overlay(recipes.small(size, tokens), SHORT | {"name": f"w{width}-d{depth}-{tokens // 1024}k"})
+    return overlay(recipes.small(size, tokens), SETTINGS | {"name": f"w{width}-d{depth}-{tokens // 1024}k"})

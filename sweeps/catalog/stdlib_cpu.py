@@ -12,7 +12,7 @@ SIZES = ((16, 2), (24, 2), (32, 3), (48, 3), (56, 4), (64, 4))  # (width, depth)
 HORIZONS = tuple(1024 * round(448 * 2 ** (half / 2)) for half in range(7))  # tokens: .46 to 3.7 million
 BATCH = 4  # sequences
 
-trunked = replace(
+shared_trunk_recipe = replace(
     small,
     name="small, one trunk a size",
     batch=Rule(lambda k: BATCH, "4 sequences", "ours: horizons of one trunk share their batches; LOG.md, 2026-11-22"),
@@ -24,7 +24,7 @@ trunked = replace(
     schedule=ScheduleConfig(kind="wsd", cooldown_fraction=0.2),
 )
 
-tuned = replace(trunked, learning_rate=measured_rate(Path(__file__).with_name("stdlib_rates.json")))
+tuned_recipe = replace(shared_trunk_recipe, learning_rate=measured_rate(Path(__file__).with_name("stdlib_rates.json")))
 """Its rates from the scans of sweeps/catalog/stdlib_rates.py."""
 
 
@@ -32,7 +32,7 @@ def sweep() -> Sweep:
     """Six sizes, 20x apart in parameters, each at seven horizons, 8x apart in tokens; the last is the largest."""
     return Sweep(
         name="stdlib_cpu",
-        cells=grid(tuned, SIZES, HORIZONS),
+        cells=grid(tuned_recipe, SIZES, HORIZONS),
         description=f"{len(SIZES)} sizes x {len(HORIZONS)} horizons on the standard library's source, bytes",
         why="a law of real text from a laptop, checked on the largest run, which the fit does not see",
     )

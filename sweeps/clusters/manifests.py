@@ -23,7 +23,7 @@ from scaling.accounting.chips import Topology
 from scaling.accounting.chips import topology as parse_topology
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
-from sweeps.planning.plan import PLAN, find, load
+from sweeps.planning.plan import PLAN, find_sweep, load_plan
 from sweeps.running.running_attempts import GRACE_SECONDS
 
 HOST_CHIPS = 4
@@ -138,7 +138,9 @@ def check_meshes(name: str, out: Path, target: Topology) -> None:
 
     folder = out / name
     planned = (folder / PLAN).exists()
-    configs: Iterator[RunConfig] = iter([cell.config for cell in load(folder).cells] if planned else find(name).cells)
+    configs: Iterator[RunConfig] = iter(
+        [cell.config for cell in load_plan(folder).cells] if planned else find_sweep(name).cells
+    )
     for mesh in {config.mesh: None for config in configs}:
         try:
             axis_sizes(mesh, target.chips)

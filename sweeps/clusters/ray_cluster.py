@@ -21,7 +21,7 @@ from scaling.errors import InputError
 from sweeps.clusters.ray_connection import NAMESPACE, HostDemand, connect, forwarded_env
 from sweeps.clusters.ray_worker import LOG_FOLDER, WorkerActor, WorkerJob
 from sweeps.running import fleet
-from sweeps.running.cluster import Work, Worker, WorkerState
+from sweeps.running.cluster import WorkerHandle, WorkerSpec, WorkerState
 
 ANSWER_SECONDS = 30.0
 
@@ -94,9 +94,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def options_digest(work: Work) -> str:
+def options_digest(work: WorkerSpec) -> str:
     """A digest of what the command asked for, whatever the kind of its workers."""
-    return digest(repr((work.asked, work.members, work.budgets)))
+    return digest(repr((work.devices_per_run, work.members, work.budgets)))
 
 
 @dataclass
@@ -120,7 +120,7 @@ class RayActors:
             if self.room(wanted) < 1:
                 raise InputError(f"devices = {wanted}: more than there are; {self.has()}")
 
-    def workers(self, work: Work) -> Sequence[Worker]:
+    def workers(self, work: WorkerSpec) -> Sequence[WorkerHandle]:
         """Those of a command that asked for something else are told to end, whatever they were to do."""
         import ray
 
@@ -134,13 +134,13 @@ class RayActors:
         if others := [one for one in others if one.name not in self.dismissed]:
             self.dismissed |= {one.name for one in others}
             workers = f"{len(others)} worker{'s' * (len(others) > 1)}"
-            fleet.say(Console(), f"ending {workers} of an earlier command, which asked for something else")
+            fleet.print_line(Console(), f"ending {workers} of an earlier command, which asked for something else")
             self.cancel(others)
         kept = [one for one in found if one.name.startswith(f"{self.prefix(work)}-")]
         self.mine += kept
         return kept
 
-    def start(self, work: Work, count: int) -> Sequence[Worker]:
+    def start(self, work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
         """At most one more than there is room for: it asks an autoscaler for more hosts, and a thousand would not
         come sooner."""
         import ray
@@ -161,7 +161,7 @@ class RayActors:
         self.mine += made
         return made
 
-    def cancel(self, workers: Sequence[Worker]) -> None:
+    def cancel(self, workers: Sequence[WorkerHandle]) -> None:
         """Those that do not answer have not begun, or their host is gone: they are not to begin."""
         import ray
 
@@ -178,7 +178,7 @@ class RayActors:
         """How the names of all workers of the sweep begin: its name, and a digest of the whole path."""
         return f"{self.folder.name}-{digest(str(self.folder))}"
 
-    def prefix(self, work: Work) -> str:
+    def prefix(self, work: WorkerSpec) -> str:
         """How the names of its workers begin: the sweep, what the command asked for, the devices of a run."""
         return f"{self.sweep()}-{options_digest(work)}-{work.devices}"
 

@@ -28,7 +28,7 @@ from sweeps.local import processes
 from sweeps.local.launch import Launcher, Slot
 from sweeps.planning.plan import PLAN
 from sweeps.running import fleet
-from sweeps.running.cluster import Work
+from sweeps.running.cluster import WorkerSpec
 
 LOG_FOLDER = "ray"
 """Where the workers of a sweep print, in its folder."""
@@ -41,7 +41,7 @@ class WorkerJob:
     """What a worker needs to know. cpus: cores per device. address: of the cluster. hosts: what a run takes, when it
     takes several. variables: of its runs."""
 
-    work: Work
+    work: WorkerSpec
     cpus: int
     address: str
     hosts: HostDemand | None
@@ -116,7 +116,7 @@ def main() -> int:
         launch, slot = partial(start_multi_host_run, job.address, job.hosts), Slot(devices=job.work.devices)
     elif job.cpus * job.work.devices == 1 and not slot.gpu:
         os.environ.update(processes.slot_environment(Slot(cores=(0,)), os.environ))
-    return fleet.work(job.work, launch, [slot])
+    return fleet.run_worker(job.work, launch, [slot])
 
 
 def _stop_with_actor() -> None:

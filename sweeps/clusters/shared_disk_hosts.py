@@ -33,8 +33,8 @@ from sweeps.local import processes
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
 from sweeps.local.signals import handle_signals
 from sweeps.running import fleet
-from sweeps.running.claims import HEARTBEAT_SECONDS, STALE_SECONDS, claimable
-from sweeps.running.cluster import Work
+from sweeps.running.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, is_claimable
+from sweeps.running.cluster import WorkerSpec
 from sweeps.running.runner import Runner
 
 HOSTS = "hosts"
@@ -229,7 +229,7 @@ def start(
     return processes.start_process(["env", *told, *command], folder, slot, inherit)
 
 
-def lead(work: Work, place: Path, hosts: int) -> int:
+def lead(work: WorkerSpec, place: Path, hosts: int) -> int:
     """The first host: a worker whose runs are started on all. Alone it is as any other."""
     if hosts == 1:
         return persevere(work, processes.start_process)
@@ -245,12 +245,12 @@ def lead(work: Work, place: Path, hosts: int) -> int:
         beating.join()
 
 
-def persevere(work: Work, launch: Launcher) -> int:
+def persevere(work: WorkerSpec, launch: Launcher) -> int:
     """A worker. Where others hold all that is left, it first sees that they live: no fleet would start another, and the
     other may be this one before it was started again."""
     while True:
-        worker = fleet.hire(work, launch)
-        with worker.listening():
+        worker = fleet.make_worker_runner(work, launch)
+        with worker.handling_signals():
             code = worker()
             if worker.stops or not freed(worker):
                 return STOPPED if worker.stops else code
@@ -258,10 +258,10 @@ def persevere(work: Work, launch: Launcher) -> int:
 
 def freed(worker: Runner) -> bool:
     """Whether one of the runs that others hold becomes free, before each lease must be stale if nobody renews it."""
-    late = time.monotonic() + STALE_SECONDS + 2 * HEARTBEAT_SECONDS
+    late = time.monotonic() + LEASE_SECONDS + 2 * HEARTBEAT_SECONDS
     while not worker.stops and time.monotonic() < late:
-        left = [worker.path(cell) for cell in worker.pending if not worker.ended(cell)]
-        if not left or any(map(claimable, left)):
+        left = [worker.run_folder(cell) for cell in worker.pending if not worker.has_ended(cell)]
+        if not left or any(map(is_claimable, left)):
             return bool(left)
         time.sleep(BEAT_SECONDS)
     return False
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
         follower = Follower(place, int(rank), int(hosts), int(devices))
         with handle_signals((signal.SIGTERM, signal.SIGINT), follower.hear):
             return follower()
-    code = lead(Work(Path(folder).absolute(), int(devices), int(devices)), place, int(hosts))
+    code = lead(WorkerSpec(Path(folder).absolute(), int(devices), int(devices)), place, int(hosts))
     return 0 if code == FAILED else code
 
 

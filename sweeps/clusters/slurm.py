@@ -20,7 +20,7 @@ from scaling.errors import InputError
 from sweeps.clusters.slurm_job import SlurmWorker, slurm_output
 from sweeps.clusters.slurm_partitions import Partition, choose_partition, parse_partitions, query_sinfo
 from sweeps.running import fleet
-from sweeps.running.cluster import Cluster, Work, Worker, WorkerState
+from sweeps.running.cluster import Cluster, WorkerHandle, WorkerSpec, WorkerState
 
 JOB_FOLDER = "slurm"
 SQUEUE_SECONDS = 1.0
@@ -162,16 +162,16 @@ class SlurmJobs:
         nodes = next(n for n in range(-(-devices // most), devices + 1) if devices % n == 0)
         return nodes, devices // nodes
 
-    def name(self, work: Work) -> str:
+    def name(self, work: WorkerSpec) -> str:
         """What the jobs of some work are called."""
-        return f"{self.folder.name}-{work.devices}{self.mark}{digest(work.asked, work.members, work.budgets)}"
+        return f"{self.folder.name}-{work.devices}{self.mark}{digest(work.devices_per_run, work.members, work.budgets)}"
 
     @property
     def mark(self) -> str:
         """What the names of all jobs of this folder have, and no others."""
         return f"-{digest(str(self.folder.resolve()))}-"
 
-    def parameters(self, work: Work, partition: Partition) -> dict[str, Any]:
+    def parameters(self, work: WorkerSpec, partition: Partition) -> dict[str, Any]:
         """Of submitit's executor."""
         nodes, per_node = self.shape(work.devices, partition)
         cpus, most = self.cpus(partition), {key: getattr(self.options, key) for key in ("account", "qos")}
@@ -195,7 +195,7 @@ class SlurmJobs:
             "additional_parameters": more,
         }
 
-    def workers(self, work: Work) -> Sequence[Worker]:
+    def workers(self, work: WorkerSpec) -> Sequence[WorkerHandle]:
         """Those of a command that asked for something else are told to end, whatever they were to do."""
         mine = self.name(work)
         jobs = {number: name for number, (name, _, _) in self.queue.now().items() if self.mark in name}
@@ -203,11 +203,11 @@ class SlurmJobs:
         if others := others - self.dismissed:
             self.dismissed |= others
             workers = f"{len(others)} worker{'s' * (len(others) > 1)}"
-            fleet.say(Console(), f"ending {workers} of an earlier command, which asked for something else")
+            fleet.print_line(Console(), f"ending {workers} of an earlier command, which asked for something else")
             self.cancel([self.job(number) for number in sorted(others)])
         return [self.job(number) for number, name in jobs.items() if name == mine]
 
-    def start(self, work: Work, count: int) -> Sequence[Worker]:
+    def start(self, work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -231,7 +231,7 @@ class SlurmJobs:
     def job(self, number: str) -> SlurmJob:
         return SlurmJob(number, self.folder / JOB_FOLDER, self.queue)
 
-    def cancel(self, workers: Sequence[Worker]) -> None:
+    def cancel(self, workers: Sequence[WorkerHandle]) -> None:
         """A worker that runs takes SIGUSR1 to let its runs save, and ends; the others leave the queue."""
         self.queue.read_at = float("-inf")
         now = self.queue.now()

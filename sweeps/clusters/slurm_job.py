@@ -24,7 +24,7 @@ from sweeps.local import child
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
 from sweeps.local.processes import LOG_FILE, compilation_cache_variables, slot_environment, start_process
 from sweeps.running import fleet
-from sweeps.running.cluster import Work
+from sweeps.running.cluster import WorkerSpec
 from sweeps.running.runner import Runner
 
 ASK_SECONDS, KILL_SECONDS, STRAGGLER_SECONDS = 20.0, 8.0, 600
@@ -62,7 +62,7 @@ class SlurmWorker:
     """A worker, as submitit calls it in its job. nodes, per_node: of a gang, when the runs are larger than a node; cpus
     of each of its processes. Pickled before it runs: the runner is of the job alone."""
 
-    work: Work
+    work: WorkerSpec
     nodes: int = 1
     per_node: int = 1
     cpus: int = 1
@@ -80,7 +80,7 @@ class SlurmWorker:
         launch: Launcher = start_process if self.nodes == 1 else StepLauncher(self.nodes, self.per_node, self.cpus)
         for number in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(number, self.stop)
-        self.runner = fleet.hire(self.work, launch)
+        self.runner = fleet.make_worker_runner(self.work, launch)
         with ThreadPoolExecutor(1) as thread:
             self.ending = thread.submit(self.runner)
             while not self.ending.done():

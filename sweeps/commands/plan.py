@@ -9,8 +9,17 @@ from rich.console import Console
 
 from scaling.files import write_json
 from sweeps.local.processes import make_slots
-from sweeps.planning.plan import PLAN, Plan, as_dict, build, find, freeze, summary, table
-from sweeps.planning.wall_time import Price, price, rate
+from sweeps.planning.plan import (
+    PLAN,
+    Plan,
+    build_plan,
+    find_sweep,
+    freeze_plan,
+    plan_table,
+    plan_to_dict,
+    summarize_plan,
+)
+from sweeps.planning.wall_time import TpuCost, estimate_tpu_cost, wall_time_model
 
 
 def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology: str | None = None) -> Plan:
@@ -23,21 +32,23 @@ def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology:
     """
     room = make_slots()
     folder = out / name
-    held = freeze(folder, build(find(name), rate(room[0])))
+    held = freeze_plan(folder, build_plan(find_sweep(name), wall_time_model(room[0])))
     console = Console()
-    console.print(table(held))
-    console.print(f"{summary(held, len(room))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
-    priced = priced_on(held, topology) if topology else None
+    console.print(plan_table(held))
+    console.print(f"{summarize_plan(held, len(room))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
+    priced = cost_on_topology(held, topology) if topology else None
     if priced:
         console.print(str(priced), soft_wrap=True, highlight=False)
     if json is not None:
-        write_json(json, as_dict(held) | ({"price": dataclasses.asdict(priced)} if priced else {}))
+        write_json(json, plan_to_dict(held) | ({"price": dataclasses.asdict(priced)} if priced else {}))
     return held
 
 
-def priced_on(plan: Plan, topology: str) -> Price:
+def cost_on_topology(plan: Plan, topology: str) -> TpuCost:
     """The plan's price on a topology, as v5e:4x4. Raises InputError where there is no such one, or a run fails it."""
     from scaling.accounting import chips
     from scaling.performance import compile_ahead
 
-    return price((cell.config for cell in plan.cells), chips.topology(topology), compile_ahead.estimate_step)
+    return estimate_tpu_cost(
+        (cell.config for cell in plan.cells), chips.topology(topology), compile_ahead.estimate_step
+    )

@@ -22,16 +22,16 @@ from sweeps.clusters.ray_cluster import Ray
 from sweeps.clusters.slurm import Slurm
 from sweeps.local.launch import Slot
 from sweeps.local.processes import Local, device_capacity, join_slots, make_slots, start_process
-from sweeps.planning.plan import PLAN, Plan, duration, find, load
+from sweeps.planning.plan import PLAN, Plan, find_sweep, format_duration, load_plan
 from sweeps.running import fleet
-from sweeps.running.attempt_log import USUAL, Budgets
-from sweeps.running.board import totals
+from sweeps.running.attempt_log import DEFAULT_BUDGETS, RetryBudgets
+from sweeps.running.board import describe_totals
 from sweeps.running.fleet import train_command
-from sweeps.running.outcomes import reopen
-from sweeps.running.progress import snapshot
+from sweeps.running.outcomes import reopen_failed
+from sweeps.running.progress import read_sweep_progress
 from sweeps.running.runner import Command, Runner
 
-HERE = Local()
+LOCAL = Local()
 Executor = (
     Annotated[Local, tyro.conf.subcommand("local", description="Processes on this machine (the default).")]
     | Annotated[Slurm, tyro.conf.subcommand("slurm", description="Jobs of a SLURM cluster.")]
@@ -49,7 +49,7 @@ def run(
     devices: int | None = None,
     failures: int = 2,
     preemptions: int = 100,
-    executor: Annotated[Executor, tyro.conf.arg(name="")] = HERE,
+    executor: Annotated[Executor, tyro.conf.arg(name="")] = LOCAL,
 ) -> int:
     """Makes the runs of the frozen plan <out>/<name>. Returns 0, 1 when a run failed, 75 when stopped by a signal.
 
@@ -70,46 +70,48 @@ def run(
     """
     folder = out / name
     if not (folder / PLAN).exists():
-        find(name)
+        find_sweep(name)
     for field, value in (("jobs", jobs), ("members", members), ("devices", devices)):
         if value is not None and value < 1:
             raise InputError(f"{field} = {value}: must be 1 or more")
     for field, value in (("failures", failures), ("preemptions", preemptions)):
         if value < 1:
             raise InputError(f"{field} = {value}: must be 1 or more")
-    plan = load(folder)
+    plan = load_plan(folder)
     if plan.sweep != name:
         raise InputError(f"{folder}: holds the plan of sweep {plan.sweep}; two sweeps cannot share a folder")
-    began, budgets = time.monotonic(), Budgets(failures, preemptions)
+    began, budgets = time.monotonic(), RetryBudgets(failures, preemptions)
     if isinstance(executor, Local):
-        code = execute(folder, jobs=jobs, retry_failed=retry_failed, members=members, asked=devices, budgets=budgets)
+        code = run_locally(
+            folder, jobs=jobs, retry_failed=retry_failed, members=members, devices_per_run=devices, budgets=budgets
+        )
     else:
         workers = fleet.Fleet(folder, plan, executor.cluster(folder), budgets, jobs, members, devices)
-        code = fleet.make(workers, plan.cells if retry_failed else ())
-    now = snapshot(folder, plan)
-    print(f"{name}: {totals(now)}, in {duration(time.monotonic() - began)}")
+        code = fleet.run_fleet(workers, plan.cells if retry_failed else ())
+    now = read_sweep_progress(folder, plan)
+    print(f"{name}: {describe_totals(now)}, in {format_duration(time.monotonic() - began)}")
     if json is not None:
         write_json(json, {"sweep": name, "exit_code": code, "cells": [asdict(one) for one in now]})
     return code
 
 
-def execute(
+def run_locally(
     folder: Path,
     *,
     jobs: int | None = None,
     retry_failed: bool = True,
     command: Command = train_command,
     members: int | None = 1,
-    asked: int | None = None,
-    budgets: Budgets = USUAL,
+    devices_per_run: int | None = None,
+    budgets: RetryBudgets = DEFAULT_BUDGETS,
 ) -> int:
     """`run` on this machine, for a sweep folder and any command that keeps the trainer's contract: exit codes
     (scaling/exit_codes.py), result.json."""
-    plan, console, room = load(folder), Console(), make_slots(jobs)
-    check_room(plan, room, asked)
+    plan, console, room = load_plan(folder), Console(), make_slots(jobs)
+    check_devices(plan, room, devices_per_run)
     try:
         if retry_failed:
-            reopen(folder, plan.cells)
+            reopen_failed(folder, plan.cells)
         runner = Runner(
             folder,
             plan,
@@ -119,12 +121,12 @@ def execute(
             console,
             start_process,
             members=members,
-            asked=asked,
+            devices_per_run=devices_per_run,
             jobs=jobs,
             budgets=budgets,
-            crew=min(jobs or len(room), len(room)),
+            total_slots=min(jobs or len(room), len(room)),
         )
-        with runner.listening():
+        with runner.handling_signals():
             if not console.is_terminal:
                 return runner()
             with Live(console=console, auto_refresh=False, transient=True) as runner.live:
@@ -133,10 +135,10 @@ def execute(
         raise InputError(f"{folder}: {error}; mend it, and the same command goes on") from None
 
 
-def check_room(plan: Plan, room: Sequence[Slot], asked: int | None) -> None:
+def check_devices(plan: Plan, room: Sequence[Slot], devices_per_run: int | None) -> None:
     """Raises InputError, naming the first, where a cell needs more devices than this machine has."""
     for cell in plan.cells:
-        if join_slots(room, need := cell.demand(asked)) is None:
+        if join_slots(room, need := cell.devices_needed(devices_per_run)) is None:
             have = sum({slot.gpu or slot.cores: device_capacity(slot) for slot in room}.values())
             raise InputError(
                 f"cell {cell.name}: needs {need} devices, this machine has {have}; a smaller mesh or fewer --devices, "

@@ -24,15 +24,15 @@ from scaling.record.run_folder import counts
 from scaling.training import simulated_run
 from sweeps import catalog
 from sweeps.grids import Sweep, flat
-from sweeps.planning.wall_time import Rate
-from sweeps.trunks import share
+from sweeps.planning.wall_time import WallTimeModel
+from sweeps.trunks import share_trunks
 
 SCHEMA = 1
 PLAN, RUNS = "plan.json", "runs"
 PACKAGES = ("scaling-laws", "jax", "flax", "optax", "numpy")
 
 
-class Corpus(Protocol):
+class PreparedCorpus(Protocol):
     """What a plan asks of a prepared corpus (scaling/data/shards.py, TokenSet)."""
 
     @property
@@ -46,7 +46,7 @@ class Cell:
     """One run to make. seconds: estimated wall time in one slot. unique_tokens: distinct ones of those trained on."""
 
     config: RunConfig
-    seconds: float
+    estimated_seconds: float
     unique_tokens: int
 
     @property
@@ -57,15 +57,15 @@ class Cell:
     def name(self) -> str:
         return self.config.name or self.run_id
 
-    def demand(self, asked: int | None = None) -> int:
+    def devices_needed(self, devices_per_run: int | None = None) -> int:
         """Devices that the run needs. asked: how many where the mesh leaves its data axis open, rounded up to whole
         groups of fsdp x tensor; one such group when not given."""
         mesh = self.config.mesh
         group = mesh.fsdp * mesh.tensor
-        return group * (mesh.data or -(-(asked or 1) // group))
+        return group * (mesh.data or -(-(devices_per_run or 1) // group))
 
     @property
-    def row(self) -> dict[str, Any]:
+    def known_columns(self) -> dict[str, Any]:
         """The columns of the results table that are known before the run."""
         tokens = self.config.steps * self.config.data.batch_tokens
         return counts(self.config, tokens=tokens, unique_tokens=self.unique_tokens)
@@ -82,23 +82,23 @@ class Plan:
     created_with: dict[str, str | None]
 
 
-def find(name: str) -> Sweep:
+def find_sweep(name: str) -> Sweep:
     """The sweep that sweeps/catalog/<name>.py defines. Raises InputError with the nearest name when there is none."""
     if name.isidentifier() and importlib.util.find_spec(f"sweeps.catalog.{name}") is not None:
         module = importlib.import_module(f"sweeps.catalog.{name}")
         if hasattr(module, "sweep"):
             return module.sweep()
-    raise InputError(f"unknown sweep {name}{nearest(name, named())}")
+    raise InputError(f"unknown sweep {name}{nearest(name, sweep_names())}")
 
 
-def named() -> Iterator[str]:
+def sweep_names() -> Iterator[str]:
     """Names of the sweeps in this package."""
     for found in pkgutil.iter_modules(catalog.__path__):
         if not found.ispkg and hasattr(importlib.import_module(f"sweeps.catalog.{found.name}"), "sweep"):
             yield found.name
 
 
-def prepared(config: RunConfig) -> Corpus:
+def open_prepared_corpus(config: RunConfig) -> PreparedCorpus:
     """The corpus of a config. Raises InputError when it is not prepared."""
     if simulated_run.is_simulated(config):
         return simulated_run.true_law(config)
@@ -107,12 +107,14 @@ def prepared(config: RunConfig) -> Corpus:
     return open_shards(config.data.directory, config.data.corpus, config.data.vocabulary)
 
 
-def build(sweep: Sweep, pace: Rate, open_corpus: Callable[[RunConfig], Corpus] = prepared) -> Plan:
+def build_plan(
+    sweep: Sweep, pace: WallTimeModel, open_corpus: Callable[[RunConfig], PreparedCorpus] = open_prepared_corpus
+) -> Plan:
     """Cells stamped with the sweep's name and their corpus's fingerprint, trunks shared. Raises InputError on two equal
     cells."""
-    corpora: dict[tuple[str, str, str], Corpus] = {}
+    corpora: dict[tuple[str, str, str], PreparedCorpus] = {}
 
-    def corpus(config: RunConfig) -> Corpus:
+    def corpus(config: RunConfig) -> PreparedCorpus:
         key = (config.data.directory, config.data.corpus, config.data.vocabulary)
         found = corpora[key] = corpora.get(key) or open_corpus(config)
         return found
@@ -122,9 +124,9 @@ def build(sweep: Sweep, pace: Rate, open_corpus: Callable[[RunConfig], Corpus] =
         return dataclasses.replace(config, data=data, sweep=sweep.name)
 
     cells = []
-    for config in share([stamped(cell) for cell in sweep.cells]):
+    for config in share_trunks([stamped(cell) for cell in sweep.cells]):
         distinct = corpus(config).unique_tokens(config.steps * config.data.batch_tokens, config.data.sequence_length)
-        cells.append(Cell(config, round(pace.seconds(config), 1), distinct))
+        cells.append(Cell(config, round(pace.estimate_seconds(config), 1), distinct))
     if not cells:
         raise InputError(f"sweep {sweep.name}: has no cells")
     twice = [run_id for run_id, times in Counter(cell.run_id for cell in cells).items() if times > 1]
@@ -142,25 +144,25 @@ def _version(package: str) -> str | None:
         return None
 
 
-def freeze(folder: Path, made: Plan) -> Plan:
+def freeze_plan(folder: Path, made: Plan) -> Plan:
     """Writes plan.json, or finds the same cells there and keeps it. Raises InputError when it holds others.
 
     Fields that do not change a result (names, cadence, memory) may differ: then the new plan replaces the old.
     """
     if not (folder / PLAN).exists():
-        write_json(folder / PLAN, as_dict(made))
+        write_json(folder / PLAN, plan_to_dict(made))
         return made
-    held = load(folder)
+    held = load_plan(folder)
     if [cell.run_id for cell in held.cells] != [cell.run_id for cell in made.cells]:
-        why = difference(held, made)
+        why = describe_difference(held, made)
         raise InputError(f"{folder / PLAN}: holds another plan: {why}; plan with --out elsewhere, or delete {folder}")
     if [cell.config for cell in held.cells] != [cell.config for cell in made.cells]:
-        write_json(folder / PLAN, as_dict(made))
+        write_json(folder / PLAN, plan_to_dict(made))
         return made
     return held
 
 
-def difference(held: Plan, made: Plan) -> str:
+def describe_difference(held: Plan, made: Plan) -> str:
     """In a few words, what made's cells have that held's have not."""
     old, new = {c.run_id: c for c in held.cells}, {c.run_id: c for c in made.cells}
     gone = [cell for key, cell in old.items() if key not in new]
@@ -180,12 +182,13 @@ def _names(cells: Sequence[Cell]) -> str:
     return ", ".join([cell.name for cell in cells[:3]] + (["..."] if len(cells) > 3 else [])) or "none"
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
+def plan_to_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plan.json holds it. seconds are estimates; FLOPs as in scaling/record/run_folder.py: `flops` as if
     every run
     trained alone, `flops_spent` with trunks shared."""
     cells = [
-        cell.row | {"name": cell.name, "estimated_seconds": cell.seconds, "config": to_dict(cell.config)}
+        cell.known_columns
+        | {"name": cell.name, "estimated_seconds": cell.estimated_seconds, "config": to_dict(cell.config)}
         for cell in plan.cells
     ]
     summed = ("tokens", "flops", "flops_6nd", "flops_spent", "estimated_seconds")
@@ -200,7 +203,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> Plan:
+def load_plan(folder: Path) -> Plan:
     """The plan of a sweep folder. Raises InputError when there is none, or when it is torn or of another version."""
     path = folder / PLAN
     if not path.exists():
@@ -217,26 +220,26 @@ def load(folder: Path) -> Plan:
         raise InputError(f"{path}: not a plan ({error!r}); delete it and plan again") from None
 
 
-def table(plan: Plan) -> Table:
+def plan_table(plan: Plan) -> Table:
     """Every cell, with counts and cost, in 80 columns. N is params_matmul."""
     title = f"{plan.sweep}: {plan.description}"
     out = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for heading in ("run", "name", "N", "tokens", "FLOPs", "to spend", "about"):
         out.add_column(heading, justify="left" if heading in ("run", "name") else "right", no_wrap=True)
     for cell in plan.cells:
-        row = cell.row
+        row = cell.known_columns
         numbers = [f"{row[key]:,}" for key in ("params_matmul", "tokens")]
         spent = [f"{row[key]:.2e}" for key in ("flops", "flops_spent")]
-        out.add_row(cell.run_id, cell.name, *numbers, *spent, duration(cell.seconds))
+        out.add_row(cell.run_id, cell.name, *numbers, *spent, format_duration(cell.estimated_seconds))
     return out
 
 
-def summary(plan: Plan, room: int) -> str:
+def summarize_plan(plan: Plan, room: int) -> str:
     """Totals, and what shared trunks save of them; room: runs at once."""
-    alone, spent = (sum(cell.row[key] for cell in plan.cells) for key in ("flops", "flops_spent"))
-    wall = makespan((cell.seconds for cell in plan.cells), room)
+    alone, spent = (sum(cell.known_columns[key] for cell in plan.cells) for key in ("flops", "flops_spent"))
+    wall = makespan((cell.estimated_seconds for cell in plan.cells), room)
     source = plan.created_with.get("time")
-    total = f"{len(plan.cells)} runs, {spent:.2e} FLOPs, about {duration(wall)} with {room} at once ({source})"
+    total = f"{len(plan.cells)} runs, {spent:.2e} FLOPs, about {format_duration(wall)} with {room} at once ({source})"
     branches = sum(bool(cell.config.branch_of) for cell in plan.cells)
     if not branches:
         return total
@@ -252,7 +255,7 @@ def makespan(seconds: Iterable[float], room: int) -> float:
     return max(ends)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds for the eye."""
     if seconds < 100:
         return f"{seconds:.0f} s"

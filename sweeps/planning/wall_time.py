@@ -32,12 +32,12 @@ print(2 * 384**3 / best)
 START_SECONDS = 9.0  # import, compile, checkpoint, on one core
 STEP_SECONDS = 5e-4  # dispatch, the optimizer
 TOKEN_SECONDS = 1e-6  # what is not a product: norms, softmax
-SUSTAINED = 0.36  # of the product rate, in the narrow products of small models
-FALLBACK_CORE = 2e10  # FLOP/s, where the measurement fails
+SUSTAINED_FRACTION = 0.36  # of the product rate, in the narrow products of small models
+FALLBACK_CORE_FLOPS = 2e10  # FLOP/s, where the measurement fails
 
 
 @dataclass(frozen=True)
-class Rate:
+class WallTimeModel:
     """A model of wall time: seconds a run (start, compile), a step and a token, and FLOP/s beyond those.
 
     source: says where the numbers come from.
@@ -49,7 +49,7 @@ class Rate:
     flops_per_second: float
     source: str
 
-    def seconds(self, config: RunConfig) -> float:
+    def estimate_seconds(self, config: RunConfig) -> float:
         """Estimated wall seconds of one run in one slot."""
         validation = config.measure.validation_tokens / 3
         tokens = config.own_steps * config.data.batch_tokens + validation
@@ -58,19 +58,21 @@ class Rate:
         return self.per_run + config.own_steps * self.per_step + work
 
 
-def rate(slot: Slot) -> Rate:
+def wall_time_model(slot: Slot) -> WallTimeModel:
     """The rate of one slot. On a CPU from products timed on one core just now; on a GPU stated, not measured."""
     if slot.gpu:
-        return Rate(
+        return WallTimeModel(
             40.0, 4e-3, 0.0, 1e14, "a stated model of a GPU: 40 s a run, 4 ms a step, 100 TFLOP/s; not measured"
         )
-    core = core_flops_per_second()
+    core = measure_core_flops()
     cores = max(len(slot.cores), 1)
     source = f"{cores} core(s) a run at {core / 1e9:.0f} GFLOP/s in float32 products, timed just now; an estimate"
-    return Rate(START_SECONDS, STEP_SECONDS, TOKEN_SECONDS / cores**0.5, SUSTAINED * core * cores**0.5, source)
+    return WallTimeModel(
+        START_SECONDS, STEP_SECONDS, TOKEN_SECONDS / cores**0.5, SUSTAINED_FRACTION * core * cores**0.5, source
+    )
 
 
-def core_flops_per_second() -> float:
+def measure_core_flops() -> float:
     """FLOP/s of float32 matrix products on one core, timed for a tenth of a second in a process of its own."""
     command = [sys.executable, "-c", MATMUL]
     found = subprocess.run(
@@ -79,11 +81,11 @@ def core_flops_per_second() -> float:
     try:
         return float(found.stdout)
     except ValueError:
-        return FALLBACK_CORE
+        return FALLBACK_CORE_FLOPS
 
 
 @dataclass(frozen=True)
-class Price:
+class TpuCost:
     """What runs would cost on TPUs that are not there: chip-hours when the engines of a chip overlap perfectly, and
     when they do not at all. Rooflines, not measurements. programs: distinct train steps, each compiled once."""
 
@@ -98,7 +100,9 @@ class Price:
         return f"on {self.topology}: {hours}, by the roofline of {self.programs} compiled train steps; not measured"
 
 
-def price(configs: Iterable[RunConfig], target: Topology, cost: Callable[[RunConfig, Topology], Estimate]) -> Price:
+def estimate_tpu_cost(
+    configs: Iterable[RunConfig], target: Topology, cost: Callable[[RunConfig, Topology], Estimate]
+) -> TpuCost:
     """The price of runs on a topology; cost: as compile_ahead.estimate_step. Raises InputError where
     one does not fit it."""
     made: dict[Any, Estimate] = {}
@@ -110,4 +114,4 @@ def price(configs: Iterable[RunConfig], target: Topology, cost: Callable[[RunCon
         step = made[key] = made.get(key) or cost(config, target)
         hours = config.own_steps * target.chips / 3600
         overlapped, in_turn = overlapped + hours * step.fastest, in_turn + hours * step.slowest
-    return Price(target.name, target.chips, len(made), overlapped, in_turn)
+    return TpuCost(target.name, target.chips, len(made), overlapped, in_turn)

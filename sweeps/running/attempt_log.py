@@ -17,88 +17,88 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-LEDGER = "attempts.jsonl"
+ATTEMPTS = "attempts.jsonl"
 BEGAN, REOPENED = "began", "reopened"
-Kind = Literal["done", "diverged", "failed", "preempted", "memory", "lost", "stopped"]
+AttemptOutcome = Literal["done", "diverged", "failed", "preempted", "memory", "lost", "stopped"]
 """done, diverged: it left a result. failed: the program ended by itself, badly. preempted: a signal ended it, or it was
 asked to save and end. memory: it ran out of memory. lost: nobody saw it end, its runner is gone. stopped: the user, or
 the scheduler, stopped the runner, or what a dead runner left there still trains; counts nowhere."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ATTEMPT_OUTCOMES: tuple[AttemptOutcome, ...] = get_args(AttemptOutcome)
 
 
 @dataclass(frozen=True)
-class Budgets:
+class RetryBudgets:
     """Attempts at a run that may end badly before it is recorded as failed, by whose fault that is: the run's own, or
     its surroundings'."""
 
     failures: int = 2
     preemptions: int = 100
 
-    def spent(self, past: Counter[str]) -> str:
+    def exhausted_reason(self, past: Counter[str]) -> str:
         """Why there is no further attempt, in words; empty while there may be one. past: `counts` of a folder."""
         if past["failed"] >= self.failures:
-            return f"failed {times(past['failed'])}"
+            return f"failed {format_times(past['failed'])}"
         if past["preempted"] + past["lost"] >= self.preemptions:
-            return f"ended from outside {times(past['preempted'] + past['lost'])}"
+            return f"ended from outside {format_times(past['preempted'] + past['lost'])}"
         return ""
 
 
-def times(count: int) -> str:
+def format_times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-USUAL = Budgets()
+DEFAULT_BUDGETS = RetryBudgets()
 
 
-def began(folder: Path, **about: Any) -> None:
+def record_begin(folder: Path, **about: Any) -> None:
     """Notes an attempt. One before it whose end nobody noted was lost with its runner."""
-    if unfinished(folder):
-        ended(folder, "lost", "its runner went away")
+    if has_unfinished_attempt(folder):
+        record_end(folder, "lost", "its runner went away")
     _append(folder, {"event": BEGAN, "host": platform.node(), "pid": os.getpid()} | about)
 
 
-def ended(folder: Path, kind: Kind, reason: str = "", **about: Any) -> None:
+def record_end(folder: Path, kind: AttemptOutcome, reason: str = "", **about: Any) -> None:
     """Notes how the attempt ended."""
     _append(folder, {"event": "ended", "kind": kind, "reason": reason} | about)
 
 
-def reopened(folder: Path) -> None:
+def record_reopening(folder: Path) -> None:
     """Notes that the user asked for the run again: what it was through before counts no more."""
     _append(folder, {"event": REOPENED})
 
 
-def unfinished(folder: Path) -> bool:
+def has_unfinished_attempt(folder: Path) -> bool:
     """Whether the last attempt began and nobody noted its end."""
-    lines = read(folder)
+    lines = read_attempts(folder)
     return bool(lines) and lines[-1]["event"] == BEGAN
 
 
-def counts(folder: Path) -> Counter[str]:
+def count_outcomes(folder: Path) -> Counter[str]:
     """How the attempts since the last reopening ended, by kind."""
-    return Counter(line["kind"] for line in since_reopened(folder) if line["event"] == "ended")
+    return Counter(line["kind"] for line in read_since_reopening(folder) if line["event"] == "ended")
 
 
-def too_many(folder: Path) -> int | None:
+def fewest_excessive_sequences(folder: Path) -> int | None:
     """The fewest sequences on a device that have been too many for it since the last reopening; None for none."""
-    found = [line.get("sequences", 0) for line in since_reopened(folder) if line.get("kind") == "memory"]
+    found = [line.get("sequences", 0) for line in read_since_reopening(folder) if line.get("kind") == "memory"]
     return min(found, default=None)
 
 
-def since_reopened(folder: Path) -> list[dict[str, Any]]:
+def read_since_reopening(folder: Path) -> list[dict[str, Any]]:
     """The lines since the user last asked for a failed run again, or all."""
-    lines = read(folder)
+    lines = read_attempts(folder)
     return lines[max((i for i, line in enumerate(lines) if line["event"] == REOPENED), default=-1) + 1 :]
 
 
 def last_reason(folder: Path) -> str:
     """Why the last attempt that ended did."""
-    return next((line["reason"] for line in reversed(read(folder)) if line["event"] == "ended"), "")
+    return next((line["reason"] for line in reversed(read_attempts(folder)) if line["event"] == "ended"), "")
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_attempts(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's ledger, torn ones left out."""
     try:
-        text = (folder / LEDGER).read_text(errors="replace")
+        text = (folder / ATTEMPTS).read_text(errors="replace")
     except FileNotFoundError:
         return []
     return [line for line in map(_parsed, text.splitlines()) if line]
@@ -110,12 +110,12 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     known = isinstance(line, dict) and line.get("event") in (BEGAN, REOPENED, "ended")
-    return line if known and (line["event"] != "ended" or line.get("kind") in KINDS) else {}
+    return line if known and (line["event"] != "ended" or line.get("kind") in ATTEMPT_OUTCOMES) else {}
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:
     """One line, after a newline where a torn one was left."""
-    path = folder / LEDGER
+    path = folder / ATTEMPTS
     text = path.read_bytes()[-1:] if path.exists() else b""
     with path.open("a") as file:
         file.write(("\n" if text not in (b"", b"\n") else "") + json.dumps({"at": round(time.time(), 3)} | line) + "\n")

@@ -10,23 +10,23 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.planning.plan import Plan, duration
-from sweeps.running.progress import Progress, seconds_left
+from sweeps.planning.plan import Plan, format_duration
+from sweeps.running.progress import CellProgress, estimate_seconds_left
 
 REFRESH_SECONDS = 1.0
 FLAGS_SHARE = 0.1
 """Of the time of a live table that may go into flags, which are judged anew when a run has ended."""
-BAD = ("failed", "diverged", "torn")
-COLOURS = {"done": "green", "running": "cyan", **dict.fromkeys(BAD, "red")}
-WIDE = 110
+BAD_STATES = ("failed", "diverged", "torn")
+STATE_COLOURS = {"done": "green", "running": "cyan", **dict.fromkeys(BAD_STATES, "red")}
+WIDE_COLUMNS = 110
 """Columns of a terminal from which on a run's id has room beside its name."""
-LONGEST = 30
+MAX_NAME_CHARS = 30
 """Characters of a name that are always shown."""
-AROUND = 3
+OTHER_LINES = 3
 """Lines of the table that are no cells: headings, the sum of what is left out, and the cursor's."""
 
 
-def line(one: Progress) -> str:
+def progress_line(one: CellProgress) -> str:
     """One cell in one plain line."""
     facts = [f"{one.state:8} {one.run_id} {one.name:16}", f"{one.tokens:,} of {one.budget:,} tokens"]
     if one.loss is not None:
@@ -34,17 +34,17 @@ def line(one: Progress) -> str:
     if one.tokens_per_second:
         facts.append(f"{one.tokens_per_second:,.0f} tokens/s")
     if one.eta_seconds is not None:
-        facts.append(f"{duration(one.eta_seconds)} to go")
+        facts.append(f"{format_duration(one.eta_seconds)} to go")
     if one.where:
         facts.append(f"on {one.where}")
-    if tries := tried(one):
+    if tries := describe_attempts(one):
         facts.append(tries)
     if one.flags not in ("", one.state):
         return f"{', '.join(facts)}, flagged {one.flags.replace(', ', ' and ')}: {one.reason}"
     return ", ".join([*facts, *([one.reason] if one.reason else [])])
 
 
-def tried(one: Progress) -> str:
+def describe_attempts(one: CellProgress) -> str:
     """The attempts at a cell, where there was more than one or one went badly."""
     if one.attempts < 2 and not one.troubles:
         return ""
@@ -52,7 +52,7 @@ def tried(one: Progress) -> str:
     return f"{one.attempts} attempt{'s' * (one.attempts != 1)}" + (f": {kinds}" if kinds else "")
 
 
-def totals(now: Sequence[Progress]) -> str:
+def describe_totals(now: Sequence[CellProgress]) -> str:
     """How many cells are in each state, and how many that are done are flagged."""
     found = Counter(one.state for one in now)
     flags = sum(one.state == "done" and bool(one.flags) for one in now)
@@ -60,52 +60,52 @@ def totals(now: Sequence[Progress]) -> str:
     return said + (f"; {flags} done but flagged" if flags else "")
 
 
-def outlook(plan: Plan, now: Sequence[Progress]) -> str:
+def describe_outlook(plan: Plan, now: Sequence[CellProgress]) -> str:
     """How fast the sweep is, and when it will have ended, where that can be told."""
     speed = sum(one.tokens_per_second or 0 for one in now if one.state == "running")
-    left = seconds_left(plan, now)
-    return (f"; {speed:,.0f} tokens/s" if speed else "") + (f", about {duration(left)} to go" if left else "")
+    left = estimate_seconds_left(plan, now)
+    return (f"; {speed:,.0f} tokens/s" if speed else "") + (f", about {format_duration(left)} to go" if left else "")
 
 
 @dataclass(frozen=True)
-class Board:
+class ProgressBoard:
     """Cells for a terminal, in as many lines and columns as it has."""
 
     plan: Plan
-    now: tuple[Progress, ...]
+    now: tuple[CellProgress, ...]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        title = Text(f"{self.plan.sweep}: {totals(self.now)}{outlook(self.plan, self.now)}", "italic")
-        wide = options.max_width >= WIDE
+        title = Text(f"{self.plan.sweep}: {describe_totals(self.now)}{describe_outlook(self.plan, self.now)}", "italic")
+        wide = options.max_width >= WIDE_COLUMNS
         room = len(self.now)
         if console.is_terminal:
-            room = options.size.height - AROUND - len(title.wrap(console, options.max_width))
-        shown = self.now if len(self.now) <= room else foremost(self.now, max(room, 1))
+            room = options.size.height - OTHER_LINES - len(title.wrap(console, options.max_width))
+        shown = self.now if len(self.now) <= room else select_cells(self.now, max(room, 1))
         yield title
-        yield cells(shown, wide)
+        yield cell_table(shown, wide)
         if left := Counter(one.state for one in self.now) - Counter(one.state for one in shown):
             said = f"and {sum(left.values())} more: " + ", ".join(f"{n} {state}" for state, n in left.items())
             yield Text(said, "dim", no_wrap=True, overflow="ellipsis")
 
 
-def table(plan: Plan, now: Sequence[Progress]) -> Board:
+def progress_board(plan: Plan, now: Sequence[CellProgress]) -> ProgressBoard:
     """Every cell, for a terminal; of more than it has lines the running, the failed and the newest."""
-    return Board(plan, tuple(now))
+    return ProgressBoard(plan, tuple(now))
 
 
-def foremost(now: Sequence[Progress], room: int) -> list[Progress]:
+def select_cells(now: Sequence[CellProgress], room: int) -> list[CellProgress]:
     """Of many cells those to be looked at: the running, the newest of those that went wrong, which have a third of the
     room if they need it, the newest of the others that ended, those that wait."""
     newest = sorted(now, key=lambda one: -(one.ended_at or 0))
     running = [one for one in now if one.state == "running"]
-    bad = [one for one in newest if one.state in BAD]
-    rest = [one for one in newest if one.state not in ("running", *BAD)]
+    bad = [one for one in newest if one.state in BAD_STATES]
+    rest = [one for one in newest if one.state not in ("running", *BAD_STATES)]
     bad = bad[: max(room // 3, room - len(running))]
     running = running[: room - len(bad)]
     return [*running, *bad, *rest[: room - len(running) - len(bad)]]
 
 
-def cells(shown: Sequence[Progress], wide: bool) -> Table:
+def cell_table(shown: Sequence[CellProgress], wide: bool) -> Table:
     """One line a cell. wide: there is room for the run's id beside its name."""
     out = Table(box=None, pad_edge=False, expand=False)
     named = len({one.name for one in shown}) == len(shown)
@@ -115,18 +115,20 @@ def cells(shown: Sequence[Progress], wide: bool) -> Table:
         numbers = heading in ("tokens", "loss", "tokens/s", "to go")
         out.add_column(heading, justify="right" if numbers else "left", no_wrap=True, overflow="ellipsis")
     for one in shown:
-        what = "; ".join(part for part in (one.flags if one.flags != one.state else "", one.reason, tried(one)) if part)
+        what = "; ".join(
+            part for part in (one.flags if one.flags != one.state else "", one.reason, describe_attempts(one)) if part
+        )
         out.add_row(
             *[one.run_id] * (wide or not named),
             *[Text(one.name)] * (wide or named),
-            Text(one.state, COLOURS.get(one.state, "dim")),
+            Text(one.state, STATE_COLOURS.get(one.state, "dim")),
             f"{one.tokens / one.budget:.0%}" if one.budget else "",
             "" if one.loss is None else f"{one.loss:.4f}",
             "" if not one.tokens_per_second else f"{one.tokens_per_second:,.0f}",
-            "" if one.eta_seconds is None else duration(one.eta_seconds),
+            "" if one.eta_seconds is None else format_duration(one.eta_seconds),
             *[Text(one.where)] * elsewhere,
             Text(what.replace("\n", " "), "yellow" if one.flags and one.state == "done" else ""),
         )
     for column in out.columns[:-1]:
-        column.min_width = min(max(len(str(cell)) for cell in (column.header, *column.cells)), LONGEST)
+        column.min_width = min(max(len(str(cell)) for cell in (column.header, *column.cells)), MAX_NAME_CHARS)
     return out

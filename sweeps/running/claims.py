@@ -29,7 +29,7 @@ from typing import Any
 from scaling.record.run_folder import METRICS
 
 LOCK, LEASE = "run.lock", "lease.json"
-HEARTBEAT_SECONDS, STALE_SECONDS = 5.0, 60.0
+HEARTBEAT_SECONDS, LEASE_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Claim:
     descriptor: int | None
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def beat(self) -> bool:
+    def renew(self) -> bool:
         """Renews the lease. False when it is another's by now: stop the child and write nothing."""
         lease = self.folder / LEASE
-        if holder(lease).get("nonce") != self.nonce:
+        if read_lease(lease).get("nonce") != self.nonce:
             return False
         with contextlib.suppress(FileNotFoundError):
             os.utime(lease)
@@ -52,23 +52,23 @@ class Claim:
     def release(self) -> None:
         """Gives the folder back. The child must have ended."""
         lease = self.folder / LEASE
-        if holder(lease).get("nonce") == self.nonce:
+        if read_lease(lease).get("nonce") == self.nonce:
             lease.unlink(missing_ok=True)
         if self.descriptor is not None:
             os.close(self.descriptor)
 
 
-class Pulse:
+class LeaseRenewer:
     """Renews claims from a thread of its own, so that their owner may wait for something else. lost: nonces of those
     that are another's by now. A context manager."""
 
     def __init__(self) -> None:
-        self.lost: set[str] = set()
+        self.lost_nonces: set[str] = set()
         self._held: dict[str, Claim] = {}
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="lease-renewer", daemon=True)
 
-    def keep(self, held: Claim) -> None:
+    def add(self, held: Claim) -> None:
         self._held[held.nonce] = held
 
     def release(self, held: Claim) -> None:
@@ -76,7 +76,7 @@ class Pulse:
         self._held.pop(held.nonce, None)
         held.release()
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> LeaseRenewer:
         self._thread.start()
         return self
 
@@ -84,39 +84,39 @@ class Pulse:
         self._over.set()
         self._thread.join()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
             for held in tuple(self._held.values()):
                 with contextlib.suppress(OSError):
-                    if not held.beat():
-                        self.lost.add(held.nonce)
+                    if not held.renew():
+                        self.lost_nonces.add(held.nonce)
 
 
-def claim(folder: Path) -> Claim | None:
+def claim_run(folder: Path) -> Claim | None:
     """Claims a run folder; None when another holds it. What is in the folder must be read AFTER this returns."""
     folder.mkdir(parents=True, exist_ok=True)
-    held, descriptor = lock_file(folder / LOCK)
+    held, descriptor = try_lock(folder / LOCK)
     if not held:
         return None
     mine = Claim(folder, descriptor)
     lease = folder / LEASE
-    if _create(lease, mine.nonce) or _steal(lease, mine):
+    if _create_lease(lease, mine.nonce) or _take_over(lease, mine):
         return mine
     if descriptor is not None:
         os.close(descriptor)
     return None
 
 
-def claimable(folder: Path) -> bool:
+def is_claimable(folder: Path) -> bool:
     """Whether a claim would be granted now: nobody holds the folder, or who did is certainly dead."""
     if not (folder / LEASE).exists():
         return True
-    if (held := claim(folder)) is not None:
+    if (held := claim_run(folder)) is not None:
         held.release()
     return held is not None
 
 
-def age(folder: Path, now: float | None = None) -> float:
+def heartbeat_age(folder: Path, now: float | None = None) -> float:
     """Seconds since the folder's owner last gave a sign of life; inf without an owner.
 
     now: the time, in Unix seconds; that of the folder's file system, which is asked by writing a file, unless given.
@@ -127,15 +127,15 @@ def age(folder: Path, now: float | None = None) -> float:
         return float("inf")
     with contextlib.suppress(FileNotFoundError):
         sign = max(sign, (folder / METRICS).stat().st_mtime)
-    return (_now(folder) if now is None else now) - sign
+    return (_file_system_time(folder) if now is None else now) - sign
 
 
-def ahead(folder: Path) -> float:
+def clock_skew(folder: Path) -> float:
     """Seconds by which the clock of a folder's file system is ahead of this machine's."""
-    return _now(folder) - time.time()
+    return _file_system_time(folder) - time.time()
 
 
-def _now(folder: Path) -> float:
+def _file_system_time(folder: Path) -> float:
     """The time by the clock of the folder's file system, which need not be this machine's."""
     mark = folder / f".now.{os.getpid()}"
     try:
@@ -148,7 +148,7 @@ def _now(folder: Path) -> float:
             mark.unlink(missing_ok=True)
 
 
-def holder(lease: Path) -> dict[str, Any]:
+def read_lease(lease: Path) -> dict[str, Any]:
     """What a lease says of its owner; empty when there is none, or when it is torn."""
     try:
         found = json.loads(lease.read_text())
@@ -157,7 +157,7 @@ def holder(lease: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def machine() -> str:
+def kernel_id() -> str:
     """Names the running kernel, within which flock is certain: a boot's id on Linux, the host's name elsewhere. Two
     containers of one kernel may have mounted a shared folder apart, and are two."""
     try:
@@ -166,7 +166,7 @@ def machine() -> str:
         return platform.node()
 
 
-def lock_file(path: Path) -> tuple[bool, int | None]:
+def try_lock(path: Path) -> tuple[bool, int | None]:
     """Whether the lock is ours, and its descriptor; ours without a descriptor where the file system has no flock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -180,29 +180,29 @@ def lock_file(path: Path) -> tuple[bool, int | None]:
     return True, descriptor
 
 
-def _create(lease: Path, nonce: str) -> bool:
+def _create_lease(lease: Path, nonce: str) -> bool:
     try:
         with lease.open("x") as file:
-            json.dump({"nonce": nonce, "machine": machine(), "host": platform.node(), "pid": os.getpid()}, file)
+            json.dump({"nonce": nonce, "machine": kernel_id(), "host": platform.node(), "pid": os.getpid()}, file)
     except FileExistsError:
         return False
     return True
 
 
-def _steal(lease: Path, mine: Claim) -> bool:
+def _take_over(lease: Path, mine: Claim) -> bool:
     """Puts our lease in the place of a dead one. Thieves take turns, and judge in their turn."""
     turn = lease.with_name(f".{LEASE}.steal")
-    if not _create(turn, mine.nonce):
+    if not _create_lease(turn, mine.nonce):
         with contextlib.suppress(FileNotFoundError):
-            if _now(lease.parent) - turn.stat().st_mtime > STALE_SECONDS:
+            if _file_system_time(lease.parent) - turn.stat().st_mtime > LEASE_SECONDS:
                 turn.unlink()
         return False
     try:
-        dead_here = mine.descriptor is not None and holder(lease).get("machine") == machine()
-        if not lease.exists() or not (dead_here or age(lease.parent) > STALE_SECONDS):
+        dead_here = mine.descriptor is not None and read_lease(lease).get("machine") == kernel_id()
+        if not lease.exists() or not (dead_here or heartbeat_age(lease.parent) > LEASE_SECONDS):
             return False
         ours = lease.with_name(f".{LEASE}.{mine.nonce}")
-        _create(ours, mine.nonce)
+        _create_lease(ours, mine.nonce)
         ours.replace(lease)
         return True
     finally:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from sweeps.running.attempt_log import USUAL, Budgets
+from sweeps.running.attempt_log import DEFAULT_BUDGETS, RetryBudgets
 
 WorkerState = Literal["queued", "running", "ended"]
 
 
-class Worker(Protocol):
+class WorkerHandle(Protocol):
     """A runner that a cluster was asked for."""
 
     def state(self) -> WorkerState: ...
@@ -23,7 +23,7 @@ class Worker(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerSpec:
     """What the workers of one kind are to do: the cells of a sweep folder that need `devices` devices.
 
     Picklable; a worker makes a runner of it (sweeps/running/fleet.py, `hire`). asked: devices of a run whose mesh
@@ -33,10 +33,10 @@ class Work:
 
     folder: Path
     devices: int = 1
-    asked: int | None = None
+    devices_per_run: int | None = None
     members: int | None = None
-    budgets: Budgets = USUAL
-    crew: int = 1
+    budgets: RetryBudgets = DEFAULT_BUDGETS
+    total_slots: int = 1
 
 
 class Cluster(Protocol):
@@ -46,14 +46,14 @@ class Cluster(Protocol):
         """Raises InputError, one line, unless the cluster is reachable and has room for runs of so many devices."""
         ...
 
-    def workers(self, work: Work) -> Sequence[Worker]:
+    def workers(self, work: WorkerSpec) -> Sequence[WorkerHandle]:
         """Workers of this work that an earlier command left there and that have not ended."""
         ...
 
-    def start(self, work: Work, count: int) -> Sequence[Worker]:
+    def start(self, work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
         """Asks for `count` workers more."""
         ...
 
-    def cancel(self, workers: Sequence[Worker]) -> None:
+    def cancel(self, workers: Sequence[WorkerHandle]) -> None:
         """Asks workers to let their runs save, and to end."""
         ...

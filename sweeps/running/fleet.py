@@ -25,20 +25,20 @@ from scaling.training import branching
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import start_process, whole_machine_slot
 from sweeps.local.signals import handle_signals
-from sweeps.planning.plan import RUNS, Cell, Plan, load
-from sweeps.running.attempt_log import Budgets
-from sweeps.running.board import line, table
-from sweeps.running.claims import LEASE, ahead, claimable, holder
-from sweeps.running.cluster import Cluster, Work, Worker
-from sweeps.running.outcomes import reopen, result_status
-from sweeps.running.progress import ENDED, Ended, Progress, snapshot
+from sweeps.planning.plan import RUNS, Cell, Plan, load_plan
+from sweeps.running.attempt_log import RetryBudgets
+from sweeps.running.board import progress_board, progress_line
+from sweeps.running.claims import LEASE, clock_skew, is_claimable, read_lease
+from sweeps.running.cluster import Cluster, WorkerHandle, WorkerSpec
+from sweeps.running.outcomes import reopen_failed, result_status
+from sweeps.running.progress import ENDED_STATES, CellProgress, FinishedCell, read_sweep_progress
 from sweeps.running.runner import Command, Runner
 from sweeps.running.running_attempts import GRACE_SECONDS
 
-WATCH_SECONDS, LONGEST_SECONDS = 2.0, 60.0
-FRUITLESS = 3
+WATCH_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 60.0
+MAX_FRUITLESS = 3
 """Workers a place that may end one after the other, with work to do, without any run's having come further."""
-REFUSALS = 20
+MAX_REFUSALS = 20
 """Times in a row that the cluster or the shared folder may fail."""
 
 
@@ -48,13 +48,16 @@ def train_command(*folders: Path) -> list[str]:
     return [sys.executable, "-m", "scaling.cli", *verb, *map(str, folders)]
 
 
-def hire(
-    work: Work, launch: Launcher = start_process, slots: Sequence[Slot] | None = None, command: Command = train_command
+def make_worker_runner(
+    work: WorkerSpec,
+    launch: Launcher = start_process,
+    slots: Sequence[Slot] | None = None,
+    command: Command = train_command,
 ) -> Runner:
     """A worker's runner: over the cells of its kind, in all that this process was given unless `slots` says. It tries
     no run again that has failed, and ends when others hold all that is left. Call it; it returns an exit code."""
-    plan = load(work.folder)
-    cells = [cell for cell in plan.cells if cell.demand(work.asked) == work.devices]
+    plan = load_plan(work.folder)
+    cells = [cell for cell in plan.cells if cell.devices_needed(work.devices_per_run) == work.devices]
     return Runner(
         work.folder,
         plan,
@@ -65,21 +68,21 @@ def hire(
         launch,
         work.budgets,
         work.members,
-        work.asked,
-        work.crew,
-        lingers=False,
+        work.devices_per_run,
+        work.total_slots,
+        wait_for_others=False,
     )
 
 
-def work(work: Work, launch: Launcher = start_process, slots: Sequence[Slot] | None = None) -> int:
+def run_worker(work: WorkerSpec, launch: Launcher = start_process, slots: Sequence[Slot] | None = None) -> int:
     """What a worker does. Returns 0, 1 when a run failed, 75 when it was stopped."""
-    runner = hire(work, launch, slots)
-    with runner.listening():
+    runner = make_worker_runner(work, launch, slots)
+    with runner.handling_signals():
         return runner()
 
 
 @dataclass
-class Crew:
+class WorkerGroup:
     """The workers of one kind.
 
     work: what they do. cells: those it is about. reached: how far these were at the last look: cells that ended, tokens
@@ -88,28 +91,28 @@ class Crew:
     that it refused. not_before: monotonic seconds before which nobody more is asked for.
     """
 
-    work: Work
+    run_worker: WorkerSpec
     cells: Sequence[Cell]
-    workers: list[Worker] = field(default_factory=list)
-    reached: tuple[int, int, int] = (-1, -1, -1)
-    wanted: bool = False
+    workers: list[WorkerHandle] = field(default_factory=list)
+    last_totals: tuple[int, int, int] = (-1, -1, -1)
+    had_work: bool = False
     fruitless: int = 0
     granted: bool = False
-    refused: int = 0
+    refusals: int = 0
     not_before: float = 0.0
 
-    def dismiss(self, now: Sequence[Progress], most: int) -> None:
+    def drop_ended(self, now: Sequence[CellProgress], most: int) -> None:
         """Lets go of workers that have ended, and judges whether they were of use. Raises InputError when more than
         `most` were of none."""
         ended = [worker for worker in self.workers if worker.state() == "ended"]
         self.workers = [worker for worker in self.workers if worker not in ended]
-        finished = sum(one.state in ENDED for one in now)
+        finished = sum(one.state in ENDED_STATES for one in now)
         reached = finished, sum(one.tokens for one in now), sum(one.attempts for one in now)
-        if reached != self.reached:
-            self.fruitless, self.reached = 0, reached
-        elif ended and self.wanted:
+        if reached != self.last_totals:
+            self.fruitless, self.last_totals = 0, reached
+        elif ended and self.had_work:
             self.fruitless += len(ended)
-            self.not_before = time.monotonic() + min(WATCH_SECONDS * 2**self.fruitless, LONGEST_SECONDS)
+            self.not_before = time.monotonic() + min(WATCH_SECONDS * 2**self.fruitless, LONGEST_WAIT_SECONDS)
         if self.fruitless > most:
             raise InputError(
                 f"{self.fruitless} workers ended one after the other and no run came further: {ended[-1].describe()}"
@@ -123,51 +126,55 @@ class Fleet:
     folder: Path
     plan: Plan
     cluster: Cluster
-    budgets: Budgets
+    budgets: RetryBudgets
     jobs: int | None = None
     members: int | None = None
-    asked: int | None = None
-    crews: list[Crew] = field(init=False)
+    devices_per_run: int | None = None
+    groups: list[WorkerGroup] = field(init=False)
     stops: int = 0
 
     def __post_init__(self) -> None:
         kinds: dict[int, list[Cell]] = {}
         for cell in self.plan.cells:
-            kinds.setdefault(cell.demand(self.asked), []).append(cell)
-        self.crews = [Crew(self.work(devices, len(cells)), cells) for devices, cells in sorted(kinds.items())]
+            kinds.setdefault(cell.devices_needed(self.devices_per_run), []).append(cell)
+        self.groups = [
+            WorkerGroup(self.worker_spec(devices, len(cells)), cells) for devices, cells in sorted(kinds.items())
+        ]
 
-    def work(self, devices: int, cells: int) -> Work:
+    def worker_spec(self, devices: int, cells: int) -> WorkerSpec:
         """What the workers of one kind do."""
-        crew = min(self.jobs or cells, cells)
-        return Work(self.folder.absolute(), devices, self.asked, self.members, self.budgets, crew)
+        total_slots = min(self.jobs or cells, cells)
+        return WorkerSpec(
+            self.folder.absolute(), devices, self.devices_per_run, self.members, self.budgets, total_slots
+        )
 
-    def tend(self, now: Sequence[Progress]) -> None:
+    def scale_up(self, now: Sequence[CellProgress]) -> None:
         """Asks for the workers that are missing. Raises InputError when they end one after the other for nothing, or
         when the cluster refuses for minutes on end."""
         states = {one.run_id: one for one in now}
-        for crew in self.crews:
-            crew.dismiss([states[cell.run_id] for cell in crew.cells], FRUITLESS * (self.jobs or 1))
-            waiting = [c for c in crew.cells if states[c.run_id].state in ("waiting", "torn") and self.ready(c)]
-            holders = {self.holder(cell) for cell in crew.cells if states[cell.run_id].state == "running"}
-            crew.wanted = bool(waiting)
-            missing = len(waiting) + len(holders) - len(crew.workers)
+        for group in self.groups:
+            group.drop_ended([states[cell.run_id] for cell in group.cells], MAX_FRUITLESS * (self.jobs or 1))
+            waiting = [c for c in group.cells if states[c.run_id].state in ("waiting", "torn") and self.is_ready(c)]
+            holders = {self.lease_owner(cell) for cell in group.cells if states[cell.run_id].state == "running"}
+            group.had_work = bool(waiting)
+            missing = len(waiting) + len(holders) - len(group.workers)
             if self.jobs is not None:
-                missing = min(missing, self.jobs - sum(len(one.workers) for one in self.crews))
-            if waiting and missing > 0 and time.monotonic() >= crew.not_before:
-                self.ask(crew, missing)
+                missing = min(missing, self.jobs - sum(len(one.workers) for one in self.groups))
+            if waiting and missing > 0 and time.monotonic() >= group.not_before:
+                self.request_workers(group, missing)
 
-    def ask(self, crew: Crew, count: int) -> None:
+    def request_workers(self, group: WorkerGroup, count: int) -> None:
         """Asks for workers; again later where the cluster refuses, which large ones do for minutes at a time."""
         try:
-            crew.workers += self.cluster.start(crew.work, count)
-            crew.refused, crew.granted = 0, True
+            group.workers += self.cluster.start(group.spec, count)
+            group.refusals, group.granted = 0, True
         except InputError:
-            crew.refused += 1
-            if crew.refused > REFUSALS or not crew.granted:
+            group.refusals += 1
+            if group.refusals > MAX_REFUSALS or not group.granted:
                 raise
-            crew.not_before = time.monotonic() + LONGEST_SECONDS
+            group.not_before = time.monotonic() + LONGEST_WAIT_SECONDS
 
-    def ready(self, cell: Cell) -> bool:
+    def is_ready(self, cell: Cell) -> bool:
         """Whether a cell could start: its trunk has come to where it leaves, or has ended; nobody holds it."""
         trunk, run = cell.config.branch_of, self.folder / RUNS / cell.run_id
         waits = (
@@ -175,40 +182,42 @@ class Fleet:
             and not branching.has_branch_state(run, cell.config)
             and result_status(self.folder / RUNS / trunk) is None
         )
-        return not waits and claimable(run)
+        return not waits and is_claimable(run)
 
-    def holder(self, cell: Cell) -> tuple[object, object]:
+    def lease_owner(self, cell: Cell) -> tuple[object, object]:
         """The runner that holds a cell."""
-        lease = holder(self.folder / RUNS / cell.run_id / LEASE)
+        lease = read_lease(self.folder / RUNS / cell.run_id / LEASE)
         return lease.get("host"), lease.get("pid")
 
-    def hear(self) -> None:
+    def request_stop(self) -> None:
         self.stops += 1
 
     def cancel(self) -> None:
         """Asks all workers to let their runs save, and waits."""
-        workers = [worker for crew in self.crews for worker in crew.workers]
+        workers = [worker for group in self.groups for worker in group.workers]
         self.cluster.cancel(workers)
         patience = time.monotonic() + GRACE_SECONDS
         while any(worker.state() != "ended" for worker in workers) and time.monotonic() < patience:
             time.sleep(WATCH_SECONDS)
 
 
-def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
+def run_fleet(fleet: Fleet, reopened: Sequence[Cell]) -> int:
     """Brings up workers until every cell has ended, and shows how far they are. reopened: cells of which those that
     failed before are tried again. Returns 0, 1 when a run failed, 75 when stopped by a signal, the workers with it; a
     hang-up leaves them at work."""
     console = Console()
-    fleet.cluster.check([crew.work.devices for crew in fleet.crews])
+    fleet.cluster.check([group.spec.devices for group in fleet.groups])
     try:
-        reopen(fleet.folder, reopened)
+        reopen_failed(fleet.folder, reopened)
     except OSError as error:
         raise InputError(f"{fleet.folder}: {error}; mend it, and the same command goes on") from None
-    for crew in fleet.crews:
-        crew.workers = list(fleet.cluster.workers(crew.work))
-    left = sum(len(crew.workers) for crew in fleet.crews)
-    say(console, f"{len(fleet.plan.cells)} runs" + f", {left} workers of an earlier command at work" * bool(left))
-    with handle_signals((signal.SIGTERM, signal.SIGINT), fleet.hear):
+    for group in fleet.groups:
+        group.workers = list(fleet.cluster.workers(group.spec))
+    left = sum(len(group.workers) for group in fleet.groups)
+    print_line(
+        console, f"{len(fleet.plan.cells)} runs" + f", {left} workers of an earlier command at work" * bool(left)
+    )
+    with handle_signals((signal.SIGTERM, signal.SIGINT), fleet.request_stop):
         if not console.is_terminal:
             return _watch(fleet, console, None)
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -218,34 +227,34 @@ def make(fleet: Fleet, reopened: Sequence[Cell]) -> int:
 def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:
     """Until all cells have ended, or a signal. A shared folder that does not answer for a while is waited for."""
     known: set[str] = set()
-    read: dict[str, Ended] = {}
+    read: dict[str, FinishedCell] = {}
     troubles = 0
     while True:
         try:
-            now = snapshot(fleet.folder, fleet.plan, read, ahead(fleet.folder))
-            ended = [one for one in now if one.state in ENDED]
+            now = read_sweep_progress(fleet.folder, fleet.plan, read, clock_skew(fleet.folder))
+            ended = [one for one in now if one.state in ENDED_STATES]
             for one in ended:
                 if one.run_id not in known:
                     known.add(one.run_id)
-                    say(console, f"[{len(known)}/{len(now)}] {line(one)}")
+                    print_line(console, f"[{len(known)}/{len(now)}] {progress_line(one)}")
             if live:
-                live.update(table(fleet.plan, now), refresh=True)
+                live.update(progress_board(fleet.plan, now), refresh=True)
             if len(ended) == len(now):
                 return int(any(one.state == "failed" for one in now))
             if fleet.stops:
-                say(console, "asking the workers to let their runs save")
+                print_line(console, "asking the workers to let their runs save")
                 fleet.cancel()
-                say(console, f"stopped, {len(now) - len(ended)} runs to go; the same command goes on")
+                print_line(console, f"stopped, {len(now) - len(ended)} runs to go; the same command goes on")
                 return STOPPED
-            fleet.tend(now)
+            fleet.scale_up(now)
             troubles = 0
         except OSError as error:
             troubles += 1
-            if troubles > REFUSALS:
+            if troubles > MAX_REFUSALS:
                 raise InputError(f"{fleet.folder}: {error}; mend it, and the same command goes on") from None
         time.sleep(WATCH_SECONDS)
 
 
-def say(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
     """One line."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -29,22 +29,22 @@ from scaling.training.out_of_memory import sequences_per_device, with_smaller_mi
 from sweeps.local.processes import last_output_line, last_traceback
 from sweeps.planning.plan import RUNS, Cell
 from sweeps.running import attempt_log
-from sweeps.running.claims import claim
+from sweeps.running.claims import claim_run
 
-OWN_FAULT = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
+CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
 """Signals that a program brings upon itself."""
 
 
-def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
+def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
     """Puts the plan's config in a claimed run folder, and returns it; a torn or failed result is set aside.
 
     A branch whose trunk ended without keeping the state (it failed, or it was trained for another plan) trains alone;
     one that has begun goes on as it began. A run that ran out of memory gets a smaller microbatch each time.
-    asked: devices of a run whose mesh leaves its data axis open.
+    devices_per_run: devices of a run whose mesh leaves its data axis open.
     """
     if (folder / RESULT).exists():
-        set_aside(folder)
-    config, begun = cell.config, _held(folder)
+        set_result_aside(folder)
+    config, begun = cell.config, _config_in_folder(folder)
     if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
         config = dataclasses.replace(config, branch_of=begun.branch_of)
     elif (
@@ -53,12 +53,17 @@ def prepare(folder: Path, cell: Cell, asked: int | None = None) -> RunConfig:
         and not branching.trunk_diverged_before(folder, config)
     ):
         config = dataclasses.replace(config, branch_of="")
-    config = fitted(config, attempt_log.too_many(folder), devices(folder, cell, asked)) or config
+    config = (
+        with_fitting_microbatch(
+            config, attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
+        )
+        or config
+    )
     write_json(folder / CONFIG, to_dict(config), durable=not simulated_run.is_simulated(config))
     return config
 
 
-def _held(folder: Path) -> RunConfig | None:
+def _config_in_folder(folder: Path) -> RunConfig | None:
     """The config in a run folder; None when there is none, or a torn one."""
     try:
         return load(folder / CONFIG)
@@ -70,7 +75,7 @@ def _is_step(path: Path) -> bool:
     return path.name.isdigit()
 
 
-def fitted(config: RunConfig, too_many: int | None, devices: int) -> RunConfig | None:
+def with_fitting_microbatch(config: RunConfig, too_many: int | None, devices: int) -> RunConfig | None:
     """The config with the largest microbatch that leaves each of `devices` fewer than `too_many` sequences at once;
     None when there is none."""
     fitting: RunConfig | None = config
@@ -79,10 +84,10 @@ def fitted(config: RunConfig, too_many: int | None, devices: int) -> RunConfig |
     return fitting
 
 
-def devices(folder: Path, cell: Cell, asked: int | None) -> int:
+def count_devices(folder: Path, cell: Cell, devices_per_run: int | None) -> int:
     """Devices of a run: what its mesh says or the user asked for; else those that its last session saw."""
-    demand = cell.demand(asked)
-    if asked or cell.config.mesh.data or not (folder / ENVIRONMENT).exists():
+    demand = cell.devices_needed(devices_per_run)
+    if devices_per_run or cell.config.mesh.data or not (folder / ENVIRONMENT).exists():
         return demand
     try:
         return max(demand, len(read_json(folder / ENVIRONMENT)["devices"]))
@@ -90,21 +95,21 @@ def devices(folder: Path, cell: Cell, asked: int | None) -> int:
         return demand
 
 
-def set_aside(folder: Path) -> None:
+def set_result_aside(folder: Path) -> None:
     """A result that is to be made again stays beside the new one."""
     (folder / RESULT).replace(folder / f"{RESULT}.old")
 
 
-def reopen(folder: Path, cells: Sequence[Cell]) -> int:
+def reopen_failed(folder: Path, cells: Sequence[Cell]) -> int:
     """Sets aside the failed results of a sweep folder, and starts their count of attempts anew; returns how many."""
     reopened = 0
     for cell in cells:
         run = folder / RUNS / cell.run_id
-        if result_status(run) != "failed" or (held := claim(run)) is None:
+        if result_status(run) != "failed" or (held := claim_run(run)) is None:
             continue
         if result_status(run) == "failed":
-            attempt_log.reopened(run)
-            set_aside(run)
+            attempt_log.record_reopening(run)
+            set_result_aside(run)
             reopened += 1
         held.release()
     return reopened
@@ -120,19 +125,19 @@ def result_status(folder: Path) -> str | None:
 
 def record_failure(folder: Path, cell: Cell, reason: str) -> None:
     """A failed run keeps its row, who it was and what it had spent, and its traceback."""
-    config = _held(folder) or cell.config
+    config = _config_in_folder(folder) or cell.config
     tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
     row = counts(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
     row |= {"status": "failed"}
     write_result(folder, status="failed", row=row, measurements={}, reason=reason, traceback=last_traceback(folder))
 
 
-def judge(code: int, folder: Path) -> tuple[attempt_log.Kind, str]:
+def classify_exit(code: int, folder: Path) -> tuple[attempt_log.AttemptOutcome, str]:
     """What kind of end an attempt without a result came to, from its exit code, and why, in words."""
     if code < 0:
         known = -code in set(signal.Signals)
         name = signal.Signals(-code).name if known else f"signal {-code}"
-        return ("failed" if -code in OWN_FAULT or not known else "preempted"), f"was killed by {name}"
+        return ("failed" if -code in CRASH_SIGNALS or not known else "preempted"), f"was killed by {name}"
     if code == STOPPED:
         return "preempted", "was stopped"
     if code == BUSY:
@@ -144,19 +149,27 @@ def judge(code: int, folder: Path) -> tuple[attempt_log.Kind, str]:
     return "failed", (last_output_line(folder) or f"exit code {code}") if code else "ended without a result"
 
 
-def exhausted(folder: Path, cell: Cell, kind: attempt_log.Kind, budgets: attempt_log.Budgets, asked: int | None) -> str:
-    """Why a run that ended so gets no further attempt, in words; empty where it does. asked: as in `prepare`."""
+def exhausted_budget(
+    folder: Path,
+    cell: Cell,
+    kind: attempt_log.AttemptOutcome,
+    budgets: attempt_log.RetryBudgets,
+    devices_per_run: int | None,
+) -> str:
+    """Why a run gets no further attempt, in words; empty where it gets one. devices_per_run: as in `prepare_run`."""
     if kind == "memory":
-        fits = fitted(cell.config, attempt_log.too_many(folder), devices(folder, cell, asked))
+        fits = with_fitting_microbatch(
+            cell.config, attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
+        )
         return "" if fits else "no microbatch is smaller"
-    return budgets.spent(attempt_log.counts(folder))
+    return budgets.exhausted_reason(attempt_log.count_outcomes(folder))
 
 
-def at_once(folder: Path, cell: Cell, asked: int | None) -> int:
+def last_sequences_per_device(folder: Path, cell: Cell, devices_per_run: int | None) -> int:
     """Sequences that each device had at once in a run's last attempt."""
-    return sequences_per_device(_held(folder) or cell.config, devices(folder, cell, asked))
+    return sequences_per_device(_config_in_folder(folder) or cell.config, count_devices(folder, cell, devices_per_run))
 
 
-def final(code: int) -> bool:
+def is_final(code: int) -> bool:
     """Whether the same attempt would end the same way."""
     return code == BAD_INPUT

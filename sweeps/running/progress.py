@@ -19,17 +19,17 @@ from scaling.errors import InputError
 from scaling.record.run_folder import METRICS, RESULT, read_result
 from sweeps.planning.plan import RUNS, Cell, Plan, makespan
 from sweeps.running import attempt_log
-from sweeps.running.claims import HEARTBEAT_SECONDS, LEASE, age, holder
+from sweeps.running.claims import HEARTBEAT_SECONDS, LEASE, heartbeat_age, read_lease
 
-State = Literal["done", "diverged", "failed", "running", "waiting", "torn"]
-ENDED = ("done", "diverged", "failed")
-QUIET_SECONDS = 4 * HEARTBEAT_SECONDS
-TAIL = 16_384
+CellState = Literal["done", "diverged", "failed", "running", "waiting", "torn"]
+ENDED_STATES = ("done", "diverged", "failed")
+HEARTBEAT_TIMEOUT_SECONDS = 4 * HEARTBEAT_SECONDS
+TAIL_BYTES = 16_384
 """Bytes at the end of metrics.jsonl in which its last line of a step is looked for."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class CellProgress:
     """One cell now. loss: nats per token, of the result or else of the last step; eta_seconds: of a running cell.
 
     flags: of a cell that ended (analysis/tables/flags.py), with their reasons in `reason` where that holds nothing
@@ -42,7 +42,7 @@ class Progress:
 
     run_id: str
     name: str
-    state: State
+    state: CellState
     tokens: int = 0
     budget: int = 0
     loss: float | None = None
@@ -57,17 +57,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedCell:
     """A cell that has a result. stamp: mtime (ns) and bytes of the file. row: of the results table."""
 
     stamp: tuple[int, int]
-    progress: Progress
+    read_cell_progress: CellProgress
     row: Mapping[str, Any]
 
 
-def snapshot(
-    folder: Path, plan: Plan, known: dict[str, Ended] | None = None, ahead: float = 0.0
-) -> tuple[Progress, ...]:
+def read_sweep_progress(
+    folder: Path, plan: Plan, known: dict[str, FinishedCell] | None = None, ahead: float = 0.0
+) -> tuple[CellProgress, ...]:
     """Every cell of a plan, in its order.
 
     known: run_id -> what earlier calls read of cells that ended, which is not read again while their results stay as
@@ -75,14 +75,16 @@ def snapshot(
     ahead: seconds by which the clock that stamps the folder's files is ahead of this machine's.
     """
     known = {} if known is None else known
-    found = tuple(progress(folder / RUNS / cell.run_id, cell, known, ahead) for cell in plan.cells)
+    found = tuple(read_cell_progress(folder / RUNS / cell.run_id, cell, known, ahead) for cell in plan.cells)
     for one in found:
-        if one.state not in ENDED:
+        if one.state not in ENDED_STATES:
             known.pop(one.run_id, None)
     return found
 
 
-def progress(run: Path, cell: Cell, known: dict[str, Ended] | None = None, ahead: float = 0.0) -> Progress:
+def read_cell_progress(
+    run: Path, cell: Cell, known: dict[str, FinishedCell] | None = None, ahead: float = 0.0
+) -> CellProgress:
     """One cell, from its run folder. known, ahead: see `snapshot`."""
     known = {} if known is None else known
     try:
@@ -93,18 +95,18 @@ def progress(run: Path, cell: Cell, known: dict[str, Ended] | None = None, ahead
         result = read_result(run)
         if result is None:
             return _unfinished(run, cell, ahead)
-        known[run.name] = Ended(stamp, _finished(run, cell, result, stat.st_mtime), result["row"])
+        known[run.name] = FinishedCell(stamp, _finished(run, cell, result, stat.st_mtime), result["row"])
         return known[run.name].progress
     except FileNotFoundError:
         return _unfinished(run, cell, ahead)
     except InputError as error:
-        return Progress(run.name, cell.name, "torn", budget=_budget(cell), reason=str(error))
+        return CellProgress(run.name, cell.name, "torn", budget=_budget(cell), reason=str(error))
 
 
-def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> Progress:
+def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> CellProgress:
     row = result["row"]
     attempts, troubles = _attempts(run)
-    return Progress(
+    return CellProgress(
         run.name,
         cell.name,
         result["status"],
@@ -119,15 +121,15 @@ def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> Pr
     )
 
 
-def _unfinished(run: Path, cell: Cell, ahead: float) -> Progress:
+def _unfinished(run: Path, cell: Cell, ahead: float) -> CellProgress:
     """Whether it runs is judged by this machine's clock and what is known of the folder's, so that nothing is
     written."""
     last, budget = _last_step(run), _budget(cell)
     tokens, speed = last.get("tokens", 0), _finite(last.get("tokens_per_second"))
-    running = age(run, time.time() + ahead) < QUIET_SECONDS
-    lease = holder(run / LEASE) if running else {}
+    running = heartbeat_age(run, time.time() + ahead) < HEARTBEAT_TIMEOUT_SECONDS
+    lease = read_lease(run / LEASE) if running else {}
     attempts, troubles = _attempts(run)
-    return Progress(
+    return CellProgress(
         run.name,
         cell.name,
         "running" if running else "waiting",
@@ -150,7 +152,7 @@ def _last_step(run: Path) -> dict[str, Any]:
     """The last whole line of a step that a run logged, from the end of its metrics.jsonl alone."""
     try:
         with (run / METRICS).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = file.read()
     except FileNotFoundError:
         return {}
@@ -166,7 +168,7 @@ def _last_step(run: Path) -> dict[str, Any]:
 
 def _attempts(run: Path) -> tuple[int, dict[str, int]]:
     """Progress.attempts and Progress.troubles, from the run's ledger."""
-    lines = attempt_log.since_reopened(run)
+    lines = attempt_log.read_since_reopening(run)
     kinds = Counter(line["kind"] for line in lines if line["event"] == "ended")
     troubles = {kind: n for kind, n in kinds.items() if kind not in ("done", "diverged")}
     return sum(line["event"] == attempt_log.BEGAN for line in lines), troubles
@@ -176,7 +178,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def seconds_left(plan: Plan, now: Sequence[Progress]) -> float | None:
+def estimate_seconds_left(plan: Plan, now: Sequence[CellProgress]) -> float | None:
     """Wall seconds until every cell has ended, with as many at once as run now; None where nothing tells.
 
     now: all cells, in the plan's order. What the plan says of cells that wait is held against what the running ones
@@ -184,13 +186,13 @@ def seconds_left(plan: Plan, now: Sequence[Progress]) -> float | None:
     """
     if len(now) != len(plan.cells):
         return None
-    cells = list(zip(now, (cell.seconds for cell in plan.cells), strict=True))
+    cells = list(zip(now, (cell.estimated_seconds for cell in plan.cells), strict=True))
     planned = {one.run_id: seconds * (1 - one.tokens / max(one.budget, 1)) for one, seconds in cells}
     timed = {one.run_id: one.eta_seconds for one in now if one.eta_seconds is not None}
     if not timed:
         return None
     estimated = sum(planned[run_id] for run_id in timed)
     pace = sum(timed.values()) / estimated if estimated else 1.0
-    ahead = [one.run_id for one in now if one.state not in ENDED]
+    ahead = [one.run_id for one in now if one.state not in ENDED_STATES]
     room = sum(one.state == "running" for one in now)
     return makespan((timed.get(run_id, pace * planned[run_id]) for run_id in ahead), room)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from sweeps.planning.plan import Cell
 
-Placed = tuple[int, str]
+RankedId = tuple[int, str]
 """A number to sort by, and a run_id."""
 
 
 @dataclass
-class Waiting:
+class WaitingCells:
     """Cells by run_id, and where each of them stands.
 
     ready: whether the trunk of a cell has come to where it leaves, or will not; those that leave early are ready first.
@@ -32,7 +32,7 @@ class Waiting:
     """
 
     ready: Callable[[Cell], bool]
-    kind: Callable[[Cell], Hashable]
+    group_key: Callable[[Cell], Hashable]
     cells: dict[str, Cell] = field(default_factory=dict)
     seconds: float = 0.0
     first: int = 0
@@ -40,11 +40,11 @@ class Waiting:
     ranks: dict[str, int] = field(default_factory=dict)
     asleep: list[tuple[float, str]] = field(default_factory=list)
     until: dict[str, float] = field(default_factory=dict)
-    behind: defaultdict[str, list[Placed]] = field(default_factory=lambda: defaultdict(list))
-    watched: set[str] = field(default_factory=set)
-    due: list[Placed] = field(default_factory=list)
-    kinds: dict[str, Hashable] = field(default_factory=dict)
-    alike: defaultdict[Hashable, list[Placed]] = field(default_factory=lambda: defaultdict(list))
+    by_trunk: defaultdict[str, list[RankedId]] = field(default_factory=lambda: defaultdict(list))
+    moving_trunks: set[str] = field(default_factory=set)
+    due: list[RankedId] = field(default_factory=list)
+    due_groups: dict[str, Hashable] = field(default_factory=dict)
+    due_by_group: defaultdict[Hashable, list[RankedId]] = field(default_factory=lambda: defaultdict(list))
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -52,14 +52,14 @@ class Waiting:
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells.values())
 
-    def add(self, cells: Iterable[Cell], *, ahead: bool = False, until: float = 0.0) -> None:
+    def add(self, cells: Iterable[Cell], *, at_front: bool = False, until: float = 0.0) -> None:
         """Cells come in at the end, or ahead of all. until: monotonic seconds, before which they do not start."""
         come = tuple(cells)
         for cell in come:
             self.cells[cell.run_id] = cell
-            self.seconds += cell.seconds
-            self.first, self.last = self.first - ahead, self.last + (not ahead)
-            self.ranks[cell.run_id] = self.first if ahead else self.last
+            self.seconds += cell.estimated_seconds
+            self.first, self.last = self.first - at_front, self.last + (not at_front)
+            self.ranks[cell.run_id] = self.first if at_front else self.last
         for cell in come:
             self._place(cell, until)
 
@@ -67,7 +67,7 @@ class Waiting:
         """A cell starts, or has ended."""
         self._unplace(cell)
         del self.cells[cell.run_id], self.ranks[cell.run_id]
-        self.seconds -= cell.seconds
+        self.seconds -= cell.estimated_seconds
         self._watch(cell.run_id)
 
     def sleep(self, cell: Cell, until: float) -> None:
@@ -81,7 +81,7 @@ class Waiting:
         self._wake(now)
         while self.due:
             rank, run_id = self.due[0]
-            if run_id not in self.kinds or self.ranks[run_id] != rank:
+            if run_id not in self.due_groups or self.ranks[run_id] != rank:
                 heapq.heappop(self.due)
             elif not self.ready(self.cells[run_id]):
                 self._unplace(self.cells[run_id])
@@ -90,10 +90,10 @@ class Waiting:
                 return self.cells[run_id]
         return None
 
-    def company(self, cell: Cell) -> Iterator[Cell]:
+    def companions(self, cell: Cell) -> Iterator[Cell]:
         """A due cell, and after it those due that may start with it, in their order."""
         yield cell
-        for _, run_id in self.alike[self.kinds[cell.run_id]]:
+        for _, run_id in self.due_by_group[self.due_groups[cell.run_id]]:
             if run_id != cell.run_id and self.ready(self.cells[run_id]):
                 yield self.cells[run_id]
 
@@ -108,26 +108,26 @@ class Waiting:
 
     def _place_behind(self, cell: Cell) -> None:
         trunk = cell.config.branch_of
-        bisect.insort(self.behind[trunk], (cell.config.branch_step, cell.run_id))
+        bisect.insort(self.by_trunk[trunk], (cell.config.branch_step, cell.run_id))
         if trunk not in self.cells:
-            self.watched.add(trunk)
+            self.moving_trunks.add(trunk)
 
     def _place_due(self, cell: Cell) -> None:
         place = (self.ranks[cell.run_id], cell.run_id)
-        kind = self.kinds[cell.run_id] = self.kind(cell)
+        kind = self.due_groups[cell.run_id] = self.group_key(cell)
         heapq.heappush(self.due, place)
-        bisect.insort(self.alike[kind], place)
+        bisect.insort(self.due_by_group[kind], place)
 
     def _unplace(self, cell: Cell) -> None:
         self.until.pop(cell.run_id, None)
-        if cell.run_id in self.kinds:
-            _drop(self.alike[self.kinds.pop(cell.run_id)], (self.ranks[cell.run_id], cell.run_id))
-        elif cell.config.branch_of in self.behind:
-            _drop(self.behind[cell.config.branch_of], (cell.config.branch_step, cell.run_id))
+        if cell.run_id in self.due_groups:
+            _remove_ranked(self.due_by_group[self.due_groups.pop(cell.run_id)], (self.ranks[cell.run_id], cell.run_id))
+        elif cell.config.branch_of in self.by_trunk:
+            _remove_ranked(self.by_trunk[cell.config.branch_of], (cell.config.branch_step, cell.run_id))
 
     def _watch(self, run_id: str) -> None:
-        if self.behind.get(run_id):
-            self.watched.add(run_id)
+        if self.by_trunk.get(run_id):
+            self.moving_trunks.add(run_id)
 
     def _wake(self, now: float) -> None:
         """Finds what has become due since."""
@@ -136,18 +136,18 @@ class Waiting:
             if self.until.get(run_id) == until:
                 del self.until[run_id]
                 self._place(self.cells[run_id], 0.0)
-        for trunk in tuple(self.watched):
-            behind = self.behind[trunk]
+        for trunk in tuple(self.moving_trunks):
+            behind = self.by_trunk[trunk]
             come = next((i for i, (_, run_id) in enumerate(behind) if not self.ready(self.cells[run_id])), len(behind))
             for _, run_id in behind[:come]:
                 self._place_due(self.cells[run_id])
             del behind[:come]
             if not behind:
-                self.watched.discard(trunk)
-                del self.behind[trunk]
+                self.moving_trunks.discard(trunk)
+                del self.by_trunk[trunk]
 
 
-def _drop(places: list[Placed], place: Placed) -> None:
+def _remove_ranked(places: list[RankedId], place: RankedId) -> None:
     """Takes a place out of a sorted list, if it is there."""
     at = bisect.bisect_left(places, place)
     if places[at : at + 1] == [place]:

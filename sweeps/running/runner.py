@@ -27,19 +27,27 @@ from sweeps.local.processes import join_slots, last_output_line, start_process
 from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, Cell, Plan
 from sweeps.running import attempt_log
-from sweeps.running.attempt_log import USUAL, Budgets, Kind
-from sweeps.running.board import line, table
-from sweeps.running.claims import Claim, claim
-from sweeps.running.outcomes import at_once, exhausted, final, judge, prepare, record_failure, result_status
-from sweeps.running.population_packing import pack
-from sweeps.running.progress import progress
-from sweeps.running.queue import Waiting
-from sweeps.running.running_attempts import Attempt, Attempts
+from sweeps.running.attempt_log import DEFAULT_BUDGETS, AttemptOutcome, RetryBudgets
+from sweeps.running.board import progress_board, progress_line
+from sweeps.running.claims import Claim, claim_run
+from sweeps.running.outcomes import (
+    classify_exit,
+    exhausted_budget,
+    is_final,
+    last_sequences_per_device,
+    prepare_run,
+    record_failure,
+    result_status,
+)
+from sweeps.running.population_packing import choose_members
+from sweeps.running.progress import read_cell_progress
+from sweeps.running.queue import WaitingCells
+from sweeps.running.running_attempts import Attempt, RunningAttempts
 
-POLL_SECONDS, ELSEWHERE_SECONDS, REFRESH_SECONDS = 0.05, 1.0, 1.0
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-RETRY_SECONDS: dict[Kind, float] = {"failed": 1.0, "stopped": 10.0}
-NEXT: dict[Kind, str] = {
+POLL_SECONDS, HELD_ELSEWHERE_SECONDS, REFRESH_SECONDS = 0.05, 1.0, 1.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+RETRY_SECONDS: dict[AttemptOutcome, float] = {"failed": 1.0, "stopped": 10.0}
+NEXT_STEP: dict[AttemptOutcome, str] = {
     "memory": "halving its microbatch",
     "failed": "trying it again",
     "stopped": "waiting for that to end",
@@ -66,235 +74,256 @@ class Runner:
     command: Command
     slots: Sequence[Slot]
     console: Console
-    launch: Launcher = start_process
-    budgets: Budgets = USUAL
+    launcher: Launcher = start_process
+    budgets: RetryBudgets = DEFAULT_BUDGETS
     members: int | None = 1
-    asked: int | None = None
+    devices_per_run: int | None = None
     jobs: int | None = None
-    crew: int = 1
-    lingers: bool = True
+    total_slots: int = 1
+    wait_for_others: bool = True
     live: Live | None = None
-    pending: Waiting = field(init=False)
-    mine: frozenset[str] = field(init=False)
-    attempts: Attempts = field(init=False)
-    alone: set[str] = field(default_factory=set)
-    narrow: dict[Hashable, int] = field(default_factory=dict)
-    elsewhere: set[str] = field(default_factory=set)
+    pending: WaitingCells = field(init=False)
+    own_ids: frozenset[str] = field(init=False)
+    attempts: RunningAttempts = field(init=False)
+    solo: set[str] = field(default_factory=set)
+    member_limit: dict[Hashable, int] = field(default_factory=dict)
+    ids_elsewhere: set[str] = field(default_factory=set)
     stops: int = 0
 
     def __post_init__(self) -> None:
-        self.pending = Waiting(self.ready, self.kind)
-        self.attempts = Attempts(list(self.slots), self.jobs)
-        self.mine = frozenset(cell.run_id for cell in self.cells)
+        self.pending = WaitingCells(self.is_ready, self.group_key)
+        self.attempts = RunningAttempts(list(self.slots), self.jobs)
+        self.own_ids = frozenset(cell.run_id for cell in self.cells)
 
     def __call__(self) -> int:
         """Makes every cell that has not ended: by priority, then longest first. Returns the exit code."""
-        cells = sorted(self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.seconds))
-        left = [cell for cell in cells if not self.ended(cell)]
-        self.alone = {cell.run_id for cell in left if attempt_log.too_many(self.path(cell)) is not None}
+        cells = sorted(
+            self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.estimated_seconds)
+        )
+        left = [cell for cell in cells if not self.has_ended(cell)]
+        self.solo = {
+            cell.run_id for cell in left if attempt_log.fewest_excessive_sequences(self.run_folder(cell)) is not None
+        }
         self.pending.add(left)
-        self.say(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.slots)} at once")
-        with self.attempts.pulse:
-            self.work()
+        self.print_line(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.slots)} at once")
+        with self.attempts.renewer:
+            self.run_until_done()
         if self.pending and self.stops:
-            self.say(f"stopped, {len(self.pending)} runs to go; the same command goes on")
+            self.print_line(f"stopped, {len(self.pending)} runs to go; the same command goes on")
             return STOPPED
-        return int(any(result_status(self.path(cell)) == "failed" for cell in self.cells))
+        return int(any(result_status(self.run_folder(cell)) == "failed" for cell in self.cells))
 
-    def work(self) -> None:
+    def run_until_done(self) -> None:
         """Until every cell has ended, or others hold those that have not, or a signal comes."""
         drawn = time.monotonic()
         try:
             while self.attempts or (self.pending and not self.stops):
-                self.reap()
+                self.collect_finished()
                 if self.stops:
                     self.attempts.stop(now=self.stops > 1)
                 else:
-                    self.fill()
-                    if not self.attempts and not self.lingers and all(map(self.theirs, self.pending)):
+                    self.start_ready()
+                    if not self.attempts and not self.wait_for_others and all(map(self.held_elsewhere, self.pending)):
                         break
-                self.forsake()
+                self.drop_stolen()
                 if self.live and time.monotonic() - drawn > REFRESH_SECONDS:
-                    now = [progress(self.path(cell), cell) for attempt in self.attempts for cell in attempt.cells]
-                    self.live.update(table(self.plan, now), refresh=True)
+                    now = [
+                        read_cell_progress(self.run_folder(cell), cell)
+                        for attempt in self.attempts
+                        for cell in attempt.cells
+                    ]
+                    self.live.update(progress_board(self.plan, now), refresh=True)
                     drawn = time.monotonic()
                 time.sleep(POLL_SECONDS)
         finally:
-            self.abandon()
+            self.stop_all()
 
-    def path(self, cell: Cell) -> Path:
+    def run_folder(self, cell: Cell) -> Path:
         return self.folder / RUNS / cell.run_id
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    def ended(self, cell: Cell) -> bool:
+    def has_ended(self, cell: Cell) -> bool:
         """Whether there is nothing left to do; a torn result has not ended."""
-        return result_status(self.path(cell)) is not None
+        return result_status(self.run_folder(cell)) is not None
 
-    def theirs(self, cell: Cell) -> bool:
+    def held_elsewhere(self, cell: Cell) -> bool:
         """Whether another runner holds a cell, or the trunk that it waits for, or is to make that trunk."""
         trunk = cell.config.branch_of
-        waits = trunk and trunk not in self.mine and not self.ready(cell)
-        return bool({cell.run_id, trunk} & self.elsewhere) or bool(waits)
+        waits = trunk and trunk not in self.own_ids and not self.is_ready(cell)
+        return bool({cell.run_id, trunk} & self.ids_elsewhere) or bool(waits)
 
-    def fill(self) -> None:
+    def start_ready(self) -> None:
         """Starts pending cells while there is room."""
-        while self.attempts.room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None:
-            found = join_slots(self.attempts.free, first.demand(self.asked))
+        while (
+            self.attempts.has_room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None
+        ):
+            found = join_slots(self.attempts.free, first.devices_needed(self.devices_per_run))
             if found is None and not self.attempts:
-                raise InputError(f"{first.name}: needs {first.demand(self.asked)} devices, and there is no such room")
+                needed = first.devices_needed(self.devices_per_run)
+                raise InputError(f"{first.name}: needs {needed} devices, and there is no such room")
             if found is None:
                 return
             slots, slot = found
-            if self.solitary(first):
-                self.take((first,), slots, slot)
+            if self.runs_alone(first):
+                self.launch((first,), slots, slot)
             else:
-                most = self.narrow.get(program_key(first.config), self.members)
-                company = self.pending.company(first)
-                self.take(pack(company, self.pending.seconds, slot, self.crew, most), slots, slot)
+                most = self.member_limit.get(program_key(first.config), self.members)
+                company = self.pending.companions(first)
+                self.launch(choose_members(company, self.pending.seconds, slot, self.total_slots, most), slots, slot)
 
-    def ready(self, cell: Cell) -> bool:
+    def is_ready(self, cell: Cell) -> bool:
         """Whether the trunk of a cell has come to where it leaves, or will not."""
         trunk = cell.config.branch_of
-        waits = trunk and not branching.has_branch_state(self.path(cell), cell.config)
+        waits = trunk and not branching.has_branch_state(self.run_folder(cell), cell.config)
         return not waits or result_status(self.folder / RUNS / trunk) is not None
 
-    def solitary(self, cell: Cell) -> bool:
+    def runs_alone(self, cell: Cell) -> bool:
         """Whether a cell starts in a process of its own, whatever the others are."""
-        return cell.run_id in self.alone or cell.demand(self.asked) > 1 or simulated_run.is_simulated(cell.config)
+        return (
+            cell.run_id in self.solo
+            or cell.devices_needed(self.devices_per_run) > 1
+            or simulated_run.is_simulated(cell.config)
+        )
 
-    def kind(self, cell: Cell) -> Hashable:
+    def group_key(self, cell: Cell) -> Hashable:
         """What cells must have in common to start in one process."""
-        return cell.run_id if self.solitary(cell) else program_key(cell.config)
+        return cell.run_id if self.runs_alone(cell) else program_key(cell.config)
 
-    def take(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
+    def launch(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
         """Starts cells in one process, but for those that another runner has or had."""
         claims: dict[str, Claim] = {}
         try:
-            mine = tuple(cell for cell in cells if self.claimed(cell, claims))
+            mine = tuple(cell for cell in cells if self.claim_cell(cell, claims))
             if not mine:
                 return
-            folders = [self.path(cell) for cell in mine]
+            folders = [self.run_folder(cell) for cell in mine]
             for folder in folders:
-                attempt_log.began(folder, devices=slot.devices, members=len(mine))
+                attempt_log.record_begin(folder, devices=slot.devices, members=len(mine))
             inherited = [held.descriptor for held in claims.values() if held.descriptor is not None]
-            process = self.launch(self.command(*folders), folders[0], slot, inherited)
+            process = self.launcher(self.command(*folders), folders[0], slot, inherited)
         except BaseException:
             for held in claims.values():
-                self.attempts.pulse.release(held)
+                self.attempts.renewer.release(held)
             raise
         self.attempts.add(Attempt(claims, mine, process, slots))
 
-    def claimed(self, cell: Cell, claims: dict[str, Claim]) -> bool:
+    def claim_cell(self, cell: Cell, claims: dict[str, Claim]) -> bool:
         """Claims a cell and prepares its folder; False when it is another runner's, or has ended, or ends here."""
-        folder = self.path(cell)
-        held = claim(folder)
+        folder = self.run_folder(cell)
+        held = claim_run(folder)
         if held is None:
-            if cell.run_id not in self.elsewhere:
-                self.say(f"another process holds {cell.run_id} {cell.name}" + "; waiting for it" * self.lingers)
-            self.elsewhere.add(cell.run_id)
-            self.pending.sleep(cell, time.monotonic() + ELSEWHERE_SECONDS)
+            if cell.run_id not in self.ids_elsewhere:
+                self.print_line(
+                    f"another process holds {cell.run_id} {cell.name}" + "; waiting for it" * self.wait_for_others
+                )
+            self.ids_elsewhere.add(cell.run_id)
+            self.pending.sleep(cell, time.monotonic() + HELD_ELSEWHERE_SECONDS)
             return False
-        self.elsewhere.discard(cell.run_id)
+        self.ids_elsewhere.discard(cell.run_id)
         self.pending.remove(cell)
         claims[cell.run_id] = held
-        self.attempts.pulse.keep(held)
-        if not self.ended(cell):
-            if attempt_log.unfinished(folder):
-                attempt_log.ended(folder, "lost", "its runner went away")
-            if spent := self.budgets.spent(attempt_log.counts(folder)):
+        self.attempts.renewer.add(held)
+        if not self.has_ended(cell):
+            if attempt_log.has_unfinished_attempt(folder):
+                attempt_log.record_end(folder, "lost", "its runner went away")
+            if spent := self.budgets.exhausted_reason(attempt_log.count_outcomes(folder)):
                 record_failure(folder, cell, f"{spent}: {attempt_log.last_reason(folder)}")
             else:
-                config = prepare(folder, cell, self.asked)
+                config = prepare_run(folder, cell, self.devices_per_run)
                 if not simulated_run.is_simulated(config):
                     return True
                 self.simulate(cell, config)
-        self.attempts.pulse.release(claims.pop(cell.run_id))
+        self.attempts.renewer.release(claims.pop(cell.run_id))
         self.report(cell)
         return False
 
     def simulate(self, cell: Cell, config: RunConfig) -> None:
         """Makes a simulated cell here and now; its failure is its own."""
         try:
-            simulated_run.simulate_run(config, self.path(cell))
+            simulated_run.simulate_run(config, self.run_folder(cell))
         except (InputError, ValueError) as error:
-            record_failure(self.path(cell), cell, f"{type(error).__name__}: {error}")
+            record_failure(self.run_folder(cell), cell, f"{type(error).__name__}: {error}")
 
-    def reap(self) -> None:
+    def collect_finished(self) -> None:
         """Settles the runs whose process has ended."""
-        robbed = [attempt for attempt, _ in self.attempts.robbed()]
+        stolen = [attempt for attempt, _ in self.attempts.lost_claims()]
         for attempt in self.attempts:
             code = attempt.process.poll()
-            if code is not None and attempt not in robbed:
+            if code is not None and attempt not in stolen:
                 for cell in attempt.cells:
-                    self.settle(cell, code, attempt)
-                self.attempts.drop(attempt)
+                    self.record_outcome(cell, code, attempt)
+                self.attempts.remove(attempt)
 
-    def settle(self, cell: Cell, code: int, attempt: Attempt) -> None:
+    def record_outcome(self, cell: Cell, code: int, attempt: Attempt) -> None:
         """Takes the result, or notes how the attempt ended and tries again, or records a failure."""
-        folder, several = self.path(cell), len(attempt.cells) > 1
+        folder, several = self.run_folder(cell), len(attempt.cells) > 1
         if (status := result_status(folder)) is not None:
-            attempt_log.ended(folder, "diverged" if status == "diverged" else "done")
+            attempt_log.record_end(folder, "diverged" if status == "diverged" else "done")
             self.report(cell)
             return
         if code == FULL:
             raise OSError(errno.ENOSPC, last_output_line(folder) or os.strerror(errno.ENOSPC))
-        kind, reason = judge(code, folder)
+        kind, reason = classify_exit(code, folder)
         if self.stops and kind == "preempted":
-            attempt_log.ended(folder, "stopped", reason)
+            attempt_log.record_end(folder, "stopped", reason)
             self.pending.add([cell])
         elif several and kind in ("failed", "memory"):
-            attempt_log.ended(folder, "stopped", f"its population ended: {reason}")
-            self.part(cell, kind, reason, attempt)
+            attempt_log.record_end(folder, "stopped", f"its population ended: {reason}")
+            self.split_population(cell, kind, reason, attempt)
         else:
-            about = {"sequences": at_once(folder, cell, self.asked)} if kind == "memory" else {}
-            attempt_log.ended(folder, kind, reason, **about)
-            self.alone |= {cell.run_id} if about else set()
-            self.again(cell, kind, reason, final(code))
+            about = (
+                {"sequences": last_sequences_per_device(folder, cell, self.devices_per_run)} if kind == "memory" else {}
+            )
+            attempt_log.record_end(folder, kind, reason, **about)
+            self.solo |= {cell.run_id} if about else set()
+            self.retry(cell, kind, reason, is_final(code))
 
-    def again(self, cell: Cell, kind: Kind, reason: str, last: bool) -> None:
+    def retry(self, cell: Cell, kind: AttemptOutcome, reason: str, last: bool) -> None:
         """Another attempt at a run that ended badly, if its budgets have one left; else it is recorded as failed."""
-        spent = exhausted(self.path(cell), cell, kind, self.budgets, self.asked)
+        spent = exhausted_budget(self.run_folder(cell), cell, kind, self.budgets, self.devices_per_run)
         if spent or last:
-            record_failure(self.path(cell), cell, f"{reason} ({spent})" if spent else reason)
+            record_failure(self.run_folder(cell), cell, f"{reason} ({spent})" if spent else reason)
             self.report(cell)
             return
-        self.say(f"{cell.run_id} {cell.name} {reason}; {NEXT.get(kind, 'going on from its checkpoint')}")
-        self.pending.add([cell], ahead=True, until=time.monotonic() + RETRY_SECONDS.get(kind, 0.0))
+        self.print_line(f"{cell.run_id} {cell.name} {reason}; {NEXT_STEP.get(kind, 'going on from its checkpoint')}")
+        self.pending.add([cell], at_front=True, until=time.monotonic() + RETRY_SECONDS.get(kind, 0.0))
 
-    def part(self, cell: Cell, kind: Kind, reason: str, attempt: Attempt) -> None:
+    def split_population(self, cell: Cell, kind: AttemptOutcome, reason: str, attempt: Attempt) -> None:
         """A population ended without a member's result: too large a one is tried by halves, any other one by one."""
         half = len(attempt.cells) // 2
         if kind == "memory" and half > 1:
-            self.narrow[program_key(cell.config)] = half
-            self.say(f"{cell.run_id} {cell.name}: its population of {len(attempt.cells)} {reason}; trying {half}")
+            self.member_limit[program_key(cell.config)] = half
+            self.print_line(
+                f"{cell.run_id} {cell.name}: its population of {len(attempt.cells)} {reason}; trying {half}"
+            )
         else:
-            self.alone.add(cell.run_id)
-            self.say(f"{cell.run_id} {cell.name}: its population ended ({reason}); trying it alone")
+            self.solo.add(cell.run_id)
+            self.print_line(f"{cell.run_id} {cell.name}: its population ended ({reason}); trying it alone")
         self.pending.add([cell])
 
     def report(self, cell: Cell) -> None:
-        left = len(self.pending) + sum(self.open(one) for attempt in self.attempts for one in attempt.cells)
+        left = len(self.pending) + sum(self.has_no_result(one) for attempt in self.attempts for one in attempt.cells)
         total = len(self.plan.cells)
-        self.say(f"[{total - left}/{total}] {line(progress(self.path(cell), cell))}")
+        self.print_line(f"[{total - left}/{total}] {progress_line(read_cell_progress(self.run_folder(cell), cell))}")
 
-    def open(self, cell: Cell) -> bool:
+    def has_no_result(self, cell: Cell) -> bool:
         """Whether a running cell has no result yet."""
-        return result_status(self.path(cell)) is None
+        return result_status(self.run_folder(cell)) is None
 
-    def forsake(self) -> None:
+    def drop_stolen(self) -> None:
         """Kills the runs of which one claim was taken over, for it has another owner."""
-        for attempt, lost in self.attempts.robbed():
+        for attempt, lost in self.attempts.lost_claims():
             attempt.process.kill()
             if attempt.process.poll() is None:
                 continue
             for cell in lost:
-                self.say(f"{cell.run_id} {cell.name} was taken over by another runner")
+                self.print_line(f"{cell.run_id} {cell.name} was taken over by another runner")
             self.pending.add(attempt.cells)
-            self.attempts.drop(attempt)
+            self.attempts.remove(attempt)
 
-    def abandon(self) -> None:
+    def stop_all(self) -> None:
         """Leaves no run behind, whatever happened: each saves, ends, and is anybody's."""
         while self.attempts:
             self.attempts.stop(now=self.stops > 1)
@@ -302,13 +331,13 @@ class Runner:
                 if attempt.process.poll() is not None:
                     with contextlib.suppress(OSError):
                         for cell in attempt.cells:
-                            attempt_log.ended(self.path(cell), "stopped", "its runner stopped")
-                    self.attempts.drop(attempt)
+                            attempt_log.record_end(self.run_folder(cell), "stopped", "its runner stopped")
+                    self.attempts.remove(attempt)
             time.sleep(POLL_SECONDS)
 
-    def listening(self) -> contextlib.AbstractContextManager[None]:
+    def handling_signals(self) -> contextlib.AbstractContextManager[None]:
         """Hears what schedulers and users send: at first runs are asked to save and end, the second time killed."""
-        return handle_signals(STOPPING, self.hear)
+        return handle_signals(STOP_SIGNALS, self.request_stop)
 
-    def hear(self) -> None:
+    def request_stop(self) -> None:
         self.stops += 1

@@ -31,11 +31,11 @@ from scaling.exit_codes import BAD_INPUT, STOPPED
 from scaling.record.run_folder import METRICS, RESULT, read_metrics
 from sweeps.catalog import smoke
 from sweeps.grids import Sweep, apply, axis, overlay, product
-from sweeps.planning.plan import RUNS, Cell, Plan, build, freeze
+from sweeps.planning.plan import RUNS, Cell, Plan, build_plan, freeze_plan
 from sweeps.running import attempt_log
 from sweeps.running.outcomes import result_status
 from tests.conftest import scaling
-from tests.support.stand_in_sweep import PACE
+from tests.support.stand_in_sweep import WALL_TIME
 
 pytestmark = [
     pytest.mark.cluster,
@@ -62,7 +62,7 @@ def chaos_plan(folder: Path, corpora: Path, **changes: Any) -> Plan:
     sizes = product(axis("model.width", 8, 16), axis("seed", 0, 1, 2, 3), axis("tokens", 24_576, 49_152, 98_304))
     base = overlay(smoke.sweep().cells[0], SHORT | changes | {"data.corpus": "walk", "data.directory": str(corpora)})
     cells = tuple(dataclasses.replace(cell, name=f"c{i}") for i, cell in enumerate(apply(base, sizes)))
-    return freeze(folder, build(Sweep("chaos", cells, "short runs"), PACE))
+    return freeze_plan(folder, build_plan(Sweep("chaos", cells, "short runs"), WALL_TIME))
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Storm:
     def counts(self) -> str:
         kinds = Counter(self.seen.values())
         runs = Counter(result_status(self.run(cell)) for cell in self.plan.cells)
-        lines = [line for cell in self.plan.cells for line in attempt_log.read(self.run(cell))]
+        lines = [line for cell in self.plan.cells for line in attempt_log.read_attempts(self.run(cell))]
         attempts = Counter(line.get("kind", line["event"]) for line in lines)
         typed = sum(terminal.typed for terminal in self.terminals)
         return (

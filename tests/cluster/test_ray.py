@@ -205,9 +205,9 @@ def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tm
 def test_a_host_that_does_not_see_the_sweep_is_one_line(ray: RayCluster, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from sweeps.local.launch import Work; from sweeps.clusters.ray_cluster import Ray\n"
+        "from sweeps.running.cluster import WorkerSpec; from sweeps.clusters.ray_cluster import Ray\n"
         "folder = Path(sys.argv[2]) / 'nowhere'; cluster = Ray(sys.argv[1]).cluster(folder); cluster.check([1])\n"
-        "(worker,) = cluster.start(Work(folder), 1)\n"
+        "(worker,) = cluster.start(WorkerSpec(folder), 1)\n"
         "while worker.state() != 'ended': time.sleep(.1)\n"
         "print(worker.describe())"
     )

@@ -25,7 +25,7 @@ from sweeps.local.launch import ProcessHandle, Slot
 from sweeps.planning.plan import RUNS, Plan
 from sweeps.running import attempt_log
 from sweeps.running.fleet import train_command
-from sweeps.running.outcomes import prepare
+from sweeps.running.outcomes import prepare_run
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.watching import (
     PLAIN,
@@ -118,7 +118,7 @@ def peace(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig) -> Iterator
     runs = {folder / RUNS / cell.run_id: cell for cell in plan.cells}
     for run, cell in runs.items():
         run.mkdir(parents=True)
-        prepare(run, cell)
+        prepare_run(run, cell)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in PLAIN.items():
             patch.setenv(name, value)
@@ -145,7 +145,7 @@ def storm(peace: Peace, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFa
         taken = slurm.run("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
         assert taken.returncode == 0, taken.stderr
         until(lambda: all(let_go_when_told(pid) for pid in held.values()), "both long runs told to stop")
-        until(lambda: all(attempt_log.counts(run)["stopped"] for run in runs), "both long runs stopped")
+        until(lambda: all(attempt_log.count_outcomes(run)["stopped"] for run in runs), "both long runs stopped")
         preempted = reached(runs[0]), reached(runs[1])
         held.clear()
         until(lambda: hold(runs[0], preempted[0] + 40, held) & hold(runs[1], preempted[1] + 80, held), "both going on")

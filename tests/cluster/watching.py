@@ -15,10 +15,10 @@ import pandas as pd
 from scaling.config.run_config import RunConfig
 from scaling.record.run_folder import read_metrics
 from sweeps.grids import Sweep
-from sweeps.planning.plan import Plan, build, freeze
+from sweeps.planning.plan import Plan, build_plan, freeze_plan
 from sweeps.running import attempt_log
 from tests.conftest import scaling
-from tests.support.stand_in_sweep import PACE
+from tests.support.stand_in_sweep import WALL_TIME
 
 CLOCKS = ["seconds", "tokens_per_second"]
 PLAIN = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -36,7 +36,7 @@ def frozen(folder: Path, tiny: RunConfig, *steps: int) -> Plan:
         dataclasses.replace(tiny, seed=seed, tokens=many * batch, name=f"{many}-{seed}")
         for seed, many in enumerate(steps)
     )
-    return freeze(folder, build(Sweep(folder.name, cells, "short runs"), PACE))
+    return freeze_plan(folder, build_plan(Sweep(folder.name, cells, "short runs"), WALL_TIME))
 
 
 def collected(folder: Path) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def reached(run: Path) -> int:
 
 def kinds(run: Path) -> list[str]:
     """How the attempts at a run ended, first to last."""
-    return [line["kind"] for line in attempt_log.read(run) if line["event"] == "ended"]
+    return [line["kind"] for line in attempt_log.read_attempts(run) if line["event"] == "ended"]
 
 
 def workers_found(folder: Path, runs: int) -> list[int]:

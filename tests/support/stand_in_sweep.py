@@ -8,12 +8,12 @@ from pathlib import Path
 from scaling.files import read_json
 from sweeps.catalog import smoke
 from sweeps.grids import Sweep
-from sweeps.planning.plan import RUNS, Plan, build, freeze
-from sweeps.planning.wall_time import Rate
+from sweeps.planning.plan import RUNS, Plan, build_plan, freeze_plan
+from sweeps.planning.wall_time import WallTimeModel
 from sweeps.running.runner import Command
 
 TRAINER = Path(__file__).with_name("stand_in_trainer.py")
-PACE = Rate(per_run=1.0, per_step=0.0, per_token=0.0, flops_per_second=1e9, source="a test")
+WALL_TIME = WallTimeModel(per_run=1.0, per_step=0.0, per_token=0.0, flops_per_second=1e9, source="a test")
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ def stand_in_sweep(*habits: str) -> Sweep:
 
 
 def stand_in_plan(folder: Path, *habits: str) -> Plan:
-    return freeze(folder, build(stand_in_sweep(*habits), PACE, lambda config: StandInCorpus()))
+    return freeze_plan(folder, build_plan(stand_in_sweep(*habits), WALL_TIME, lambda config: StandInCorpus()))
 
 
-def command(step_seconds: float = 0.0) -> Command:
+def stand_in_command(step_seconds: float = 0.0) -> Command:
     return lambda *folders: [sys.executable, "-I", "-S", str(TRAINER), str(step_seconds), *map(str, folders)]
 
 
-def rows(folder: Path) -> dict[str, dict]:
+def read_result_rows(folder: Path) -> dict[str, dict]:
     """Results by run_id, less what a clock gave."""
     found = {}
     for path in sorted((folder / RUNS).glob("*/result.json")):
@@ -56,11 +56,11 @@ def rows(folder: Path) -> dict[str, dict]:
     return found
 
 
-def starts(folder: Path) -> dict[str, int]:
+def count_starts(folder: Path) -> dict[str, int]:
     """How often each run was started."""
     return {p.parent.name: p.read_text().count("\n") for p in (folder / RUNS).glob("*/starts")}
 
 
-def overlaps(folder: Path) -> list[Path]:
+def find_overlaps(folder: Path) -> list[Path]:
     """Runs that two processes wrote at once: there must be none."""
     return list((folder / RUNS).glob("*/overlap"))

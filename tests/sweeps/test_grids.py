@@ -10,7 +10,7 @@ from scaling.config.overrides import parsed
 from scaling.config.run_config import ModelConfig, RunConfig
 from scaling.errors import InputError
 from scaling.recipes import recipes
-from sweeps.grids import apply, axis, chain, geometric, grid, isoflop, overlay, product, scan, zipped
+from sweeps.grids import apply, axis, chain, geometric, grid, isoflop, overlay, product, scan_learning_rates, zipped
 
 BASE = RunConfig()
 
@@ -176,7 +176,7 @@ def test_isoflop_refuses_sizes_that_are_one_shape():
 
 def test_a_scan_is_one_run_at_several_rates_each_of_which_says_so():
     base = recipes.small((16, 2), 100_000)
-    runs = scan(base, (0.5, 1, 2))
+    runs = scan_learning_rates(base, (0.5, 1, 2))
     rates = [run.optimizer.learning_rate for run in runs]
     assert rates == pytest.approx([base.optimizer.learning_rate * factor for factor in (0.5, 1, 2)], rel=1e-3)
     assert runs[1].run_id == base.run_id

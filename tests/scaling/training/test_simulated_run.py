@@ -20,12 +20,12 @@ from scaling.errors import InputError
 from scaling.record import run_folder
 from scaling.training import simulated_run
 from scaling.training.train import train
-from sweeps.commands.run import execute
+from sweeps.commands.run import run_locally
 from sweeps.grids import Sweep, apply, axis, product
-from sweeps.planning.plan import build, freeze
-from sweeps.planning.wall_time import Rate
+from sweeps.planning.plan import build_plan, freeze_plan
+from sweeps.planning.wall_time import WallTimeModel
 
-PACE = Rate(0.01, 0.0, 0.0, 1e15, "a test")
+PACE = WallTimeModel(0.01, 0.0, 0.0, 1e15, "a test")
 TRUTH = Simulated(noise=0.0, seed_effect=0.0)
 
 
@@ -105,9 +105,9 @@ def test_a_simulated_sweep_goes_the_whole_way_in_milliseconds_a_run(tmp_path: Pa
         dataclasses.replace(c, optimizer=OptimizerConfig(learning_rate=TRUTH.best_rate(params(c.model).matmul)))
         for c in cells
     ]
-    freeze(tmp_path, build(Sweep("truth", tuple(rates), ""), PACE))
+    freeze_plan(tmp_path, build_plan(Sweep("truth", tuple(rates), ""), PACE))
     began = time.monotonic()
-    assert execute(tmp_path, jobs=1) == 0
+    assert run_locally(tmp_path, jobs=1) == 0
     assert time.monotonic() - began < 0.1 * len(cells)
     table = read_table(tmp_path)
     assert len(table) == 35

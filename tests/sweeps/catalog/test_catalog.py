@@ -18,12 +18,12 @@ from scaling.accounting.counts import params, train_flops
 from scaling.config.run_config import RunConfig
 from scaling.record import run_folder
 from scaling.training.train import train
-from sweeps.catalog.fineweb import CORPUS, TOKENS, h200_hours, vocabulary
+from sweeps.catalog.fineweb import CORPUS, CORPUS_TOKENS, h200_hours, vocabulary_path
 from sweeps.grids import Sweep
-from sweeps.planning.plan import build, find, named
-from sweeps.trunks import share
+from sweeps.planning.plan import build_plan, find_sweep, sweep_names
+from sweeps.trunks import share_trunks
 from tests.conftest import ROOT, in_process
-from tests.support.stand_in_sweep import PACE, StandInCorpus
+from tests.support.stand_in_sweep import WALL_TIME, StandInCorpus
 
 GOLDEN = ROOT / "tests" / "golden" / "sweeps.json"
 NAMES = ("data_constrained", "data_constrained_cpu", "isoflop_1gpu", "ladder_1gpu", "lr_transfer", "vocabulary")
@@ -31,7 +31,7 @@ NAMES = ("data_constrained", "data_constrained_cpu", "isoflop_1gpu", "ladder_1gp
 
 @pytest.fixture(scope="module")
 def sweeps() -> dict[str, Sweep]:
-    return {name: find(name) for name in NAMES}
+    return {name: find_sweep(name) for name in NAMES}
 
 
 def golden(sweep: Sweep) -> dict:
@@ -59,8 +59,8 @@ def test_golden(sweeps: dict[str, Sweep]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plan_of_it_is_whole_and_says_what_it_varies(sweeps: dict[str, Sweep], name: str) -> None:
     sweep = sweeps[name]
-    plan = build(sweep, PACE, lambda config: StandInCorpus(tokens=TOKENS))
-    assert name in set(named())
+    plan = build_plan(sweep, WALL_TIME, lambda config: StandInCorpus(tokens=CORPUS_TOKENS))
+    assert name in set(sweep_names())
     assert sweep.name == name
     assert len({cell.run_id for cell in plan.cells}) == len(plan.cells) == len(sweep.cells)
     assert all(cell.recipe and cell.learning_rate_from for cell in sweep.cells)
@@ -82,13 +82,13 @@ def test_the_ladder_spans_and_shares(sweeps: dict[str, Sweep]) -> None:
     counts = sorted({count(cell) for cell in cells})
     assert counts[0] < 1.2e7
     assert counts[-1] > 5e8
-    assert max(cell.tokens for cell in cells) <= TOKENS
+    assert max(cell.tokens for cell in cells) <= CORPUS_TOKENS
     ratios = {round(cell.tokens / count(cell)) for cell in cells}
     assert {5, 10, 20, 40, 80, 160} <= ratios
-    first = [cell for cell in share(cells) if cell.seed == 0]
+    first = [cell for cell in share_trunks(cells) if cell.seed == 0]
     assert sum(not cell.branch_of for cell in first) == len(counts)
     alone = sum(flops(cell) for cell in cells)
-    spent = sum(run_folder.counts(c, tokens=c.tokens, unique_tokens=None)["flops_spent"] for c in share(cells))
+    spent = sum(run_folder.counts(c, tokens=c.tokens, unique_tokens=None)["flops_spent"] for c in share_trunks(cells))
     assert spent < 0.7 * alone
     places = defaultdict(set)
     for cell in cells:
@@ -133,11 +133,11 @@ def test_repeats_double_on_the_same_tokens_and_share_a_trunk(sweeps: dict[str, S
     for (_, unique), runs in by_place.items():
         epochs = [run.tokens / unique for run in runs]
         assert all(b / a == pytest.approx(2, rel=0.02) for a, b in itertools.pairwise(epochs))
-    assert sum(not cell.branch_of for cell in share(cells)) == len(by_place)
-    plan = build(sweeps[name], PACE, lambda config: StandInCorpus(tokens=10**12))
+    assert sum(not cell.branch_of for cell in share_trunks(cells)) == len(by_place)
+    plan = build_plan(sweeps[name], WALL_TIME, lambda config: StandInCorpus(tokens=10**12))
     for cell in plan.cells:
         data = cell.config.data
-        assert cell.row["unique_tokens"] == min(
+        assert cell.known_columns["unique_tokens"] == min(
             data.unique_tokens // data.sequence_length * data.sequence_length, cell.config.tokens
         )
 
@@ -146,7 +146,7 @@ def test_vocabularies_meet_at_equal_compute(sweeps: dict[str, Sweep]) -> None:
     by_shape = defaultdict(list)
     for cell in sweeps["vocabulary"].cells:
         by_shape[cell.model.width, cell.model.depth].append(cell)
-        assert cell.data.vocabulary == vocabulary(cell.model.vocab_size)
+        assert cell.data.vocabulary == vocabulary_path(cell.model.vocab_size)
     for runs in by_shape.values():
         assert len({run.model.vocab_size for run in runs}) == len(runs) == 4
         assert [flops(run) for run in runs] == pytest.approx([flops(runs[0])] * 4, rel=0.01)
@@ -157,11 +157,11 @@ def test_a_web_corpus_that_is_not_prepared_is_one_line_with_the_command(tmp_path
     done = in_process("sweep", "plan", "ladder_1gpu", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert vocabulary(32_000) in done.stderr
+    assert vocabulary_path(32_000) in done.stderr
     assert "scaling data vocabulary" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert CORPUS in (importlib.import_module("sweeps.catalog.fineweb").__doc__ or "")
-    assert vocabulary(32_000) in (importlib.import_module("sweeps.catalog.fineweb").__doc__ or "")
+    assert vocabulary_path(32_000) in (importlib.import_module("sweeps.catalog.fineweb").__doc__ or "")
 
 
 def test_few_tokens_many_times_over_are_learnt_by_heart(tiny: RunConfig, tmp_path: Path) -> None:
@@ -178,4 +178,4 @@ def test_few_tokens_many_times_over_are_learnt_by_heart(tiny: RunConfig, tmp_pat
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({name: golden(find(name)) for name in NAMES}, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps({name: golden(find_sweep(name)) for name in NAMES}, indent=1) + "\n")

@@ -11,7 +11,7 @@ from scaling.accounting.counts import params
 from scaling.config.run_config import to_dict
 from scaling.recipes.recipes import SEQUENCE_LENGTH
 from sweeps.catalog import smoke, stdlib_cpu
-from sweeps.planning.plan import find
+from sweeps.planning.plan import find_sweep
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -21,7 +21,7 @@ CELLS = stdlib_cpu.sweep().cells
 def golden(name: str) -> dict:
     """First and last config of a sweep and all its run_ids, before a plan fills in the fingerprint of the corpus. Of
     where a learning rate comes from, only the kind."""
-    cells = find(name).cells
+    cells = find_sweep(name).cells
     first, last = (to_dict(cell) for cell in (cells[0], cells[-1]))
     for config in (first, last):
         config["learning_rate_from"] = config["learning_rate_from"].partition(":")[0]

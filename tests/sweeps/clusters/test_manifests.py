@@ -173,11 +173,11 @@ def test_a_mesh_that_does_not_fit_the_slice_is_refused(tmp_path: Path, monkeypat
     from dataclasses import replace
 
     from scaling.config.run_config import MeshConfig
-    from sweeps.planning.plan import find
+    from sweeps.planning.plan import find_sweep
 
-    sweep = find("isoflop_1gpu")
+    sweep = find_sweep("isoflop_1gpu")
     cells = tuple(replace(cell, mesh=MeshConfig(fsdp=32)) for cell in sweep.cells)
-    monkeypatch.setattr(manifests, "find", lambda name: replace(sweep, cells=cells))
+    monkeypatch.setattr(manifests, "find_sweep", lambda name: replace(sweep, cells=cells))
     options = ["--topology", "v5e:4x4", "--volume", "10.0.0.2:/share"]
     done = in_process("sweep", "manifest", "isoflop_1gpu", "skypilot", *options, cwd=tmp_path)
     assert done.returncode == 2

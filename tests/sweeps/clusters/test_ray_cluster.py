@@ -12,8 +12,8 @@ from scaling.errors import InputError
 from sweeps.clusters import ray_cluster
 from sweeps.clusters.ray_cluster import Ray, RayActors
 from sweeps.clusters.ray_connection import connect, forwarded_env
-from sweeps.running.attempt_log import Budgets
-from sweeps.running.cluster import Work
+from sweeps.running.attempt_log import RetryBudgets
+from sweeps.running.cluster import WorkerSpec
 from tests.conftest import in_process
 from tests.support.stand_in_sweep import stand_in_plan
 
@@ -109,9 +109,14 @@ def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
     clusters = [dataclasses.replace(on(CPU_HOSTS), folder=folder) for folder in folders]
     assert len({cluster.sweep() for cluster in clusters}) == 3
     cluster, folder = clusters[0], folders[0]
-    works = [Work(folder), Work(folder, devices=2), Work(folder, members=4), Work(folder, budgets=Budgets(failures=5))]
+    works = [
+        WorkerSpec(folder),
+        WorkerSpec(folder, devices=2),
+        WorkerSpec(folder, members=4),
+        WorkerSpec(folder, budgets=RetryBudgets(failures=5)),
+    ]
     assert len({cluster.prefix(work) for work in works}) == 4
-    assert cluster.prefix(Work(folder)) == cluster.prefix(Work(folder, crew=7))
+    assert cluster.prefix(WorkerSpec(folder)) == cluster.prefix(WorkerSpec(folder, total_slots=7))
     assert (
         ray_cluster.options_digest(works[0])
         == ray_cluster.options_digest(works[1])

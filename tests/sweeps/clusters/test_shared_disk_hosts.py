@@ -24,8 +24,8 @@ from sweeps.clusters.heartbeats import Voice
 from sweeps.clusters.shared_disk_hosts import Leader
 from sweeps.local.launch import ProcessHandle, Slot
 from sweeps.local.signals import handle_signals
-from sweeps.planning.plan import RUNS, build, freeze
-from tests.support.stand_in_sweep import PACE
+from sweeps.planning.plan import RUNS, build_plan, freeze_plan
+from tests.support.stand_in_sweep import WALL_TIME
 
 QUICK = "from sweeps.local.launch import hosts, voices; voices.SILENT_SECONDS = 4.0; hosts.SETTLE_SECONDS = 0.5; "
 FOLLOW = "import sys; sys.exit(hosts.main(sys.argv[1:]))"
@@ -158,7 +158,7 @@ def test_a_sweep_over_two_hosts_of_which_one_is_killed(tiny: RunConfig, tmp_path
     measure = replace(tiny.measure, checkpoint_every_tokens=64 * tiny.data.batch_tokens)
     config = replace(tiny, mesh=MeshConfig(fsdp=2), tokens=tiny.tokens * 8, measure=measure)
     folder = tmp_path / "pair"
-    made = freeze(folder, build(replace(smoke.sweep(), name="pair", cells=(config,)), PACE))
+    made = freeze_plan(folder, build_plan(replace(smoke.sweep(), name="pair", cells=(config,)), WALL_TIME))
     run_folder = folder / RUNS / made.cells[0].run_id
     both = slice_of_two(folder)
     until(lambda: any((run_folder / record.CHECKPOINTS).glob("[0-9]*")), 120)

@@ -18,9 +18,9 @@ from sweeps.clusters.slurm import Slurm, SlurmJob, SlurmJobs, SlurmQueue
 from sweeps.clusters.slurm_job import PROCESS_SCRIPT, SlurmStep, SlurmWorker, StepLauncher, step_exit_code
 from sweeps.clusters.slurm_partitions import NodeKind, Partition, choose_partition, parse_minutes, parse_partitions
 from sweeps.local.launch import Slot
-from sweeps.running.attempt_log import Budgets
-from sweeps.running.cluster import Work
-from sweeps.running.outcomes import judge
+from sweeps.running.attempt_log import RetryBudgets
+from sweeps.running.cluster import WorkerSpec
+from sweeps.running.outcomes import classify_exit
 
 SINFO = """\
 low*|2|2|gpu:2|1:00:00
@@ -98,7 +98,7 @@ def test_what_sbatch_is_asked_for(tmp_path, monkeypatch):
         program(tmp_path / name, does)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     asked = jobs(tmp_path, memory=10, account="me", options=("constraint=a100", "exclusive", "gres=gpu:h100:4"))
-    (worker,) = asked.start(Work(tmp_path, devices=16), 1)
+    (worker,) = asked.start(WorkerSpec(tmp_path, devices=16), 1)
     assert worker.number == "7"
     text = (tmp_path / "script").read_text()
     lines = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
@@ -110,10 +110,10 @@ def test_what_sbatch_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_run_on_one_node_is_one_task(tmp_path):
-    asked = jobs(tmp_path, cpus=3, minutes=7, signal=60).parameters(Work(tmp_path, devices=2), GPUS)
+    asked = jobs(tmp_path, cpus=3, minutes=7, signal=60).parameters(WorkerSpec(tmp_path, devices=2), GPUS)
     assert (asked["nodes"], asked["ntasks_per_node"], asked["cpus_per_task"], asked["time"]) == (1, 1, 6, 7)
     assert asked["additional_parameters"]["gres"] == "gpu:2"
-    assert "gres" not in jobs(tmp_path, CPUS).parameters(Work(tmp_path), CPUS)["additional_parameters"]
+    assert "gres" not in jobs(tmp_path, CPUS).parameters(WorkerSpec(tmp_path), CPUS)["additional_parameters"]
 
 
 @pytest.mark.parametrize(
@@ -172,11 +172,11 @@ def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monk
 def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monkeypatch, capsys):
     """Those of another folder stay, those of a command that asked for something else are told to end, once."""
     mine, other, said = jobs(tmp_path / "a"), jobs(tmp_path / "b"), []
-    work, larger = Work(tmp_path, devices=1, crew=3), Work(tmp_path, devices=2)
+    work, larger = WorkerSpec(tmp_path, devices=1, total_slots=3), WorkerSpec(tmp_path, devices=2)
     before = [
-        Work(tmp_path, devices=2, asked=2),
-        Work(tmp_path, members=4),
-        Work(tmp_path, budgets=Budgets(failures=9)),
+        WorkerSpec(tmp_path, devices=2, devices_per_run=2),
+        WorkerSpec(tmp_path, members=4),
+        WorkerSpec(tmp_path, budgets=RetryBudgets(failures=9)),
     ]
     names = [mine.name(work), other.name(work), mine.name(larger), *map(mine.name, before)]
     assert len(set(names)) == 6
@@ -199,7 +199,7 @@ def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
 
 
 def test_a_worker_is_pickled_without_what_it_does(tmp_path):
-    pilot = SlurmWorker(Work(tmp_path, devices=4), nodes=2, per_node=2)
+    pilot = SlurmWorker(WorkerSpec(tmp_path, devices=4), nodes=2, per_node=2)
     pilot.runner = object()
     again = pickle.loads(pickle.dumps(pilot))
     assert (again.work, again.nodes, again.runner) == (pilot.work, 2, None)
@@ -280,7 +280,7 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
 )
 def test_only_a_signal_becomes_one(said, srun, code):
     assert step_exit_code(said, srun) == code
-    judge(code, Path())
+    classify_exit(code, Path())
 
 
 @pytest.fixture
@@ -387,7 +387,8 @@ def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
 DEAF = """
 import signal, sys, threading, time
 from pathlib import Path
-from sweeps.local.launch import Work, slurm_job
+from sweeps.clusters import slurm_job
+from sweeps.running.cluster import WorkerSpec
 
 class Runner:
     stops = 0
@@ -399,8 +400,8 @@ class Runner:
             time.sleep(.01)
         return 7 if self.stops else 1
 
-slurm_job.fleet.hire = lambda work, launch: Runner()
-sys.exit(slurm_job.Pilot(Work(Path(sys.argv[1])))())
+slurm_job.fleet.make_worker_runner = lambda work, launch: Runner()
+sys.exit(slurm_job.SlurmWorker(WorkerSpec(Path(sys.argv[1])))())
 """
 
 

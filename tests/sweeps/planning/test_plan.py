@@ -16,9 +16,19 @@ from sweeps.commands import plan as plan_
 from sweeps.grids import overlay
 from sweeps.local.processes import Slot
 from sweeps.planning import plan, wall_time
-from sweeps.planning.plan import PLAN, as_dict, build, find, freeze, load, makespan, summary, table
-from sweeps.planning.wall_time import Price, Rate, price, rate
-from tests.support.stand_in_sweep import PACE, StandInCorpus, stand_in_plan, stand_in_sweep
+from sweeps.planning.plan import (
+    PLAN,
+    build_plan,
+    find_sweep,
+    freeze_plan,
+    load_plan,
+    makespan,
+    plan_table,
+    plan_to_dict,
+    summarize_plan,
+)
+from sweeps.planning.wall_time import TpuCost, WallTimeModel, estimate_tpu_cost, wall_time_model
+from tests.support.stand_in_sweep import WALL_TIME, StandInCorpus, stand_in_plan, stand_in_sweep
 
 
 @pytest.mark.parametrize(
@@ -32,13 +42,13 @@ from tests.support.stand_in_sweep import PACE, StandInCorpus, stand_in_plan, sta
 )
 def test_unknown_sweep_names_the_nearest(name, says):
     with pytest.raises(InputError, match=says):
-        find(name)
+        find_sweep(name)
 
 
 def test_plan_on_disk_says_what_it_will_cost(tmp_path):
     made = stand_in_plan(tmp_path / "s", "", "", "")
     held = json.loads((tmp_path / "s" / PLAN).read_text())
-    assert held == as_dict(made)
+    assert held == plan_to_dict(made)
     for cell in held["cells"]:
         config = from_dict(cell["config"])
         assert config.run_id == cell["run_id"]
@@ -47,30 +57,32 @@ def test_plan_on_disk_says_what_it_will_cost(tmp_path):
         T = config.data.sequence_length
         assert cell["flops"] == counts.train_flops(config.model, T, config.tokens, "exact_causal")
         assert cell["flops_6nd"] == 6 * cell["params_matmul"] * cell["tokens"]
-        assert cell["estimated_seconds"] > PACE.per_run
+        assert cell["estimated_seconds"] > WALL_TIME.per_run
     for key in ("tokens", "flops", "flops_6nd", "estimated_seconds"):
         assert held["totals"][key] == sum(cell[key] for cell in held["cells"])
     assert held["totals"]["cells"] == 3
-    assert load(tmp_path / "s") == made
+    assert load_plan(tmp_path / "s") == made
 
 
 def test_repeated_text_is_counted_as_such():
-    cells = build(find("smoke"), PACE, lambda config: StandInCorpus(tokens=5_000)).cells
+    cells = build_plan(find_sweep("smoke"), WALL_TIME, lambda config: StandInCorpus(tokens=5_000)).cells
     assert [cell.unique_tokens for cell in cells[:3]] == [2_048, 4_096, 5_000]
 
 
 def test_the_same_cells_again_change_nothing(tmp_path):
     made = stand_in_plan(tmp_path, "", "")
     before = (tmp_path / PLAN).read_bytes()
-    slower = build(stand_in_sweep("", ""), dataclasses.replace(PACE, per_run=99.0), lambda config: StandInCorpus())
-    assert freeze(tmp_path, slower) == made
+    slower = build_plan(
+        stand_in_sweep("", ""), dataclasses.replace(WALL_TIME, per_run=99.0), lambda config: StandInCorpus()
+    )
+    assert freeze_plan(tmp_path, slower) == made
     assert (tmp_path / PLAN).read_bytes() == before
 
 
 def test_what_changes_no_result_may_change(tmp_path):
     stand_in_plan(tmp_path, "", "")
     renamed = stand_in_plan(tmp_path, "crash", "")
-    assert load(tmp_path) == renamed
+    assert load_plan(tmp_path) == renamed
     assert renamed.cells[0].name == "c0:crash"
 
 
@@ -89,9 +101,9 @@ def test_another_plan_in_the_folder_is_refused(tmp_path, cells, says):
     stand_in_plan(tmp_path, "", "")
     before = (tmp_path / PLAN).read_bytes()
     sweep = stand_in_sweep("", "")
-    other = build(dataclasses.replace(sweep, cells=cells(sweep.cells)), PACE, lambda config: StandInCorpus())
+    other = build_plan(dataclasses.replace(sweep, cells=cells(sweep.cells)), WALL_TIME, lambda config: StandInCorpus())
     with pytest.raises(InputError, match=says) as caught:
-        freeze(tmp_path, other)
+        freeze_plan(tmp_path, other)
     assert "--out" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert (tmp_path / PLAN).read_bytes() == before
@@ -100,46 +112,46 @@ def test_another_plan_in_the_folder_is_refused(tmp_path, cells, says):
 def test_another_corpus_is_another_plan(tmp_path):
     stand_in_plan(tmp_path, "")
     with pytest.raises(InputError, match=r"\bdata\.fingerprint\b.*\bf00d\b.*\bbeef\b"):
-        freeze(tmp_path, build(stand_in_sweep(""), PACE, lambda config: StandInCorpus("beef")))
+        freeze_plan(tmp_path, build_plan(stand_in_sweep(""), WALL_TIME, lambda config: StandInCorpus("beef")))
 
 
 def test_equal_cells_are_refused():
     sweep = stand_in_sweep("")
     twin = dataclasses.replace(sweep.cells[0], name="twin")
     with pytest.raises(InputError, match=r"\bc0\b.*\btwin\b"):
-        build(dataclasses.replace(sweep, cells=(*sweep.cells, twin)), PACE, lambda config: StandInCorpus())
+        build_plan(dataclasses.replace(sweep, cells=(*sweep.cells, twin)), WALL_TIME, lambda config: StandInCorpus())
 
 
 def test_corpus_that_is_not_prepared_is_bad_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"scaling data prepare.*{find('smoke').cells[0].data.corpus}"):
+    with pytest.raises(InputError, match=f"scaling data prepare.*{find_sweep('smoke').cells[0].data.corpus}"):
         plan_.plan("smoke")
     assert not (tmp_path / "out/smoke").exists()
 
 
 def test_the_verb_prints_every_cell_and_writes_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "build", lambda sweep, pace: build(sweep, pace, lambda config: StandInCorpus()))
+    monkeypatch.setattr(plan, "build_plan", lambda sweep, pace: build_plan(sweep, pace, lambda config: StandInCorpus()))
     made = plan_.plan("smoke", tmp_path, tmp_path / "facts.json")
     printed = capsys.readouterr().out
     for cell in made.cells:
         assert cell.run_id in printed
         assert cell.name in printed
-        assert f"{cell.row['flops']:.2e}" in printed
+        assert f"{cell.known_columns['flops']:.2e}" in printed
     assert made.created_with["time"] in printed
     assert json.loads((tmp_path / "facts.json").read_text()) == json.loads((tmp_path / "smoke" / PLAN).read_text())
 
 
 @pytest.mark.parametrize(("name", "runs"), [("stdlib_cpu", 42), ("stdlib_rates", 30)])
 def test_table_and_summary_fit_80_columns(capsys, name, runs):
-    made = build(find(name), PACE, lambda config: StandInCorpus())
+    made = build_plan(find_sweep(name), WALL_TIME, lambda config: StandInCorpus())
     from rich.console import Console
 
     console = Console(width=80)
-    console.print(table(made))
+    console.print(plan_table(made))
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert f"{max(cell.config.tokens for cell in made.cells):,}" in printed
-    assert re.match(rf"{runs}\b", summary(made, 2))
+    assert re.match(rf"{runs}\b", summarize_plan(made, 2))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,7 @@ def test_absent_or_torn_plan_is_bad_input(tmp_path, text, says):
     if text is not None:
         (tmp_path / PLAN).write_text(text)
     with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / PLAN))}.*{says}"):
-        load(tmp_path)
+        load_plan(tmp_path)
 
 
 def test_makespan_takes_the_longest_first():
@@ -165,11 +177,11 @@ def test_makespan_takes_the_longest_first():
 
 
 def test_time_grows_with_every_term():
-    config = find("smoke").cells[0]
-    base = Rate(10.0, 0.1, 1e-3, 1e8, "")
+    config = find_sweep("smoke").cells[0]
+    base = WallTimeModel(10.0, 0.1, 1e-3, 1e8, "")
     tokens = config.steps * config.data.batch_tokens + config.measure.validation_tokens / 3
     flops = counts.train_flops(config.model, config.data.sequence_length, round(tokens), "exact")
-    assert base.seconds(config) == pytest.approx(10 + 0.1 * config.steps + 1e-3 * tokens + flops / 1e8)
+    assert base.estimate_seconds(config) == pytest.approx(10 + 0.1 * config.steps + 1e-3 * tokens + flops / 1e8)
 
 
 def test_a_price_compiles_each_shape_once_and_sums_the_runs():
@@ -179,18 +191,18 @@ def test_a_price_compiles_each_shape_once_and_sums_the_runs():
         asked.append(config.model)
         return SimpleNamespace(fastest=2.0 * config.model.width, slowest=3.0 * config.model.width)
 
-    cells = find("smoke").cells
-    priced = price(cells, topology("v5e:2x2"), wall_time)
+    cells = find_sweep("smoke").cells
+    priced = estimate_tpu_cost(cells, topology("v5e:2x2"), wall_time)
     assert len(asked) == len(set(asked)) == 2
     hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
-    assert priced == Price("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
+    assert priced == TpuCost("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
     printed = re.escape(f"{priced.overlapped:,.2f}"), re.escape(f"{priced.in_turn:,.2f}")
     assert re.search(rf"v5e:2x2\b.*\b{printed[0]}\b.*\b{printed[1]}\b.*\b2\b", str(priced))
 
 
 def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
     wsd = {"schedule.kind": "wsd", "schedule.cooldown_fraction": 0.25, "schedule.warmup_tokens": 0}
-    trunk = overlay(find("smoke").cells[3], wsd)
+    trunk = overlay(find_sweep("smoke").cells[3], wsd)
     alone = overlay(trunk, {"tokens": trunk.tokens // 2})
     branch = dataclasses.replace(alone, branch_of=trunk.run_id)
     muon = overlay(trunk, {"optimizer.kind": "muon"})
@@ -199,17 +211,17 @@ def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
     def cost(config, target):
         return SimpleNamespace(fastest=1.0, slowest=2.0)
 
-    priced = [price([config], target, wall_time).overlapped for config in (trunk, alone, branch)]
+    priced = [estimate_tpu_cost([config], target, wall_time).overlapped for config in (trunk, alone, branch)]
     assert priced[1] == pytest.approx(priced[0] / 2)
     assert priced[2] == pytest.approx(priced[1] / 4)
-    assert price([trunk, muon], target, wall_time).programs == 2
+    assert estimate_tpu_cost([trunk, muon], target, wall_time).programs == 2
 
 
 def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
     made = stand_in_plan(tmp_path / "stand_in", "", "")
-    monkeypatch.setattr(plan, "build", lambda *arguments: made)
-    monkeypatch.setattr(plan, "find", lambda name: None)
-    monkeypatch.setattr(plan, "rate", lambda slot: PACE)
+    monkeypatch.setattr(plan, "build_plan", lambda *arguments: made)
+    monkeypatch.setattr(plan, "find_sweep", lambda name: None)
+    monkeypatch.setattr(plan, "wall_time_model", lambda slot: WALL_TIME)
     monkeypatch.setattr(
         compile_ahead, "estimate_step", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0)
     )
@@ -224,10 +236,10 @@ def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
 
 
 def test_cpu_rate_is_measured_and_gpu_rate_is_not(monkeypatch):
-    measured = rate(Slot(cores=(0,)))
+    measured = wall_time_model(Slot(cores=(0,)))
     assert 1e8 < measured.flops_per_second < 1e13
-    monkeypatch.setattr(wall_time, "core_flops_per_second", lambda: 7e9)
-    assert rate(Slot(cores=(0,))).flops_per_second == pytest.approx(wall_time.SUSTAINED * 7e9)
-    assert re.search(r"\b7\b", rate(Slot(cores=(0,))).source)
-    monkeypatch.setattr(wall_time, "core_flops_per_second", lambda: pytest.fail("it was measured"))
-    assert rate(Slot(gpu="0")).source
+    monkeypatch.setattr(wall_time, "measure_core_flops", lambda: 7e9)
+    assert wall_time_model(Slot(cores=(0,))).flops_per_second == pytest.approx(wall_time.SUSTAINED_FRACTION * 7e9)
+    assert re.search(r"\b7\b", wall_time_model(Slot(cores=(0,))).source)
+    monkeypatch.setattr(wall_time, "measure_core_flops", lambda: pytest.fail("it was measured"))
+    assert wall_time_model(Slot(gpu="0")).source

@@ -15,14 +15,21 @@ from rich.console import Console
 
 from scaling.errors import InputError
 from scaling.record.run_folder import METRICS, RESULT, append_metrics, write_result
-from sweeps.commands.run import execute
-from sweeps.commands.status import flagged, flags_of, status, watch
+from sweeps.commands.run import run_locally
+from sweeps.commands.status import read_flags, status, watch_progress, with_flags
 from sweeps.planning.plan import PLAN
 from sweeps.running import attempt_log
-from sweeps.running.board import foremost, line, table, tried
-from sweeps.running.claims import LEASE, claim
-from sweeps.running.progress import Ended, Progress, State, progress, seconds_left, snapshot
-from tests.support.stand_in_sweep import command, stand_in_plan
+from sweeps.running.board import describe_attempts, progress_board, progress_line, select_cells
+from sweeps.running.claims import LEASE, claim_run
+from sweeps.running.progress import (
+    CellProgress,
+    CellState,
+    FinishedCell,
+    estimate_seconds_left,
+    read_cell_progress,
+    read_sweep_progress,
+)
+from tests.support.stand_in_sweep import stand_in_command, stand_in_plan
 
 
 def counted(text: str) -> dict[str, int]:
@@ -37,7 +44,7 @@ def test_every_state(tmp_path, capsys):
     write_result(done, status="done", row={"loss": 2.5, "tokens": 2_048, "tokens_per_second": 9e3}, measurements={})
     write_result(diverged, status="diverged", row={"loss": None}, measurements={}, reason="loss is nan at step 3")
     write_result(failed, status="failed", row={}, measurements={}, reason="ValueError: [bold] moon")
-    held = claim(running)
+    held = claim_run(running)
     assert held is not None
     for folder_ in (running, interrupted):
         folder_.mkdir(exist_ok=True, parents=True)
@@ -47,7 +54,7 @@ def test_every_state(tmp_path, capsys):
             metrics.write('{"step": 3, "tok')
     torn.mkdir()
     (torn / RESULT).write_text('{"schema": 1, "sta')
-    found = snapshot(folder, plan)
+    found = read_sweep_progress(folder, plan)
     states = ["done", "diverged", "failed", "running", "waiting", "torn", "waiting"]
     assert [one.state for one in found] == states
     assert (found[0].loss, found[0].tokens_per_second) == (2.5, 9e3)
@@ -67,7 +74,7 @@ def test_every_state(tmp_path, capsys):
     facts = json.loads((tmp_path / "status.json").read_text())
     assert [cell["state"] for cell in facts["cells"]] == states
 
-    Console(width=160).print(table(plan, found))
+    Console(width=160).print(progress_board(plan, found))
     shown = capsys.readouterr().out
     assert "ValueError: [bold] moon" in shown
     assert all(state in shown for state in states)
@@ -76,23 +83,23 @@ def test_every_state(tmp_path, capsys):
 def test_a_dead_runners_runs_do_not_run(tmp_path):
     plan = stand_in_plan(tmp_path, "")
     run = tmp_path / "runs" / plan.cells[0].run_id
-    held = claim(run)
+    held = claim_run(run)
     assert held is not None
-    assert snapshot(tmp_path, plan)[0].state == "running"
+    assert read_sweep_progress(tmp_path, plan)[0].state == "running"
     os.utime(run / LEASE, (0, 0))
-    assert snapshot(tmp_path, plan)[0].state == "waiting"
+    assert read_sweep_progress(tmp_path, plan)[0].state == "waiting"
     held.release()
 
 
 def test_status_of_a_finished_sweep(tmp_path, capsys):
     plan = stand_in_plan(tmp_path / "stand_in", "", "")
-    assert execute(tmp_path / "stand_in", command=command()) == 0
+    assert run_locally(tmp_path / "stand_in", command=stand_in_command()) == 0
     capsys.readouterr()
     status("stand_in", tmp_path)
     printed = capsys.readouterr().out.splitlines()
     assert counted(printed[-1]) == {"done": 2}
     assert re.findall(r"\d+", printed[-1]) == ["2", "2"], "nothing flagged, no time left, no speed"
-    assert [one.tokens for one in snapshot(tmp_path / "stand_in", plan)] == [600, 600]
+    assert [one.tokens for one in read_sweep_progress(tmp_path / "stand_in", plan)] == [600, 600]
 
 
 def test_cells_that_ended_are_flagged(tmp_path, capsys):
@@ -115,16 +122,16 @@ def test_cells_that_ended_are_flagged(tmp_path, capsys):
     assert re.search(r"\b49\b.*\b50\b", few_steps)
     assert reasons == ["", "loss is nan", ""]
 
-    known: dict[str, Ended] = {}
-    now = snapshot(tmp_path / "stand_in", plan, known)
+    known: dict[str, FinishedCell] = {}
+    now = read_sweep_progress(tmp_path / "stand_in", plan, known)
     assert [one.flags for one in now] == [""] * 4, "the runner needs none"
-    found = flags_of(tmp_path / "stand_in", known)
+    found = read_flags(tmp_path / "stand_in", known)
     assert list(found) == [plan.cells[0].run_id, plan.cells[2].run_id]
-    Console(width=160).print(table(plan, flagged(now, found)))
+    Console(width=160).print(progress_board(plan, with_flags(now, found)))
     shown = capsys.readouterr().out
     assert "undertrained" in shown
     assert few_steps in shown
-    assert flags_of(tmp_path / "stand_in", {}) == {}
+    assert read_flags(tmp_path / "stand_in", {}) == {}
 
 
 def test_the_runner_starts_without_analysis():
@@ -162,30 +169,30 @@ def test_attempts_are_those_since_the_run_was_asked_for_again(tmp_path, capsys):
     run, other, once = (tmp_path / "runs" / cell.run_id for cell in plan.cells)
     for folder in (run, other, once):
         folder.mkdir(parents=True)
-    attempt_log.began(run)
-    attempt_log.ended(run, "failed", "RuntimeError: before")
-    attempt_log.reopened(run)
+    attempt_log.record_begin(run)
+    attempt_log.record_end(run, "failed", "RuntimeError: before")
+    attempt_log.record_reopening(run)
     for kind in ("preempted", "failed", "preempted"):
-        attempt_log.began(run)
-        attempt_log.ended(run, kind)
-    attempt_log.began(run)
-    attempt_log.began(other)
-    attempt_log.ended(other, "memory")
-    attempt_log.began(once)
-    with (run / attempt_log.LEDGER).open("a") as file:
+        attempt_log.record_begin(run)
+        attempt_log.record_end(run, kind)
+    attempt_log.record_begin(run)
+    attempt_log.record_begin(other)
+    attempt_log.record_end(other, "memory")
+    attempt_log.record_begin(once)
+    with (run / attempt_log.ATTEMPTS).open("a") as file:
         file.write('{"event": "end')
-    held = claim(run)
+    held = claim_run(run)
     assert held is not None
-    one, two, three = snapshot(tmp_path, plan)
+    one, two, three = read_sweep_progress(tmp_path, plan)
     held.release()
     assert (one.state, one.attempts, one.troubles) == ("running", 4, {"preempted": 2, "failed": 1})
-    assert re.search(r"\b4\b.*\b2 preempted\b.*\b1 failed\b", tried(one))
-    assert re.search(r"\b1\b.*\b1 memory\b", tried(two))
-    assert tried(three) == ""
-    assert platform.node() in line(one)
-    assert all(tried(each) in line(each) for each in (one, two))
-    Console(width=160).print(table(plan, (one, two, three)))
-    assert tried(one) in capsys.readouterr().out
+    assert re.search(r"\b4\b.*\b2 preempted\b.*\b1 failed\b", describe_attempts(one))
+    assert re.search(r"\b1\b.*\b1 memory\b", describe_attempts(two))
+    assert describe_attempts(three) == ""
+    assert platform.node() in progress_line(one)
+    assert all(describe_attempts(each) in progress_line(each) for each in (one, two))
+    Console(width=160).print(progress_board(plan, (one, two, three)))
+    assert describe_attempts(one) in capsys.readouterr().out
 
 
 def test_the_last_step_is_read_from_the_end_of_a_long_log(tmp_path):
@@ -197,41 +204,43 @@ def test_the_last_step_is_read_from_the_end_of_a_long_log(tmp_path):
     append_metrics(run, {"step": 1000, "validation_loss": 3.0})
     with (run / METRICS).open("a") as metrics:
         metrics.write('{"step": 1001, "tokens": 10')
-    found = progress(run, plan.cells[0])
+    found = read_cell_progress(run, plan.cells[0])
     assert (found.tokens, found.loss) == (1000, 0.0)
     append_metrics(run, {"step": 900, "tokens": 900, "loss": 100.0})
-    assert progress(run, plan.cells[0]).tokens == 900, "of a run that went on from a checkpoint, where it is now"
+    assert read_cell_progress(run, plan.cells[0]).tokens == 900, (
+        "of a run that went on from a checkpoint, where it is now"
+    )
 
 
 def test_a_result_is_read_once_until_it_changes(tmp_path, monkeypatch):
     plan = stand_in_plan(tmp_path, "", "")
     run, _ = (tmp_path / "runs" / cell.run_id for cell in plan.cells)
     write_result(run, status="failed", row={"loss": 2.5}, measurements={}, reason="once")
-    known: dict[str, Ended] = {}
-    first = snapshot(tmp_path, plan, known)
+    known: dict[str, FinishedCell] = {}
+    first = read_sweep_progress(tmp_path, plan, known)
     monkeypatch.setattr("sweeps.running.progress.read_result", lambda folder: pytest.fail("it was read again"))
-    assert snapshot(tmp_path, plan, known) == first
+    assert read_sweep_progress(tmp_path, plan, known) == first
     monkeypatch.undo()
     write_result(run, status="done", row={"loss": 2.25}, measurements={})
-    assert [one.loss for one in snapshot(tmp_path, plan, known)] == [2.25, None]
+    assert [one.loss for one in read_sweep_progress(tmp_path, plan, known)] == [2.25, None]
     (run / RESULT).rename(run / "result.json.old")
-    assert [one.state for one in snapshot(tmp_path, plan, known)] == ["waiting", "waiting"]
+    assert [one.state for one in read_sweep_progress(tmp_path, plan, known)] == ["waiting", "waiting"]
     assert known == {}
 
 
 def test_looking_changes_nothing(tmp_path):
     plan = stand_in_plan(tmp_path, "", "")
     run = tmp_path / "runs" / plan.cells[0].run_id
-    held = claim(run)
+    held = claim_run(run)
     assert held is not None
     before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
-    assert snapshot(tmp_path, plan)[0].state == "running"
+    assert read_sweep_progress(tmp_path, plan)[0].state == "running"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
     held.release()
 
 
-def a_cell(name: str, state: State, **facts: Any) -> Progress:
-    return Progress(name, name, state, **{"budget": 100} | facts)
+def a_cell(name: str, state: CellState, **facts: Any) -> CellProgress:
+    return CellProgress(name, name, state, **{"budget": 100} | facts)
 
 
 def test_time_left_holds_the_plan_against_what_runs(tmp_path):
@@ -240,14 +249,14 @@ def test_time_left_holds_the_plan_against_what_runs(tmp_path):
     plan = dataclasses.replace(plan, cells=tuple(dataclasses.replace(cell, seconds=1.0) for cell in plan.cells))
     states = [("running", 50, 3.0), ("waiting", 0, None), ("waiting", 50, None), ("done", 100, None)]
     now = [
-        Progress(cell.run_id, cell.name, state, tokens=tokens, budget=100, eta_seconds=eta)
+        CellProgress(cell.run_id, cell.name, state, tokens=tokens, budget=100, eta_seconds=eta)
         for cell, (state, tokens, eta) in zip(plan.cells, states, strict=True)
     ]
-    assert seconds_left(plan, now) == pytest.approx(3 + 6 + 3)
+    assert estimate_seconds_left(plan, now) == pytest.approx(3 + 6 + 3)
     two = [now[0], dataclasses.replace(now[1], state="running", eta_seconds=8.0), *now[2:]]
-    assert seconds_left(plan, two) == pytest.approx(8.0), "the others fit beside the longest"
-    assert seconds_left(plan, now[1:]) is None, "of some cells"
-    assert seconds_left(plan, [dataclasses.replace(one, eta_seconds=None) for one in now]) is None
+    assert estimate_seconds_left(plan, two) == pytest.approx(8.0), "the others fit beside the longest"
+    assert estimate_seconds_left(plan, now[1:]) is None, "of some cells"
+    assert estimate_seconds_left(plan, [dataclasses.replace(one, eta_seconds=None) for one in now]) is None
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 8), (200, 50), (40, 24)])
@@ -259,7 +268,7 @@ def test_the_table_fits_the_terminal(tmp_path, width, height):
     many += [a_cell(f"bad{i}", "failed", reason="Error: [red] moon\nis full", ended_at=i) for i in range(9)]
     many += [a_cell(f"wait{i}", "waiting") for i in range(61)]
     console = Console(force_terminal=True, color_system=None, width=width, height=height, file=(out := io.StringIO()))
-    console.print(table(plan, many))
+    console.print(progress_board(plan, many))
     shown = out.getvalue().splitlines()
     assert len(shown) < height
     assert max(map(len, shown)) <= width
@@ -272,7 +281,7 @@ def test_the_table_fits_the_terminal(tmp_path, width, height):
         assert sum(" failed " in text and "Error: [red] moon" in text for text in shown) >= 1
         assert "400 done" in shown[-1] or width == 200
     plain = io.StringIO()
-    Console(file=plain, width=200).print(table(plan, many))
+    Console(file=plain, width=200).print(progress_board(plan, many))
     assert len(plain.getvalue().splitlines()) == len(many) + 2, "no terminal, nothing left out"
 
 
@@ -283,7 +292,7 @@ def test_the_foremost_are_running_newly_failed_and_newly_ended():
     all_of_them = [*done, *failed, *running, a_cell("w", "waiting")]
 
     def names(room: int) -> list[str]:
-        return [one.name for one in foremost(all_of_them, room)]
+        return [one.name for one in select_cells(all_of_them, room)]
 
     assert names(6) == ["r0", "r1", "r2", "r3", "f5", "f4"]
     assert names(3) == ["r0", "r1", "f5"]
@@ -295,7 +304,7 @@ def test_a_live_table_ends_with_flags_when_nothing_runs(tmp_path, monkeypatch):
     plan = stand_in_plan(tmp_path, "", "")
     run = tmp_path / "runs" / plan.cells[0].run_id
     row = {"tokens": 4_900, "batch_tokens": 100, "learning_rate": 1e-3, "params_matmul": 1e4, "loss": 2.0}
-    held = claim(run)
+    held = claim_run(run)
     assert held is not None
 
     def tick(seconds: float) -> None:
@@ -303,8 +312,8 @@ def test_a_live_table_ends_with_flags_when_nothing_runs(tmp_path, monkeypatch):
         write_result(run, status="done", row=row, measurements={})
         held.release()
 
-    monkeypatch.setattr("sweeps.running.board.time.sleep", tick)
-    seen = [[(one.state, one.flags) for one in now] for now in watch(tmp_path, plan)]
+    monkeypatch.setattr("sweeps.commands.status.time.sleep", tick)
+    seen = [[(one.state, one.flags) for one in now] for now in watch_progress(tmp_path, plan)]
     assert seen == [
         [("running", ""), ("waiting", "")],
         [("done", ""), ("waiting", "")],

@@ -11,16 +11,16 @@ import pytest
 
 from sweeps.catalog import smoke
 from sweeps.grids import Sweep, apply, axis, product
-from sweeps.planning.plan import Cell, build
-from sweeps.running.queue import Waiting
-from tests.support.stand_in_sweep import PACE, StandInCorpus
+from sweeps.planning.plan import Cell, build_plan
+from sweeps.running.queue import WaitingCells
+from tests.support.stand_in_sweep import WALL_TIME, StandInCorpus
 
 
 def cells(seeds: int) -> list[Cell]:
     """Two widths, each seed with a trunk and three branches."""
     varied = product(axis("model.width", 8, 16), axis("seed", *range(seeds)), axis("tokens", 4096, 8192, 16384, 32768))
     sweep = Sweep("waiting", apply(smoke.sweep().cells[0], varied), "")
-    made = build(sweep, PACE, lambda config: StandInCorpus()).cells
+    made = build_plan(sweep, WALL_TIME, lambda config: StandInCorpus()).cells
     return sorted(made, key=lambda cell: bool(cell.config.branch_of))
 
 
@@ -59,7 +59,7 @@ class Plain:
 @pytest.mark.parametrize("seed", range(20))
 def test_it_says_what_a_list_would(seed: int) -> None:
     chance, trunks, made = random.Random(seed), Trunks(), cells(4)
-    queue, plain, now = Waiting(trunks.ready, width), Plain(trunks), 1.0
+    queue, plain, now = WaitingCells(trunks.ready, width), Plain(trunks), 1.0
     queue.add(made)
     plain.waiting += made
     out: list[Cell] = []
@@ -72,9 +72,9 @@ def test_it_says_what_a_list_would(seed: int) -> None:
         assert names([first] if first else []) == names(due[:1])
         assert len(queue) == len(plain.waiting)
         assert sorted(names(list(queue))) == sorted(names(plain.waiting))
-        assert queue.seconds == pytest.approx(sum(cell.seconds for cell in plain.waiting))
+        assert queue.seconds == pytest.approx(sum(cell.estimated_seconds for cell in plain.waiting))
         if first:
-            company = list(queue.company(first))
+            company = list(queue.companions(first))
             assert names(company) == names([cell for cell in due if width(cell) == width(first)])
             if chance.random() < 0.3:
                 plain.until[first.run_id] = now + 2
@@ -90,7 +90,7 @@ def test_it_says_what_a_list_would(seed: int) -> None:
                 chance.random() < 0.5,
                 chance.choice((0.0, now + 3)),
             )
-            queue.add([back], ahead=ahead, until=until)
+            queue.add([back], at_front=ahead, until=until)
             plain.until[back.run_id] = until
             plain.waiting.insert(0 if ahead else len(plain.waiting), back)
     assert out
@@ -98,7 +98,7 @@ def test_it_says_what_a_list_would(seed: int) -> None:
 
 def test_a_branch_whose_trunk_is_taken_back_waits_again() -> None:
     trunks, branch = Trunks(), cells(1)[-1]
-    trunk, queue = branch.config.branch_of, Waiting(trunks.ready, width)
+    trunk, queue = branch.config.branch_of, WaitingCells(trunks.ready, width)
     trunks.steps[trunk] = branch.config.branch_step
     queue.add([branch])
     assert queue.next(1.0) == branch
@@ -111,7 +111,7 @@ def test_a_branch_whose_trunk_is_taken_back_waits_again() -> None:
 def drained(seeds: int) -> tuple[int, int]:
     """Questions asked while all cells start, eight at a time, and how many cells there were."""
     trunks, made = Trunks(), cells(seeds)
-    queue, running = Waiting(trunks.ready, width), []
+    queue, running = WaitingCells(trunks.ready, width), []
     queue.add(made)
     while len(queue):
         first = queue.next(1.0)
@@ -134,7 +134,7 @@ def test_few_questions_are_asked_however_many_wait() -> None:
 
 def test_a_cell_has_a_place_of_its_own_however_often_it_comes_back() -> None:
     one = dataclasses.replace(cells(1)[0], seconds=5.0)
-    queue = Waiting(Trunks().ready, width)
+    queue = WaitingCells(Trunks().ready, width)
     for _ in range(3):
         queue.add([one], until=7.0)
         assert queue.next(6.0) is None

@@ -15,11 +15,11 @@ import pytest
 
 from analysis.tables import results
 from sweeps.catalog import smoke
-from sweeps.commands.run import execute
+from sweeps.commands.run import run_locally
 from sweeps.grids import Sweep, apply, axis, overlay, product
-from sweeps.planning.plan import build, freeze, load, summary, table
-from sweeps.running.progress import snapshot
-from tests.support.stand_in_sweep import PACE
+from sweeps.planning.plan import build_plan, freeze_plan, load_plan, plan_table, summarize_plan
+from sweeps.running.progress import read_sweep_progress
+from tests.support.stand_in_sweep import WALL_TIME
 
 SIZES = (60, 120, 240)
 SLACK = 1.005
@@ -55,17 +55,17 @@ def stages(folder: Path, count: int) -> dict[str, int]:
     """The calls that each stage of a sweep takes, in their order."""
     sweep, place, made = cells(count), folder / "scale", []
     found = {
-        "build": calls(lambda: made.append(build(sweep, PACE))),
-        "freeze": calls(lambda: freeze(place, made[0])),
+        "build": calls(lambda: made.append(build_plan(sweep, WALL_TIME))),
+        "freeze": calls(lambda: freeze_plan(place, made[0])),
     }
-    again = build(cells(count), PACE)
+    again = build_plan(cells(count), WALL_TIME)
     found |= {
-        "freeze again": calls(lambda: freeze(place, again)),
-        "load": calls(lambda: load(place)),
-        "table": calls(lambda: (table(again), summary(again, 2))),
-        "run": calls(lambda: execute(place, jobs=2)),
-        "run again": calls(lambda: execute(place, jobs=2)),
-        "status": calls(lambda: snapshot(place, again)),
+        "freeze again": calls(lambda: freeze_plan(place, again)),
+        "load": calls(lambda: load_plan(place)),
+        "table": calls(lambda: (plan_table(again), summarize_plan(again, 2))),
+        "run": calls(lambda: run_locally(place, jobs=2)),
+        "run again": calls(lambda: run_locally(place, jobs=2)),
+        "status": calls(lambda: read_sweep_progress(place, again)),
     }
     assert len(results.read_table(place)) == count
     return found
