@@ -91,7 +91,7 @@ class WorkerGroup:
     that it refused. not_before: monotonic seconds before which nobody more is asked for.
     """
 
-    run_worker: WorkerSpec
+    spec: WorkerSpec
     cells: Sequence[Cell]
     workers: list[WorkerHandle] = field(default_factory=list)
     last_totals: tuple[int, int, int] = (-1, -1, -1)

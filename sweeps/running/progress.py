@@ -61,7 +61,7 @@ class FinishedCell:
     """A cell that has a result. stamp: mtime (ns) and bytes of the file. row: of the results table."""
 
     stamp: tuple[int, int]
-    read_cell_progress: CellProgress
+    progress: CellProgress
     row: Mapping[str, Any]
 
 
