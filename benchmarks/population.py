@@ -105,7 +105,7 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
         (wall, cpu), (wall_together, cpu_together) = (times for _, times in sorted(pair, key=lambda p: p[0] is jointly))
         found.append((wall / wall_together, cpu / cpu_together, wall_together))
     walls, cpus, each = zip(*found, strict=True)
-    row = {"params": counts.params(one.model).total, "matmul": counts.params(one.model).matmul}
+    row = {"params": counts.count_params(one.model).total, "matmul": counts.count_params(one.model).matmul}
     row |= {"size": [one.model.width, one.model.depth], "members": members, "compute": one.precision.compute}
     row |= {"kernel_alone": solo.model.kernel, "kernel": program.model.kernel}
     row |= {f"first_step_{name}_s": value for name, value in compile_s.items()}

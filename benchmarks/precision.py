@@ -41,7 +41,7 @@ from scaling.data.shards import TokenShards, open_shards
 from scaling.data.tokenizer import load_tokenizer
 from scaling.measurements import validation_loss
 from scaling.model import sharding
-from scaling.record.run_folder import environment
+from scaling.record.run_folder import describe_environment
 from scaling.training.prefetch import prefetch
 from scaling.training.train import step_input
 from scaling.training.train_step import build_program
@@ -127,8 +127,8 @@ def gathered(config: RunConfig, curves: Mapping[str, Curve]) -> dict[str, Any]:
     every = max((config.steps - WINDOW + 1) // KEPT, 1)
     return {
         "date": datetime.date.today().isoformat(),
-        "environment": environment(base.kernel),
-        "params": counts.params(config.model).total,
+        "environment": describe_environment(base.kernel),
+        "params": counts.count_params(config.model).total,
         "run": {"steps": config.steps, "tokens": config.tokens, "corpus": config.data.corpus, "window_steps": WINDOW}
         | {"width": config.model.width, "depth": config.model.depth, "batch_tokens": config.data.batch_tokens}
         | {"learning_rate": config.optimizer.learning_rate, "seed_of_the_order": config.seed},

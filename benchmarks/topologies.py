@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scaling.accounting.chips import topology
-from scaling.commands.compile import named_run
+from scaling.accounting.chips import parse_topology
+from scaling.commands.compile import published_run
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.files import write_json
 from scaling.performance.compile_ahead import compile_in_subprocess
@@ -36,7 +36,7 @@ class Row:
     """One compile: a published shape on slices of a topology, one sequence of 2048 tokens a chip, all recomputed."""
 
     model: str
-    topology: str
+    parse_topology: str
     mesh: MeshConfig
     slices: int = 1
 
@@ -46,7 +46,7 @@ class Row:
 
     @property
     def run(self) -> RunConfig:
-        return named_run(self.model, topology(self.topology, self.slices), self.mesh)
+        return published_run(self.model, parse_topology(self.topology, self.slices), self.mesh)
 
 
 SIXTEEN, ALL = MeshConfig(fsdp=16), MeshConfig(fsdp=256)
@@ -70,7 +70,7 @@ ROWS = (
 
 def measure(row: Row) -> dict[str, Any]:
     """The facts of one row, compiled now."""
-    made: Estimate = compile_in_subprocess(row.run, topology(row.topology, row.slices))
+    made: Estimate = compile_in_subprocess(row.run, parse_topology(row.topology, row.slices))
     return {"name": row.name, "model": row.model} | made.facts()
 
 

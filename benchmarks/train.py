@@ -114,7 +114,7 @@ def serve(lines: IO[str]) -> None:
     import jax
     import numpy as np
 
-    from scaling.accounting.counts import params
+    from scaling.accounting.counts import count_params
     from scaling.model import sharding
     from scaling.training.train_step import build_program
 
@@ -134,7 +134,7 @@ def serve(lines: IO[str]) -> None:
     lowered.compile()
     compiled = time.perf_counter()
     hello = {"jax": jax.__version__, "kernel": program.model.kernel, "devices": jax.device_count()}
-    hello |= {"params": params(config.model).total, "trace_s": traced - start, "compile_s": compiled - traced}
+    hello |= {"params": count_params(config.model).total, "trace_s": traced - start, "compile_s": compiled - traced}
     print(json.dumps(hello), flush=True)
     for line in lines:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -231,7 +231,7 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
     import numpy as np
 
     from scaling.accounting import counts
-    from scaling.accounting.model_shapes import shape
+    from scaling.accounting.model_shapes import find_published_model
     from scaling.model import sharding
     from scaling.training.train_step import build_program
 
@@ -239,7 +239,10 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
         sequence_length=length, batch_sequences=GPU_BATCH_TOKENS // length, microbatch_sequences=microbatch
     )
     config = RunConfig(
-        model=shape(name).model, data=data, precision=PrecisionConfig("bfloat16"), tokens=10 * GPU_BATCH_TOKENS
+        model=find_published_model(name).model,
+        data=data,
+        precision=PrecisionConfig("bfloat16"),
+        tokens=10 * GPU_BATCH_TOKENS,
     )
     mesh = sharding.make_mesh(MeshConfig(data=1))
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (data.batch_sequences, length + 1))
@@ -263,7 +266,7 @@ def time_on_gpu(name: str, length: int, microbatch: int) -> dict[str, Any]:
     rate = GPU_BATCH_TOKENS / seconds
     peak = counts.peak_flops(jax.devices()[0].device_kind, "bfloat16")
     flops = counts.train_flops(config.model, length, 1, "exact_causal")
-    row = {"shape": name, "params": counts.params(config.model).total, "sequence_length": length}
+    row = {"shape": name, "params": counts.count_params(config.model).total, "sequence_length": length}
     row |= {"microbatch": microbatch, "kernel": program.model.kernel, "seconds_a_step": seconds}
     return row | {"tokens_per_second": rate, "mfu": rate * flops / peak if peak else None, "first_step_s": compile_s}
 

@@ -38,7 +38,7 @@ from scaling.data.tokenizer import load_tokenizer
 from scaling.files import write_json
 from scaling.measurements import validation_loss
 from scaling.model import sharding
-from scaling.record.run_folder import environment
+from scaling.record.run_folder import describe_environment
 from scaling.training.optimizer import step_rates
 from scaling.training.prefetch import prefetch
 from scaling.training.train import step_input
@@ -149,7 +149,7 @@ def fresh(data: DataConfig) -> dict[str, Any]:
     flops = [counts.train_flops(c.config(data, 1.0, 0).model, SEQUENCE, tokens, "exact") for c in cells()]
     return {
         "date": datetime.date.today().isoformat(),
-        "environment": environment("blocked"),
+        "environment": describe_environment("blocked"),
         "common": common | base | {"fingerprint": data.fingerprint, "validation_tokens": VALIDATION_TOKENS},
         "flops_a_seed": len(RATES) * sum(flops),
         "runs": [],

@@ -65,7 +65,7 @@ Each size. The last column is what a rate carried over from the base would cost,
 
 ![How far activations move, by width and by depth](coordinates.png)
 
-`scaling coordinates`: {check}
+`scaling coord-check`: {check}
 
 {moved}
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config.run_config import RunConfig, ScheduleConfig
-from scaling.record.run_folder import counts
+from scaling.record.run_folder import result_row
 from sweeps.catalog import stdlib_cpu
 from sweeps.grids import apply, axis
 from sweeps.trunks import share_trunks
@@ -29,7 +29,7 @@ LONGEST_STEPS = 2**20
 def spent(configs: tuple[RunConfig, ...]) -> tuple[float, float]:
     """FLOPs of runs that each train alone, and of the same with trunks shared."""
     rows = [
-        counts(config, tokens=config.steps * config.data.batch_tokens, unique_tokens=None)
+        result_row(config, tokens=config.steps * config.data.batch_tokens, unique_tokens=None)
         for config in share_trunks(configs)
     ]
     return sum(row["flops"] for row in rows), sum(row["flops_spent"] for row in rows)

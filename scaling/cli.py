@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -28,7 +29,7 @@ import scaling.commands
 import sweeps.commands
 from analysis.errors import TableError
 from scaling.errors import InputError
-from scaling.exit_codes import BAD_INPUT, INTERRUPTED, UNHEARD
+from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
 
 DESCRIPTION = "Train transformers over model and data sizes, fit scaling laws, and check forecasts."
 GROUPS = {
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = UNHEARD
+        code = OUTPUT_CLOSED
     except (InputError, TableError) as error:
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         code = getattr(error, "code", BAD_INPUT)
@@ -92,15 +93,16 @@ def import_verb(module: str, function: str, arguments: list[str]) -> Callable[..
         use_compilation_cache()
     verb = getattr(importlib.import_module(module), function)
     signature = inspect.signature(verb, eval_str=True)
-    if "config" not in signature.parameters:
+    config = signature.parameters.get("config")
+    if config is None or not dataclasses.is_dataclass(config.default):  # a flag of that name, or none
         return verb
-    config = signature.parameters["config"].replace(default=base_config(arguments))
+    config = config.replace(default=base_config(arguments))
     return with_signature(verb, signature.replace(parameters=[*(signature.parameters | {"config": config}).values()]))
 
 
 def base_config(arguments: list[str]) -> Any:
     """The RunConfig that flags override: that of --file, else the one in --folder, else the defaults."""
-    from scaling.config.run_config import RunConfig, load
+    from scaling.config.run_config import RunConfig, load_config
     from scaling.record.run_folder import CONFIG
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -108,9 +110,9 @@ def base_config(arguments: list[str]) -> Any:
     parser.add_argument("--file", type=Path)
     flags, _ = parser.parse_known_args(arguments)
     if flags.file:
-        return load(flags.file)
+        return load_config(flags.file)
     if flags.folder and (flags.folder / CONFIG).exists():
-        return load(flags.folder / CONFIG)
+        return load_config(flags.folder / CONFIG)
     return RunConfig()
 
 

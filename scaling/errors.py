@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import typing
 
-from scaling.exit_codes import BAD_INPUT, BUSY, FULL
+from scaling.exit_codes import BAD_INPUT, DISK_FULL, FOLDER_BUSY
 
 
 class InputError(Exception):
@@ -14,19 +14,19 @@ class InputError(Exception):
     code = BAD_INPUT
 
 
-class Busy(InputError):
+class BusyError(InputError):
     """Somebody else has what the user asked for, for now."""
 
-    code = BUSY
+    code = FOLDER_BUSY
 
 
-class FullDisk(InputError):
+class DiskFullError(InputError):
     """There is no room for what must be written."""
 
-    code = FULL
+    code = DISK_FULL
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+def suggest_name(name: str, names: typing.Iterable[str]) -> str:
     """The end of an error sentence: the nearest valid name if one is near, else all of them."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)

@@ -18,16 +18,16 @@ BAD_INPUT = 2
 DIVERGED = 4
 """It has a result, which says so."""
 
-MEMORY = 12
+OUT_OF_MEMORY = 12
 """A device or the host had too little memory; a smaller microbatch may do. The traceback is on stderr."""
 
-FULL = 28
+DISK_FULL = 28
 """The disk is full: one line on stderr. What was written before is whole; nothing goes on before there is room."""
 
-BUSY = 73
+FOLDER_BUSY = 73
 """Another process trains in the folder: what a runner left there that is gone. It will end."""
 
-LOST = 74
+PROCESS_LOST = 74
 """Another process of the run is gone, and this one with it; what the last checkpoint holds is kept."""
 
 STOPPED = 75
@@ -36,7 +36,7 @@ STOPPED = 75
 INTERRUPTED = 130
 """ctrl-C a second time, nothing saved."""
 
-UNHEARD = 141
+OUTPUT_CLOSED = 141
 """Nobody reads its standard output any more, as of `scaling ... | head`: what a shell says of SIGPIPE."""
 
 
@@ -47,8 +47,8 @@ def combined_exit_code(codes: Sequence[int]) -> int:
     this order: what a process said of itself, a signal other than those that end the rest of a gang, that it lost
     another, those signals, of which SIGABRT is how JAX ends who lost the first process, any other ending.
     """
-    said = [code for code in codes if code > 0 and code not in (LOST, STOPPED)]
+    said = [code for code in codes if code > 0 and code not in (PROCESS_LOST, STOPPED)]
     signals = sorted((code for code in codes if code < 0), key=lambda code: code == -signal.SIGABRT)
     own = [code for code in signals if -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT)]
-    lost = [code for code in codes if code == LOST]
+    lost = [code for code in codes if code == PROCESS_LOST]
     return next(iter([*said, *own, *lost, *signals, *codes]), 0) if any(codes) else 0

@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not whole JSON ({error}): a torn write? delete it and run again") from None
 
 
-def append_line(path: Path, line: dict[str, Any]) -> None:
+def append_json_line(path: Path, line: dict[str, Any]) -> None:
     """Appends one line of JSON. A torn last line left by a crash is closed first, so that it harms no other."""
     torn = path.exists() and path.stat().st_size > 0 and not _ends_whole(path)
     with path.open("a") as file:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from scaling.config.overrides import Overlay, flat, overlay
+from scaling.config.overrides import Overlay, flatten, overlay
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
-from scaling.recipes.derive import Recipe, optimum, shape_of
+from scaling.recipes.derive import Recipe, optimal_params, resolve_size
 
 __all__ = [
     "Axis",
@@ -27,7 +27,7 @@ __all__ = [
     "apply",
     "axis",
     "chain",
-    "flat",
+    "flatten",
     "geometric",
     "grid",
     "isoflop",
@@ -106,10 +106,10 @@ def isoflop(
     """
     cells = []
     for budget in flops:
-        middle = optimum(recipe, budget, vocab_size)
+        middle = optimal_params(recipe, budget, vocab_size)
         shapes: list[tuple[int, int]] = []
         for count in geometric(middle / span**0.5, middle * span**0.5, sizes):
-            known = shape_of(recipe, count, vocab_size)[0]
+            known = resolve_size(recipe, count, vocab_size)[0]
             shapes.append((known.model.width, known.model.depth))
             cells.append(recipe(shapes[-1], flops=budget, vocab_size=vocab_size, **given))
         if len(set(shapes)) < sizes:

@@ -153,7 +153,7 @@ def _without(scan: Scan) -> str:
 
 
 def facts(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
-    """What a recipe reads (scaling/recipes/derive.py, `measured_rate`), and a reader beside it; numbers to four
+    """What a recipe reads (scaling/recipes/derive.py, `load_measured_rate`), and a reader beside it; numbers to four
     digits."""
 
     def number(value: float) -> float | None:

@@ -10,10 +10,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 
-FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+SLICES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+SMALL_SLICES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,20 @@ class Chip:
     """
 
     name: str
-    bfloat16: float
-    memory: int
-    hbm: float
-    ici: float
+    peak_bfloat16: float
+    memory_bytes: int
+    hbm_bandwidth: float
+    ici_bandwidth: float
     links: int
-    dcn: float
-    largest: tuple[int, ...]
+    dcn_bandwidth: float
+    largest_slice: tuple[int, ...]
     source: str
-    config: str = ""
+    libtpu_config: str = ""
 
     @property
-    def link(self) -> float:
+    def link_bandwidth(self) -> float:
         """Bytes/s over one link, one direction."""
-        return self.ici / self.links
+        return self.ici_bandwidth / self.links
 
 
 CHIPS: dict[str, Chip] = {
@@ -54,7 +54,7 @@ CHIPS: dict[str, Chip] = {
         (12, 16, 16),
         "cloud.google.com/tpu/docs/v4 and system-architecture-tpu-vm: 275 TFLOPs, 32 GiB, 1200 GBps, ICI 2400 Gbps; "
         "DCN not on the sheet: 25 Gbps a chip assumed, as v5e",
-        config="megacore",
+        libtpu_config="megacore",
     ),
     "v5e": Chip(
         "v5e",
@@ -116,27 +116,27 @@ class Topology:
         return tuple(all(size >= 4 for size in self.dims) for _ in self.dims)
 
 
-def slices_of(chip: Chip) -> tuple[tuple[int, ...], ...]:
+def list_slices(chip: Chip) -> tuple[tuple[int, ...], ...]:
     """Slices that exist, smallest first: the table of the data sheet; beyond 4x4x4 on v4 and v5p, cubes of cubes."""
-    if len(chip.largest) == 2:
-        return FLAT
-    a_max, b_max, c_max = (size // 4 for size in chip.largest)
+    if len(chip.largest_slice) == 2:
+        return SLICES_2D
+    a_max, b_max, c_max = (size // 4 for size in chip.largest_slice)
     cubes = [
         (4 * a, 4 * b, 4 * c) for a in range(1, a_max + 1) for b in range(a, b_max + 1) for c in range(b, c_max + 1)
     ]
-    return SMALL + tuple(sorted(cubes, key=lambda dims: (math.prod(dims), dims)))
+    return SMALL_SLICES_3D + tuple(sorted(cubes, key=lambda dims: (math.prod(dims), dims)))
 
 
-def topology(text: str, slices: int = 1) -> Topology:
+def parse_topology(text: str, slices: int = 1) -> Topology:
     """`v5e:4x4` -> that slice. Raises InputError, with what exists and the nearest of it, for any other text."""
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
     if not found:
         raise InputError(f"topology {text}: must be a chip and its slice, as v5e:4x4 or v5p:4x4x8")
     name, dims = found[1], tuple(int(size) for size in found[2].split("x"))
     if name not in CHIPS:
-        raise InputError(f"topology {text}: unknown chip {name}{nearest(name, CHIPS)}")
+        raise InputError(f"topology {text}: unknown chip {name}{suggest_name(name, CHIPS)}")
     chip = CHIPS[name]
-    known = slices_of(chip)
+    known = list_slices(chip)
     if dims not in known:
         raise InputError(f"topology {text}: no such slice; {_alternatives(chip, dims, known)}")
     if slices < 1:

@@ -16,7 +16,7 @@ Convention = Literal["6nd", "exact", "exact_causal"]
 
 
 @dataclass(frozen=True)
-class Params:
+class ParamCounts:
     """Trained numbers by group. A tied head is counted once, as embedding."""
 
     embedding: int
@@ -40,12 +40,12 @@ class Params:
         return self.blocks + (self.embedding if self.tied else self.head)
 
 
-def params(model: ModelConfig) -> Params:
+def count_params(model: ModelConfig) -> ParamCounts:
     """Parameters of the decoder in model.py, by group."""
     M, D, F = model.width, model.head_width, model.num_ff
     attention = M * D * (2 * model.heads + 2 * model.num_kv_heads)
     qk_norms = 2 * D if model.qk_norm else 0
-    return Params(
+    return ParamCounts(
         embedding=model.vocab_size * M,
         blocks=model.depth * (attention + 3 * M * F),
         head=0 if model.tied else model.vocab_size * M,
@@ -61,7 +61,7 @@ def forward_flops_per_token(model: ModelConfig, sequence_length: int, convention
     exact: 2 * params.matmul plus both products of attention over all T positions, as XLA's reference kernel runs them.
     exact_causal: the same with half of the positions, as a causal kernel needs; PaLM's appendix B halves nothing.
     """
-    dense = 2.0 * params(model).matmul
+    dense = 2.0 * count_params(model).matmul
     over_positions = 4.0 * model.depth * model.width * sequence_length
     return dense + {"6nd": 0.0, "exact": 1.0, "exact_causal": 0.5}[convention] * over_positions
 
@@ -80,11 +80,11 @@ PEAK_BFLOAT16: tuple[tuple[str, float], ...] = (
     ("H100", 989e12),
     ("A100", 312e12),
     ("TPU v4 lite", 138e12),
-    ("TPU v4", CHIPS["v4"].bfloat16),
-    ("TPU v5 lite", CHIPS["v5e"].bfloat16),
-    ("TPU v5p", CHIPS["v5p"].bfloat16),
-    ("TPU v5", CHIPS["v5p"].bfloat16),
-    ("TPU v6 lite", CHIPS["v6e"].bfloat16),
+    ("TPU v4", CHIPS["v4"].peak_bfloat16),
+    ("TPU v5 lite", CHIPS["v5e"].peak_bfloat16),
+    ("TPU v5p", CHIPS["v5p"].peak_bfloat16),
+    ("TPU v5", CHIPS["v5p"].peak_bfloat16),
+    ("TPU v6 lite", CHIPS["v6e"].peak_bfloat16),
 )
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config.run_config import ModelConfig
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 
 
 @dataclass(frozen=True)
-class Training:
+class PublishedTraining:
     """How a published model was trained: tokens seen, bytes of text, GPUs and days, and who says so."""
 
     tokens: int
@@ -24,17 +24,17 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Shape:
+class PublishedModel:
     """A model, the sequence length it was trained at, and where both were published; its training, where known."""
 
     model: ModelConfig
     sequence_length: int
     source: str
-    training: Training | None = None
+    training: PublishedTraining | None = None
 
 
 LLAMA_2 = "Touvron et al. 2023 (Llama 2), table 1, and the config.json published with the weights"
-TALK = Training(
+LLAMA_2_70B_TRAINING = PublishedTraining(
     tokens=2_000_000_000_000,
     text_bytes=10_000_000_000_000,
     gpus=6_000,
@@ -56,8 +56,8 @@ def _llama_2(
     heads: int,
     ff_width: int,
     kv_heads: int | None = None,
-    training: Training | None = None,
-) -> Shape:
+    training: PublishedTraining | None = None,
+) -> PublishedModel:
     model = ModelConfig(
         vocab_size=32_000,
         width=width,
@@ -67,10 +67,10 @@ def _llama_2(
         ff_width=ff_width,
         norm_epsilon=1e-5,
     )
-    return Shape(model, 4096, LLAMA_2, training)
+    return PublishedModel(model, 4096, LLAMA_2, training)
 
 
-def _llama_3(width: int, depth: int, ff_width: int, tied: bool, source: str) -> Shape:
+def _llama_3(width: int, depth: int, ff_width: int, tied: bool, source: str) -> PublishedModel:
     model = ModelConfig(
         vocab_size=128_256,
         width=width,
@@ -82,15 +82,15 @@ def _llama_3(width: int, depth: int, ff_width: int, tied: bool, source: str) -> 
         rope_theta=500_000.0,
         norm_epsilon=1e-5,
     )
-    return Shape(model, 8192, source)
+    return PublishedModel(model, 8192, source)
 
 
-def _gpt_2(width: int, depth: int, head_width: int = 64) -> Shape:
+def _gpt_2(width: int, depth: int, head_width: int = 64) -> PublishedModel:
     model = ModelConfig(vocab_size=50_304, width=width, depth=depth, heads=width // head_width, tied=True)
-    return Shape(model, 1024, GPT_2)
+    return PublishedModel(model, 1024, GPT_2)
 
 
-SHAPES: dict[str, Shape] = {
+PUBLISHED_MODELS: dict[str, PublishedModel] = {
     "gpt-50m": _gpt_2(512, 8),
     "gpt-130m": _gpt_2(768, 12),
     "gpt-350m": _gpt_2(1024, 24),
@@ -99,12 +99,12 @@ SHAPES: dict[str, Shape] = {
     "llama-3-8b": _llama_3(4096, 32, 14_336, False, LLAMA_3),
     "llama-2-7b": _llama_2(4096, 32, 32, 11_008),
     "llama-2-13b": _llama_2(5120, 40, 40, 13_824),
-    "llama-2-70b": _llama_2(8192, 80, 64, 28_672, kv_heads=8, training=TALK),
+    "llama-2-70b": _llama_2(8192, 80, 64, 28_672, kv_heads=8, training=LLAMA_2_70B_TRAINING),
 }
 
 
-def shape(name: str) -> Shape:
+def find_published_model(name: str) -> PublishedModel:
     """The shape of that name. Raises InputError with the nearest name when there is none."""
-    if name not in SHAPES:
-        raise InputError(f"unknown model {name}{nearest(name, SHAPES)}")
-    return SHAPES[name]
+    if name not in PUBLISHED_MODELS:
+        raise InputError(f"unknown model {name}{suggest_name(name, PUBLISHED_MODELS)}")
+    return PUBLISHED_MODELS[name]

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.accounting import counts
-from scaling.accounting.chips import Topology
-from scaling.accounting.chips import topology as parse_topology
-from scaling.accounting.model_shapes import shape
-from scaling.config.run_config import DataConfig, MeshConfig, PrecisionConfig, RunConfig, load
+from scaling.accounting.chips import Topology, parse_topology
+from scaling.accounting.model_shapes import find_published_model
+from scaling.config.run_config import DataConfig, MeshConfig, PrecisionConfig, RunConfig, load_config
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.model import sharding
@@ -27,7 +26,7 @@ Remat = Literal["none", "dots", "full"]
 Compute = Literal["float32", "bfloat16"]
 
 
-def compile(
+def compile_for_tpu(
     model: str,
     /,
     topology: str = "",
@@ -69,7 +68,7 @@ def compile(
         "batch_sequences": batch if batch_sequences or batch_per_chip else None,
         "microbatch_sequences": microbatch,
     }
-    config = load(model) if model.endswith(".json") else named_run(model, target)
+    config = load_config(model) if model.endswith(".json") else published_run(model, target)
     data = dataclasses.replace(config.data, **{key: value for key, value in given.items() if value is not None})
     options: dict[str, Any] = {
         key: value for key, value in {"remat": remat, "attention": attention}.items() if value is not None
@@ -89,16 +88,16 @@ def compile(
         write_json(json, {"model": model} | made.facts())
 
 
-def named_run(model: str, target: Topology, mesh: MeshConfig | None = None) -> RunConfig:
+def published_run(model: str, target: Topology, mesh: MeshConfig | None = None) -> RunConfig:
     """A run of a published shape: one sequence of 2048 tokens a chip, bfloat16, all recomputed, 20 tokens a parameter,
     weights over a whole slice unless `mesh` says else. Raises InputError on an unknown name."""
-    named = dataclasses.replace(shape(model).model, remat="full")
+    named = dataclasses.replace(find_published_model(model).model, remat="full")
     return RunConfig(
         model=named,
         data=DataConfig(sequence_length=2048, batch_sequences=target.chips),
         precision=PrecisionConfig("bfloat16"),
         mesh=mesh or MeshConfig(data=target.slices, fsdp=target.chips // target.slices),
-        tokens=TOKENS_PER_PARAMETER * counts.params(named).total,
+        tokens=TOKENS_PER_PARAMETER * counts.count_params(named).total,
     )
 
 

@@ -28,7 +28,7 @@ from scaling.files import write_json
 from scaling.model import sharding
 from scaling.model.decoder import Block, Decoder, logits, matmul_precision
 from scaling.model.parametrization import simplest_equivalent
-from scaling.record.run_folder import environment
+from scaling.record.run_folder import describe_environment
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
 
@@ -86,12 +86,12 @@ def _is_branch(module: Any, method: str) -> bool:
 
 
 @jax.jit
-def change(now: dict[str, jax.Array], start: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def rms_change(now: dict[str, jax.Array], start: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Root mean square of now - start, by kind."""
     return jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean((a - b) ** 2)), now, start)
 
 
-def moved(config: RunConfig, tokens_SBS: np.ndarray, seeds: int) -> np.ndarray:
+def activation_changes(config: RunConfig, tokens_SBS: np.ndarray, seeds: int) -> np.ndarray:
     """Change since the start after each step, [seeds, steps, len(KINDS)]. tokens_SBS: a batch [B, T + 1] each step."""
     program = build_program(config, sharding.make_mesh(MeshConfig()))
     rates = Rates(np.float32(config.optimizer.learning_rate), np.float32(config.optimizer.weight_decay))
@@ -102,12 +102,14 @@ def moved(config: RunConfig, tokens_SBS: np.ndarray, seeds: int) -> np.ndarray:
         start = activations(program.model, state.params, probe_BT)
         for step, tokens_BS in enumerate(tokens_SBS):
             state, _ = program.step(state, jnp.asarray(tokens_BS), rates)
-            found = change(activations(program.model, state.params, probe_BT), start)
+            found = rms_change(activations(program.model, state.params, probe_BT), start)
             out[seed, step] = [float(found[kind]) for kind in KINDS]
     return out
 
 
-def shape(width: int, depth: int, parametrization: Parametrization, base: tuple[int, int], head: int) -> ModelConfig:
+def model_of_size(
+    width: int, depth: int, parametrization: Parametrization, base: tuple[int, int], head: int
+) -> ModelConfig:
     """Heads of one width, queries and keys normalised, as in recipe.py; layers looped, which compiles soonest."""
     if width % head:
         raise InputError(f"widths = {width}: must be a multiple of head_width={head}")
@@ -123,7 +125,7 @@ def shape(width: int, depth: int, parametrization: Parametrization, base: tuple[
     )
 
 
-def trends(
+def fit_trends(
     found: dict[ModelConfig, np.ndarray], widths: Sequence[int], depths: Sequence[int], head: int
 ) -> list[Trend]:
     """Widths at the first depth, depths at the first width. found: what `moved` gave each model of `simplest`."""
@@ -131,7 +133,8 @@ def trends(
     for parametrization, axis in itertools.product(get_args(Parametrization), get_args(Axis)):
         sizes = tuple(widths if axis == "width" else depths)
         models = [
-            shape(*((s, base[1]) if axis == "width" else (base[0], s)), parametrization, base, head) for s in sizes
+            model_of_size(*((s, base[1]) if axis == "width" else (base[0], s)), parametrization, base, head)
+            for s in sizes
         ]
         last = np.array([np.exp(np.log(found[simplest_equivalent(model)][:, -1]).mean(axis=0)) for model in models])
         out += [
@@ -140,7 +143,7 @@ def trends(
     return out
 
 
-def coordinates(
+def coord_check(
     widths: tuple[int, ...] = (32, 64, 128, 256),
     depths: tuple[int, ...] = (2, 4, 8, 16),
     steps: int = 5,
@@ -178,7 +181,9 @@ def coordinates(
     base = (widths[0], depths[0])
     sizes = [(w, base[1]) for w in widths] + [(base[0], d) for d in depths]
     wanted = {
-        simplest_equivalent(shape(*size, p, base, head_width)) for size in sizes for p in get_args(Parametrization)
+        simplest_equivalent(model_of_size(*size, p, base, head_width))
+        for size in sizes
+        for p in get_args(Parametrization)
     }
     shapes: Any = {"batch_sequences": BATCH, "sequence_length": SEQUENCE, "vocab_size": ModelConfig.vocab_size}
     batches = np.stack([gather_batch(tokens, seed=0, step=step, **shapes) for step in range(steps)])
@@ -187,9 +192,9 @@ def coordinates(
         bar = progress.add_task("sizes", total=len(wanted))
         for model in sorted(wanted, key=lambda m: (m.width, m.depth, m.parametrization)):
             config = RunConfig(model=model, data=data, optimizer=OptimizerConfig(learning_rate=learning_rate))
-            found[model] = moved(config, batches, seeds)
+            found[model] = activation_changes(config, batches, seeds)
             progress.advance(bar)
-    result = trends(found, widths, depths, head_width)
+    result = fit_trends(found, widths, depths, head_width)
     show(result, steps)
     if figure is not None:
         draw(result, figure, steps)
@@ -197,7 +202,7 @@ def coordinates(
         setting = {"steps": steps, "seeds": seeds, "learning_rate": learning_rate, "head_width": head_width}
         setting |= {"corpus": corpus, "fingerprint": tokens.fingerprint, "bound": BOUND}
         rows = [asdict(trend) | {"slope": trend.slope, "verdict": trend.verdict} for trend in result]
-        write_json(json, {"setting": setting, "environment": environment("blocked"), "trends": rows})
+        write_json(json, {"setting": setting, "environment": describe_environment("blocked"), "trends": rows})
 
 
 def show(found: list[Trend], steps: int) -> None:

@@ -15,21 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.accounting.chips import CHIPS
-from scaling.accounting.counts import PEAK_BFLOAT16, Convention, params, train_flops
-from scaling.accounting.model_shapes import SHAPES, Shape
-from scaling.accounting.published import sums
-from scaling.config.overrides import flat, overlay, parsed
+from scaling.accounting.counts import PEAK_BFLOAT16, Convention, count_params, train_flops
+from scaling.accounting.model_shapes import PUBLISHED_MODELS, PublishedModel
+from scaling.accounting.published import published_arithmetic
+from scaling.config.overrides import flatten, overlay, parse_overrides
 from scaling.config.run_config import RunConfig, to_dict
 from scaling.data.tokenizer import load_tokenizer
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 from scaling.files import write_json
-from scaling.recipes.derive import Line, Recipe, amount, explain
+from scaling.recipes.derive import DerivedNumber, Recipe, explain, parse_count
 from scaling.recipes.recipes import RECIPES
 
 GIB = 2**30
 CONVENTIONS: tuple[Convention, ...] = ("6nd", "exact", "exact_causal")
 PEAKS = {name: peak for name, peak in PEAK_BFLOAT16 if "TPU" not in name} | {
-    f"TPU {name}": chip.bfloat16 for name, chip in CHIPS.items()
+    f"TPU {name}": chip.peak_bfloat16 for name, chip in CHIPS.items()
 }
 """Dense bfloat16 peak of one chip, FLOP/s, from the data sheets."""
 
@@ -65,8 +65,8 @@ def cost(
         json: also write the same facts to this file.
         config: write the run to this file, as `scaling train --file` takes it.
     """
-    chosen = named(recipe)
-    horizon = None if tokens is None else amount(tokens)
+    chosen = find_recipe(recipe)
+    horizon = None if tokens is None else parse_count(tokens)
     if tokens is not None and horizon is None:
         raise InputError(f"tokens = {tokens!r}: must be a number above 0, as 20B or 2e10")
     if not 0 < mfu <= 1:
@@ -82,14 +82,14 @@ def cost(
         "vocab_size": vocab_size,
     }
     given = chosen(**dial, corpus=corpus, vocabulary=vocabulary or "byte")
-    run = overlay(given, parsed(overrides))
-    lines = overridden(explain(chosen, **dial), run)
-    found = facts(run, mfu, chips)
+    run = overlay(given, parse_overrides(overrides))
+    lines = with_overrides(explain(chosen, **dial), run)
+    found = cost_facts(run, mfu, chips)
     show(run, lines, found)
-    shape = SHAPES.get(size or "")
+    shape = PUBLISHED_MODELS.get(size or "")
     if shape is not None:
         show_published(shape)
-        found["published"] = [dataclasses.asdict(line) for line in sums(shape)]
+        found["published"] = [dataclasses.asdict(line) for line in published_arithmetic(shape)]
     if json is not None:
         derivation = [dataclasses.asdict(line) for line in lines]
         write_json(json, {"recipe": chosen.name, "lines": derivation, "config": to_dict(run)} | found)
@@ -98,35 +98,35 @@ def cost(
         Console().print(f"written to {config}: scaling train --file {config}", soft_wrap=True, highlight=False)
 
 
-def named(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises InputError with the nearest name when there is none."""
     for one in RECIPES:
         if one.name == name.replace("-", "_"):
             return one
-    raise InputError(f"unknown recipe {name}{nearest(name, (one.name for one in RECIPES))}")
+    raise InputError(f"unknown recipe {name}{suggest_name(name, (one.name for one in RECIPES))}")
 
 
-def overridden(lines: Sequence[Line], run: RunConfig) -> tuple[Line, ...]:
+def with_overrides(lines: Sequence[DerivedNumber], run: RunConfig) -> tuple[DerivedNumber, ...]:
     """The derivation with what was set beside the recipe in its place, or at the end where no rule gave the field."""
-    fields = flat(to_dict(run))
+    fields = flatten(to_dict(run))
     paths = [path for path in (text.partition("=")[0] for text in run.overrides) if path in fields]
     out = [
-        Line(line.what, fields[line.what], f"set; by the recipe {_short(line.value)}", "override")
+        DerivedNumber(line.what, fields[line.what], f"set; by the recipe {_short(line.value)}", "override")
         if line.what in paths
         else line
         for line in lines
     ]
     given = {line.what for line in lines}
-    return (*out, *(Line(path, fields[path], "set", "override") for path in paths if path not in given))
+    return (*out, *(DerivedNumber(path, fields[path], "set", "override") for path in paths if path not in given))
 
 
-def facts(run: RunConfig, mfu: float, chips: int) -> dict[str, Any]:
+def cost_facts(run: RunConfig, mfu: float, chips: int) -> dict[str, Any]:
     """Counts under every convention, training FLOPs under every convention, bytes, and hours at a stated MFU.
 
     memory_bytes: weights in 2 bytes; training state in float32: weights 4, moments 8, of Muon's matrices 4.
     hours: exact FLOPs with causal attention halved, over chips * mfu * peak.
     """
-    model, data, counts = run.model, run.data, params(run.model)
+    model, data, counts = run.model, run.data, count_params(run.model)
     tokens = run.steps * data.batch_tokens
     spent = {name: train_flops(model, data.sequence_length, tokens, name) for name in CONVENTIONS}
     moments = 8 * counts.total - (4 * counts.blocks if run.optimizer.kind == "muon" else 0)
@@ -145,7 +145,7 @@ def facts(run: RunConfig, mfu: float, chips: int) -> dict[str, Any]:
     }
 
 
-def show(run: RunConfig, lines: Sequence[Line], found: dict[str, Any]) -> None:
+def show(run: RunConfig, lines: Sequence[DerivedNumber], found: dict[str, Any]) -> None:
     """Prints the recipe, then what the run is and takes."""
     console = Console()
     recipe = Table(title=run.recipe, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
@@ -156,7 +156,7 @@ def show(run: RunConfig, lines: Sequence[Line], found: dict[str, Any]) -> None:
         recipe.add_row(line.what, _short(line.value), line.rule, line.source)
     console.print(recipe)
     sums = Table(box=None, pad_edge=False, show_header=False)
-    for label, text in rows(found):
+    for label, text in cost_rows(found):
         sums.add_row(label, text)
     console.print()
     console.print(sums)
@@ -168,14 +168,14 @@ def show(run: RunConfig, lines: Sequence[Line], found: dict[str, Any]) -> None:
         )
 
 
-def show_published(shape: Shape) -> None:
+def show_published(shape: PublishedModel) -> None:
     """Prints a published model's arithmetic, a line a product."""
     console = Console()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
-    for line in sums(shape):
+    for line in published_arithmetic(shape):
         table.add_row(line.what, line.product, line.text)
     console.print("\nas published, by arithmetic alone")
     console.print(table)
@@ -183,11 +183,11 @@ def show_published(shape: Shape) -> None:
     console.print("; ".join(sources), soft_wrap=True, highlight=False)
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What the second table says, line by line."""
     count, spent, memory = found["params"], found["flops"], found["memory_bytes"]
     at = f"at {found['mfu']:.0%} of peak on {found['chips']} chip{'s' if found['chips'] > 1 else ''}"
-    hours = ", ".join(f"{name} {duration(value)}" for name, value in found["hours"].items())
+    hours = ", ".join(f"{name} {format_hours(value)}" for name, value in found["hours"].items())
     return [
         (
             "parameters",
@@ -214,7 +214,7 @@ def _short(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def duration(hours: float) -> str:
+def format_hours(hours: float) -> str:
     """Hours as one reads them: seconds, minutes, hours or days."""
     if hours < 1:
         return f"{hours * 60:.2g} min" if hours > 1 / 60 else f"{hours * 3600:.2g} s"

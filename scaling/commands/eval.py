@@ -20,16 +20,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scaling.accounting.counts import params
-from scaling.config.fields import canonical
-from scaling.config.run_config import RunConfig, load
+from scaling.accounting.counts import count_params
+from scaling.config.fields import canonical_json
+from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
-from scaling.record.run_folder import CONFIG, Value, plain, read_result
+from scaling.record.run_folder import CONFIG, Value, read_result, to_json
 from scaling.training import simulated_run
 from scaling.training.restore import checkpoint_steps, restore_model
 
@@ -51,14 +51,14 @@ def evaluate(
     budget: int | None = None,
     seed: int = 0,
     include: Path | None = None,
-    again: bool = False,
+    rerun: bool = False,
     json: Path | None = None,
 ) -> None:
     """Measure what the checkpoints of a run, or of every finished run of a sweep, can do.
 
     Each finding is a line of evaluations.jsonl in the run folder; `scaling sweep collect` takes those of the last step
     into the results table. What is there already, with the same budget and seed, is not asked again, even if the task
-    has changed since: --again asks it.
+    has changed since: --rerun asks it.
 
     Args:
         path: a run folder or a sweep folder.
@@ -68,7 +68,7 @@ def evaluate(
         budget: questions of each task; each has its own default.
         seed: of the questions.
         include: a folder of YAML tasks for lm-evaluation-harness.
-        again: ask anew what is there already, as after a task was edited.
+        rerun: ask anew what is there already, as after a task was edited.
         json: also write the findings to this file.
     """
     for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
@@ -76,7 +76,7 @@ def evaluate(
             raise InputError(f"--{name} {value}: must be {least} or more")
     console = Console(soft_wrap=True, highlight=False)
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    kept, without = with_steps(runs(path), step)
+    kept, without = select_steps(find_runs(path), step)
     chosen = [
         (folder, config, at, *build_measurements(names, config.data, include, budget, seed))
         for folder, config, at in kept
@@ -84,16 +84,16 @@ def evaluate(
     asked = [Checkpoint(folder, config, one, these) for folder, config, at, these, _ in chosen for one in at]
     for note in dict.fromkeys((*without, *(note for *_, notes in chosen for note in notes))):
         console.print(f"[yellow]left out:[/] {escape(note)}")
-    for note in differing(asked):
+    for note in mixed_data_notes(asked):
         console.print(f"[yellow]note:[/] {escape(note)}")
-    fresh = ask(asked, budget, seed, again)
+    fresh = run_measurements(asked, budget, seed, rerun)
     found = [
-        (one.folder, evaluations.read(one.folder)[measure.name, one.step])
+        (one.folder, evaluations.read_evaluations(one.folder)[measure.name, one.step])
         for one in asked
         for measure in one.measurements
     ]
     console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
-    hint = " (--again asks those anew)" if len(found) > fresh else ""
+    hint = " (--rerun asks those anew)" if len(found) > fresh else ""
     console.print(
         f"{fresh} asked now, {len(found) - fresh} before{hint}; kept in {evaluations.FILE} of each run folder"
     )
@@ -101,26 +101,26 @@ def evaluate(
         write_json(json, [facts(folder, evaluation) for folder, evaluation in found])
 
 
-def runs(path: Path) -> list[tuple[Path, RunConfig]]:
+def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
     """The run of a folder, or a sweep's finished runs, those of one shape together. Raises InputError when there are
     none, or they are simulated."""
     if (path / CONFIG).exists():
-        found = [(path, load(path / CONFIG))]
+        found = [(path, load_config(path / CONFIG))]
     elif (path / "runs").is_dir():
         folders = sorted(folder for folder in (path / "runs").iterdir() if (folder / CONFIG).exists())
         done = [folder for folder in folders if (result := read_result(folder)) and result["status"] == "done"]
         if not done:
             raise InputError(f"{path}: none of its {len(folders)} runs is done: scaling sweep run {path.name}")
-        found = [(folder, load(folder / CONFIG)) for folder in done]
+        found = [(folder, load_config(folder / CONFIG)) for folder in done]
     else:
         raise InputError(f"{path}: {'neither a run nor a sweep with runs/' if path.is_dir() else 'no such folder'}")
     for folder, config in found:
         if simulated_run.is_simulated(config):
             raise InputError(f"{folder}: corpus {config.data.corpus!r} is simulated: there is no model to ask")
-    return sorted(found, key=lambda one: (canonical(asdict(one[1].model)), one[1].data.sequence_length))
+    return sorted(found, key=lambda one: (canonical_json(asdict(one[1].model)), one[1].data.sequence_length))
 
 
-def with_steps(
+def select_steps(
     found: Sequence[tuple[Path, RunConfig]], asked: str
 ) -> tuple[list[tuple[Path, RunConfig, list[int]]], list[str]]:
     """The runs that have the steps asked for, with those; and why the others are left out. Raises InputError when none
@@ -128,7 +128,7 @@ def with_steps(
     kept, reasons = [], []
     for folder, config in found:
         try:
-            kept.append((folder, config, steps(folder, asked)))
+            kept.append((folder, config, select_steps_of_run(folder, asked)))
         except InputError as error:
             reasons.append(str(error))
     if not kept:
@@ -136,7 +136,7 @@ def with_steps(
     return kept, reasons
 
 
-def differing(asked: Sequence[Checkpoint]) -> list[str]:
+def mixed_data_notes(asked: Sequence[Checkpoint]) -> list[str]:
     """What to say where runs are asked of held-out text that is not the same, or is cut otherwise."""
     names = [
         name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measurements)
@@ -151,7 +151,7 @@ def differing(asked: Sequence[Checkpoint]) -> list[str]:
     ]
 
 
-def steps(folder: Path, asked: str) -> list[int]:
+def select_steps_of_run(folder: Path, asked: str) -> list[int]:
     """The kept steps that are asked for. Raises InputError when there are none."""
     kept = checkpoint_steps(folder)
     if asked not in ("last", "all") and not asked.isdecimal():
@@ -163,21 +163,23 @@ def steps(folder: Path, asked: str) -> list[int]:
     return kept if asked == "all" else [kept[-1] if asked == "last" else int(asked)]
 
 
-def ask(asked: Sequence[Checkpoint], budget: int | None, seed: int, again: bool) -> int:
+def run_measurements(asked: Sequence[Checkpoint], budget: int | None, seed: int, rerun: bool) -> int:
     """Asks what is not known yet, or everything again, and keeps each answer at once. Returns how many there were."""
     fresh = 0
     with _progress(sum(len(one.measurements) for one in asked)) as step:
         for one in asked:
-            known, model = evaluations.read(one.folder), None
+            known, model = evaluations.read_evaluations(one.folder), None
             for measure in one.measurements:
                 step(f"{one.config.name or one.folder.name} {measure.name}")
                 before, most = known.get((measure.name, one.step)), task_budget(measure.name, budget)
-                if not again and before is not None and (before.budget, before.seed) == (most, seed):
+                if not rerun and before is not None and (before.budget, before.seed) == (most, seed):
                     continue
                 model = model or restore_model(one.folder, one.step)
                 found = measure.run(model.model, model.params, model.tokenizer, jax.random.key(seed), most)
                 named = {f"{measure.name}/{metric}": value for metric, value in found.items()}
-                evaluations.append(one.folder, Evaluation(one.step, model.tokens, measure.name, most, seed, named))
+                evaluations.append_evaluation(
+                    one.folder, Evaluation(one.step, model.tokens, measure.name, most, seed, named)
+                )
                 fresh += 1
     return fresh
 
@@ -227,7 +229,7 @@ def many_runs(asked: Sequence[Checkpoint], found: Found) -> Table:
     of_task = {name: [_headline(one) for _, one in found if one.task == name] for name in names}
     chances = (next(one for _, one in found if one.task == name).measurements.get(f"{name}/chance") for name in names)
     table.add_row("chance", "", "", *map(_value, chances))
-    sized = [(params(one.config.model).matmul, one.step * one.config.data.batch_tokens, one) for one in asked]
+    sized = [(count_params(one.config.model).matmul, one.step * one.config.data.batch_tokens, one) for one in asked]
     for size, tokens, one in sorted(sized, key=lambda row: row[:2]):
         of_run = [by_place.get((one.folder, one.step, name)) for name in names]
         cells = [_value(_headline(evaluation)) if evaluation else "" for evaluation in of_run]
@@ -252,4 +254,4 @@ def _shown(entry: Value | None) -> str:
 
 def facts(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
     """What --json has of an evaluation."""
-    return {"run": folder.name, **asdict(evaluation), "measurements": plain(evaluation.measurements)}
+    return {"run": folder.name, **asdict(evaluation), "measurements": to_json(evaluation.measurements)}

@@ -14,7 +14,7 @@ from scaling.files import write_json
 from scaling.training.restore import restore_model
 
 
-def export_verb(
+def export(
     run: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
     step: int | None = None,

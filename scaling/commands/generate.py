@@ -21,7 +21,7 @@ from scaling.generation.decode import Sampling, stream
 from scaling.training.restore import TrainedModel, restore_model
 
 
-def generate_verb(
+def generate(
     run: Annotated[Path, tyro.conf.Positional],
     prompt: str | None = None,
     prompt_file: Path | None = None,

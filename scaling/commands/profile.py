@@ -75,14 +75,14 @@ def profile(
     """
     del folder, file  # scaling.cli has read them into `config`
     multihost.join_processes()
-    found = measured(config, out, steps, warmup)
+    found = profile_run(config, out, steps, warmup)
     if jax.process_index() == 0:
         show(found)
         if json is not None:
             write_json(json, facts(found))
 
 
-def measured(
+def profile_run(
     config: RunConfig, out: Path, steps: int = 20, warmup: int = 5, host: Callable[[], object] = lambda: None
 ) -> Profile:
     """Builds the real step, warms it up, times `steps` steps, then traces as many. Batches come as in training.
@@ -162,7 +162,7 @@ def _profile(
     flops = counts.train_flops(model, data.sequence_length, data.batch_tokens, "exact_causal")
     return Profile(
         run_id=config.run_id,
-        params=counts.params(model).total,
+        params=counts.count_params(model).total,
         batch_tokens=data.batch_tokens,
         kernel=program.model.kernel,
         devices=devices,

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import tyro
 
-from scaling.config.run_config import load
+from scaling.config.run_config import load_config
 from scaling.errors import InputError
 from scaling.files import read_json, write_json
 from scaling.record.run_folder import CONFIG, METRICS, RESULT, read_result
-from scaling.record.trackers import Name, Opener, Sink, opener
+from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, load_tracker
 
 try:
     import fcntl
@@ -36,7 +36,7 @@ except ImportError:
 
 
 @dataclass(frozen=True)
-class Reached:
+class MirrorState:
     """How far a run was mirrored. offset: bytes of metrics.jsonl; step: the last one sent, and the names sent of it;
     ended: mtime (ns) of the result.json that was sent."""
 
@@ -48,7 +48,7 @@ class Reached:
 
 def track(
     path: Path,
-    tracker: tyro.conf.Positional[Name] = "tensorboard",
+    tracker: tyro.conf.Positional[TrackerName] = "tensorboard",
     follow: bool = False,
     every: float = 10.0,
     project: str = "",
@@ -64,10 +64,10 @@ def track(
     """
     if every <= 0:
         raise InputError(f"every = {every}: must be more than 0 seconds")
-    folders(path)
-    make = opener(tracker, project)
+    find_run_folders(path)
+    make = load_tracker(tracker, project)
     try:
-        with only_one(path, tracker):
+        with exclusive_mirror(path, tracker):
             sent, runs = _until_all_is_sent(path, tracker, make, every if follow else None)
     except OSError as error:
         raise InputError(f"{path}: {error}; mend it, and the same command goes on") from None
@@ -79,15 +79,17 @@ def track(
     print(f"{sent} new steps of {len(runs)} runs, {ended} of them ended: {look}")
 
 
-def _until_all_is_sent(path: Path, tracker: Name, make: Opener, every: float | None) -> tuple[int, list[Path]]:
+def _until_all_is_sent(
+    path: Path, tracker: TrackerName, make: OpenTrackedRun, every: float | None
+) -> tuple[int, list[Path]]:
     """Lines sent, and the run folders; every: seconds between looks until all runs have ended, or one look alone."""
-    sinks: dict[Path, Sink] = {}
+    sinks: dict[Path, TrackedRun] = {}
     sent = 0
     try:
         while True:
-            runs = folders(path)
+            runs = find_run_folders(path)
             sent += sum(mirror(run, tracker, make, sinks, every is not None) for run in runs)
-            if every is None or sum((run / RESULT).exists() for run in runs) == expected(path, runs):
+            if every is None or sum((run / RESULT).exists() for run in runs) == count_planned_runs(path, runs):
                 return sent, runs
             time.sleep(every)
     finally:
@@ -95,7 +97,7 @@ def _until_all_is_sent(path: Path, tracker: Name, make: Opener, every: float | N
             sink.close(failed=False)
 
 
-def folders(path: Path) -> list[Path]:
+def find_run_folders(path: Path) -> list[Path]:
     """The run folders of a sweep, or a run folder itself. Raises InputError where it is neither."""
     if (path / CONFIG).exists():
         return [path]
@@ -106,26 +108,26 @@ def folders(path: Path) -> list[Path]:
     return sorted(run for run in (path / "runs").iterdir() if (run / CONFIG).exists())
 
 
-def expected(path: Path, runs: list[Path]) -> int:
+def count_planned_runs(path: Path, runs: list[Path]) -> int:
     """How many runs there will be: as many as the plan beside them has cells."""
     return len(read_json(path / "plan.json")["cells"]) if (path / "plan.json").exists() else len(runs)
 
 
-def mirror(run: Path, tracker: Name, make: Opener, sinks: dict[Path, Sink], follow: bool) -> int:
+def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, sinks: dict[Path, TrackedRun], follow: bool) -> int:
     """Sends what is new of a run; returns the number of lines. sinks: those open; a run that may go on stays there."""
     state = run / f"tracked.{tracker}.json"
-    before = reached(state)
-    lines, now = fresh(run, before)
+    before = read_state(state)
+    lines, now = new_lines(run, before)
     result = read_result(run)
     stamp = (run / RESULT).stat().st_mtime_ns if result is not None else 0
     news = result is not None and stamp != before.ended
     if not lines and not news:
         return 0
-    sink = sinks.pop(run, None) or make(run, load(run / CONFIG))
+    sink = sinks.pop(run, None) or make(run, load_config(run / CONFIG))
     for step, values in lines:
         sink.log(step, values)
     if news:
-        sink.end(max(now.step, 0), result)
+        sink.log_result(max(now.step, 0), result)
         now = replace(now, ended=stamp)
     sink.flush()
     write_json(state, asdict(now))
@@ -136,16 +138,16 @@ def mirror(run: Path, tracker: Name, make: Opener, sinks: dict[Path, Sink], foll
     return len(lines)
 
 
-def reached(state: Path) -> Reached:
+def read_state(state: Path) -> MirrorState:
     """How far a run was mirrored; from the start when nothing tells."""
     try:
         found = json.loads(state.read_text())
-        return Reached(found["offset"], found["step"], tuple(found["names"]), found["ended"])
+        return MirrorState(found["offset"], found["step"], tuple(found["names"]), found["ended"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return Reached()
+        return MirrorState()
 
 
-def fresh(run: Path, before: Reached) -> tuple[list[tuple[int, dict[str, float]]], Reached]:
+def new_lines(run: Path, before: MirrorState) -> tuple[list[tuple[int, dict[str, float]]], MirrorState]:
     """The whole lines that are new, as (step, numbers), and how far they reach.
 
     A run that goes on from a checkpoint logs steps again, equal to the bit: those sent before are left out, but for
@@ -169,7 +171,7 @@ def fresh(run: Path, before: Reached) -> tuple[list[tuple[int, dict[str, float]]
         last, names = step, names | set(values)
         if new:
             found.append((step, new))
-    return found, Reached(offset + whole, last, tuple(sorted(names)), before.ended)
+    return found, MirrorState(offset + whole, last, tuple(sorted(names)), before.ended)
 
 
 def _numbers(text: bytes) -> tuple[int, dict[str, float]]:
@@ -185,7 +187,7 @@ def _numbers(text: bytes) -> tuple[int, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def only_one(path: Path, tracker: Name) -> Iterator[None]:
+def exclusive_mirror(path: Path, tracker: TrackerName) -> Iterator[None]:
     """Keeps a second process from mirroring the same folder into the same tracker, which would send lines twice."""
     with (path / f".tracked.{tracker}.lock").open("a") as lock:
         if fcntl is not None:

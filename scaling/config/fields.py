@@ -14,13 +14,13 @@ import typing
 from dataclasses import field
 from typing import Any, Literal
 
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 
 _hints = functools.cache(typing.get_type_hints)
 """Annotations of a class, looked up once: they are most of what building a config costs, and a plan has thousands."""
 
 
-def free(default: Any) -> Any:
+def unhashed_field(default: Any) -> Any:
     """A field that does not change the result, hence is not hashed."""
     return field(default=default, metadata={"hashed": False})
 
@@ -69,20 +69,22 @@ def _spell(hint: Any) -> str:
     )
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: one text for one value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def build(kind: type, data: Any, path: str) -> Any:
+def build_dataclass(kind: type, data: Any, path: str) -> Any:
     if not isinstance(data, dict):
         raise InputError(f"{path.rstrip('.') or kind.__name__} = {data!r}: must be an object of fields")
     hints = _hints(kind)
     for name in data:
         if name not in hints:
-            raise InputError(f"unknown field {path}{name}{nearest(name, hints)}")
+            raise InputError(f"unknown field {path}{name}{suggest_name(name, hints)}")
     nested = {
-        n: build(h, data[n], f"{path}{n}.") for n, h in hints.items() if n in data and dataclasses.is_dataclass(h)
+        n: build_dataclass(h, data[n], f"{path}{n}.")
+        for n, h in hints.items()
+        if n in data and dataclasses.is_dataclass(h)
     }
     tuples = {
         n: tuple(data[n]) for n, h in hints.items() if typing.get_origin(h) is tuple and isinstance(data.get(n), list)

@@ -32,15 +32,15 @@ def overlay(config: RunConfig, changes: Overlay) -> RunConfig:
             if not isinstance(part, dict):
                 raise InputError(f"overlay {path}: {'.'.join(parents[: depth + 1])} has no fields")
         part[leaf] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyrefly: ignore
-    return noted(config, from_dict(data), changes)
+    return record_overrides(config, from_dict(data), changes)
 
 
-def noted(before: RunConfig, after: RunConfig, changes: Overlay) -> RunConfig:
+def record_overrides(before: RunConfig, after: RunConfig, changes: Overlay) -> RunConfig:
     """`after`, its overrides those of `before` and the changes that a recipe's run did not have before; a learning rate
     that is set, and not said to come from somewhere, comes from an override."""
     if not before.recipe or before.run_id == after.run_id:
         return after
-    old, new = flat(hashed_dict(before)), flat(hashed_dict(after))
+    old, new = flatten(hashed_dict(before)), flatten(hashed_dict(after))
     moved = {path for path in new if new[path] != old.get(path)}
     mine = [
         f"{path}={_short(value)}"
@@ -57,15 +57,15 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def flat(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Nested dicts as one, its keys dotted."""
     out: dict[str, Any] = {}
     for key, value in data.items():
-        out |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        out |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return out
 
 
-def parsed(texts: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """`model.width=512 optimizer.learning_rate=1e-3` -> an overlay; a value is JSON, or else the text itself.
 
     A whole number may be written 1e9 where the field takes one. Raises InputError on any other text, and on two values

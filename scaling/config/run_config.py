@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.config.fields import build, canonical, check_types, free, require
+from scaling.config.fields import build_dataclass, canonical_json, check_types, require, unhashed_field
 from scaling.config.sections import (
     DataConfig,
     MeasureConfig,
@@ -37,7 +37,7 @@ __all__ = [
     "ScheduleConfig",
     "from_dict",
     "hashed_dict",
-    "load",
+    "load_config",
     "to_dict",
 ]
 
@@ -62,13 +62,13 @@ class RunConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     tokens: int = 1_048_576
     seed: int = 0
-    name: str = free("")
-    sweep: str = free("")
-    recipe: str = free("")
-    overrides: tuple[str, ...] = free(())
-    learning_rate_from: str = free("")
-    branch_of: str = free("")
-    priority: int = free(0)
+    name: str = unhashed_field("")
+    sweep: str = unhashed_field("")
+    recipe: str = unhashed_field("")
+    overrides: tuple[str, ...] = unhashed_field(())
+    learning_rate_from: str = unhashed_field("")
+    branch_of: str = unhashed_field("")
+    priority: int = unhashed_field(0)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -123,12 +123,12 @@ class RunConfig:
     @functools.cached_property
     def run_id(self) -> str:
         """First 12 hex of sha256 over the canonical JSON of the fields that change the result."""
-        return hashlib.sha256(canonical(hashed_dict(self)).encode()).hexdigest()[:12]
+        return hashlib.sha256(canonical_json(hashed_dict(self)).encode()).hexdigest()[:12]
 
     @property
     def lineage(self) -> str:
         """What runs that differ in nothing but their budget have in common, as text."""
-        return canonical(hashed_dict(self) | {"tokens": 0})
+        return canonical_json(hashed_dict(self) | {"tokens": 0})
 
 
 def hashed_dict(config: Any) -> dict[str, Any]:
@@ -171,10 +171,10 @@ def from_dict(data: dict[str, Any]) -> RunConfig:
     schema = data.pop("schema", SCHEMA)
     if schema != SCHEMA:
         raise InputError(f"schema = {schema!r}: this version reads {SCHEMA}")
-    return build(RunConfig, data, "")
+    return build_dataclass(RunConfig, data, "")
 
 
-def load(path: Path | str) -> RunConfig:
+def load_config(path: Path | str) -> RunConfig:
     """Reads a config file. Raises InputError naming the file when it is absent, torn or wrong."""
     path = Path(path)
     try:

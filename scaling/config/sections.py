@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.config.fields import check_types, free, require
+from scaling.config.fields import check_types, require, unhashed_field
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class ModelConfig:
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     base_width: int = 64
     base_depth: int = 4
-    remat: Literal["none", "dots", "full"] = free("none")
-    unroll: int | None = free(None)
-    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = free("auto")
+    remat: Literal["none", "dots", "full"] = unhashed_field("none")
+    unroll: int | None = unhashed_field(None)
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = unhashed_field("auto")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -86,8 +86,8 @@ class DataConfig:
     sequence_length: int = 128
     batch_sequences: int = 16
     order: int | None = None
-    microbatch_sequences: int | None = free(None)
-    directory: str = free("out/corpora")
+    microbatch_sequences: int | None = unhashed_field(None)
+    directory: str = unhashed_field("out/corpora")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -190,11 +190,11 @@ class MeasureConfig:
     kept. branch_at_steps: steps whose state is kept for other runs to branch from (sweeps/planning/plan.py)."""
 
     validation_tokens: int = 262_144
-    every_tokens: int | None = free(None)
-    log_every_steps: int = free(10)
-    checkpoint_every_tokens: int | None = free(None)
-    keep: int = free(1)
-    branch_at_steps: tuple[int, ...] = free(())
+    every_tokens: int | None = unhashed_field(None)
+    log_every_steps: int = unhashed_field(10)
+    checkpoint_every_tokens: int | None = unhashed_field(None)
+    keep: int = unhashed_field(1)
+    branch_at_steps: tuple[int, ...] = unhashed_field(())
 
     def __post_init__(self) -> None:
         check_types(self)

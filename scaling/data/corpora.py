@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.config.fields import build
+from scaling.config.fields import build_dataclass
 from scaling.data.corpus import SPLITS, Corpus, NamedCorpus, SplitName, is_held_out, read_utf8
 from scaling.data.file_corpora import HuggingFace, Jsonl, Parquet, Text
 from scaling.data.simulated_corpus import Simulated
 from scaling.data.synthetic import Walk, Zipf
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 
 __all__ = ["CORPUS_KINDS", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", "Stdlib", "parse_corpus", "parse_rates"]
 
@@ -121,7 +121,7 @@ def parse_corpus(name: str) -> Corpus:
     kind_path, query = _split_query(name)
     kind_name, colon, path = kind_path.partition(":")
     if kind_name not in CORPUS_KINDS:
-        raise InputError(f"unknown corpus {name!r}{nearest(kind_name, CORPUS_KINDS)}")
+        raise InputError(f"unknown corpus {name!r}{suggest_name(kind_name, CORPUS_KINDS)}")
     kind = CORPUS_KINDS[kind_name]
     hints = {n: h for n, h in typing.get_type_hints(kind).items() if typing.get_origin(h) is not typing.ClassVar}
     if ("path" in hints) != bool(path) or (colon and not path):
@@ -131,10 +131,10 @@ def parse_corpus(name: str) -> Corpus:
         )
     for field in query:
         if field not in hints or field == "path":
-            raise InputError(f"corpus {name!r}: unknown field {field}{nearest(field, hints.keys() - {'path'})}")
+            raise InputError(f"corpus {name!r}: unknown field {field}{suggest_name(field, hints.keys() - {'path'})}")
     given = {field: _value(name, text, hints[field]) for field, text in query.items()}
     try:
-        return build(kind, {**given, **({"path": path} if path else {})}, "")
+        return build_dataclass(kind, {**given, **({"path": path} if path else {})}, "")
     except InputError as error:
         raise InputError(f"corpus {name!r}: {error}") from None
 

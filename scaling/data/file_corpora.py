@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from scaling.data.corpus import NamedCorpus, SplitName, read_utf8, split_documents
 from scaling.data.tokenizer import encode_utf8
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class FileCorpus(NamedCorpus):
             found = [Path(name) for name in glob.glob(self.path, recursive=True) if Path(name).is_file()]
         if not found:
             siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
-            raise InputError(f"corpus {self.name!r}: no such file" + (nearest(root.name, siblings) if siblings else ""))
+            raise InputError(
+                f"corpus {self.name!r}: no such file" + (suggest_name(root.name, siblings) if siblings else "")
+            )
         return tuple(sorted(found))
 
     def source_hash(self) -> str:
@@ -114,7 +116,7 @@ class Jsonl(FileCorpus):
         if not isinstance(record, dict):
             raise InputError(f"{where}: not a JSON object")
         if self.field not in record:
-            raise InputError(f"{where}: no field {self.field!r}{nearest(self.field, record)}")
+            raise InputError(f"{where}: no field {self.field!r}{suggest_name(self.field, record)}")
         return _string(record[self.field], f"{where}: field {self.field!r}")
 
 
@@ -144,7 +146,9 @@ class Parquet(FileCorpus):
             except Exception as error:
                 raise InputError(f"{path}: not Parquet ({' '.join(str(error).split())[:120]})") from None
             if self.column not in file.schema_arrow.names:
-                raise InputError(f"{path}: no column {self.column!r}{nearest(self.column, file.schema_arrow.names)}")
+                raise InputError(
+                    f"{path}: no column {self.column!r}{suggest_name(self.column, file.schema_arrow.names)}"
+                )
             for rows in file.iter_batches(batch_size=1024, columns=[self.column]):
                 for value in rows.column(0).to_pylist():
                     yield _string(value, f"{path}: column {self.column!r}")
@@ -169,7 +173,7 @@ class HuggingFace(NamedCorpus):
         dataset = _hugging_face(self)
         if self.column not in dataset.column_names:
             raise InputError(
-                f"corpus {self.name!r}: no column {self.column!r}{nearest(self.column, dataset.column_names)}"
+                f"corpus {self.name!r}: no column {self.column!r}{suggest_name(self.column, dataset.column_names)}"
             )
         for row in dataset.select_columns([self.column]):
             yield _string(row[self.column], f"corpus {self.name!r}: column {self.column!r}")
@@ -197,5 +201,5 @@ def _hugging_face(corpus: HuggingFace) -> Any:
     if not isinstance(loaded, dict):
         return loaded
     if corpus.split not in loaded:
-        raise InputError(f"corpus {corpus.name!r}: no split {corpus.split!r}{nearest(corpus.split, loaded)}")
+        raise InputError(f"corpus {corpus.name!r}: no split {corpus.split!r}{suggest_name(corpus.split, loaded)}")
     return loaded[corpus.split]

@@ -23,7 +23,7 @@ from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, pars
 from scaling.data.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current_meta, mixture_source_hash, write_shards
 from scaling.data.shards import shards_folder
 from scaling.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer, load_tokenizer
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 
 FEATURE = "targets"
 _failures: list[InputError] = []
@@ -124,7 +124,9 @@ def user_task(corpus: Seqio, vocabulary: Tokenizer) -> seqio.Task | seqio.Mixtur
             )
     features = provider.output_features
     if corpus.feature not in features:
-        raise InputError(f"corpus {corpus.name!r}: no feature {corpus.feature!r}{nearest(corpus.feature, features)}")
+        raise InputError(
+            f"corpus {corpus.name!r}: no feature {corpus.feature!r}{suggest_name(corpus.feature, features)}"
+        )
     feature = features[corpus.feature]
     if feature.rank != 1 or not tf.as_dtype(feature.dtype).is_integer:
         raise InputError(f"corpus {corpus.name!r}: feature {corpus.feature!r} is no sequence of ids")
@@ -147,7 +149,7 @@ def load_registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mi
         ) from None
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in names:
-        raise InputError(f"{label}: {module} registers no such Task or Mixture{nearest(name, names)}")
+        raise InputError(f"{label}: {module} registers no such Task or Mixture{suggest_name(name, names)}")
     return seqio.get_mixture_or_task(name)
 
 

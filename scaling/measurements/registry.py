@@ -15,7 +15,7 @@ import jax
 from scaling.config.run_config import DataConfig
 from scaling.data.shards import TokenShards, open_shards
 from scaling.data.tokenizer import load_tokenizer
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 from scaling.measurements import Measurement
 from scaling.measurements.addition import addition
 from scaling.measurements.bracket_closing import closers
@@ -79,7 +79,7 @@ def _build_measurement(
     known = (*CORPUS_TASKS, *SYNTHETIC_TASKS)
     if importlib.util.find_spec("lm_eval") is None:
         others = "other tasks need the package lm_eval: pip install 'scaling-laws[eval]'"
-        raise InputError(f"unknown task {name!r}{nearest(name, known)}; {others}")
+        raise InputError(f"unknown task {name!r}{suggest_name(name, known)}; {others}")
     from scaling.measurements.lm_eval import tasks
 
     return tasks.lm_eval_tasks([name], include, length, known)[0]

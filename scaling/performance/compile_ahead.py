@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from scaling.accounting.chips import Topology, slices_of
-from scaling.accounting.chips import topology as parse_topology
+from scaling.accounting.chips import Topology, list_slices, parse_topology
 from scaling.config.run_config import MeshConfig, RunConfig, from_dict, to_dict
 from scaling.errors import InputError
 from scaling.model import sharding
@@ -64,8 +63,8 @@ def require_libtpu() -> None:
 def topology_devices(topology: Topology) -> list[Any]:
     """The devices of a topology that need not be there, one a chip."""
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
-    if topology.chip.config:
-        options["chip_config_name"] = topology.chip.config
+    if topology.chip.libtpu_config:
+        options["chip_config_name"] = topology.chip.libtpu_config
     if math.prod(topology.dims) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices)
@@ -82,8 +81,8 @@ def compile_step(config: RunConfig, topology: Topology) -> Estimate:
     mesh = sharding.make_mesh(config.mesh, topology_devices(topology))
     program = build_program(config, mesh)
     state = state_bytes(program.abstract_state)
-    if state > topology.chip.memory:
-        raise ChipMemoryExceeded(state, topology.chip.memory, STATE_LABEL)
+    if state > topology.chip.memory_bytes:
+        raise ChipMemoryExceeded(state, topology.chip.memory_bytes, STATE_LABEL)
     data = config.data
     tokens_BS = jax.ShapeDtypeStruct(
         (data.batch_sequences, data.sequence_length + 1), jnp.int32, sharding=sharding.batch_sharding(mesh)
@@ -94,7 +93,7 @@ def compile_step(config: RunConfig, topology: Topology) -> Estimate:
     try:
         executable = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        raise parse_memory_error(str(error), state, topology.chip.memory) or error from None
+        raise parse_memory_error(str(error), state, topology.chip.memory_bytes) or error from None
     took = time.perf_counter() - start
     slices = topology.slices
     within = {name: size // slices if name == "data" else size for name, size in mesh.shape.items()}
@@ -196,13 +195,13 @@ def suggest_fix(config: RunConfig, topology: Topology, error: ChipMemoryExceeded
 def _suggest_larger_slice(config: RunConfig, topology: Topology, scale: float) -> str:
     """The smallest slice on which the run would fit, by the estimate, one sequence a chip and everything sharded."""
     chip = topology.chip
-    for dims in slices_of(chip):
+    for dims in list_slices(chip):
         chips = math.prod(dims)
         model = dataclasses.replace(config.model, remat="full")
         data = dataclasses.replace(config.data, batch_sequences=chips, microbatch_sequences=None)
         alone = dataclasses.replace(config, model=model, data=data, tokens=max(config.tokens, data.batch_tokens))
         width_fits = config.model.width % chips == 0
-        if chips > topology.chips and width_fits and scale * estimate_bytes(alone, (1, chips, 1)) <= chip.memory:
+        if chips > topology.chips and width_fits and scale * estimate_bytes(alone, (1, chips, 1)) <= chip.memory_bytes:
             bigger = f"{chip.name}:{'x'.join(map(str, dims))}"
             return f"nothing smaller fits: --topology {bigger} --mesh fsdp={chips} would, by an estimate"
     return (

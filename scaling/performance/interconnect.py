@@ -55,10 +55,10 @@ def collective_seconds(one: Collective, mesh: Mesh, topology: Topology) -> float
     chip = topology.chip
     sent = one.times * one.sent
     if one.axes == SLICE_AXIS:
-        return sent / chip.dcn
+        return sent / chip.dcn_bandwidth
     path = physical_span(mesh, one.axes, topology)
     if one.kind == "collective-permute":
-        return sent / (min(path.links, 2) * chip.link)
+        return sent / (min(path.links, 2) * chip.link_bandwidth)
     if one.kind.endswith("all-to-all"):
-        return sent * max(path.hops, 1.0) / (path.links * chip.link)
-    return sent / (path.links * chip.link)
+        return sent * max(path.hops, 1.0) / (path.links * chip.link_bandwidth)
+    return sent / (path.links * chip.link_bandwidth)

@@ -144,11 +144,11 @@ def make_estimate(
     chip, data = topology.chip, config.data
     kernels = kernel_flops(jaxpr) / topology.chips
     per_chip = moved.flops + kernels
-    rate = chip.bfloat16 / (1 if config.precision.compute == "bfloat16" else FLOAT32_PASSES)
+    rate = chip.peak_bfloat16 / (1 if config.precision.compute == "bfloat16" else FLOAT32_PASSES)
     slice_mesh = Mesh(mesh.devices[: mesh.shape["data"] // topology.slices], mesh.axis_names)
     talks = collective_costs(moved, slice_mesh, topology)
     crossing = sum(one.seconds for one in talks if one.axes == SLICE_AXIS[0])
-    params = counts.params(config.model).total
+    params = counts.count_params(config.model).total
     useful = counts.train_flops(config.model, data.sequence_length, data.batch_tokens, "exact_causal")
     return Estimate(
         topology=topology.name,
@@ -169,14 +169,14 @@ def make_estimate(
         temporaries=memory.temp_size_in_bytes,
         live=memory.peak_memory_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        hbm=chip.memory,
+        hbm=chip.memory_bytes,
         flops=program_flops(jaxpr),
         flops_chip=per_chip,
         useful_flops=useful,
         hbm_bytes=moved.memory,
         collectives=talks,
         compute_seconds=per_chip / rate,
-        hbm_seconds=moved.memory / chip.hbm,
+        hbm_seconds=moved.memory / chip.hbm_bandwidth,
         ici_seconds=sum(one.seconds for one in talks) - crossing,
         dcn_seconds=crossing,
         compile_seconds=took,

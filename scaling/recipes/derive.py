@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling.accounting.counts import Params, params, train_flops
-from scaling.accounting.model_shapes import SHAPES
+from scaling.accounting.counts import ParamCounts, count_params, train_flops
+from scaling.accounting.model_shapes import PUBLISHED_MODELS
 from scaling.config.run_config import (
     DataConfig,
     MeasureConfig,
@@ -29,17 +29,17 @@ from scaling.config.run_config import (
     RunConfig,
     ScheduleConfig,
 )
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 from scaling.files import read_json
 from scaling.recipes import rules
 
 Size = tuple[int, int] | float | str
-FORMS = "must be parameters as 124M or 1e9, a depth as d12, a shape as w64xd4, or a published name"
-WITHIN = 1.25  # how far outside its shapes, in ratio, a recipe still takes the outermost
+SIZE_FORMS = "must be parameters as 124M or 1e9, a depth as d12, a shape as w64xd4, or a published name"
+SIZE_TOLERANCE = 1.25  # how far outside its shapes, in ratio, a recipe still takes the outermost
 
 
 @dataclass(frozen=True)
-class Known:
+class PartialRun:
     """What is known when a rule is asked: the shape; then tokens, batch_tokens, learning_rate, each 0 before it is."""
 
     model: ModelConfig
@@ -49,8 +49,8 @@ class Known:
     learning_rate: float = 0.0
 
     @property
-    def params(self) -> Params:
-        return params(self.model)
+    def params(self) -> ParamCounts:
+        return count_params(self.model)
 
     @property
     def flops_per_token(self) -> float:
@@ -59,16 +59,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Rule:
-    """One number. text: the rule in a few words; source: paper and equation, or "ours"; found: as a rule, or by a scan
+    """One number. text: the rule in a few words; source: paper and equation, or "ours"; origin: as a rule, or by a scan
     that measured it."""
 
-    value: Callable[[Known], float]
+    value: Callable[[PartialRun], float]
     text: str
     source: str
-    found: Literal["rule", "scan"] = "rule"
+    origin: Literal["rule", "scan"] = "rule"
 
 
-def measured_rate(path: Path) -> Rule:
+def load_measured_rate(path: Path) -> Rule:
     """The learning rate as scans measured it: what `scaling rates --out` wrote. Raises InputError when it did not."""
     given = read_json(path)
     try:
@@ -77,11 +77,11 @@ def measured_rate(path: Path) -> Rule:
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not what `scaling rates --out` writes ({error!r})") from None
     text = f"{at[1]:g} (N / {at[0]:g})^{exponent:g}"
-    return Rule(lambda k: rules.rate_through(k.params.matmul, at, exponent), text, source, found="scan")
+    return Rule(lambda k: rules.scale_learning_rate(k.params.matmul, at, exponent), text, source, origin="scan")
 
 
 @dataclass(frozen=True)
-class Line:
+class DerivedNumber:
     """One number of a derivation: the field of the config that it fills, its value, the rule, the source."""
 
     what: str
@@ -101,14 +101,14 @@ class Recipe:
     name: str
     source: str
     shapes: Callable[[], tuple[tuple[int, int], ...]]
-    shapes_from: str
+    shapes_source: str
     heads: Callable[[int], int]
     horizon: Rule
     batch: Rule
     learning_rate: Rule
     weight_decay: Rule
     warmup: Rule
-    final: Rule
+    final_fraction: Rule
     schedule: ScheduleConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     vocab_size: int = 32_000
@@ -134,7 +134,7 @@ class Recipe:
         """
         known, lines = derive(self, size, tokens, flops=flops, vocab_size=vocab_size)
         given = {line.what: line.value for line in lines}
-        asked = {"size": None if size is None else spelled(size), "flops": None if flops is None else f"{flops:g}"}
+        asked = {"size": None if size is None else format_size(size), "flops": None if flops is None else f"{flops:g}"}
         dial = ", ".join(f"{name}={text}" for name, text in asked.items() if text is not None)
         schedule = {name: given[f"schedule.{name}"] for name in ("warmup_tokens", "final_fraction")}
         optimizer = {name: given[f"optimizer.{name}"] for name in ("learning_rate", "weight_decay")}
@@ -154,7 +154,7 @@ class Recipe:
             seed=seed,
             name=f"w{known.model.width}-d{known.model.depth}-{known.tokens / 1e6:.3g}M",
             recipe=f"{self.name}({dial}, tokens={known.tokens})",
-            learning_rate_from=f"{self.learning_rate.found}: {self.learning_rate.source}",
+            learning_rate_from=f"{self.learning_rate.origin}: {self.learning_rate.source}",
         )
 
 
@@ -165,26 +165,26 @@ def explain(
     *,
     flops: float | None = None,
     vocab_size: int | None = None,
-) -> tuple[Line, ...]:
+) -> tuple[DerivedNumber, ...]:
     """How the recipe comes to each number of its run, in order. Raises InputError as the recipe itself does."""
     return derive(recipe, size, tokens, flops=flops, vocab_size=vocab_size)[1]
 
 
 def derive(
     recipe: Recipe, size: Size | None, tokens: int | None, *, flops: float | None, vocab_size: int | None
-) -> tuple[Known, tuple[Line, ...]]:
+) -> tuple[PartialRun, tuple[DerivedNumber, ...]]:
     """What the rules of a recipe give, one after the other, and how. The recipe's own call reads its lines."""
     if size is None and flops is None:
-        raise InputError(f"{recipe.name}: needs a size or a budget in FLOPs; a size {FORMS}")
+        raise InputError(f"{recipe.name}: needs a size or a budget in FLOPs; a size {SIZE_FORMS}")
     if tokens is not None and flops is not None:
         raise InputError(f"{recipe.name}: takes tokens = {tokens} or flops = {flops:g}, not both: one gives the other")
     if flops is not None and not 0 < flops < math.inf:
         raise InputError(f"flops = {flops:g}: must be more than 0")
     if size is None:
-        known = _nearest(recipe, optimum(recipe, float(flops or 0), vocab_size), vocab_size)
-        shape = ("the shape nearest the optimum", recipe.shapes_from)
+        known = _nearest(recipe, optimal_params(recipe, float(flops or 0), vocab_size), vocab_size)
+        shape = ("the shape nearest the optimum", recipe.shapes_source)
     else:
-        known, shape = shape_of(recipe, size, vocab_size)
+        known, shape = resolve_size(recipe, size, vocab_size)
     horizon = (f"{recipe.horizon.text}, in whole batches", recipe.horizon.source)
     if tokens is not None:
         known, horizon = dataclasses.replace(known, tokens=tokens), ("as given, in whole batches", "given")
@@ -199,26 +199,26 @@ def derive(
     known = dataclasses.replace(known, tokens=whole, batch_tokens=batch_tokens)
     known = dataclasses.replace(known, learning_rate=recipe.learning_rate.value(known))
     lines = (
-        Line("model.width", known.model.width, *shape),
-        Line("model.depth", known.model.depth, *shape),
-        Line("model.heads", known.model.heads, *shape),
-        Line("tokens", known.tokens, *horizon),
-        Line("data.batch_sequences", batch, recipe.batch.text, recipe.batch.source),
-        Line("optimizer.kind", recipe.optimizer.kind, "of the recipe", recipe.source),
+        DerivedNumber("model.width", known.model.width, *shape),
+        DerivedNumber("model.depth", known.model.depth, *shape),
+        DerivedNumber("model.heads", known.model.heads, *shape),
+        DerivedNumber("tokens", known.tokens, *horizon),
+        DerivedNumber("data.batch_sequences", batch, recipe.batch.text, recipe.batch.source),
+        DerivedNumber("optimizer.kind", recipe.optimizer.kind, "of the recipe", recipe.source),
         _line("optimizer.learning_rate", known.learning_rate, recipe.learning_rate),
         _line("optimizer.weight_decay", recipe.weight_decay.value(known), recipe.weight_decay),
-        Line("schedule.kind", recipe.schedule.kind, "of the recipe", recipe.source),
+        DerivedNumber("schedule.kind", recipe.schedule.kind, "of the recipe", recipe.source),
         _line("schedule.warmup_tokens", int(recipe.warmup.value(known)), recipe.warmup),
-        _line("schedule.final_fraction", recipe.final.value(known), recipe.final),
+        _line("schedule.final_fraction", recipe.final_fraction.value(known), recipe.final_fraction),
     )
     return known, lines
 
 
-def _line(what: str, value: Any, rule: Rule) -> Line:
-    return Line(what, value, rule.text, rule.source)
+def _line(what: str, value: Any, rule: Rule) -> DerivedNumber:
+    return DerivedNumber(what, value, rule.text, rule.source)
 
 
-def optimum(recipe: Recipe, flops: float, vocab_size: int | None = None) -> float:
+def optimal_params(recipe: Recipe, flops: float, vocab_size: int | None = None) -> float:
     """params_matmul at which the recipe's own horizon costs `flops`, interpolated between its shapes.
 
     Raises InputError when the budget is beyond them.
@@ -232,45 +232,45 @@ def optimum(recipe: Recipe, flops: float, vocab_size: int | None = None) -> floa
     return few * (many / few) ** (math.log(flops / low) / math.log(high / low))
 
 
-def shape_of(recipe: Recipe, size: Size, vocab_size: int | None = None) -> tuple[Known, tuple[str, str]]:
+def resolve_size(recipe: Recipe, size: Size, vocab_size: int | None = None) -> tuple[PartialRun, tuple[str, str]]:
     """The shape of a size, and how it was found: rule and source. Raises InputError on a size of no known form."""
-    if isinstance(size, str) and size in SHAPES:
-        shape = SHAPES[size]
+    if isinstance(size, str) and size in PUBLISHED_MODELS:
+        shape = PUBLISHED_MODELS[size]
         model = dataclasses.replace(shape.model, vocab_size=vocab_size or shape.model.vocab_size)
-        return Known(model, shape.sequence_length), ("as published", shape.source)
+        return PartialRun(model, shape.sequence_length), ("as published", shape.source)
     if isinstance(size, str) and (found := re.fullmatch(r"w(\d+)x?d(\d+)", size)):
         size = (int(found[1]), int(found[2]))
     if isinstance(size, tuple):
-        return _of_shape(recipe, size, vocab_size), ("as given, heads by the recipe", recipe.shapes_from)
+        return _of_shape(recipe, size, vocab_size), ("as given, heads by the recipe", recipe.shapes_source)
     if isinstance(size, str) and (found := re.fullmatch(r"d(\d+)", size)):
-        return _of_shape(recipe, _of_depth(recipe, int(found[1])), vocab_size), ("of that depth", recipe.shapes_from)
-    count = amount(size) if isinstance(size, str) else float(size)
+        return _of_shape(recipe, _of_depth(recipe, int(found[1])), vocab_size), ("of that depth", recipe.shapes_source)
+    count = parse_count(size) if isinstance(size, str) else float(size)
     if count is None:
-        raise InputError(f"size {size!r}: {FORMS}{nearest(str(size), SHAPES)}")
-    return _nearest(recipe, count, vocab_size), ("the nearest shape", recipe.shapes_from)
+        raise InputError(f"size {size!r}: {SIZE_FORMS}{suggest_name(str(size), PUBLISHED_MODELS)}")
+    return _nearest(recipe, count, vocab_size), ("the nearest shape", recipe.shapes_source)
 
 
-def amount(text: str) -> float | None:
+def parse_count(text: str) -> float | None:
     """124M -> 1.24e8: a number above 0, with K, M, B or T for powers of a thousand; None for any other text."""
     found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?)([KMBT]?)", text, re.IGNORECASE)
     value = float(found[1]) * 1000.0 ** " KMBT".index(found[2].upper() or " ") if found else 0.0
     return value if 0 < value < math.inf else None
 
 
-def spelled(size: Size) -> str:
+def format_size(size: Size) -> str:
     """A size as one would write it."""
     return f"w{size[0]}xd{size[1]}" if isinstance(size, tuple) else size if isinstance(size, str) else f"{size:g}"
 
 
-def _of_shape(recipe: Recipe, shape: tuple[int, int], vocab_size: int | None) -> Known:
+def _of_shape(recipe: Recipe, shape: tuple[int, int], vocab_size: int | None) -> PartialRun:
     width, depth = shape
     V = vocab_size or recipe.vocab_size
     model = ModelConfig(vocab_size=V, width=width, depth=depth, heads=recipe.heads(max(width, 1)), qk_norm=True)
-    return Known(model, recipe.sequence_length)
+    return PartialRun(model, recipe.sequence_length)
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(recipe: Recipe, vocab_size: int | None) -> tuple[Known, ...]:
+def _shapes(recipe: Recipe, vocab_size: int | None) -> tuple[PartialRun, ...]:
     """All that a recipe makes, the least params_matmul first."""
     made = (_of_shape(recipe, shape, vocab_size) for shape in recipe.shapes())
     return tuple(sorted(made, key=lambda one: one.params.matmul))
@@ -285,10 +285,10 @@ def _of_depth(recipe: Recipe, depth: int) -> tuple[int, int]:
     return found[0]
 
 
-def _nearest(recipe: Recipe, count: float, vocab_size: int | None) -> Known:
+def _nearest(recipe: Recipe, count: float, vocab_size: int | None) -> PartialRun:
     known = _shapes(recipe, vocab_size)
     least, most = known[0].params.matmul, known[-1].params.matmul
-    if not least / WITHIN <= count <= most * WITHIN:
+    if not least / SIZE_TOLERANCE <= count <= most * SIZE_TOLERANCE:
         said = f"size {count:g}: {recipe.name} makes {least:.2g} to {most:.2g} params_matmul"
         raise InputError(
             f"{said} with a vocabulary of {known[0].model.vocab_size}; name a shape, as w64xd4, or a recipe"

@@ -37,7 +37,7 @@ def nanochat_shapes() -> tuple[tuple[int, int], ...]:
     return tuple((128 * math.ceil(64 * depth / 128), depth) for depth in range(2, 65))
 
 
-def heads(width: int, widest: int) -> int:
+def fewest_heads(width: int, widest: int) -> int:
     """The fewest heads of even width, `widest` or less. Fewer heads mean less softmax, which a CPU pays for; but one
     head alone costs .05 nats at 32 wide, and a number of heads that jumps puts a kink into the ladder (LOG.md)."""
     fitting = (h for h in range(1, width + 1) if width % (2 * h) == 0 and width // h <= widest)
@@ -46,15 +46,15 @@ def heads(width: int, widest: int) -> int:
 
 def hoffmann_heads(width: int) -> int:
     """Heads of 64, from a width of 1280 on of 128 (Hoffmann et al. 2022, appendix I)."""
-    return heads(width, 64 if width < 1280 else 128)
+    return fewest_heads(width, 64 if width < 1280 else 128)
 
 
-def power_of_two(sequences: float) -> int:
+def nearest_power_of_two(sequences: float) -> int:
     """The nearest power of two in ratio, 1 or more, so that a batch divides over devices."""
     return 2 ** max(round(math.log2(sequences)), 0)
 
 
-def batch_through(tokens: float, at: tuple[float, float]) -> float:
+def scale_batch(tokens: float, at: tuple[float, float]) -> float:
     """The batch of a budget, by Power Lines' exponent through `at`, (tokens, batch); in the unit of that batch."""
     return at[1] * (tokens / at[0]) ** BATCH_EXPONENT
 
@@ -64,17 +64,17 @@ def step_law_batch(tokens: float) -> float:
     return 0.58 * tokens**0.571
 
 
-def step_law_rate(blocks: float, tokens: float) -> float:
+def step_law_learning_rate(blocks: float, tokens: float) -> float:
     """Peak learning rate: 1.79 N^-.713 D^.307, N of the blocks alone, as in their table (Li et al. 2025)."""
     return 1.79 * blocks**-0.713 * tokens**0.307
 
 
-def rate_through(params: float, at: tuple[float, float], exponent: float) -> float:
+def scale_learning_rate(params: float, at: tuple[float, float], exponent: float) -> float:
     """Peak learning rate: a power law in params_matmul through `at`, (params, rate), to four digits."""
     return float(f"{at[1] * (params / at[0]) ** exponent:.4g}")
 
 
-def exponent_between(one: tuple[float, float], other: tuple[float, float]) -> float:
+def power_law_exponent(one: tuple[float, float], other: tuple[float, float]) -> float:
     """That of the power law through two points."""
     return math.log(other[1] / one[1]) / math.log(other[0] / one[0])
 
@@ -85,18 +85,18 @@ def porian_warmup(params: float, tokens: float, batch_tokens: int, steps_at_leas
     return min(max(int(params), steps_at_least * batch_tokens), int(0.1 * tokens))
 
 
-def steps_warmup(steps: int, tokens: float, batch_tokens: int) -> int:
+def warmup_of_steps(steps: int, tokens: float, batch_tokens: int) -> int:
     """That many steps, as tokens, and no more than a tenth of the budget (the cap is ours)."""
     return min(steps * batch_tokens, int(0.1 * tokens))
 
 
-def nanochat_rate(width: int, batch_tokens: float, batch_at: float) -> float:
+def nanochat_learning_rate(width: int, batch_tokens: float, batch_at: float) -> float:
     """.02 sqrt(B / B of d12) on orthogonal updates (nanochat). Here updates have the RMS of AdamW's, .2 sqrt(width)
     larger (Liu et al. 2025, equation 4), and the rate is as much smaller."""
     return float(f"{0.02 * (batch_tokens / batch_at) ** 0.5 / (0.2 * width**0.5):.4g}")
 
 
-def timescale_decay(learning_rate: float, steps: float, product: float) -> float:
+def timescale_weight_decay(learning_rate: float, steps: float, product: float) -> float:
     """The decay for which learning_rate * decay * steps is `product`: one averaging time in units of the run, whatever
     its size (Wang & Aitchison 2024)."""
     return float(f"{product / (learning_rate * steps):.4g}")

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaling.errors import InputError
-from scaling.files import append_line
-from scaling.record.run_folder import Value, plain
+from scaling.files import append_json_line
+from scaling.record.run_folder import Value, to_json
 
 FILE, SCHEMA = "evaluations.jsonl", 1
 
@@ -32,13 +32,13 @@ class Evaluation:
     measurements: dict[str, Value]
 
 
-def append(folder: Path, evaluation: Evaluation) -> None:
+def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Adds an evaluation to a run folder. Numbers that are not finite become null."""
-    line = asdict(evaluation) | {"measurements": plain(evaluation.measurements)}
-    append_line(folder / FILE, {"schema": SCHEMA, **line})
+    line = asdict(evaluation) | {"measurements": to_json(evaluation.measurements)}
+    append_json_line(folder / FILE, {"schema": SCHEMA, **line})
 
 
-def read(folder: Path) -> dict[tuple[str, int], Evaluation]:
+def read_evaluations(folder: Path) -> dict[tuple[str, int], Evaluation]:
     """The evaluations of a run folder by task and step. Raises InputError on a line of another schema, or
     of something else."""
     path, found = folder / FILE, {}

@@ -55,9 +55,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from scaling.accounting import counts as accounting
-from scaling.config.run_config import RunConfig, load, to_dict
-from scaling.errors import Busy, InputError
-from scaling.files import append_line, read_json, write_json
+from scaling.config.run_config import RunConfig, load_config, to_dict
+from scaling.errors import BusyError, InputError
+from scaling.files import append_json_line, read_json, write_json
 
 try:
     import fcntl
@@ -84,12 +84,12 @@ CHECKPOINTS, BRANCHES, LOCK = "checkpoints", "branches", "train.lock"
 def check_folder(folder: Path, config: RunConfig) -> None:
     """Raises InputError when a run folder holds another run."""
     path = folder / CONFIG
-    if path.exists() and (held := load(path)).run_id != config.run_id:
+    if path.exists() and (held := load_config(path)).run_id != config.run_id:
         raise InputError(f"{folder}: holds run {held.run_id}, not {config.run_id}; give another folder")
 
 
 @contextlib.contextmanager
-def held(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator[None]:
+def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator[None]:
     """The run folder, begun or gone on with, and nobody else's meanwhile.
 
     Writes config, and environment with what is said `about` it. Raises InputError when it holds another run, or another
@@ -102,13 +102,15 @@ def held(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Busy(f"{folder}: another process trains in it; wait for it, or give another folder") from None
+                raise BusyError(
+                    f"{folder}: another process trains in it; wait for it, or give another folder"
+                ) from None
         write_json(folder / CONFIG, to_dict(config))
-        write_json(folder / ENVIRONMENT, environment(kernel) | about)
+        write_json(folder / ENVIRONMENT, describe_environment(kernel) | about)
         yield
 
 
-def environment(kernel: str) -> dict[str, Any]:
+def describe_environment(kernel: str) -> dict[str, Any]:
     """Versions, devices, commit and the attention kernel that ran: what a reader needs to explain a number."""
     import jax
 
@@ -147,7 +149,7 @@ def _commit() -> str | None:
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
     """Appends one line to the logged ones."""
-    append_line(folder / METRICS, {name: _finite(value) for name, value in line.items()})
+    append_json_line(folder / METRICS, {name: _finite(value) for name, value in line.items()})
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -163,10 +165,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def counts(config: RunConfig, *, tokens: int, unique_tokens: int | None) -> dict[str, Any]:
+def result_row(config: RunConfig, *, tokens: int, unique_tokens: int | None) -> dict[str, Any]:
     """The columns of a row that follow from the config and the tokens trained on; `unique_tokens` None if unknown."""
     model, T = config.model, config.data.sequence_length
-    groups = accounting.params(model)
+    groups = accounting.count_params(model)
     shared = (config.steps - config.own_steps) * config.data.batch_tokens
     if unique_tokens is not None and config.data.unique_tokens is not None:
         unique_tokens = min(unique_tokens, config.data.unique_tokens // T * T)
@@ -219,13 +221,13 @@ def write_result(
             "reason": reason,
             **({"traceback": traceback} if traceback else {}),
             "row": {name: _finite(value) for name, value in row.items()},
-            "measurements": plain(measurements),
+            "measurements": to_json(measurements),
         },
         durable=durable,
     )
 
 
-def plain(measurements: dict[str, Value]) -> dict[str, list[Any]]:
+def to_json(measurements: dict[str, Value]) -> dict[str, list[Any]]:
     """Measurements as JSON has them; numbers that are not finite become null."""
     return {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
 

@@ -17,11 +17,11 @@ from typing import Any, Literal, Protocol
 from scaling.config.run_config import RunConfig, to_dict
 from scaling.errors import InputError
 
-Name = Literal["tensorboard", "wandb"]
-HEADLINES = ("loss", "bits_per_byte", "seconds", "tokens_per_second")
+TrackerName = Literal["tensorboard", "wandb"]
+HEADLINE_COLUMNS = ("loss", "bits_per_byte", "seconds", "tokens_per_second")
 
 
-class Sink(Protocol):
+class TrackedRun(Protocol):
     """A run in a tracker."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -32,18 +32,18 @@ class Sink(Protocol):
         """Returns when what was logged is out of this process."""
         ...
 
-    def end(self, step: int, result: Mapping[str, Any]) -> None:
+    def log_result(self, step: int, result: Mapping[str, Any]) -> None:
         """What result.json says."""
         ...
 
     def close(self, failed: bool) -> None: ...
 
 
-Opener = Callable[[Path, RunConfig], Sink]
+OpenTrackedRun = Callable[[Path, RunConfig], TrackedRun]
 """Opens a run, by its folder and config, in a tracker."""
 
 
-def opener(tracker: Name, project: str) -> Opener:
+def load_tracker(tracker: TrackerName, project: str) -> OpenTrackedRun:
     """What opens a run in a tracker. Raises InputError when its package is not installed."""
     try:
         importlib.import_module("wandb" if tracker == "wandb" else "tensorboard.summary.writer.record_writer")
@@ -68,8 +68,8 @@ class TensorBoard:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._summary(step, [{"tag": name, "simple_value": value} for name, value in values.items()])
 
-    def end(self, step: int, result: Mapping[str, Any]) -> None:
-        row = {name: result["row"].get(name) for name in HEADLINES}
+    def log_result(self, step: int, result: Mapping[str, Any]) -> None:
+        row = {name: result["row"].get(name) for name in HEADLINE_COLUMNS}
         found = row | {name: value for name, (value, _, _) in result["measurements"].items()}
         self.log(step, {f"result/{name}": value for name, value in found.items() if value is not None})
         self._text(step, "result", f"{result['status']} {result['reason']}".strip())
@@ -122,7 +122,7 @@ class WandB:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
 
-    def end(self, step: int, result: Mapping[str, Any]) -> None:
+    def log_result(self, step: int, result: Mapping[str, Any]) -> None:
         found = {name: value for name, (value, _, _) in result["measurements"].items()}
         row = {name: value for name, value in result["row"].items() if value is not None}
         self.run.summary.update(row | found | {"status": result["status"], "reason": result["reason"]})

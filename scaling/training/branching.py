@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaling.config.run_config import RunConfig, load
+from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.record import run_folder
 
@@ -67,7 +67,7 @@ def check_branch(folder: Path, config: RunConfig) -> None:
     named = f"RunConfig.branch_of = {config.branch_of!r}"
     if not (trunk / run_folder.CONFIG).exists():
         raise InputError(f"{named}: {trunk} is no run; train it first, or leave branch_of empty to train alone")
-    if config.lineage != load(trunk / run_folder.CONFIG).lineage:
+    if config.lineage != load_config(trunk / run_folder.CONFIG).lineage:
         raise InputError(f"{named}: {trunk} is not the same run but for its budget; leave branch_of empty")
     if not has_branch_state(folder, config) and not trunk_diverged_before(folder, config):
         raise InputError(
@@ -88,7 +88,7 @@ def write_diverged_result(folder: Path, config: RunConfig) -> None:
     """Writes the result of a run whose trunk diverged before it left: what it would have been alone."""
     trunk = run_folder.read_result(trunk_folder(folder, config)) or {}
     before = trunk["row"]
-    row = run_folder.counts(config, tokens=before["tokens"], unique_tokens=before["unique_tokens"])
+    row = run_folder.result_row(config, tokens=before["tokens"], unique_tokens=before["unique_tokens"])
     row |= {"status": "diverged", "loss": None, "loss_stderr": None, "bits_per_byte": None}
     row |= {"seconds": 0.0, "tokens_per_second": None, "flops_spent": 0.0}
     reason = f"{config.branch_of}, with which it shares these steps: {trunk['reason']}"

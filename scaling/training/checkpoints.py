@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from scaling.errors import FullDisk, InputError
+from scaling.errors import DiskFullError, InputError
 from scaling.model.sharding import path_name
 
 # What Orbax's threads log as errors comes back as exceptions as well; once is enough.
@@ -85,10 +85,10 @@ class Checkpoints:
         if free < needed:
             raise self._full(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
 
-    def _full(self, detail: str) -> FullDisk:
+    def _full(self, detail: str) -> DiskFullError:
         latest = self.latest()
         kept = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
-        return FullDisk(
+        return DiskFullError(
             f"{self.folder}: no space left for a checkpoint ({detail}); {kept}: "
             "free some space and run the same command again"
         )

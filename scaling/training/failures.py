@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from scaling.errors import InputError
-from scaling.exit_codes import FAILED, FULL, MEMORY, STOPPED
+from scaling.exit_codes import DISK_FULL, FAILED, OUT_OF_MEMORY, STOPPED
 from scaling.training.checkpoints import is_full_disk
 from scaling.training.monitor import Stopped
 from scaling.training.out_of_memory import first_line, is_out_of_memory
@@ -26,10 +26,10 @@ def report_failure(error: Exception) -> int:
     traceback.print_exception(error)
     if is_full_disk(error):
         print("error: the disk is full; free some space and run the same command again", file=sys.stderr, flush=True)
-        return FULL
+        return DISK_FULL
     if is_out_of_memory(error):
         what = "a smaller --data.microbatch-sequences needs less and learns the same"
         print(f"error: out of memory: {first_line(error)}; {what}", file=sys.stderr, flush=True)
-        return MEMORY
+        return OUT_OF_MEMORY
     sys.stderr.flush()
     return FAILED

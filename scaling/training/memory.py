@@ -56,7 +56,7 @@ def estimate_bytes(config: RunConfig, sizes: MeshSizes) -> float:
     data, fsdp, tensor = sizes
     model, T = config.model, config.data.sequence_length
     width = {"float32": 4, "bfloat16": 2}[config.precision.compute]
-    params = counts.params(model)
+    params = counts.count_params(model)
     state = 16 * params.total / (fsdp * tensor)
     sequences = (config.data.microbatch_sequences or config.data.batch_sequences) / (data * fsdp)
     tokens = sequences * T

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scaling.errors import InputError
-from scaling.exit_codes import INTERRUPTED, LOST
+from scaling.exit_codes import INTERRUPTED, PROCESS_LOST
 from scaling.training.failures import report_failure
 from scaling.training.monitor import Stopped, timeout_with_notice
 from scaling.training.out_of_memory import first_line, is_out_of_memory
@@ -50,7 +50,7 @@ def join_processes() -> None:
     given = [f"{name}={os.environ[name]}" for name in PROCESS_VARIABLES if name in os.environ]
     others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
     try:
-        with timeout_with_notice(others, START_TIMEOUT_SECONDS - 2, LOST):
+        with timeout_with_notice(others, START_TIMEOUT_SECONDS - 2, PROCESS_LOST):
             initialize_distributed()
     except ValueError as error:
         raise InputError(f"{', '.join(given)}: {error}") from None
@@ -117,7 +117,7 @@ def any_process_asks(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Calla
 
 @contextlib.contextmanager
 def exit_together() -> Iterator[None]:
-    """Inside, whatever ends one of several processes ends all: with exit code LOST where another is gone.
+    """Inside, whatever ends one of several processes ends all: with exit code PROCESS_LOST where another is gone.
 
     At once, because what would follow waits for processes that do not answer: checkpoints that are being written, and
     the farewell when Python ends (86 s were seen). A process alone raises as usual.
@@ -138,7 +138,7 @@ def _report_error(error: Exception) -> int:
     if not lost_peer(error):
         return report_failure(error)
     print(f"error: another process of this run is gone: {first_line(error)}", file=sys.stderr, flush=True)
-    return LOST
+    return PROCESS_LOST
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from scaling.config.run_config import RunConfig, load
+from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.measurements import validation_loss
 from scaling.model import sharding
@@ -59,7 +59,7 @@ def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Pa
     waiting: dict[Path, RunConfig] = {}
     for folder in folders:
         with _refusal(outcomes, folder):
-            config = with_data_fingerprint(load(folder / run_folder.CONFIG), folder)
+            config = with_data_fingerprint(load_config(folder / run_folder.CONFIG), folder)
             if simulated_run.is_simulated(config):
                 outcomes[folder] = simulated_run.simulate_run(config, folder)
             elif (status := final_status(config, folder)) is not None:
@@ -136,7 +136,7 @@ def _session(
     tokens, tokenizer = open_data(config)
     measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
     with (
-        run_folder.held(folder, config, program.model.kernel, population=about),
+        run_folder.locked_run_folder(folder, config, program.model.kernel, population=about),
         Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
     ):
         yield Session(config, folder, program, tokens, tokenizer, measurement, checkpoints, stop, lambda *_: None)

@@ -88,4 +88,4 @@ def members_that_fit(config: RunConfig, memory: float, platform: str) -> int:
     room, one = MEMORY_FRACTION * memory, estimate_bytes(reference, (1, 1, 1))
     if platform != "cpu":
         return int(room // one)
-    return max(int((room - one) // (STATE_BYTES_PER_PARAM * counts.params(config.model).total)) + 1, 0)
+    return max(int((room - one) // (STATE_BYTES_PER_PARAM * counts.count_params(config.model).total)) + 1, 0)

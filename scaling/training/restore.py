@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scaling.config.run_config import MeshConfig, RunConfig, load
+from scaling.config.run_config import MeshConfig, RunConfig, load_config
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder
@@ -60,7 +60,7 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
         step = steps[-1]
     if step not in steps:
         raise InputError(f"{folder}: step = {step}: checkpoints are kept of {', '.join(map(str, steps))}")
-    config = load(folder / run_folder.CONFIG)
+    config = load_config(folder / run_folder.CONFIG)
     anywhere = replace(config, model=replace(config.model, attention="xla"))
     program = build_program(anywhere, make_mesh(MeshConfig(), jax.devices()[:1]))
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as kept:

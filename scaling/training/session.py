@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from scaling.config.run_config import RunConfig, load
+from scaling.config.run_config import RunConfig, load_config
 from scaling.data.shards import TokenShards, check_batches, limit_unique_tokens, open_shards
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.measurements import Measurement
@@ -48,7 +48,7 @@ def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunC
     if simulated_run.is_simulated(config):
         return replace(config, data=replace(config.data, fingerprint=simulated_run.true_law(config).fingerprint))
     if folder is not None and (folder / run_folder.CONFIG).exists():
-        fingerprint = load(folder / run_folder.CONFIG).data.fingerprint
+        fingerprint = load_config(folder / run_folder.CONFIG).data.fingerprint
     else:
         fingerprint = open_shards(config.data.directory, config.data.corpus, config.data.vocabulary).fingerprint
     return replace(config, data=replace(config.data, fingerprint=fingerprint))
@@ -68,7 +68,7 @@ def final_status(config: RunConfig, folder: Path) -> run_folder.Status | None:
         branching.check_branch(folder, config)
         if branching.trunk_diverged_before(folder, config):
             if jax.process_index() == 0:
-                with run_folder.held(folder, config, "none"):
+                with run_folder.locked_run_folder(folder, config, "none"):
                     branching.write_diverged_result(folder, config)
             return "diverged"
     return None
@@ -155,7 +155,7 @@ def record_result(
     done = steps * s.config.data.batch_tokens
     missing = run_folder.Value(math.nan, 0, math.nan)
     loss, bits = found.get("loss/nats", missing), found.get("loss/bits_per_byte", missing)
-    row = run_folder.counts(
+    row = run_folder.result_row(
         s.config, tokens=done, unique_tokens=s.tokens.unique_tokens(done, s.config.data.sequence_length)
     )
     row |= {"status": status, "loss": loss.value, "loss_stderr": loss.stderr, "bits_per_byte": bits.value}

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling import files
-from scaling.accounting.counts import params
+from scaling.accounting.counts import count_params
 from scaling.config.run_config import RunConfig, to_dict
 from scaling.data.simulated_corpus import KIND, Simulated
 from scaling.record import run_folder
@@ -71,7 +71,7 @@ def simulate_run(config: RunConfig, folder: Path) -> run_folder.Status:
         run_folder.check_folder(folder, config)
         files.write_json(path, asked_for, durable=False)
     files.write_json(folder / run_folder.ENVIRONMENT, _environment(truth), durable=False)
-    count, rate = params(config.model).matmul, config.optimizer.learning_rate
+    count, rate = count_params(config.model).matmul, config.optimizer.learning_rate
     mine = _generator(truth, config.run_id)
     trunk = config.lineage if config.branch_step else config.run_id
     keys = (f"trunk {trunk}", f"seed {config.seed}")
@@ -84,7 +84,7 @@ def simulate_run(config: RunConfig, folder: Path) -> run_folder.Status:
     for step in (step for step in config.measure.branch_at_steps if step <= done):
         (folder / run_folder.BRANCHES / str(step)).mkdir(parents=True, exist_ok=True)
     tokens = done * config.data.batch_tokens
-    row = run_folder.counts(
+    row = run_folder.result_row(
         config, tokens=tokens, unique_tokens=truth.unique_tokens(tokens, config.data.sequence_length)
     )
     nats = math.nan if diverged else factor * truth.loss(count, tokens, rate)
@@ -105,7 +105,7 @@ def _write_metrics(
     """A training curve: the law at the tokens seen, higher while the learning rate has not decayed, with noise."""
     from scaling.training.optimizer import step_learning_rate
 
-    count, peak = params(config.model).matmul, config.optimizer.learning_rate
+    count, peak = count_params(config.model).matmul, config.optimizer.learning_rate
     lines = []
     for step in np.unique(np.linspace(1, done, MAX_LOGGED_STEPS).astype(int)).tolist():
         tokens, rate = step * config.data.batch_tokens, step_learning_rate(step - 1, config)

@@ -64,7 +64,9 @@ def _train(config: RunConfig, folder: Path, quiet: bool) -> run_folder.Status:
         check_memory(program.abstract_state, limit)
     measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, mesh)
     with (
-        run_folder.held(folder, config, program.model.kernel) if jax.process_index() == 0 else nullcontext(),
+        run_folder.locked_run_folder(folder, config, program.model.kernel)
+        if jax.process_index() == 0
+        else nullcontext(),
         Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
         stop_signals() as stop,
         progress_bar(config.name or config.run_id, config.steps, quiet) as show,

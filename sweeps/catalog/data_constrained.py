@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scaling.config.run_config import RunConfig
-from scaling.recipes.derive import Known, Recipe
+from scaling.recipes.derive import PartialRun, Recipe
 from scaling.recipes.recipes import step_law
 from sweeps.catalog.fineweb import corpus_arguments, describe_cost, with_shared_trunk
 from sweeps.grids import Sweep, overlay
@@ -39,7 +39,7 @@ def grid_of_epochs(
     return tuple(cells)
 
 
-def bounded_warmup(shortest: int) -> tuple[Callable[[Known], int], str]:
+def bounded_warmup(shortest: int) -> tuple[Callable[[PartialRun], int], str]:
     """N tokens, a tenth of the shortest horizon at most; and in words."""
     return lambda known: min(known.params.matmul, shortest // 10), f"N tokens, {shortest // 10:,} at most"
 

@@ -21,8 +21,8 @@ from typing import Any
 from scaling.accounting.counts import PEAK_BFLOAT16
 from scaling.config.run_config import RunConfig, ScheduleConfig
 from scaling.data.corpora import parse_corpus
-from scaling.recipes.derive import Known, Recipe, Rule
-from scaling.record.run_folder import counts
+from scaling.recipes.derive import PartialRun, Recipe, Rule
+from scaling.record.run_folder import result_row
 from sweeps.trunks import share_trunks
 
 CORPUS = "hf:HuggingFaceFW/fineweb-edu?config=sample-10BT"
@@ -42,7 +42,7 @@ def corpus_arguments(size: int = 32_000) -> dict[str, Any]:
     return {"corpus": CORPUS, "vocabulary": vocabulary_path(size), "vocab_size": size}
 
 
-def with_shared_trunk(recipe: Recipe, warmup: Callable[[Known], float], words: str) -> Recipe:
+def with_shared_trunk(recipe: Recipe, warmup: Callable[[PartialRun], float], words: str) -> Recipe:
     """The recipe with one batch, learning rate and warm-up for every horizon of a size, so that they share a trunk
     (trunks.py).
 
@@ -51,7 +51,7 @@ def with_shared_trunk(recipe: Recipe, warmup: Callable[[Known], float], words: s
     """
 
     def fixed(rule: Rule) -> Rule:
-        def value(known: Known) -> float:
+        def value(known: PartialRun) -> float:
             return rule.value(replace(known, tokens=round(recipe.horizon.value(known))))
 
         return replace(rule, value=value, text=f"at D = {recipe.horizon.text}, {rule.text}")
@@ -62,14 +62,14 @@ def with_shared_trunk(recipe: Recipe, warmup: Callable[[Known], float], words: s
         batch=fixed(recipe.batch),
         learning_rate=fixed(recipe.learning_rate),
         warmup=Rule(warmup, words, "Porian et al. 2024, section 3.3; bound ours"),
-        final=Rule(lambda known: 0.0, "0", "Hägele et al. 2024"),
+        final_fraction=Rule(lambda known: 0.0, "0", "Hägele et al. 2024"),
         schedule=ScheduleConfig(kind="wsd", cooldown_fraction=0.2),
     )
 
 
 def h200_hours(cells: Sequence[RunConfig]) -> float:
     """Hours of one H200 at 40 % of its peak, shared trunks paid once: arithmetic, not a measurement."""
-    spent = (counts(cell, tokens=cell.tokens, unique_tokens=None)["flops_spent"] for cell in share_trunks(cells))
+    spent = (result_row(cell, tokens=cell.tokens, unique_tokens=None)["flops_spent"] for cell in share_trunks(cells))
     return sum(spent) / (MFU * PEAK) / 3600
 
 

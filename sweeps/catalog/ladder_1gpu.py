@@ -2,7 +2,7 @@
 branch for every horizon; about 53 H200-hours at 40 % MFU, 82 if each were
 trained alone. The corpus: sweeps/catalog/fineweb.py."""
 
-from scaling.recipes.derive import shape_of
+from scaling.recipes.derive import resolve_size
 from scaling.recipes.recipes import step_law
 from sweeps.catalog.fineweb import CORPUS_TOKENS, corpus_arguments, describe_cost, with_shared_trunk
 from sweeps.grids import Sweep
@@ -24,7 +24,7 @@ recipe = with_shared_trunk(step_law, lambda k: k.params.matmul // 2, "N / 2 toke
 
 def sweep() -> Sweep:
     """Eight sizes, 45x apart; horizons from under- to over-trained while the corpus lasts; three seeds at some."""
-    sizes = {shape: shape_of(recipe, shape)[0].params.matmul for shape in SIZES}
+    sizes = {shape: resolve_size(recipe, shape)[0].params.matmul for shape in SIZES}
     horizons = [
         (shape, ratio * n) for shape, n in sizes.items() for ratio in TOKENS_PER_PARAM if ratio * n <= CORPUS_TOKENS
     ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scaling.config.run_config import ScheduleConfig
-from scaling.recipes.derive import Rule, measured_rate
+from scaling.recipes.derive import Rule, load_measured_rate
 from scaling.recipes.recipes import small
 from sweeps.grids import Sweep, grid
 
@@ -24,7 +24,9 @@ shared_trunk_recipe = replace(
     schedule=ScheduleConfig(kind="wsd", cooldown_fraction=0.2),
 )
 
-tuned_recipe = replace(shared_trunk_recipe, learning_rate=measured_rate(Path(__file__).with_name("stdlib_rates.json")))
+tuned_recipe = replace(
+    shared_trunk_recipe, learning_rate=load_measured_rate(Path(__file__).with_name("stdlib_rates.json"))
+)
 """Its rates from the scans of sweeps/catalog/stdlib_rates.py."""
 
 

@@ -5,7 +5,7 @@ as it says.
 Losses per token of different vocabularies do not compare: fit and read `bits_per_byte`.
 """
 
-from scaling.recipes.derive import shape_of
+from scaling.recipes.derive import resolve_size
 from scaling.recipes.recipes import step_law
 from sweeps.catalog.fineweb import corpus_arguments, describe_cost
 from sweeps.grids import Sweep
@@ -33,5 +33,5 @@ def sweep() -> Sweep:
 
 def flops_budget(shape: tuple[int, int]) -> float:
     """Exact FLOPs of the recipe's own horizon at a shape, with 32,000 ids."""
-    known, _ = shape_of(step_law, shape)
+    known, _ = resolve_size(step_law, shape)
     return known.flops_per_token * step_law.horizon.value(known)

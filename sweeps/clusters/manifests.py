@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling.accounting.chips import Topology
-from scaling.accounting.chips import topology as parse_topology
+from scaling.accounting.chips import Topology, parse_topology
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from sweeps.planning.plan import PLAN, find_sweep, load_plan
@@ -162,7 +161,7 @@ def host_command(order: ManifestSpec, gang: str, rank: str) -> str:
 
 def skypilot_manifest(order: ManifestSpec) -> str:
     """A task; each `sky jobs launch` of it is a worker. SkyPilot runs it on every host of the slice."""
-    from scaling.exit_codes import LOST, STOPPED
+    from scaling.exit_codes import PROCESS_LOST, STOPPED
 
     if not order.volume or ":/" not in order.volume:
         raise InputError(f"volume = {order.volume!r}: must be what NFS serves, as SERVER:/PATH")
@@ -174,7 +173,7 @@ def skypilot_manifest(order: ManifestSpec) -> str:
         "job_recovery": {
             "strategy": "FAILOVER",
             "max_restarts_on_errors": MAX_RESTARTS,
-            "recover_on_exit_codes": [LOST, STOPPED],
+            "recover_on_exit_codes": [PROCESS_LOST, STOPPED],
         },
     }
     if order.image:

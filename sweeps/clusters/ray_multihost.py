@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_codes import LOST, STOPPED, combined_exit_code
+from scaling.exit_codes import PROCESS_LOST, STOPPED, combined_exit_code
 from sweeps.clusters.ray_connection import HostDemand
 from sweeps.local import processes
 from sweeps.local.launch import ProcessHandle, Slot
@@ -122,7 +122,7 @@ class MultiHostRun:
             self.terminations += 1
 
     def tell(self, method: str) -> list[Any]:
-        """Calls a method of every host whose process runs; LOST for those that do not answer."""
+        """Calls a method of every host whose process runs; PROCESS_LOST for those that do not answer."""
         import ray
 
         self.codes = self.codes or [None] * len(self.hosts)
@@ -134,7 +134,7 @@ class MultiHostRun:
             try:
                 found.append(ray.get(call) if call is not None else None)
             except ray.exceptions.RayActorError:
-                found.append(LOST)
+                found.append(PROCESS_LOST)
         return found
 
     def watch(self) -> int:
@@ -183,7 +183,7 @@ def run_on_hosts(address: str, hosts: HostDemand, folder: Path, command: Sequenc
         ]
         ray.get([h.start.remote(command, folder, hosts.devices, t) for h, t in zip(gang.hosts, told, strict=True)])
     except ray.exceptions.RayActorError:
-        return LOST
+        return PROCESS_LOST
     return gang.watch()
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_codes import FAILED, LOST, STOPPED, combined_exit_code
+from scaling.exit_codes import FAILED, PROCESS_LOST, STOPPED, combined_exit_code
 from sweeps.clusters.heartbeats import BEAT_SECONDS, Speaker, Voice
 from sweeps.local import processes
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
@@ -106,7 +106,7 @@ class Run:
     def told(self, index: int, said: Mapping[str, Any]) -> int | None:
         """The exit code of another host's process; None while it runs."""
         if self.leader.others[index].silent or said["id"] != self.crew[index]:
-            return LOST
+            return PROCESS_LOST
         return said["code"] if said["number"] == self.number else None
 
     def begin(self, crew: list[str]) -> None:
@@ -173,7 +173,7 @@ class Follower:
             while True:
                 now = order.listen()
                 if order.silent or (self.stops and self.process is None):
-                    return STOPPED if self.stops else LOST
+                    return STOPPED if self.stops else PROCESS_LOST
                 if now.get("over") == "work" and now["id"] == self.leader:
                     return 0
                 self.follow(now)

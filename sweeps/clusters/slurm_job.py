@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
+from scaling.exit_codes import DIVERGED, OUT_OF_MEMORY, STOPPED
 from scaling.training.out_of_memory import VMSTAT
 from sweeps.local import child
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
@@ -45,7 +45,7 @@ before=$(grep '^oom_kill ' {VMSTAT} 2>/dev/null)
 trap : TERM
 "$@" >>"$own" 2>&1
 code=$?
-[ $code = 137 ] && [ "$(grep '^oom_kill ' {VMSTAT} 2>/dev/null)" != "$before" ] && code={MEMORY}
+[ $code = 137 ] && [ "$(grep '^oom_kill ' {VMSTAT} 2>/dev/null)" != "$before" ] && code={OUT_OF_MEMORY}
 [ $code = 0 ] && exit 0
 if (set -C; echo $code >"$first") 2>/dev/null && [ "$own" != "$log" ]; then tail -n 60 "$own" >>"$log"; fi
 case $code in {STOPPED}|{DIVERGED}) exit 0;; esac
@@ -259,6 +259,6 @@ def cancel_step(name: str, *how: str) -> CancelStatus:
 def step_exit_code(said: int, srun: int) -> int:
     """How a gang ended, as subprocess has it: what the process that failed first said, else srun."""
     if srun == SRUN_OUT_OF_MEMORY and said in (0, 128 + signal.SIGKILL):
-        return MEMORY
+        return OUT_OF_MEMORY
     code = said or srun
     return 128 - code if code - 128 in [*signal.Signals] else code

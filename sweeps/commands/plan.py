@@ -50,5 +50,5 @@ def cost_on_topology(plan: Plan, topology: str) -> TpuCost:
     from scaling.performance import compile_ahead
 
     return estimate_tpu_cost(
-        (cell.config for cell in plan.cells), chips.topology(topology), compile_ahead.estimate_step
+        (cell.config for cell in plan.cells), chips.parse_topology(topology), compile_ahead.estimate_step
     )

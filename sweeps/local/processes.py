@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scaling.errors import InputError
-from scaling.exit_codes import MEMORY
+from scaling.exit_codes import OUT_OF_MEMORY
 from scaling.training.out_of_memory import count_oom_kills, oom_kill_since
 from sweeps.local import child
 from sweeps.local.launch import Slot
@@ -166,7 +166,7 @@ class Process:
         if code is None and time.monotonic() - self.read_at > KILL_COUNT_SECONDS:
             self.before, self.lately, self.read_at = self.lately, count_oom_kills(), time.monotonic()
         starved = code == -signal.SIGKILL and not self.killed and oom_kill_since(self.before)
-        return MEMORY if starved else code
+        return OUT_OF_MEMORY if starved else code
 
     def terminate(self) -> None:
         self.popen.terminate()

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 from rich.table import Table
 
 from scaling.config.run_config import RunConfig, from_dict, to_dict
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 from scaling.files import read_json, write_json
-from scaling.record.run_folder import counts
+from scaling.record.run_folder import result_row
 from scaling.training import simulated_run
 from sweeps import catalog
-from sweeps.grids import Sweep, flat
+from sweeps.grids import Sweep, flatten
 from sweeps.planning.wall_time import WallTimeModel
 from sweeps.trunks import share_trunks
 
@@ -68,7 +68,7 @@ class Cell:
     def known_columns(self) -> dict[str, Any]:
         """The columns of the results table that are known before the run."""
         tokens = self.config.steps * self.config.data.batch_tokens
-        return counts(self.config, tokens=tokens, unique_tokens=self.unique_tokens)
+        return result_row(self.config, tokens=tokens, unique_tokens=self.unique_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def find_sweep(name: str) -> Sweep:
         module = importlib.import_module(f"sweeps.catalog.{name}")
         if hasattr(module, "sweep"):
             return module.sweep()
-    raise InputError(f"unknown sweep {name}{nearest(name, sweep_names())}")
+    raise InputError(f"unknown sweep {name}{suggest_name(name, sweep_names())}")
 
 
 def sweep_names() -> Iterator[str]:
@@ -172,7 +172,7 @@ def describe_difference(held: Plan, made: Plan) -> str:
     by_name = {cell.name: cell for cell in gone}
     changed = [(by_name[cell.name], cell) for cell in come if cell.name in by_name]
     if changed:
-        before, after = (flat(to_dict(cell.config)) for cell in changed[0])
+        before, after = (flatten(to_dict(cell.config)) for cell in changed[0])
         fields = [f"{key} {before[key]!r} -> {after[key]!r}" for key in after if before.get(key) != after[key]]
         return f"{len(changed)} cell(s) changed, {changed[0][1].name}: {', '.join(fields[:3])}"
     return f"{len(gone)} cell(s) gone ({_names(gone)}), {len(come)} new ({_names(come)})"

@@ -10,18 +10,18 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling.config.run_config import RunConfig, load, to_dict
+from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.errors import InputError
-from scaling.exit_codes import BAD_INPUT, BUSY, LOST, MEMORY, STOPPED
+from scaling.exit_codes import BAD_INPUT, FOLDER_BUSY, OUT_OF_MEMORY, PROCESS_LOST, STOPPED
 from scaling.files import read_json, write_json
 from scaling.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     RESULT,
-    counts,
     read_metrics,
     read_result,
+    result_row,
     write_result,
 )
 from scaling.training import branching, simulated_run
@@ -66,7 +66,7 @@ def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) ->
 def _config_in_folder(folder: Path) -> RunConfig | None:
     """The config in a run folder; None when there is none, or a torn one."""
     try:
-        return load(folder / CONFIG)
+        return load_config(folder / CONFIG)
     except InputError:
         return None
 
@@ -127,7 +127,7 @@ def record_failure(folder: Path, cell: Cell, reason: str) -> None:
     """A failed run keeps its row, who it was and what it had spent, and its traceback."""
     config = _config_in_folder(folder) or cell.config
     tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
-    row = counts(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
+    row = result_row(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
     row |= {"status": "failed"}
     write_result(folder, status="failed", row=row, measurements={}, reason=reason, traceback=last_traceback(folder))
 
@@ -140,11 +140,11 @@ def classify_exit(code: int, folder: Path) -> tuple[attempt_log.AttemptOutcome, 
         return ("failed" if -code in CRASH_SIGNALS or not known else "preempted"), f"was killed by {name}"
     if code == STOPPED:
         return "preempted", "was stopped"
-    if code == BUSY:
+    if code == FOLDER_BUSY:
         return "stopped", last_output_line(folder)
-    if code == LOST:
+    if code == PROCESS_LOST:
         return "lost", last_output_line(folder) or "lost another process of its own"
-    if code == MEMORY:
+    if code == OUT_OF_MEMORY:
         return "memory", f"ran out of memory: {last_output_line(folder)}"
     return "failed", (last_output_line(folder) or f"exit code {code}") if code else "ended without a result"
 

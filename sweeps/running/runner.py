@@ -19,7 +19,7 @@ from rich.live import Live
 
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
-from scaling.exit_codes import FULL, STOPPED
+from scaling.exit_codes import DISK_FULL, STOPPED
 from scaling.training import branching, simulated_run
 from scaling.training.population_limits import program_key
 from sweeps.local.launch import Launcher, Slot
@@ -263,7 +263,7 @@ class Runner:
             attempt_log.record_end(folder, "diverged" if status == "diverged" else "done")
             self.report(cell)
             return
-        if code == FULL:
+        if code == DISK_FULL:
             raise OSError(errno.ENOSPC, last_output_line(folder) or os.strerror(errno.ENOSPC))
         kind, reason = classify_exit(code, folder)
         if self.stops and kind == "preempted":

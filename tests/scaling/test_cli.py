@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from scaling import cli
-from scaling.config.run_config import RunConfig, load, to_dict
+from scaling.config.run_config import RunConfig, load_config, to_dict
 from tests.conftest import in_process, scaling
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -30,7 +30,7 @@ def error_of(*arguments: object, cwd: Path, run: Run = in_process) -> str:
 
 @pytest.mark.parametrize("flush", [True, False])
 def test_nobody_reading_the_output_is_no_traceback(flush: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scaling.commands.generate.generate_verb", lambda: print("text", flush=flush))
+    monkeypatch.setattr("scaling.commands.generate.generate", lambda: print("text", flush=flush))
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as out:
@@ -203,7 +203,7 @@ def test_a_finished_folder_answers_for_its_own_run_alone(
     result = json.loads((place / "r.json").read_text())
     assert result["status"] == "done"
     assert f"{result['row']['loss']:.4f}" in done.stdout
-    held = load(place / "run" / "config.json")
+    held = load_config(place / "run" / "config.json")
     assert held.data.fingerprint
     assert in_process("train", "--folder", "run", cwd=place).returncode == 0
     assert held.run_id in error_of("train", "--folder", "run", "--model.width", 32, cwd=place)

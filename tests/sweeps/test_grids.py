@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from scaling.accounting.counts import params, train_flops
-from scaling.config.overrides import parsed
+from scaling.accounting.counts import count_params, train_flops
+from scaling.config.overrides import parse_overrides
 from scaling.config.run_config import ModelConfig, RunConfig
 from scaling.errors import InputError
 from scaling.recipes import recipes
@@ -44,7 +44,9 @@ def test_a_learning_rate_that_is_set_no_longer_says_it_came_by_rule():
 
 def test_texts_become_an_overlay_by_the_types_of_their_fields():
     texts = ["model.width=96", "tokens=1e6", "optimizer.learning_rate=1e-3", "data.corpus=zipf?facts=512"]
-    assert parsed([*texts, "data.unique_tokens=4e5", "model.tied=true", "z.y=1.0", "optimizer.weight_decay=1"]) == {
+    assert parse_overrides(
+        [*texts, "data.unique_tokens=4e5", "model.tied=true", "z.y=1.0", "optimizer.weight_decay=1"]
+    ) == {
         "model.width": 96,
         "tokens": 1_000_000,
         "optimizer.learning_rate": 0.001,
@@ -54,8 +56,8 @@ def test_texts_become_an_overlay_by_the_types_of_their_fields():
         "z.y": 1.0,
         "optimizer.weight_decay": 1,
     }
-    assert type(parsed(["tokens=1e6"])["tokens"]) is int
-    assert overlay(BASE, parsed(texts)).tokens == 1_000_000
+    assert type(parse_overrides(["tokens=1e6"])["tokens"]) is int
+    assert overlay(BASE, parse_overrides(texts)).tokens == 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_texts_become_an_overlay_by_the_types_of_their_fields():
 )
 def test_texts_that_are_no_overlay(texts, says):
     with pytest.raises(InputError, match=says):
-        parsed(texts)
+        parse_overrides(texts)
 
 
 def test_overlay_takes_a_whole_part():
@@ -159,7 +161,7 @@ def test_isoflop_spends_each_budget_at_every_size_about_the_optimum():
     assert len(cells) == len({c.run_id for c in cells}) == 14
     assert {(c.data.corpus, c.seed) for c in cells} == {("zipf", 3)}
     for budget, runs in zip(budgets, (cells[:7], cells[7:]), strict=True):
-        counts = [params(c.model).matmul for c in runs]
+        counts = [count_params(c.model).matmul for c in runs]
         spent = [train_flops(c.model, c.data.sequence_length, c.tokens, "exact_causal") for c in runs]
         assert spent == pytest.approx([budget] * 7, rel=0.01)
         assert counts == sorted(counts)

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from scaling.data.tokenizer import Tokenizer
-from scaling.errors import InputError, nearest
+from scaling.errors import InputError, suggest_name
 from scaling.measurements import Measurement, multiple_choice
 from scaling.measurements.lm_eval import builtin_tasks
 from scaling.model.decoder import Decoder
@@ -94,7 +94,7 @@ def _manager(names: Sequence[str], folders: list[Path], known: Sequence[str]) ->
     for name in others:
         if name not in everything.task_index:
             close = difflib.get_close_matches(name, near, n=1) or difflib.get_close_matches(name, everything.all_tasks)
-            raise InputError(f"unknown task {name!r}{nearest(name, close or near)}")
+            raise InputError(f"unknown task {name!r}{suggest_name(name, close or near)}")
     return everything
 
 

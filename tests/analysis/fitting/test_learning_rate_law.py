@@ -14,7 +14,7 @@ from analysis.fitting.learning_rate_law import ALL_DIVERGED, facts, optimum, rat
 from analysis.plots import learning_rates
 from scaling.errors import InputError
 from scaling.recipes import recipes
-from scaling.recipes.derive import Known, measured_rate
+from scaling.recipes.derive import PartialRun, load_measured_rate
 
 SIZES = {16: 1e4, 32: 4e4, 64: 2e5}
 MANY = {8 * i: 1e4 * 2**i for i in range(1, 9)}
@@ -112,17 +112,17 @@ def test_the_verb_writes_what_a_recipe_reads(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "rates.png").stat().st_size > 10_000
     held = json.loads((tmp_path / "rates.json").read_text())
     assert re.search(r"^made\b.*\b2\b.*\b5\b.*\b1,000,000\b", held["source"])
-    rule = measured_rate(tmp_path / "rates.json")
-    known = Known(recipes.small((32, 2), 1_000_000).model, 128)
+    rule = load_measured_rate(tmp_path / "rates.json")
+    known = PartialRun(recipes.small((32, 2), 1_000_000).model, 128)
     assert rule.value(known) == pytest.approx(best(known.params.matmul), rel=1e-3)
-    assert rule.found == "scan"
+    assert rule.origin == "scan"
     assert held["source"] in rule.source
 
 
 def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"law": {"at": 1}}')
     with pytest.raises(InputError, match=r"other\.json"):
-        measured_rate(tmp_path / "other.json")
+        load_measured_rate(tmp_path / "other.json")
 
 
 def test_a_figure_names_every_size() -> None:

@@ -25,7 +25,7 @@ def test_groups_equal_the_parameter_tree(config: ModelConfig) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = [entry.key for entry in path]
         sizes["norms" if names[-1] == "scale" else names[0]] += int(np.prod(leaf.shape))
-    counted = counts.params(config)
+    counted = counts.count_params(config)
     assert sizes == {name: getattr(counted, name) for name in sizes}
     assert counted.total == sum(sizes.values())
     assert counted.non_embedding == counted.total - sizes["embedding"]
@@ -34,11 +34,11 @@ def test_groups_equal_the_parameter_tree(config: ModelConfig) -> None:
 def test_llama_2_70b() -> None:
     """The published parameter count of Llama 2 70B (Touvron et al. 2023)."""
     shape = ModelConfig(vocab_size=32_000, width=8192, depth=80, heads=64, kv_heads=8, ff_width=28_672)
-    assert counts.params(shape).total == 68_976_648_192
+    assert counts.count_params(shape).total == 68_976_648_192
 
 
 def test_a_tied_head_still_multiplies() -> None:
-    untied, tied = (counts.params(ModelConfig(tied=tied)) for tied in (False, True))
+    untied, tied = (counts.count_params(ModelConfig(tied=tied)) for tied in (False, True))
     assert untied.matmul == tied.matmul
     assert untied.total - tied.total == 259 * 128
 
@@ -67,7 +67,7 @@ def test_exact_is_within_two_percent_of_xla(config: ModelConfig) -> None:
 def test_conventions_differ_by_attention_over_positions() -> None:
     config = ModelConfig(width=64, depth=3, heads=4)
     six, exact, causal = (counts.train_flops(config, 100, 7, c) for c in ("6nd", "exact", "exact_causal"))
-    assert six == 6 * counts.params(config).matmul * 7
+    assert six == 6 * counts.count_params(config).matmul * 7
     assert exact - six == 3 * 2 * (2 * 64 * 100) * 3 * 7
     assert causal - six == (exact - six) / 2
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from scaling.accounting import counts
-from scaling.accounting.model_shapes import SHAPES
-from scaling.accounting.published import sums
+from scaling.accounting.model_shapes import PUBLISHED_MODELS
+from scaling.accounting.published import published_arithmetic
 from tests.conftest import in_process
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", PUBLISHED_MODELS)
 def test_the_sum_is_what_accounting_counts(name: str) -> None:
-    lines = {line.what: line.value for line in sums(SHAPES[name])}
-    assert lines["parameters"] == counts.params(SHAPES[name].model).total
+    lines = {line.what: line.value for line in published_arithmetic(PUBLISHED_MODELS[name])}
+    assert lines["parameters"] == counts.count_params(PUBLISHED_MODELS[name].model).total
     assert lines["parameters file"] == pytest.approx(2 * lines["parameters"] / 1e9)
 
 
@@ -40,6 +40,8 @@ def test_the_talk(tmp_path: Path) -> None:
 def test_a_model_whose_training_is_not_published_is_counted_all_the_same(tmp_path: Path) -> None:
     said = in_process("cost", "llama-3-8b", cwd=tmp_path).stdout
     assert "8,030,261,248" in said
-    counted, trained = ({line.what for line in sums(SHAPES[name])} for name in ("llama-3-8b", "llama-2-70b"))
+    counted, trained = (
+        {line.what for line in published_arithmetic(PUBLISHED_MODELS[name])} for name in ("llama-3-8b", "llama-2-70b")
+    )
     assert len(trained - counted) == 4
     assert not any(what in said for what in trained - counted)

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from scaling.commands import coordinate_check
-from scaling.commands.coordinate_check import KINDS, activations, coordinates, moved, shape, trends
+from scaling.commands.coordinate_check import (
+    KINDS,
+    activation_changes,
+    activations,
+    coord_check,
+    fit_trends,
+    model_of_size,
+)
 from scaling.config.run_config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder, RMSNorm
@@ -19,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("soon_compiled")
 
 
 def small(width: int, depth: int, parametrization: coordinate_check.Parametrization) -> ModelConfig:
-    return dataclasses.replace(shape(width, depth, parametrization, (32, 1), 16), vocab_size=40)
+    return dataclasses.replace(model_of_size(width, depth, parametrization, (32, 1), 16), vocab_size=40)
 
 
 def test_activations_are_those_of_the_model() -> None:
@@ -47,7 +54,9 @@ def test_activations_of_real_steps_grow_with_width_under_standard_alone() -> Non
     data, optimizer = DataConfig(sequence_length=16, batch_sequences=8), OptimizerConfig(learning_rate=0.002)
     logs = {}
     for name, width in (("standard", 32), ("standard", 128), ("mup", 128)):
-        found = moved(RunConfig(model=small(width, 1, name), data=data, optimizer=optimizer), tokens_SBS, 2)  # pyrefly: ignore
+        found = activation_changes(
+            RunConfig(model=small(width, 1, name), data=data, optimizer=optimizer), tokens_SBS, 2
+        )  # pyrefly: ignore
         assert found.shape == (2, 2, len(KINDS))
         assert np.all(found > 0)
         logs[name, width] = np.log(found[:, -1]).mean(axis=0)
@@ -73,10 +82,10 @@ def test_slopes_and_verdicts_of_planted_powers() -> None:
     found = {}
     for size in sizes:
         for name in ("standard", "mup", "completep"):
-            model = simplest_equivalent(shape(*size, name, (16, 1), 8))  # pyrefly: ignore
+            model = simplest_equivalent(model_of_size(*size, name, (16, 1), 8))  # pyrefly: ignore
             found[model] = planted(RunConfig(model=model), np.zeros((2, 1, 1)), 3)
     assert len(found) == 9, "what is equal is trained once"
-    result = {(t.axis, t.parametrization, t.kind): t for t in trends(found, widths, depths, 8)}
+    result = {(t.axis, t.parametrization, t.kind): t for t in fit_trends(found, widths, depths, 8)}
     assert len(result) == 30
     standard = [result["width", "standard", kind] for kind in KINDS]
     np.testing.assert_allclose([t.slope for t in standard], [0, 0.2, 0.3, 1, -1], atol=1e-6)
@@ -89,9 +98,9 @@ def test_slopes_and_verdicts_of_planted_powers() -> None:
 def test_the_verb_prints_draws_and_writes(
     corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(coordinate_check, "moved", planted)
+    monkeypatch.setattr(coordinate_check, "activation_changes", planted)
     monkeypatch.setenv("COLUMNS", "120")
-    coordinates(
+    coord_check(
         (16, 32), (1, 2), 2, 1, corpus="walk", directory=corpora, figure=tmp_path / "a.png", json=tmp_path / "a.json"
     )
     printed = capsys.readouterr().out
@@ -118,4 +127,4 @@ def test_the_verb_prints_draws_and_writes(
 )
 def test_bad_input_is_named(corpora: Path, options: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        coordinates(**{"corpus": "walk", "directory": corpora} | options)
+        coord_check(**{"corpus": "walk", "directory": corpora} | options)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling.accounting.counts import params, train_flops
+from scaling.accounting.counts import count_params, train_flops
 from scaling.commands import cost as cost_verb
-from scaling.config.run_config import load
+from scaling.config.run_config import load_config
 from scaling.recipes.recipes import chinchilla, nanochat
 from tests.conftest import in_process
 
@@ -21,10 +21,12 @@ def cost(place: Path, *arguments: object) -> dict:
 
 def test_a_size_is_explained_and_written_as_a_run(tmp_path: Path) -> None:
     facts = cost(tmp_path, "124M")
-    run = load(tmp_path / "config.json")
+    run = load_config(tmp_path / "config.json")
     assert run == chinchilla("124M")
     assert facts["run_id"] == run.run_id
-    assert facts["params"] == {name: getattr(params(run.model), name) for name in ("total", "non_embedding", "matmul")}
+    assert facts["params"] == {
+        name: getattr(count_params(run.model), name) for name in ("total", "non_embedding", "matmul")
+    }
     for name in ("6nd", "exact", "exact_causal"):
         assert facts["flops"][name] == train_flops(run.model, 2048, run.tokens, name)  # pyrefly: ignore
     assert facts["steps"] * facts["batch_tokens"] == run.tokens
@@ -34,7 +36,7 @@ def test_a_size_is_explained_and_written_as_a_run(tmp_path: Path) -> None:
         "Hoffmann et al. 2022",
         "Power Lines",
         f"{run.tokens:,}",
-        f"{params(run.model).total:,}",
+        f"{count_params(run.model).total:,}",
         "H200",
     ):
         assert text in facts["said"]
@@ -50,13 +52,13 @@ def test_memory_and_time_are_arithmetic_by_hand(tmp_path: Path) -> None:
 
 
 def test_muon_keeps_one_moment_of_the_matrices_of_blocks(tmp_path: Path) -> None:
-    facts, counts = cost(tmp_path, "d12", "--recipe", "nanochat"), params(nanochat("d12").model)
+    facts, counts = cost(tmp_path, "d12", "--recipe", "nanochat"), count_params(nanochat("d12").model)
     assert facts["memory_bytes"]["training_state"] == 12 * counts.total - 4 * counts.blocks
 
 
 def test_what_is_set_is_recorded_and_shown_as_an_override(tmp_path: Path) -> None:
     facts = cost(tmp_path, "124M", "--set", "optimizer.learning_rate=2e-3", "optimizer.beta2=0.99", "measure.keep=3")
-    run = load(tmp_path / "config.json")
+    run = load_config(tmp_path / "config.json")
     assert run.overrides == ("optimizer.learning_rate=0.002", "optimizer.beta2=0.99")
     assert (run.optimizer.learning_rate, run.learning_rate_from, run.measure.keep) == (2e-3, "override", 3)
     lines = {line["what"]: line for line in facts["lines"]}
@@ -107,7 +109,7 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: list, named: str) -> N
 
 
 def test_hours_read_well() -> None:
-    assert [cost_verb.duration(hours) for hours in (1e-3, 0.5, 1.14, 30, 100)] == [
+    assert [cost_verb.format_hours(hours) for hours in (1e-3, 0.5, 1.14, 30, 100)] == [
         "3.6 s",
         "30 min",
         "1.14 h",

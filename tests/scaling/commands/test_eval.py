@@ -18,7 +18,7 @@ from analysis import errors
 from analysis.tables import results
 from scaling import files
 from scaling.commands import eval
-from scaling.config.run_config import RunConfig, load, to_dict
+from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.errors import InputError
 from scaling.measurements import registry
 from scaling.measurements.recall import recall
@@ -58,7 +58,7 @@ def runs(sweep: Path) -> list[Path]:
 
 
 def with_length(run: Path, length: int) -> None:
-    config = load(run / run_folder.CONFIG)
+    config = load_config(run / run_folder.CONFIG)
     files.write_json(
         run / run_folder.CONFIG, to_dict(replace(config, data=replace(config.data, sequence_length=length)))
     )
@@ -93,13 +93,13 @@ def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys
 
     before = {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
     eval.evaluate(sweep, budget=32)
-    assert re.search(r"\b0\b\D*\b8\b.*--again", capsys.readouterr().out.splitlines()[-1])
+    assert re.search(r"\b0\b\D*\b8\b.*--rerun", capsys.readouterr().out.splitlines()[-1])
     assert before == {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
 
 
 def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = runs(sweep)
-    calls, plain = [], evaluations.append
+    calls, plain = [], evaluations.append_evaluation
 
     def killed(folder: Path, evaluation: Evaluation) -> None:
         if len(calls) == 3:
@@ -107,7 +107,7 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
         calls.append((folder.name, evaluation.task))
         plain(folder, evaluation)
 
-    monkeypatch.setattr(evaluations, "append", killed)
+    monkeypatch.setattr(evaluations, "append_evaluation", killed)
     with pytest.raises(KeyboardInterrupt):
         eval.evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 3
@@ -115,11 +115,11 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
     torn = two if len(whole.splitlines()) == 2 else one
     with (torn / evaluations.FILE).open("a") as file:
         file.write('{"schema": 1, "st')
-    monkeypatch.setattr(evaluations, "append", lambda *given: calls.append(given) or plain(*given))
+    monkeypatch.setattr(evaluations, "append_evaluation", lambda *given: calls.append(given) or plain(*given))
     eval.evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 4, "one was left"
     for run in (one, two):
-        assert [task for task, _ in sorted(evaluations.read(run))] == ["addition", "recall"]
+        assert [task for task, _ in sorted(evaluations.read_evaluations(run))] == ["addition", "recall"]
     assert results.read_table(sweep)["recall/accuracy"].notna().sum() == 2, "a torn line harms no other"
 
 
@@ -128,9 +128,9 @@ def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -
     for budget, seed in ((16, 0), (24, 0), (24, 1), (24, 1)):
         eval.evaluate(run, "recall", budget=budget, seed=seed)
     assert [(line["budget"], line["seed"]) for line in lines(run)] == [(16, 0), (24, 0), (24, 1)]
-    eval.evaluate(run, "recall", budget=24, seed=1, again=True)
+    eval.evaluate(run, "recall", budget=24, seed=1, rerun=True)
     assert [(line["budget"], line["seed"]) for line in lines(run)][2:] == [(24, 1), (24, 1)], (
-        "--again asks all the same"
+        "--rerun asks all the same"
     )
     last = lines(run)[-1]["measurements"]["recall/bits_per_byte"][0]
     assert last != lines(run)[0]["measurements"]["recall/bits_per_byte"][0]
@@ -182,7 +182,7 @@ def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
     assert re.search(too_long, capsys.readouterr().out)
     assert sorted(line["task"] for line in lines(run)) == ["brackets", "copy"]
     with pytest.raises(InputError, match=too_long):
-        eval.evaluate(run, "brackets,recall", budget=16, again=True)
+        eval.evaluate(run, "brackets,recall", budget=16, rerun=True)
     assert len(lines(run)) == 2, "nothing was asked before"
 
 
@@ -203,7 +203,7 @@ def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureF
     run = runs(sweep)[1]
     eval.evaluate(run, MADE_UP, budget=16)
     shown = {row[0]: row for row in (line.split() for line in capsys.readouterr().out.splitlines()) if row}
-    measured = evaluations.read(run)["addition", checkpoint_steps(run)[-1]].measurements
+    measured = evaluations.read_evaluations(run)["addition", checkpoint_steps(run)[-1]].measurements
     accuracy, n, stderr = measured["addition/accuracy"]
     assert shown["addition"][1:5] == ["0.250", f"{accuracy:.3f}", "+-", f"{stderr:.3f}"]
     assert shown["addition"][-1] == str(n) == "16"
@@ -211,24 +211,24 @@ def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureF
 
 def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> None:
     one = Evaluation(7, 700, "t", 5, 0, {"t/x": (0.5, 5, math.nan), "t/y": (np.float64(1.5), 5, 0.1)})
-    evaluations.append(tmp_path, one)
+    evaluations.append_evaluation(tmp_path, one)
     assert lines(tmp_path)[0]["measurements"]["t/x"] == [0.5, 5, None]
-    back = evaluations.read(tmp_path)["t", 7]
+    back = evaluations.read_evaluations(tmp_path)["t", 7]
     assert replace(back, measurements=one.measurements) == one
     assert back.measurements["t/y"] == (1.5, 5, 0.1)
     assert math.isnan(back.measurements["t/x"][2])
     (tmp_path / evaluations.FILE).write_text('{"schema": 9}\n')
     with pytest.raises(InputError, match=r"evaluations\.jsonl.*schema\D*9\D*1\b"):
-        evaluations.read(tmp_path)
+        evaluations.read_evaluations(tmp_path)
     with pytest.raises(errors.TableError, match=r"evaluations\.jsonl.*schema\D*9\b"):
         analysis.load_evaluations(tmp_path)
     for line in ("[1]", '{"schema": 1}', '{"schema": 1, "measurements": {"t/x": 0.5}}', '{"schema": 1, "odd": 2}'):
         (tmp_path / evaluations.FILE).unlink()
-        evaluations.append(tmp_path, one)
+        evaluations.append_evaluation(tmp_path, one)
         with (tmp_path / evaluations.FILE).open("a") as file:
             file.write(f"{line}\n")
         with pytest.raises(InputError, match=r"evaluations\.jsonl\D*2\b"):
-            evaluations.read(tmp_path)
+            evaluations.read_evaluations(tmp_path)
 
 
 @pytest.mark.parametrize(

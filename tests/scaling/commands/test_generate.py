@@ -54,7 +54,7 @@ def test_text_comes_while_it_is_made(run: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(generate, "stream", ids)
     monkeypatch.setattr(sys, "stdout", out)
-    generate.generate_verb(run, prompt="> ")
+    generate.generate(run, prompt="> ")
     assert seen == ["> ", "> a", "> ab"]
     assert out.getvalue() == "> abc\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 from scaling import cli
 from scaling.accounting import counts
-from scaling.commands.profile import Profile, measured
+from scaling.commands.profile import Profile, profile_run
 from scaling.config.run_config import RunConfig, to_dict
 from scaling.errors import InputError
 from scaling.files import write_json
@@ -22,7 +22,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def usual(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    return measured(tiny, tmp_path_factory.mktemp("trace"), STEPS, warmup=2)
+    return profile_run(tiny, tmp_path_factory.mktemp("trace"), STEPS, warmup=2)
 
 
 def test_its_numbers_agree_with_each_other(usual: Profile) -> None:
@@ -43,7 +43,7 @@ def test_its_numbers_agree_with_each_other(usual: Profile) -> None:
 def test_a_host_that_is_slow_is_seen(tiny: RunConfig, usual: Profile, tmp_path: Path) -> None:
     """A device that waits three steps' time for every step."""
     pause = max(3 * usual.activity.wall, 20.0)
-    slow = measured(tiny, tmp_path, STEPS, warmup=2, host=lambda: time.sleep(pause / 1e3))
+    slow = profile_run(tiny, tmp_path, STEPS, warmup=2, host=lambda: time.sleep(pause / 1e3))
     a = slow.activity
     assert a.wall > pause
     assert a.busy < min(0.5, usual.activity.busy)
@@ -66,7 +66,7 @@ def test_the_verb_prints_a_table_writes_the_same_and_keeps_the_trace(
     found = json.loads(Path("p.json").read_text())
     assert found["verdict"] in " ".join(shown.split())
     assert found["activity"]["ops"][0]["name"] in shown
-    assert f"{counts.params(tiny.model).total:,} " in shown
+    assert f"{counts.count_params(tiny.model).total:,} " in shown
     assert found["steps"] == 3
     assert found["kernel"]
     assert math.isfinite(found["wall"])
@@ -78,5 +78,5 @@ def test_the_verb_prints_a_table_writes_the_same_and_keeps_the_trace(
 
 def test_too_few_steps_are_refused(tiny: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"steps\b.{1,5}\b1\b.*warmup\b.{1,5}\b1\b"):
-        measured(tiny, tmp_path, steps=1, warmup=1)
+        profile_run(tiny, tmp_path, steps=1, warmup=1)
     assert list(tmp_path.iterdir()) == []

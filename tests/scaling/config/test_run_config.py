@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scaling.config.fields import canonical
+from scaling.config.fields import canonical_json
 from scaling.config.run_config import (
     MeshConfig,
     ModelConfig,
@@ -15,7 +15,7 @@ from scaling.config.run_config import (
     RunConfig,
     ScheduleConfig,
     from_dict,
-    load,
+    load_config,
     to_dict,
 )
 from scaling.errors import InputError
@@ -127,7 +127,7 @@ def test_tokens_that_make_no_whole_batch_make_no_other_run() -> None:
 def test_json_round_trip_keeps_everything() -> None:
     for path, _ in leaves(RunConfig):
         config = changed(path)
-        assert from_dict(json.loads(canonical(to_dict(config)))) == config
+        assert from_dict(json.loads(canonical_json(to_dict(config)))) == config
 
 
 def test_a_default_spelt_out_is_the_same_run() -> None:
@@ -177,9 +177,9 @@ def test_load_names_the_file(tmp_path: Path) -> None:
     torn = tmp_path / "torn.json"
     torn.write_text('{"schema": 1, "mod')
     with pytest.raises(InputError, match=r"torn\.json"):
-        load(torn)
+        load_config(torn)
     with pytest.raises(InputError, match=r"absent\.json"):
-        load(tmp_path / "absent.json")
+        load_config(tmp_path / "absent.json")
     torn.write_text('{"model": {"widht": 1}}')
     with pytest.raises(InputError, match=r"torn\.json.*model\.widht\b.*\bwidth\b"):
-        load(torn)
+        load_config(torn)

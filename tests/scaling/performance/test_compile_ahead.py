@@ -22,9 +22,9 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from scaling.accounting import counts
-from scaling.accounting.chips import CHIPS, Topology, slices_of, topology
+from scaling.accounting.chips import CHIPS, Topology, list_slices, parse_topology
 from scaling.accounting.flops import kernel_flops, program_flops
-from scaling.accounting.model_shapes import SHAPES, shape
+from scaling.accounting.model_shapes import PUBLISHED_MODELS, find_published_model
 from scaling.commands import compile
 from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, PrecisionConfig, RunConfig
 from scaling.errors import InputError
@@ -55,33 +55,38 @@ needs_libtpu = pytest.mark.skipif(
     ],
 )
 def test_shapes_have_the_published_parameters(name: str, params: int) -> None:
-    assert counts.params(SHAPES[name].model).total == params
+    assert counts.count_params(PUBLISHED_MODELS[name].model).total == params
 
 
 def test_sizes_of_our_shapes_are_as_their_names_say() -> None:
     for name, size in (("gpt-50m", 50e6), ("gpt-130m", 130e6), ("gpt-350m", 350e6), ("gpt-1300m", 1300e6)):
-        assert counts.params(SHAPES[name].model).total == pytest.approx(size, rel=0.06)
-    assert SHAPES["gpt-1300m"].model.head_width == 128
+        assert counts.count_params(PUBLISHED_MODELS[name].model).total == pytest.approx(size, rel=0.06)
+    assert PUBLISHED_MODELS["gpt-1300m"].model.head_width == 128
 
 
 def test_an_unknown_shape_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"llama-3-9b.*llama-3-8b"):
-        shape("llama-3-9b")
+        find_published_model("llama-3-9b")
 
 
 def test_slices_are_those_of_the_data_sheets() -> None:
-    assert topology("v5e:16x16").chips == topology("v5p:4x8x8").chips == topology("v6e:16x16").chips == 256
-    assert topology("v5p:2x2x4").chips == 16
-    assert topology("v5e:4x4", slices=3).chips == 48
+    assert (
+        parse_topology("v5e:16x16").chips
+        == parse_topology("v5p:4x8x8").chips
+        == parse_topology("v6e:16x16").chips
+        == 256
+    )
+    assert parse_topology("v5p:2x2x4").chips == 16
+    assert parse_topology("v5e:4x4", slices=3).chips == 48
     for chip in CHIPS.values():
-        assert slices_of(chip)[-1] == chip.largest
+        assert list_slices(chip)[-1] == chip.largest_slice
         peak = counts.peak_flops(
             {"v4": "TPU v4", "v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}[chip.name], "bfloat16"
         )
-        assert chip.bfloat16 == peak
-    assert topology("v5e:8x16").wraps == (False, True)
-    assert topology("v5p:4x4x8").wraps == (True, True, True)
-    assert topology("v5p:2x4x4").wraps == (False, False, False)
+        assert chip.peak_bfloat16 == peak
+    assert parse_topology("v5e:8x16").wraps == (False, True)
+    assert parse_topology("v5p:4x4x8").wraps == (True, True, True)
+    assert parse_topology("v5p:2x4x4").wraps == (False, False, False)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +103,12 @@ def test_slices_are_those_of_the_data_sheets() -> None:
 )
 def test_slices_that_do_not_exist_name_what_does(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        topology(text)
+        parse_topology(text)
 
 
 def test_no_slices_is_an_error() -> None:
     with pytest.raises(InputError, match=r"slices.*\b0\b"):
-        topology("v5e:4x4", slices=0)
+        parse_topology("v5e:4x4", slices=0)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def traced(config: RunConfig) -> Any:
 def test_the_walk_finds_what_the_formula_says() -> None:
     config = run(attention="xla")
     exact = counts.train_flops(config.model, 32, config.data.batch_tokens, "exact")
-    norm = 2 * counts.params(config.model).total  # the squares of the gradient are a product too
+    norm = 2 * counts.count_params(config.model).total  # the squares of the gradient are a product too
     assert program_flops(traced(config)) == pytest.approx(exact + norm, rel=1e-4)
     split = dataclasses.replace(config, data=dataclasses.replace(config.data, microbatch_sequences=1))
     assert program_flops(traced(split)) == pytest.approx(exact + norm, rel=1e-4), "loops are multiplied out"
@@ -152,7 +157,7 @@ def test_recomputation_is_counted() -> None:
     """All products of a block are computed twice going forward, but the last, whose result no gradient needs."""
     config = run(attention="xla")
     again = program_flops(traced(run(remat="full", attention="xla"))) - program_flops(traced(config))
-    forward = 2 * counts.params(config.model).blocks + 4 * config.model.depth * config.model.width * 32
+    forward = 2 * counts.count_params(config.model).blocks + 4 * config.model.depth * config.model.width * 32
     down = 2 * config.model.depth * config.model.width * config.model.num_ff
     assert again == pytest.approx((forward - down) * config.data.batch_tokens, rel=0.01)
 
@@ -225,7 +230,7 @@ def slice_mesh(data: int, fsdp: int, dims: tuple[int, int]) -> Mesh:
 
 def test_collectives_take_as_long_as_their_links_need() -> None:
     """v5e: 50 GB/s a link. A ring of 16 has two links out of each chip, a line of 4 one, 4 x 4 two lines."""
-    pod, small = topology("v5e:16x16"), topology("v5e:4x4")
+    pod, small = parse_topology("v5e:16x16"), parse_topology("v5e:4x4")
     gather = Collective("all-gather", ("fsdp",), 16, times=2, sent=50e9, memory=0.0)
     assert physical_span(slice_mesh(16, 16, (16, 16)), ("fsdp",), pod).spans == ((16, True),)
     assert collective_seconds(gather, slice_mesh(16, 16, (16, 16)), pod) == pytest.approx(1.0)
@@ -243,7 +248,7 @@ def test_state_is_counted_as_it_is_sharded() -> None:
     config = run()
     program = build_program(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
     needed = state_bytes(program.abstract_state)
-    assert needed == pytest.approx(12 * counts.params(config.model).total, abs=64)
+    assert needed == pytest.approx(12 * counts.count_params(config.model).total, abs=64)
     check_memory(program.abstract_state, needed)
     with pytest.raises(InputError, match=r"mesh\.fsdp.*mesh\.tensor.*\b2\b"):
         check_memory(program.abstract_state, needed - 1)
@@ -251,7 +256,7 @@ def test_state_is_counted_as_it_is_sharded() -> None:
 
 def big(**changes: Any) -> RunConfig:
     """An 8B run on 16 chips, 16 sequences a chip."""
-    model = dataclasses.replace(shape("llama-3-8b").model, **changes)
+    model = dataclasses.replace(find_published_model("llama-3-8b").model, **changes)
     data = DataConfig(sequence_length=2048, batch_sequences=256)
     return RunConfig(model=model, data=data, precision=PrecisionConfig("bfloat16"), tokens=10**9)
 
@@ -317,7 +322,7 @@ def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.
     still = compile_ahead.ChipMemoryExceeded(16 * 2**30, 15.75 * 2**30, "the step")
     asked = scripted(monkeypatch, [short, still, SimpleNamespace(peak=9 * 2**30)])
     with pytest.raises(InputError, match=r"v5e:4x4.*15\.75.*--microbatch \d+.*\b9\.") as error:
-        compile_ahead.estimate_step(config, topology("v5e:4x4"))
+        compile_ahead.estimate_step(config, parse_topology("v5e:4x4"))
     first, second, third = (one.data.microbatch_sequences or one.data.batch_sequences for one in asked)
     assert first == 256
     assert first > second > third, "what does not fit either makes the next guess smaller"
@@ -326,20 +331,20 @@ def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.
 
 def test_more_chips_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     state = compile_ahead.ChipMemoryExceeded(48 * 2**30, 16 * 2**30, compile_ahead.STATE_LABEL)
-    model = dataclasses.replace(shape("llama-2-70b").model, remat="full")
+    model = dataclasses.replace(find_published_model("llama-2-70b").model, remat="full")
     data = DataConfig(sequence_length=2048, batch_sequences=16)
     config = dataclasses.replace(big(), model=model, mesh=MeshConfig(data=1, fsdp=16), data=data)
     scripted(monkeypatch, [state] * 4)
     with pytest.raises(InputError, match=r"--topology v5e:\d+x\d+ --mesh fsdp=\d+"):
-        compile_ahead.estimate_step(config, topology("v5e:4x4"))
+        compile_ahead.estimate_step(config, parse_topology("v5e:4x4"))
 
 
 def test_the_verb_needs_a_topology_and_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="--topology"):
-        compile.compile("llama-3.2-1b")
+        compile.compile_for_tpu("llama-3.2-1b")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"scaling-laws\[tpu-aot\]"):
-        compile.compile("llama-3.2-1b", topology="v5e:4x4")
+        compile.compile_for_tpu("llama-3.2-1b", topology="v5e:4x4")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -357,7 +362,7 @@ def test_every_row_of_the_table_is_consistent() -> None:
     """FLOPs as compiled, as traced and by formula agree, memory is within the chip, state is what it must be."""
     for row in rows():
         tensor = row["mesh"]["tensor"]
-        model, tokens = shape(row["model"]).model, row["batch_sequences"] * row["sequence_length"]
+        model, tokens = find_published_model(row["model"]).model, row["batch_sequences"] * row["sequence_length"]
         assert row["flops_chip"] * row["chips"] == pytest.approx(row["flops"], rel=0.03), row["name"]
         assert (
             row["useful_flops"]
@@ -371,7 +376,9 @@ def test_every_row_of_the_table_is_consistent() -> None:
             row["step_seconds"]["overlapped"], max(row[f"{e}_seconds"] for e in ("compute", "hbm", "ici", "dcn"))
         )
         gathered = sum(one["sent"] for one in row["collectives"] if "fsdp" in one["axes"])
-        assert gathered > 2 * 2 * counts.params(model).blocks * (1 - 1 / row["mesh"]["fsdp"]) / tensor, "weights, twice"
+        assert gathered > 2 * 2 * counts.count_params(model).blocks * (1 - 1 / row["mesh"]["fsdp"]) / tensor, (
+            "weights, twice"
+        )
         crossing = [one for one in row["collectives"] if one["axes"] == "slices"]
         assert bool(crossing) == (row["slices"] > 1)
         assert (row["dcn_seconds"] > 0) == (row["slices"] > 1)
@@ -384,9 +391,9 @@ def test_a_compile_gives_the_row_of_the_table(name: str) -> None:
     """The same code path as the table's, for a small slice and a pod. Compilers of other versions may lay memory out
     otherwise, not multiply otherwise."""
     held = next(row for row in rows() if row["name"] == name)
-    target = topology(held["topology"], held["slices"])
+    target = parse_topology(held["topology"], held["slices"])
     made: Estimate = compile_ahead.compile_in_subprocess(
-        compile.named_run(held["model"], target, MeshConfig(**held["mesh"])), target
+        compile.published_run(held["model"], target, MeshConfig(**held["mesh"])), target
     )
     assert made.flops == pytest.approx(held["flops"], rel=0.01)
     assert made.flops_chip == pytest.approx(held["flops_chip"], rel=0.05)
@@ -403,7 +410,7 @@ def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(compile_ahead.subprocess, "run", lambda *command, **options: died)
     monkeypatch.setattr(compile_ahead, "version", lambda package: "0.0.1")
     with pytest.raises(InputError, match=r"v5e:4x4.*Check failed: loop makes no progress") as e:
-        compile_ahead.compile_in_subprocess(big(), topology("v5e:4x4"))
+        compile_ahead.compile_in_subprocess(big(), parse_topology("v5e:4x4"))
     assert "\n" not in str(e.value)
     assert re.search(r"0\.0\.1\b.*'libtpu==\d[\d.]*\*'", str(e.value)), "what is installed, and what to install"
 
@@ -428,8 +435,8 @@ def test_every_slice_is_one_that_the_compiler_knows() -> None:
 
 @needs_libtpu
 def test_a_run_that_no_chip_holds_is_refused_before_it_is_compiled() -> None:
-    target = topology("v5e:4x4")
+    target = parse_topology("v5e:4x4")
     with pytest.raises(compile_ahead.ChipMemoryExceeded) as error:
-        compile_ahead.compile_in_subprocess(compile.named_run("llama-2-70b", target), target)
+        compile_ahead.compile_in_subprocess(compile.published_run("llama-2-70b", target), target)
     assert error.value.what == compile_ahead.STATE_LABEL
     assert error.value.needed / 2**30 == pytest.approx(48.19, abs=0.01)

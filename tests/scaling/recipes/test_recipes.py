@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.accounting.counts import params, train_flops
-from scaling.accounting.model_shapes import SHAPES
+from scaling.accounting.counts import count_params, train_flops
+from scaling.accounting.model_shapes import PUBLISHED_MODELS
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.recipes import recipes, rules
-from scaling.recipes.derive import amount, explain, measured_rate, optimum
+from scaling.recipes.derive import explain, load_measured_rate, optimal_params, parse_count
 from scaling.recipes.recipes import RECIPES, chinchilla, nanochat, small, step_law
 
 
@@ -24,7 +24,7 @@ from scaling.recipes.recipes import RECIPES, chinchilla, nanochat, small, step_l
     ("width", "heads"), [(8, 1), (16, 1), (24, 2), (32, 2), (48, 3), (64, 4), (72, 6), (80, 5), (128, 8)]
 )
 def test_fewest_heads_of_even_width(width: int, heads: int) -> None:
-    assert rules.heads(width, 16) == heads
+    assert rules.fewest_heads(width, 16) == heads
     assert small((width, 2)).model.heads == heads
 
 
@@ -36,7 +36,7 @@ def test_odd_width_is_bad_input() -> None:
 def test_learning_rate_of_small_is_the_stated_power_law() -> None:
     at, rate = recipes.SMALL_RATE
     given = {size: small(size).optimizer.learning_rate for size in ((16, 2), (64, 4))}
-    counts = {size: params(small(size).model).matmul for size in given}
+    counts = {size: count_params(small(size).model).matmul for size in given}
     for size, found in given.items():
         assert found == pytest.approx(rate * (counts[size] / at) ** recipes.SMALL_EXPONENT, rel=1e-3)
 
@@ -52,8 +52,8 @@ def test_warmup_grows_with_size_between_its_bounds() -> None:
     assert rules.porian_warmup(100, budget, 2_048, 20) == 20 * 2_048
     assert rules.porian_warmup(200_000, budget, 2_048, 20) == 200_000
     assert rules.porian_warmup(10**9, budget, 2_048, 20) == budget // 10
-    assert rules.steps_warmup(2000, 10**9, 1_000) == 2_000_000
-    assert rules.steps_warmup(2000, 10**6, 1_000) == 100_000
+    assert rules.warmup_of_steps(2000, 10**9, 1_000) == 2_000_000
+    assert rules.warmup_of_steps(2000, 10**6, 1_000) == 100_000
 
 
 def test_small_derives_everything_from_size_and_budget() -> None:
@@ -68,11 +68,11 @@ def test_small_derives_everything_from_size_and_budget() -> None:
 
 def test_step_law_is_what_its_paper_prints() -> None:
     """At 1e9 parameters and 1e11 tokens: 1.79 * 3.828e-7 * 2382 and .58 * 1.909e6, by hand."""
-    assert rules.step_law_rate(1e9, 1e11) == pytest.approx(1.633e-3, rel=2e-3)
+    assert rules.step_law_learning_rate(1e9, 1e11) == pytest.approx(1.633e-3, rel=2e-3)
     assert rules.step_law_batch(1e11) == pytest.approx(1.107e6, rel=2e-3)
     run = step_law("1e9")
     assert run.optimizer.learning_rate == pytest.approx(
-        rules.step_law_rate(params(run.model).blocks, run.tokens), rel=1e-3
+        rules.step_law_learning_rate(count_params(run.model).blocks, run.tokens), rel=1e-3
     )
     assert step_law((128, 2), 10**9).optimizer.learning_rate == 2**-7
     assert run.schedule.final_fraction * run.optimizer.learning_rate == pytest.approx(1e-5, rel=1e-3)
@@ -81,15 +81,15 @@ def test_step_law_is_what_its_paper_prints() -> None:
 def test_step_law_finds_the_valley_of_its_public_runs_and_older_rates_do_not(shared_data: Path) -> None:
     """Of 1,911 runs at 17 (N, D), those nearest to a rule's rate and batch against the best of their (N, D)."""
     runs = pd.read_csv(shared_data / "steplaw" / "data" / "dense_lr_bs_loss.csv")
-    exponent = rules.exponent_between(recipes.GPT_3_RATE, recipes.CHINCHILLA_RATE)
+    exponent = rules.power_law_exponent(recipes.GPT_3_RATE, recipes.CHINCHILLA_RATE)
     lost: dict[str, list[float]] = {"step_law": [], "chinchilla": []}
     for (n, d), cell in runs.groupby(["N", "D"]):  # pyrefly: ignore
         head = 32_000 * float(cell["h"].iloc[0])
         asked = {
-            "step_law": (rules.step_law_rate(n, d), rules.step_law_batch(d)),
+            "step_law": (rules.step_law_learning_rate(n, d), rules.step_law_batch(d)),
             "chinchilla": (
-                rules.rate_through(n + head, recipes.GPT_3_RATE, exponent),
-                rules.batch_through(d, recipes.CHINCHILLA_BATCH),
+                rules.scale_learning_rate(n + head, recipes.GPT_3_RATE, exponent),
+                rules.scale_batch(d, recipes.CHINCHILLA_BATCH),
             ),
         }
         for name, (rate, batch) in asked.items():
@@ -121,7 +121,7 @@ def test_nanochat_turns_depth() -> None:
     assert (d12.model.width, d12.model.heads, d20.model.width, d20.model.heads) == (768, 6, 1280, 10)
     assert d12.data.batch_tokens == 2**19
     assert d12.optimizer.kind == "muon"
-    assert d12.tokens / params(d12.model).matmul == pytest.approx(12, rel=0.01)
+    assert d12.tokens / count_params(d12.model).matmul == pytest.approx(12, rel=0.01)
     averaged = [c.optimizer.learning_rate * c.optimizer.weight_decay * c.steps for c in (d12, d20)]
     assert averaged == pytest.approx([0.02 * 0.28 * 2520 / 4] * 2, rel=2e-3)
     assert nanochat("d3").model.width == 256
@@ -131,7 +131,7 @@ def test_nanochat_turns_depth() -> None:
 def test_bigger_sizes_are_bigger_runs(one: recipes.Recipe) -> None:
     runs = [one(size) for size in (1e7, 2e7, 4e7)]
     for less, more in itertools.pairwise(runs):
-        assert params(less.model).matmul < params(more.model).matmul
+        assert count_params(less.model).matmul < count_params(more.model).matmul
         assert less.tokens < more.tokens
         assert less.data.batch_sequences <= more.data.batch_sequences
     assert all(run.steps * run.data.batch_tokens == run.tokens for run in runs)
@@ -164,16 +164,16 @@ def test_forms_of_a_size(size: Any, shape: tuple[int, int]) -> None:
 
 def test_a_published_name_keeps_its_shape() -> None:
     run = chinchilla("llama-2-70b")
-    assert run.model == SHAPES["llama-2-70b"].model
-    assert run.data.sequence_length == SHAPES["llama-2-70b"].sequence_length
+    assert run.model == PUBLISHED_MODELS["llama-2-70b"].model
+    assert run.data.sequence_length == PUBLISHED_MODELS["llama-2-70b"].sequence_length
 
 
 def test_a_number_takes_the_nearest_shape() -> None:
-    others = [params(chinchilla(shape, 10**9).model).matmul for shape in rules.hoffmann_shapes()]
+    others = [count_params(chinchilla(shape, 10**9).model).matmul for shape in rules.hoffmann_shapes()]
     for text in ("30M", "1.2e8", "2B"):
-        wanted = amount(text)
+        wanted = parse_count(text)
         assert wanted is not None
-        made = params(chinchilla(text).model).matmul
+        made = count_params(chinchilla(text).model).matmul
         assert abs(math.log(made / wanted)) < math.log(1.35)
         assert min(abs(math.log(other / wanted)) for other in others) == abs(math.log(made / wanted))
 
@@ -183,23 +183,23 @@ def test_a_budget_is_spent_at_the_recipes_own_ratio() -> None:
         run = chinchilla(flops=flops)
         spent = train_flops(run.model, run.data.sequence_length, run.tokens, "exact_causal")
         assert spent == pytest.approx(flops, rel=0.01)
-        assert 12 < run.tokens / params(run.model).matmul < 30
-        assert optimum(chinchilla, flops) == pytest.approx(params(run.model).matmul, rel=0.3)
+        assert 12 < run.tokens / count_params(run.model).matmul < 30
+        assert optimal_params(chinchilla, flops) == pytest.approx(count_params(run.model).matmul, rel=0.3)
     assert chinchilla(flops=1e19).recipe.startswith("chinchilla(flops=1e+19, tokens=")
 
 
 def test_a_scanned_rate_says_so_in_every_run(tmp_path: Path) -> None:
     found = {"law": {"at": 1e5, "rate": 4e-3, "exponent": -0.5}, "source": "eight rates at three sizes"}
     (tmp_path / "rates.json").write_text(json.dumps(found))
-    tuned = dataclasses.replace(small, learning_rate=measured_rate(tmp_path / "rates.json"))
+    tuned = dataclasses.replace(small, learning_rate=load_measured_rate(tmp_path / "rates.json"))
     run, before = tuned((48, 3), 1_000_000), small((48, 3), 1_000_000)
-    assert run.optimizer.learning_rate == pytest.approx(4e-3 * (params(run.model).matmul / 1e5) ** -0.5, rel=1e-3)
+    assert run.optimizer.learning_rate == pytest.approx(4e-3 * (count_params(run.model).matmul / 1e5) ** -0.5, rel=1e-3)
     assert run.learning_rate_from == "scan: eight rates at three sizes"
     same = {"optimizer": before.optimizer, "learning_rate_from": before.learning_rate_from}
     assert dataclasses.replace(run, **same) == before
     (tmp_path / "rates.json").write_text('{"law": 3}')
     with pytest.raises(InputError, match=r"rates\.json"):
-        measured_rate(tmp_path / "rates.json")
+        load_measured_rate(tmp_path / "rates.json")
 
 
 def test_a_recipe_is_no_part_of_what_a_run_is() -> None:
@@ -245,9 +245,9 @@ def test_a_size_and_a_budget_give_the_tokens() -> None:
     ("text", "value"), [("124M", 1.24e8), ("1.5e9", 1.5e9), ("2k", 2e3), ("7b", 7e9), ("1T", 1e12)]
 )
 def test_amounts(text: str, value: float) -> None:
-    assert amount(text) == pytest.approx(value)
+    assert parse_count(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["", "M", "-3", "1e", "0", "12Q", "1e400", "d12"])
 def test_what_is_no_amount(text: str) -> None:
-    assert amount(text) is None
+    assert parse_count(text) is None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaling import files
-from scaling.config.run_config import RunConfig, load
-from scaling.errors import Busy, InputError
+from scaling.config.run_config import RunConfig, load_config
+from scaling.errors import BusyError, InputError
 from scaling.record import run_folder
 
 
@@ -67,21 +67,24 @@ def test_a_torn_result_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     for config in (RunConfig(), RunConfig(name="renamed")):
-        with run_folder.held(tmp_path, config, "xla"):
-            assert load(tmp_path / run_folder.CONFIG) == config
-    with pytest.raises(InputError, match=RunConfig().run_id), run_folder.held(tmp_path, RunConfig(seed=1), "xla"):
+        with run_folder.locked_run_folder(tmp_path, config, "xla"):
+            assert load_config(tmp_path / run_folder.CONFIG) == config
+    with (
+        pytest.raises(InputError, match=RunConfig().run_id),
+        run_folder.locked_run_folder(tmp_path, RunConfig(seed=1), "xla"),
+    ):
         pass
     assert files.read_json(tmp_path / run_folder.CONFIG)["seed"] == 0
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     with (
-        run_folder.held(tmp_path, RunConfig(), "xla"),
-        pytest.raises(Busy, match=re.escape(str(tmp_path))),
-        run_folder.held(tmp_path, RunConfig(), "xla"),
+        run_folder.locked_run_folder(tmp_path, RunConfig(), "xla"),
+        pytest.raises(BusyError, match=re.escape(str(tmp_path))),
+        run_folder.locked_run_folder(tmp_path, RunConfig(), "xla"),
     ):
         pass
-    with run_folder.held(tmp_path, RunConfig(), "xla"):
+    with run_folder.locked_run_folder(tmp_path, RunConfig(), "xla"):
         pass
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scaling.commands.track import Reached, fresh, only_one, track
+from scaling.commands.track import MirrorState, exclusive_mirror, new_lines, track
 from scaling.config.run_config import RunConfig, to_dict
 from scaling.errors import InputError
 from scaling.files import write_json
@@ -52,13 +52,13 @@ LOSSES = [(1, 1.0), (2, 1 / 2), *((step, 1 / step) for step in range(4, 9))]
 
 def test_new_lines_are_found_once(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    lines, now = fresh(run, Reached())
+    lines, now = new_lines(run, MirrorState())
     assert lines[0] == (1, {"tokens": 64, "loss": 1.0})
     assert lines[2] == (3, {"tokens": 192})
     assert lines[-2:] == [(5, {"tokens": 320, "loss": 0.2}), (5, {"validation_loss": 2.0})]
-    assert fresh(run, now) == ([], now)
+    assert new_lines(run, now) == ([], now)
     go_on(run)
-    lines, last = fresh(run, now)
+    lines, last = new_lines(run, now)
     assert lines == [
         (6, {"tokens": 384, "loss": 1 / 6}),
         (7, {"tokens": 448, "loss": 1 / 7}),
@@ -74,33 +74,33 @@ def test_new_lines_are_found_once(tmp_path: Path) -> None:
 
 def test_a_number_that_a_step_lacked_is_sent_when_it_comes(tmp_path: Path) -> None:
     append_metrics(tmp_path, {"step": 1, "loss": 1.0})
-    _, now = fresh(tmp_path, Reached())
+    _, now = new_lines(tmp_path, MirrorState())
     append_metrics(tmp_path, {"step": 1, "loss": 1.0})
     append_metrics(tmp_path, {"step": 1, "validation_loss": 2.0, "note": "text", "flag": True})
-    assert fresh(tmp_path, now)[0] == [(1, {"validation_loss": 2.0})]
+    assert new_lines(tmp_path, now)[0] == [(1, {"validation_loss": 2.0})]
 
 
 def test_a_line_that_is_half_written_waits_for_its_end(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    lines, now = fresh(tmp_path, Reached())
+    lines, now = new_lines(tmp_path, MirrorState())
     assert lines == [(1, {"loss": 1.0})]
     with (tmp_path / METRICS).open("a") as file:
         file.write('ss": 0.5}\n')
-    assert fresh(tmp_path, now)[0] == [(2, {"loss": 0.5})]
+    assert new_lines(tmp_path, now)[0] == [(2, {"loss": 0.5})]
 
 
 def test_a_log_that_was_begun_anew_is_read_anew(tmp_path: Path) -> None:
     for step in range(1, 5):
         append_metrics(tmp_path, {"step": step, "loss": 1.0, "note": "a longer line" * 20})
-    _, now = fresh(tmp_path, Reached())
+    _, now = new_lines(tmp_path, MirrorState())
     (tmp_path / METRICS).unlink()
-    assert fresh(tmp_path, now) == ([], now)
+    assert new_lines(tmp_path, now) == ([], now)
     append_metrics(tmp_path, {"step": 1, "loss": 1.0})
-    lines, again = fresh(tmp_path, now)
+    lines, again = new_lines(tmp_path, now)
     assert (lines, again.step) == ([], 4), "it takes the same steps"
     for step in range(2, 7):
         append_metrics(tmp_path, {"step": step, "loss": 1.0})
-    assert [step for step, _ in fresh(tmp_path, again)[0]] == [5, 6]
+    assert [step for step, _ in new_lines(tmp_path, again)[0]] == [5, 6]
 
 
 def counts(said: str) -> list[int]:
@@ -264,7 +264,7 @@ def test_bad_input(tmp_path: Path) -> None:
     a_run(tmp_path)
     with pytest.raises(InputError, match=r"every.*\b0\b"):
         track(tmp_path, every=0)
-    with only_one(tmp_path, "tensorboard"), pytest.raises(InputError, match="tensorboard"):
+    with exclusive_mirror(tmp_path, "tensorboard"), pytest.raises(InputError, match="tensorboard"):
         track(tmp_path)
     assert not [*tmp_path.glob("tracked.*")], "neither sent anything"
     (tmp_path / "tracked.tensorboard.json").mkdir()

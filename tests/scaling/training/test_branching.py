@@ -78,10 +78,10 @@ def test_a_branch_ends_as_if_it_had_trained_alone_bit_for_bit(
 
 
 def test_what_a_branch_spends_is_its_cooldown(alone: dict[int, RunConfig], trunk: RunConfig) -> None:
-    row = run_folder.counts(of(trunk, alone[20]), tokens=alone[20].tokens, unique_tokens=None)
+    row = run_folder.result_row(of(trunk, alone[20]), tokens=alone[20].tokens, unique_tokens=None)
     assert row["branch_of"] == trunk.run_id
     assert row["flops_spent"] == pytest.approx(row["flops"] * 5 / 20)
-    whole = run_folder.counts(alone[20], tokens=alone[20].tokens, unique_tokens=None)
+    whole = run_folder.result_row(alone[20], tokens=alone[20].tokens, unique_tokens=None)
     assert whole["flops_spent"] == whole["flops"] == row["flops"]
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.errors import FullDisk, InputError
-from scaling.exit_codes import FULL
+from scaling.errors import DiskFullError, InputError
+from scaling.exit_codes import DISK_FULL
 from scaling.training.checkpoints import Checkpoints, is_full_disk
 
 
@@ -73,12 +73,12 @@ def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays_whole(
     noise = np.random.default_rng(0).normal(size=(160_000, 2))
     fits = {"q": jnp.asarray(noise, jnp.float32)}
     larger = {"q": jnp.asarray(np.random.default_rng(1).normal(size=(800_000, 2)), jnp.float32)}
-    with pytest.raises(FullDisk) as error, Checkpoints(small_disk / "c", keep=5) as save:  # noqa: PT012
+    with pytest.raises(DiskFullError) as error, Checkpoints(small_disk / "c", keep=5) as save:  # noqa: PT012
         save.save(1, fits)
         save.wait()
         save.save(2, larger)
         save.wait()
-    assert error.value.code == FULL
+    assert error.value.code == DISK_FULL
     assert (error.value.__cause__ is None) is foreseen, "what was not foreseen comes of the system's own error"
     assert ("6.7 MB" in str(error.value)) is foreseen
     assert str(small_disk / "c") in str(error.value)

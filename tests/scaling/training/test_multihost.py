@@ -108,7 +108,7 @@ def test_a_pair_that_loses_one_and_is_preempted_ends_bit_equal(shared: RunConfig
     killed = time.monotonic()
     codes, said = ended(pair)
     assert time.monotonic() - killed < 10, "JAX alone takes 86 s"
-    assert codes == [exit_codes.LOST, -signal.SIGKILL], said
+    assert codes == [exit_codes.PROCESS_LOST, -signal.SIGKILL], said
     assert said[0].splitlines()[-1].startswith("error: ")
     assert "Traceback" not in said[0]
     assert run_folder.read_result(folder) is None
@@ -145,7 +145,7 @@ def test_a_process_that_fails_ends_the_other_which_says_that_it_was_lost(shared:
     assert time.monotonic() - begun < 60, "no farewell that waits for the other"
     assert codes[1] == exit_codes.FAILED, said
     assert "ValueError: torn" in said[1]
-    assert codes[0] in (exit_codes.LOST, -signal.SIGABRT), said
+    assert codes[0] in (exit_codes.PROCESS_LOST, -signal.SIGABRT), said
     assert exit_codes.combined_exit_code(codes) == exit_codes.FAILED
 
 

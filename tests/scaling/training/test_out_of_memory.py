@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from scaling import exit_codes, files
-from scaling.config.run_config import MeshConfig, RunConfig, load, to_dict
+from scaling.config.run_config import MeshConfig, RunConfig, load_config, to_dict
 from scaling.errors import InputError
 from scaling.model.sharding import check_divisibility, make_mesh
 from scaling.record import run_folder
@@ -57,7 +57,7 @@ def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_micr
     """The same limit on memory for each attempt; the first ones by both verbs."""
     for verb in ("train", "population"):
         failed = attempt(hungry, tmp_path, verb, LIMITED)
-        assert failed.returncode == exit_codes.MEMORY, failed.stderr[-3000:]
+        assert failed.returncode == exit_codes.OUT_OF_MEMORY, failed.stderr[-3000:]
         *before, last = failed.stderr.strip().splitlines()
         assert "Traceback (most recent call last):" in before
         assert re.match("error: .*RESOURCE_EXHAUSTED.*--data.microbatch-sequences", last)
@@ -68,7 +68,7 @@ def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_micr
     assert smaller.run_id == hungry.run_id
     done = attempt(smaller, tmp_path, "train", LIMITED)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert load(tmp_path / run_folder.CONFIG).data.microbatch_sequences == 32
+    assert load_config(tmp_path / run_folder.CONFIG).data.microbatch_sequences == 32
 
 
 @contextlib.contextmanager
@@ -183,7 +183,7 @@ def wrapped(error: Exception) -> Exception:
 )
 def test_out_of_memory_is_recognised(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert is_out_of_memory(error)
-    assert report_failure(error) == exit_codes.MEMORY
+    assert report_failure(error) == exit_codes.OUT_OF_MEMORY
     said = capsys.readouterr().err.strip().splitlines()
     assert re.match("error: .*--data.microbatch-sequences", said[-1])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scaling import files
-from scaling.accounting.counts import params
+from scaling.accounting.counts import count_params
 from scaling.commands.population import population
 from scaling.config.run_config import ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, ScheduleConfig, to_dict
 from scaling.errors import InputError
@@ -155,7 +155,7 @@ def test_a_member_that_cannot_be_trained_is_said_and_is_the_only_one(
     files.write_json(held / run_folder.CONFIG, to_dict(tiny))
     torn.mkdir()
     (torn / run_folder.CONFIG).write_text("{")
-    with run_folder.held(held, tiny, "none"):
+    with run_folder.locked_run_folder(held, tiny, "none"):
         assert population((alone[0], tmp_path / "absent", torn, held), quiet=True) == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"{alone[0]}: done"]
@@ -194,7 +194,7 @@ def test_what_members_may_differ_in_leaves_the_key_of_their_program_alone(tiny: 
 
 
 def test_members_that_fit_share_activations_only_where_they_take_turns(tiny: RunConfig) -> None:
-    one, state = estimate_bytes(tiny, (1, 1, 1)), STATE_BYTES_PER_PARAM * params(tiny.model).total
+    one, state = estimate_bytes(tiny, (1, 1, 1)), STATE_BYTES_PER_PARAM * count_params(tiny.model).total
     room = (one + 3 * state) / MEMORY_FRACTION * (1 + 1e-9)
     assert members_that_fit(tiny, room, "cpu") == 4
     assert members_that_fit(tiny, 4 * one / MEMORY_FRACTION * (1 + 1e-9), "gpu") == 4

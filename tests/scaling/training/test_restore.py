@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from scaling import files
-from scaling.config.run_config import RunConfig, load, to_dict
+from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.model.attention import Kernel
 from scaling.record import run_folder
@@ -24,7 +24,7 @@ def test_a_run_of_a_kernel_that_cannot_run_here_is_restored(kernel: Kernel, tiny
     config = replace(tiny, tokens=8 * 8 * 32)
     assert train(config, tmp_path, quiet=True) == "done"
     plain = restore_model(tmp_path)
-    named = replace(load(tmp_path / run_folder.CONFIG), model=replace(config.model, attention=kernel))
+    named = replace(load_config(tmp_path / run_folder.CONFIG), model=replace(config.model, attention=kernel))
     files.write_json(tmp_path / run_folder.CONFIG, to_dict(named))
     found = restore_model(tmp_path)
     assert found.config.model.attention == kernel

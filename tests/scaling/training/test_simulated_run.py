@@ -13,7 +13,7 @@ from analysis.fitting.fit import fit_law
 from analysis.laws import chinchilla
 from analysis.tables.results import read_table, select_points
 from scaling import files
-from scaling.accounting.counts import params
+from scaling.accounting.counts import count_params
 from scaling.config.run_config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from scaling.data.simulated_corpus import Simulated
 from scaling.errors import InputError
@@ -31,7 +31,7 @@ TRUTH = Simulated(noise=0.0, seed_effect=0.0)
 
 def run(corpus: str = TRUTH.name, width: int = 256, steps: int = 1_000, rate: float | None = None, **more) -> RunConfig:
     model = ModelConfig(width=width, depth=4, heads=8)
-    best = TRUTH.best_rate(params(model).matmul)
+    best = TRUTH.best_rate(count_params(model).matmul)
     return RunConfig(
         model=model,
         data=DataConfig(corpus=corpus, batch_sequences=256),
@@ -50,7 +50,7 @@ def result(config: RunConfig, folder: Path) -> dict:
 def test_a_run_is_the_law_at_its_size_and_its_tokens(tmp_path: Path) -> None:
     config = run()
     found = result(config, tmp_path)
-    N, D = params(config.model).matmul, config.tokens
+    N, D = count_params(config.model).matmul, config.tokens
     assert found["row"]["loss"] == pytest.approx(1.69 + 406.4 / N**0.34 + 410.7 / D**0.28, rel=1e-8)
     assert found["row"]["bits_per_byte"] == pytest.approx(found["row"]["loss"] / math.log(2))
     assert found["status"] == "done"
@@ -102,7 +102,7 @@ def test_a_simulated_sweep_goes_the_whole_way_in_milliseconds_a_run(tmp_path: Pa
     noisy = "simulated?noise=0.001&seed_effect=0&mishap=0.1"
     cells = apply(run(noisy), product(axis("model.width", 64, 128, 256, 512, 1024), axis("tokens", *SIZES)))
     rates = [
-        dataclasses.replace(c, optimizer=OptimizerConfig(learning_rate=TRUTH.best_rate(params(c.model).matmul)))
+        dataclasses.replace(c, optimizer=OptimizerConfig(learning_rate=TRUTH.best_rate(count_params(c.model).matmul)))
         for c in cells
     ]
     freeze_plan(tmp_path, build_plan(Sweep("truth", tuple(rates), ""), PACE))

@@ -20,11 +20,19 @@ import numpy as np
 import pytest
 
 from scaling import files
-from scaling.config.run_config import MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, from_dict, load, to_dict
+from scaling.config.run_config import (
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    from_dict,
+    load_config,
+    to_dict,
+)
 from scaling.data.prepare import prepare
 from scaling.data.shards import TokenShards, gather_batch, open_shards
 from scaling.errors import InputError
-from scaling.exit_codes import FULL, LOST
+from scaling.exit_codes import DISK_FULL, PROCESS_LOST
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
@@ -226,7 +234,7 @@ def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tm
     command = [sys.executable, "-c", program, "train", "--file", str(tmp_path / "c.json")]
     command += ["--folder", str(tmp_path / "run")]
     done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=60)
-    assert done.returncode == LOST, done.stderr
+    assert done.returncode == PROCESS_LOST, done.stderr
     (line,) = done.stderr.strip().splitlines()
     for name, value in alone.items():
         assert f"{name}={value}" in line
@@ -368,7 +376,7 @@ def test_a_changed_corpus_is_refused_midway(tiny: RunConfig, tmp_path: Path) -> 
     config = dataclasses.replace(tiny, data=data, measure=dataclasses.replace(tiny.measure, validation_tokens=64))
     prepare(corpus, tmp_path / "corpora", backend="plain")
     assert train(config, tmp_path / "run", quiet=True) == "done"
-    held = load(tmp_path / "run" / run_folder.CONFIG)
+    held = load_config(tmp_path / "run" / run_folder.CONFIG)
     assert held.data.fingerprint
     (tmp_path / "run" / run_folder.RESULT).unlink()
     (tmp_path / "a.txt").write_text("\n\n".join(f"section {i} of another" for i in range(400)))
@@ -404,7 +412,7 @@ def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunCon
         config = dataclasses.replace(tiny, measure=kept)
         (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
         done = scaling("train", "--file", tmp_path / "c.json", "--folder", disk / "run")
-        assert done.returncode == FULL, done.stderr[-2000:]
+        assert done.returncode == DISK_FULL, done.stderr[-2000:]
         (line,) = done.stderr.strip().splitlines()
         assert str(disk / "run") in line
         assert run_folder.read_metrics(disk / "run")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.accounting.counts import params, train_flops
+from scaling.accounting.counts import count_params, train_flops
 from scaling.config.run_config import RunConfig
 from scaling.record import run_folder
 from scaling.training.train import train
@@ -49,7 +49,7 @@ def flops(cell: RunConfig) -> float:
 
 
 def count(cell: RunConfig) -> int:
-    return params(cell.model).matmul
+    return count_params(cell.model).matmul
 
 
 def test_golden(sweeps: dict[str, Sweep]) -> None:
@@ -88,7 +88,9 @@ def test_the_ladder_spans_and_shares(sweeps: dict[str, Sweep]) -> None:
     first = [cell for cell in share_trunks(cells) if cell.seed == 0]
     assert sum(not cell.branch_of for cell in first) == len(counts)
     alone = sum(flops(cell) for cell in cells)
-    spent = sum(run_folder.counts(c, tokens=c.tokens, unique_tokens=None)["flops_spent"] for c in share_trunks(cells))
+    spent = sum(
+        run_folder.result_row(c, tokens=c.tokens, unique_tokens=None)["flops_spent"] for c in share_trunks(cells)
+    )
     assert spent < 0.7 * alone
     places = defaultdict(set)
     for cell in cells:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from scaling.accounting.counts import params
+from scaling.accounting.counts import count_params
 from scaling.config.run_config import to_dict
 from scaling.recipes.recipes import SEQUENCE_LENGTH
 from sweeps.catalog import smoke, stdlib_cpu
@@ -34,7 +34,7 @@ def test_golden(name):
 
 
 def test_spans_sizes_and_horizons_as_promised():
-    sizes = {(c.model.width, c.model.depth): params(c.model).matmul for c in CELLS}
+    sizes = {(c.model.width, c.model.depth): count_params(c.model).matmul for c in CELLS}
     horizons = {c.tokens for c in CELLS}
     assert len(sizes) >= 5
     assert max(sizes.values()) >= 20 * min(sizes.values())
@@ -45,7 +45,7 @@ def test_spans_sizes_and_horizons_as_promised():
 
 def test_last_cell_is_the_largest_run():
     last = CELLS[-1]
-    assert params(last.model).matmul == max(params(c.model).matmul for c in CELLS)
+    assert count_params(last.model).matmul == max(count_params(c.model).matmul for c in CELLS)
     assert last.tokens == max(c.tokens for c in CELLS)
 
 

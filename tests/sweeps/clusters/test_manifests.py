@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from scaling.accounting.chips import CHIPS, slices_of
-from scaling.accounting.chips import topology as parse_topology
-from scaling.exit_codes import LOST, STOPPED
+from scaling.accounting.chips import CHIPS, list_slices, parse_topology
+from scaling.exit_codes import PROCESS_LOST, STOPPED
 from sweeps.clusters import manifests
 from sweeps.clusters.manifests import CHIP_NAMES, Scheduler, count_hosts, manifest
 from sweeps.running.running_attempts import GRACE_SECONDS
@@ -51,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 OPTIONS = {"skypilot": {"volume": "10.0.0.2:/share"}, "jobset": {"volume": "sweeps", "image": "scaling:1"}}
-TOPOLOGIES = [f"{chip.name}:{'x'.join(map(str, dims))}" for chip in CHIPS.values() for dims in slices_of(chip)[:9]]
+TOPOLOGIES = [f"{chip.name}:{'x'.join(map(str, dims))}" for chip in CHIPS.values() for dims in list_slices(chip)[:9]]
 
 
 def written(place: Path, scheduler: Scheduler, **options: Any) -> str:
@@ -123,7 +122,7 @@ def test_a_task_asks_for_the_slice(topology: str, tmp_path: Path) -> None:
     names = CHIP_NAMES[target.chip.name]
     assert kind == names.type
     assert int(count) == target.chips * names.cores
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [LOST, STOPPED]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [PROCESS_LOST, STOPPED]
     assert "mount -t nfs 10.0.0.2:/share /mnt/sweeps" in task["setup"]
     *_, hosts, devices = words(task["run"])
     assert (int(hosts), int(devices)) == (count_hosts(target), target.chips)

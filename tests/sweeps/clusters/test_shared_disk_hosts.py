@@ -91,7 +91,7 @@ def test_one_that_fails_ends_all_by_its_own_code(crew: Crew, tmp_path: Path) -> 
     leader, _ = crew
     pids = "echo $$ >pid$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 2 ] && exit 12; exec sleep 100"
     handle = run(leader, tmp_path / "run", f"cd {tmp_path / 'run'}; {pids}")
-    assert code(handle) == exit_codes.MEMORY
+    assert code(handle) == exit_codes.OUT_OF_MEMORY
     for rank in (0, 1):
         pid = int((tmp_path / "run" / f"pid{rank}").read_text())
         with pytest.raises(ProcessLookupError):
@@ -119,7 +119,7 @@ def test_a_lost_host_is_the_loss_of_the_run_and_the_worker_ends(crew: Crew, tmp_
     handle = run(leader, folder, f"touch {folder}/up$JAX_PROCESS_ID; exec sleep 100")
     until(lambda: handle.poll() is None and all((folder / f"up{rank}").exists() for rank in range(3)))
     others[0].kill()
-    assert code(handle) in (exit_codes.LOST, -signal.SIGKILL)
+    assert code(handle) in (exit_codes.PROCESS_LOST, -signal.SIGKILL)
     asked: list[int] = []
     with handle_signals([signal.SIGTERM], lambda: asked.append(1)):
         assert code(run(leader, folder, "exit 0")) == exit_codes.STOPPED
@@ -136,7 +136,7 @@ def test_a_host_whose_first_one_dies_ends_with_its_process(tmp_path: Path) -> No
         order |= {"command": ["sh", "-c", "exec sleep 100"], "folder": str(tmp_path), "peers": {}}
         write_json(place / "leader.json", order)
         time.sleep(0.3)
-    assert other.wait(30) == exit_codes.LOST
+    assert other.wait(30) == exit_codes.PROCESS_LOST
     assert voice.listen()["number"] == 1
 
 

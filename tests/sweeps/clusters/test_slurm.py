@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scaling.errors import InputError
-from scaling.exit_codes import DIVERGED, MEMORY, STOPPED
+from scaling.exit_codes import DIVERGED, OUT_OF_MEMORY, STOPPED
 from sweeps.clusters import slurm, slurm_job
 from sweeps.clusters.slurm import Slurm, SlurmJob, SlurmJobs, SlurmQueue
 from sweeps.clusters.slurm_job import PROCESS_SCRIPT, SlurmStep, SlurmWorker, StepLauncher, step_exit_code
@@ -228,11 +228,17 @@ def rank(folder, index, code) -> subprocess.Popen:
 
 @pytest.mark.parametrize(
     ("code", "seen", "judged"),
-    [(0, 0, 0), (MEMORY, MEMORY, MEMORY), (137, 137, -9), (STOPPED, 0, STOPPED), (DIVERGED, 0, DIVERGED)],
+    [
+        (0, 0, 0),
+        (OUT_OF_MEMORY, OUT_OF_MEMORY, OUT_OF_MEMORY),
+        (137, 137, -9),
+        (STOPPED, 0, STOPPED),
+        (DIVERGED, 0, DIVERGED),
+    ],
 )
 def test_the_first_process_that_fails_says_how_a_gang_ended(tmp_path, code, seen, judged):
     assert rank(tmp_path, 1, code).wait() == seen, "what all agree on ends none of the others"
-    assert rank(tmp_path, 0, code and MEMORY).wait() == (code and MEMORY)
+    assert rank(tmp_path, 0, code and OUT_OF_MEMORY).wait() == (code and OUT_OF_MEMORY)
     step = SlurmStep(subprocess.Popen(["sh", "-c", f"exit {seen}"]), "name", tmp_path / "first")
     step.popen.wait()
     assert step.poll() == judged
@@ -257,7 +263,7 @@ def test_a_process_of_a_gang_that_is_stopped_before_it_starts_does_not_start(tmp
 def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
     count = tmp_path / "vmstat"
     count.write_text("oom_kill_x 1\noom_kill 3\n")
-    for now, code in ((3, 137), (4, MEMORY), (4, 137)):
+    for now, code in ((3, 137), (4, OUT_OF_MEMORY), (4, 137)):
         end = f"import os; open({str(count)!r}, 'w').write('oom_kill_x 1\\noom_kill {now}\\n'); os.kill(os.getpid(), 9)"
         shell = PROCESS_SCRIPT.replace("/proc/vmstat", str(count))
         command = ["sh", "-c", shell, "sh", str(tmp_path / f"{now}{code}"), str(tmp_path / "log"), sys.executable]
@@ -268,8 +274,8 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("said", "srun", "code"),
     [
-        (0, 253, MEMORY),
-        (137, 253, MEMORY),
+        (0, 253, OUT_OF_MEMORY),
+        (137, 253, OUT_OF_MEMORY),
         (1, 253, 1),
         (0, 255, 255),
         (0, 143, -15),

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config.run_config import load as load_config
+from scaling.config.run_config import load_config
 from scaling.errors import InputError
-from scaling.exit_codes import MEMORY, STOPPED
+from scaling.exit_codes import OUT_OF_MEMORY, STOPPED
 from scaling.record.run_folder import CONFIG, RESULT, read_result, write_result
 from sweeps.commands.run import run, run_locally
 from sweeps.grids import Sweep, overlay
@@ -252,7 +252,7 @@ def test_a_run_that_the_runner_killed_did_not_run_out_of_memory(tmp_path, monkey
     other = processes.start_process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, processes.Slot())
     other.popen.kill()
     other.popen.wait()
-    assert other.poll() == MEMORY
+    assert other.poll() == OUT_OF_MEMORY
 
 
 def companies(folder: Path, plan: Plan) -> list[list[int]]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from scaling.accounting import counts
-from scaling.accounting.chips import topology
+from scaling.accounting.chips import parse_topology
 from scaling.config.run_config import from_dict
 from scaling.errors import InputError
 from scaling.performance import compile_ahead
@@ -192,7 +192,7 @@ def test_a_price_compiles_each_shape_once_and_sums_the_runs():
         return SimpleNamespace(fastest=2.0 * config.model.width, slowest=3.0 * config.model.width)
 
     cells = find_sweep("smoke").cells
-    priced = estimate_tpu_cost(cells, topology("v5e:2x2"), wall_time)
+    priced = estimate_tpu_cost(cells, parse_topology("v5e:2x2"), wall_time)
     assert len(asked) == len(set(asked)) == 2
     hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
     assert priced == TpuCost("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
@@ -206,7 +206,7 @@ def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
     alone = overlay(trunk, {"tokens": trunk.tokens // 2})
     branch = dataclasses.replace(alone, branch_of=trunk.run_id)
     muon = overlay(trunk, {"optimizer.kind": "muon"})
-    target = topology("v5e:4x4")
+    target = parse_topology("v5e:4x4")
 
     def cost(config, target):
         return SimpleNamespace(fastest=1.0, slowest=2.0)
