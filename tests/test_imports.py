@@ -16,7 +16,19 @@ PACKAGES = ("scaling", "sweeps", "analysis")
 # The rooms of each package in the order of their arrows: a file imports its own room and those before it.
 ROOMS = {
     "scaling": (
-        *("exit_codes", "errors", "files", "config", "accounting", "recipes", "world", "data", "model", "generation"),
+        *(
+            "exit_codes",
+            "errors",
+            "files",
+            "signals",
+            "config",
+            "accounting",
+            "recipes",
+            "world",
+            "data",
+            "model",
+            "generation",
+        ),
         *("record", "measurements", "attacks", "training", "export", "performance", "commands", "cli"),
     ),
     "sweeps": ("grids", "trunks", "catalog", "local", "planning", "running", "clusters", "commands"),

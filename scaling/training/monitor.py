@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scaling.accounting import counts
 from scaling.config.run_config import RunConfig
+from scaling.signals import handle_signals
 
 DIVERGED_STEPS = 200
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -74,7 +75,7 @@ class DivergenceMonitor:
     limit: float
     above: int = field(default=0)
 
-    def reason(self, step: int, loss: float) -> str:
+    def divergence_reason(self, step: int, loss: float) -> str:
         """Empty while all is well."""
         self.above = self.above + 1 if loss > self.limit else 0
         if not math.isfinite(loss):
@@ -86,27 +87,20 @@ class DivergenceMonitor:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether a signal to stop has come: SIGTERM, SIGUSR1, SIGUSR2 (which schedulers send
-    ahead of a preemption, and which would end the run at once) or ctrl-C; a second ctrl-C interrupts as usual.
+    """Yields a function that returns whether a signal to stop has arrived: SIGTERM, SIGUSR1 or SIGUSR2, which
+    schedulers send ahead of a preemption and which would otherwise end the run at once, or ctrl-C.
 
-    Only a main thread can listen; elsewhere nothing ever comes.
+    A second ctrl-C raises KeyboardInterrupt. Outside the main thread no signal ever arrives (scaling.signals).
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, frame: object) -> None:
-        if number == signal.SIGINT and came:
+    def record(number: int) -> None:
+        if number == signal.SIGINT and received:
             raise KeyboardInterrupt
-        came.append(number)
+        received.append(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, hear) for number in STOP_SIGNALS}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handle_signals(STOP_SIGNALS, record):
+        yield lambda: bool(received)
 
 
 @contextlib.contextmanager

@@ -107,7 +107,8 @@ def record_step(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock,
     """Records one step's metrics, which are numbers by now; returns why the run diverged, or nothing."""
     loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     clock.tick()
-    reason, done = watch.reason(step, loss), step + 1
+    done = step + 1
+    reason = watch.divergence_reason(done, loss)
     s.show(done, loss, clock.tokens_per_second)
     if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
         line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}

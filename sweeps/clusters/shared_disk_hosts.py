@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from scaling.exit_codes import FAILED, PROCESS_LOST, STOPPED, combined_exit_code
+from scaling.signals import handle_signals
 from sweeps.clusters.heartbeats import BEAT_SECONDS, Speaker, Voice
 from sweeps.local import processes
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
-from sweeps.local.signals import handle_signals
 from sweeps.running import fleet
 from sweeps.running.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, is_claimable
 from sweeps.running.cluster import WorkerSpec
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str]) -> int:
     place = Path(folder) / HOSTS / name
     if int(rank):
         follower = Follower(place, int(rank), int(hosts), int(devices))
-        with handle_signals((signal.SIGTERM, signal.SIGINT), follower.hear):
+        with handle_signals((signal.SIGTERM, signal.SIGINT), lambda number: follower.hear()):
             return follower()
     code = lead(WorkerSpec(Path(folder).absolute(), int(devices), int(devices)), place, int(hosts))
     return 0 if code == FAILED else code

@@ -21,10 +21,10 @@ from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.exit_codes import STOPPED
+from scaling.signals import handle_signals
 from scaling.training import branching
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import start_process, whole_machine_slot
-from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, Cell, Plan, load_plan
 from sweeps.running.attempt_log import RetryBudgets
 from sweeps.running.board import progress_board, progress_line
@@ -217,7 +217,7 @@ def run_fleet(fleet: Fleet, reopened: Sequence[Cell]) -> int:
     print_line(
         console, f"{len(fleet.plan.cells)} runs" + f", {left} workers of an earlier command at work" * bool(left)
     )
-    with handle_signals((signal.SIGTERM, signal.SIGINT), fleet.request_stop):
+    with handle_signals((signal.SIGTERM, signal.SIGINT), lambda number: fleet.request_stop()):
         if not console.is_terminal:
             return _watch(fleet, console, None)
         with Live(console=console, auto_refresh=False, transient=True) as live:

@@ -20,11 +20,11 @@ from rich.live import Live
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.exit_codes import DISK_FULL, STOPPED
+from scaling.signals import handle_signals
 from scaling.training import branching, simulated_run
 from scaling.training.population_limits import program_key
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import join_slots, last_output_line, start_process
-from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, Cell, Plan
 from sweeps.running import attempt_log
 from sweeps.running.attempt_log import DEFAULT_BUDGETS, AttemptOutcome, RetryBudgets
@@ -337,7 +337,7 @@ class Runner:
 
     def handling_signals(self) -> contextlib.AbstractContextManager[None]:
         """Hears what schedulers and users send: at first runs are asked to save and end, the second time killed."""
-        return handle_signals(STOP_SIGNALS, self.request_stop)
+        return handle_signals(STOP_SIGNALS, lambda number: self.request_stop())
 
     def request_stop(self) -> None:
         self.stops += 1

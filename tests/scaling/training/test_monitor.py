@@ -22,18 +22,18 @@ from scaling.training.monitor import (
 
 
 def test_a_loss_that_is_not_finite_is_divergence_at_once() -> None:
-    assert re.search(r"\bnan\b.*\b7\b", DivergenceMonitor(5.0).reason(7, math.nan))
-    assert re.search(r"\binf\b.*\b7\b", DivergenceMonitor(5.0).reason(7, math.inf))
+    assert re.search(r"\bnan\b.*\b7\b", DivergenceMonitor(5.0).divergence_reason(7, math.nan))
+    assert re.search(r"\binf\b.*\b7\b", DivergenceMonitor(5.0).divergence_reason(7, math.inf))
 
 
 def test_a_loss_above_ln_v_is_divergence_only_when_it_lasts() -> None:
     watch = DivergenceMonitor(5.0)
     for step in range(DIVERGED_STEPS - 1):
-        assert watch.reason(step, 5.1) == ""
-    assert watch.reason(0, 4.9) == "", "one good step starts the count again"
+        assert watch.divergence_reason(step, 5.1) == ""
+    assert watch.divergence_reason(0, 4.9) == "", "one good step starts the count again"
     for step in range(DIVERGED_STEPS - 1):
-        assert watch.reason(step, 5.1) == ""
-    assert re.search(rf"\b5\.1.*\b5\.0.*\b{DIVERGED_STEPS}\b.*\b99\b", watch.reason(99, 5.1))
+        assert watch.divergence_reason(step, 5.1) == ""
+    assert re.search(rf"\b5\.1.*\b5\.0.*\b{DIVERGED_STEPS}\b.*\b99\b", watch.divergence_reason(99, 5.1))
 
 
 def test_rates_leave_out_the_first_step_and_pauses() -> None:
@@ -57,6 +57,23 @@ def test_a_signal_is_told_and_the_old_handler_comes_back(number: signal.Signals)
         time.sleep(0.01)
         assert stop()
     assert signal.getsignal(number) is before
+
+
+def test_an_ignored_ctrl_c_stays_ignored_and_an_ignored_sigusr1_is_handled() -> None:
+    """A run started by nohup or `&` ignores ctrl-C; sweeps/local/child.py has a run ignore SIGUSR1 until it trains."""
+    earlier = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert not stop()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.01)
+            assert stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_ctrl_c_interrupts() -> None:

@@ -323,7 +323,9 @@ def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path
     assert result is not None
     assert result["status"] == result["row"]["status"] == "diverged"
     assert re.search(r"\b(nan|inf)\b", result["reason"])
-    assert run_folder.read_metrics(tmp_path)[-1]["loss"] is None, "the step that showed it is recorded"
+    last = run_folder.read_metrics(tmp_path)[-1]
+    assert last["loss"] is None, "the step that diverged is recorded"
+    assert re.search(rf"\bstep {last['step']}\b", result["reason"]), "numbered as in metrics.jsonl"
     assert result["row"]["loss"] is None
     assert 0 < result["row"]["tokens"] < tiny.tokens
 

@@ -18,12 +18,12 @@ from scaling import exit_codes, files
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.files import write_json
 from scaling.record import run_folder as record
+from scaling.signals import handle_signals
 from sweeps.catalog import smoke
 from sweeps.clusters import heartbeats, shared_disk_hosts
 from sweeps.clusters.heartbeats import Voice
 from sweeps.clusters.shared_disk_hosts import Leader
 from sweeps.local.launch import ProcessHandle, Slot
-from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, build_plan, freeze_plan
 from tests.support.stand_in_sweep import WALL_TIME
 
@@ -121,7 +121,7 @@ def test_a_lost_host_is_the_loss_of_the_run_and_the_worker_ends(crew: Crew, tmp_
     others[0].kill()
     assert code(handle) in (exit_codes.PROCESS_LOST, -signal.SIGKILL)
     asked: list[int] = []
-    with handle_signals([signal.SIGTERM], lambda: asked.append(1)):
+    with handle_signals([signal.SIGTERM], asked.append):
         assert code(run(leader, folder, "exit 0")) == exit_codes.STOPPED
     assert asked
 
