@@ -64,12 +64,12 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
     import numpy as np
 
     from scaling.model import sharding
-    from scaling.training.population import shared
+    from scaling.training.population import member_kernel
     from scaling.training.population_loop import batched_step
     from scaling.training.train_step import build_program
 
     mesh = sharding.make_mesh(one.mesh, jax.devices()[:1])
-    solo, program = build_program(one, mesh), build_program(shared(one, mesh), mesh)
+    solo, program = build_program(one, mesh), build_program(one, mesh, member_kernel(one, mesh))
     step = batched_step(program)
     shape = (members, one.data.batch_sequences, one.data.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(0, one.model.vocab_size, shape).astype(np.int32)

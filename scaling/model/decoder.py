@@ -200,13 +200,15 @@ class Decoder(nn.Module):
     """tokens_BT -> float32 logits_BTV. Block weights carry a leading layer axis L.
 
     dtype: of activations and products. kernel: of attention, as `attention.choose` gives it. mesh: where the weights
-    and the batch are sharded; None on one device. segments_BT: see `attend`.
+    and the batch are sharded; None on one device. unroll: layers per step of the scan; None: as the config says, or 1.
+    segments_BT: see `attend`.
     """
 
     config: ModelConfig
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     kernel: Kernel = "xla"
     mesh: Mesh | None = None
+    unroll: int | None = None
 
     def setup(self) -> None:
         c = self.config
@@ -235,7 +237,7 @@ class Decoder(nn.Module):
 
     def _blocks(self) -> nn.Module:
         c = self.config
-        unroll = min(c.unroll or 1, c.depth)
+        unroll = min(self.unroll or c.unroll or 1, c.depth)
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
         looped = unroll == 1 < c.depth
         block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)

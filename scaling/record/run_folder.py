@@ -88,6 +88,21 @@ def check_folder(folder: Path, config: RunConfig) -> None:
         raise InputError(f"{folder}: holds run {held.run_id}, not {config.run_id}; give another folder")
 
 
+def holds_config(folder: Path, config: RunConfig) -> bool:
+    """Whether a run folder's config.json is whole and says exactly `config`."""
+    try:
+        return read_json(folder / CONFIG) == to_dict(config)
+    except InputError:
+        return False
+
+
+def write_config(folder: Path, config: RunConfig, *, durable: bool = True) -> None:
+    """Writes config.json unless it says the same already, so that an attempt at a run writes it once at most: the
+    runner before it starts a planned run, or else the training process. durable: as for `write_json`."""
+    if not holds_config(folder, config):
+        write_json(folder / CONFIG, to_dict(config), durable=durable)
+
+
 @contextlib.contextmanager
 def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator[None]:
     """The run folder, begun or gone on with, and nobody else's meanwhile.
@@ -105,7 +120,7 @@ def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any
                 raise BusyError(
                     f"{folder}: another process trains in it; wait for it, or give another folder"
                 ) from None
-        write_json(folder / CONFIG, to_dict(config))
+        write_config(folder, config)
         write_json(folder / ENVIRONMENT, describe_environment(kernel) | about)
         yield
 

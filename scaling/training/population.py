@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -27,6 +26,7 @@ from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.measurements import validation_loss
 from scaling.model import sharding
+from scaling.model.attention import Kernel
 from scaling.record import run_folder
 from scaling.training import simulated_run
 from scaling.training.checkpoints import Checkpoints
@@ -89,7 +89,7 @@ def _train(waiting: dict[Path, RunConfig], outcomes: dict[Path, Outcome], quiet:
     """All members from here on: sessions opened, states stacked, stepped until the last has ended."""
     first = next(iter(waiting.values()))
     mesh = sharding.make_mesh(first.mesh, jax.devices()[:1])
-    program = build_program(shared(first, mesh), mesh)
+    program = build_program(first, mesh, member_kernel(first, mesh))
     _check_memory(program, len(waiting))
     total = sum(config.steps for config in waiting.values())
     with (
@@ -112,10 +112,9 @@ def _train(waiting: dict[Path, RunConfig], outcomes: dict[Path, Outcome], quiet:
             train_members(g, lanes, state)
 
 
-def shared(config: RunConfig, mesh: Mesh) -> RunConfig:
-    """The config with the attention that runs under vmap."""
-    turns, model = sequential_on_device(mesh), config.model
-    return config if turns or model.attention != "auto" else replace(config, model=replace(model, attention="xla"))
+def member_kernel(config: RunConfig, mesh: Mesh) -> Kernel | None:
+    """The attention kernel of a population where it is not the one that a run alone would use: XLA's under vmap."""
+    return "xla" if config.model.attention == "auto" and not sequential_on_device(mesh) else None
 
 
 def _check_memory(program: Program, members: int) -> None:

@@ -5,12 +5,11 @@ Not in the design's list of modules: measurements, generation and export all beg
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from scaling.config.run_config import MeshConfig, RunConfig, load_config
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
@@ -61,9 +60,7 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
     if step not in steps:
         raise InputError(f"{folder}: step = {step}: checkpoints are kept of {', '.join(map(str, steps))}")
     config = load_config(folder / run_folder.CONFIG)
-    anywhere = replace(config, model=replace(config.model, attention="xla"))
-    program = build_program(anywhere, make_mesh(MeshConfig(), jax.devices()[:1]))
+    program = build_program(config, make_mesh(MeshConfig(), jax.devices()[:1]), kernel="xla")
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as kept:
         state = kept.restore(step, program.abstract_state)
-    model = Decoder(program.model.config, jnp.dtype(config.precision.compute), "xla")
-    return TrainedModel(folder, config, step, model, state.params, load_tokenizer(config.data.vocabulary))
+    return TrainedModel(folder, config, step, program.model, state.params, load_tokenizer(config.data.vocabulary))

@@ -27,7 +27,7 @@ import numpy as np
 
 from scaling import files
 from scaling.accounting.counts import count_params
-from scaling.config.run_config import RunConfig, to_dict
+from scaling.config.run_config import RunConfig
 from scaling.data.simulated_corpus import KIND, Simulated
 from scaling.record import run_folder
 
@@ -66,10 +66,9 @@ def simulate_run(config: RunConfig, folder: Path) -> run_folder.Status:
     truth = true_law(config)
     if (ended := run_folder.read_result(folder)) is not None and ended["status"] != "failed":
         return ended["status"]
-    asked_for, path = to_dict(config), folder / run_folder.CONFIG
-    if not path.exists() or files.read_json(path) != asked_for:
+    if not run_folder.holds_config(folder, config):
         run_folder.check_folder(folder, config)
-        files.write_json(path, asked_for, durable=False)
+        run_folder.write_config(folder, config, durable=False)
     files.write_json(folder / run_folder.ENVIRONMENT, _environment(truth), durable=False)
     count, rate = count_params(config.model).matmul, config.optimizer.learning_rate
     mine = _generator(truth, config.run_id)

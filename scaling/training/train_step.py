@@ -6,7 +6,7 @@ Not in the design's list of modules: it keeps train.py the loop and nothing else
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from scaling.config.run_config import RunConfig
 from scaling.model import sharding
-from scaling.model.attention import choose_kernel
+from scaling.model.attention import Kernel, choose_kernel
 from scaling.model.decoder import Decoder, features, head_weights
 from scaling.model.loss import chunk_count, chunked_training_loss
 from scaling.training.optimizer import Rates, gradient_transformation
@@ -45,16 +45,19 @@ class Program:
     update: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def build_program(config: RunConfig, mesh: Mesh) -> Program:
-    """Model, shardings and jitted functions. Raises InputError when the config does not fit the mesh."""
-    sharding.check_divisibility(config, mesh)
-    model = build_decoder(config, mesh)
+def build_program(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -> Program:
+    """Model, shardings and jitted functions. kernel: as for `build_decoder`.
 
-    # One layer's worth of program, whatever the depth: unrolled, drawing the weights compiles as long as training.
-    rolled = Decoder(replace(config.model, unroll=1), kernel="xla")
+    Raises InputError when the config does not fit the mesh.
+    """
+    sharding.check_divisibility(config, mesh)
+    model = build_decoder(config, mesh, kernel)
+
+    # Weights are initialized in a scan over layers: unrolled, that program would take as long to compile as training's.
+    scanned = Decoder(config.model, unroll=1)
 
     def init(key: jax.Array) -> TrainState:
-        params = rolled.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+        params = scanned.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
         return TrainState(
             jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params)
         )
@@ -81,16 +84,19 @@ def build_program(config: RunConfig, mesh: Mesh) -> Program:
     )
 
 
-def build_decoder(config: RunConfig, mesh: Mesh) -> Decoder:
-    """The model as it will run on the devices of a mesh: what the config leaves open is decided here.
+def build_decoder(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -> Decoder:
+    """The model as it runs on the devices of a mesh. What the config leaves open, the attention kernel and how many
+    layers are unrolled, is decided here; the config itself is not changed.
 
-    Layers are unrolled on CPUs, where flat code runs up to twice as fast, unless remat needs the loop.
+    Layers are unrolled on CPUs, where flat code runs up to twice as fast, unless remat needs the loop. kernel: the
+    attention kernel to use whatever the config names. Raises InputError when the kernel that the config names cannot
+    run on these devices.
     """
     platform, dtype = mesh.devices.flat[0].platform, jnp.dtype(config.precision.compute)
     flat = platform == "cpu" and config.model.remat == "none"
     unroll = min(config.model.unroll or (config.model.depth if flat else 1), config.model.depth)
-    kernel = choose_kernel(config.model, dtype, config.data.sequence_length, platform)
-    return Decoder(replace(config.model, unroll=unroll), dtype, kernel, mesh if mesh.size > 1 else None)
+    kernel = kernel or choose_kernel(config.model, dtype, config.data.sequence_length, platform)
+    return Decoder(config.model, dtype, kernel, mesh if mesh.size > 1 else None, unroll)
 
 
 def batch_gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:

@@ -10,10 +10,10 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling.config.run_config import RunConfig, load_config, to_dict
+from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.exit_codes import BAD_INPUT, FOLDER_BUSY, OUT_OF_MEMORY, PROCESS_LOST, STOPPED
-from scaling.files import read_json, write_json
+from scaling.files import read_json
 from scaling.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -22,6 +22,7 @@ from scaling.record.run_folder import (
     read_metrics,
     read_result,
     result_row,
+    write_config,
     write_result,
 )
 from scaling.training import branching, simulated_run
@@ -36,14 +37,23 @@ CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, s
 
 
 def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
-    """Puts the plan's config in a claimed run folder, and returns it; a torn or failed result is set aside.
-
-    A branch whose trunk ended without keeping the state (it failed, or it was trained for another plan) trains alone;
-    one that has begun goes on as it began. A run that ran out of memory gets a smaller microbatch each time.
-    devices_per_run: devices of a run whose mesh leaves its data axis open.
-    """
+    """Puts the config of the next attempt in a claimed run folder, and returns it; a torn or failed result is set
+    aside. devices_per_run: devices of a run whose mesh leaves its data axis open."""
     if (folder / RESULT).exists():
         set_result_aside(folder)
+    config = attempt_config(folder, cell, devices_per_run)
+    write_config(folder, config, durable=not simulated_run.is_simulated(config))
+    return config
+
+
+def attempt_config(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
+    """The planned config of a run with what the next attempt must change, none of it hashed: `branch_of` and the
+    microbatch.
+
+    A branch whose trunk ended without saving the state to branch from (it failed, or was trained for another plan)
+    trains from its own first step; a run that has a checkpoint keeps the `branch_of` that it began with. A run that
+    ran out of memory gets a smaller microbatch after each such attempt.
+    """
     config, begun = cell.config, _config_in_folder(folder)
     if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
         config = dataclasses.replace(config, branch_of=begun.branch_of)
@@ -53,14 +63,8 @@ def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) ->
         and not branching.trunk_diverged_before(folder, config)
     ):
         config = dataclasses.replace(config, branch_of="")
-    config = (
-        with_fitting_microbatch(
-            config, attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
-        )
-        or config
-    )
-    write_json(folder / CONFIG, to_dict(config), durable=not simulated_run.is_simulated(config))
-    return config
+    sequences, devices = attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
+    return with_fitting_microbatch(config, sequences, devices) or config
 
 
 def _config_in_folder(folder: Path) -> RunConfig | None:

@@ -23,7 +23,7 @@ from scaling.record import run_folder
 from scaling.training.memory import estimate_bytes
 from scaling.training.monitor import Stopped
 from scaling.training.optimizer import Rates
-from scaling.training.population import shared, train_population
+from scaling.training.population import member_kernel, train_population
 from scaling.training.population_limits import MEMORY_FRACTION, STATE_BYTES_PER_PARAM, members_that_fit, program_key
 from scaling.training.population_loop import batched_step
 from scaling.training.train import train
@@ -209,7 +209,7 @@ def test_only_those_of_the_mask_change(
     monkeypatch.setattr("scaling.training.population_loop.sequential_on_device", lambda mesh: turns)
     monkeypatch.setattr("scaling.training.population.sequential_on_device", lambda mesh: turns)
     mesh = make_mesh(tiny.mesh)
-    program = build_program(shared(tiny, mesh), mesh)
+    program = build_program(tiny, mesh, member_kernel(tiny, mesh))
     before = [jax.device_get(program.init(jax.random.key(seed))) for seed in range(count)]
     tokens = np.zeros((count, tiny.data.batch_sequences, tiny.data.sequence_length + 1), np.int32)
     live = np.arange(count) % 2 == 0

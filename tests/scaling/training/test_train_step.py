@@ -19,12 +19,15 @@ pytestmark = pytest.mark.usefixtures("soon_compiled")
 
 
 @pytest.mark.parametrize(
-    ("remat", "asked", "unroll"), [("none", None, 4), ("none", 2, 2), ("none", 9, 4), ("full", None, 1), ("dots", 3, 3)]
+    ("remat", "configured", "unroll"),
+    [("none", None, 4), ("none", 2, 2), ("none", 9, 4), ("full", None, 1), ("dots", 3, 3)],
 )
-def test_what_the_config_leaves_open_is_decided_for_the_devices(remat: str, asked: int | None, unroll: int) -> None:
-    config = RunConfig(model=ModelConfig(depth=4, unroll=asked, remat=remat))  # pyrefly: ignore
+def test_what_the_config_leaves_open_is_decided_for_the_devices(
+    remat: str, configured: int | None, unroll: int
+) -> None:
+    config = RunConfig(model=ModelConfig(depth=4, unroll=configured, remat=remat))  # pyrefly: ignore
     model = build_decoder(config, sharding.make_mesh(MeshConfig()))
-    assert (model.kernel, model.config.unroll, model.mesh) == ("blocked", unroll, None)
+    assert (model.kernel, model.unroll, model.mesh) == ("blocked", unroll, None)
 
 
 def test_a_kernel_that_cannot_run_ends_before_anything_is_built() -> None:
