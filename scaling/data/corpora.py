@@ -1,7 +1,9 @@
-"""Corpora by name: `stdlib`, `walk?nodes=32`, `zipf?facts=512`, `text:notes/*.md`, `jsonl:a.jsonl?field=body`,
+"""All kinds of corpora, and the parser of their names.
+
+Names: `stdlib`, `walk?nodes=32`, `zipf?facts=512`, `text:notes/*.md`, `jsonl:a.jsonl?field=body`,
 `parquet:a.parquet?column=text`, `hf:NAME_OR_FOLDER?split=train`, `mixture:NAME`, `seqio:TASK?module=my_package.tasks`,
-`simulated?noise=.01`, which has no documents (scaling/training/simulated_run.py).
-After `?` stand fields, joined by `&`.
+and `simulated?noise=.01`, which has no documents (scaling/training/simulated_run.py). After `?` come fields, joined
+by `&`.
 """
 
 from __future__ import annotations
@@ -30,19 +32,20 @@ __all__ = ["CORPUS_KINDS", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", 
 
 @dataclass(frozen=True)
 class Stdlib(NamedCorpus):
-    """Every .py file of the running interpreter's standard library, held-out split by file. Tens of MB, no download."""
+    """Every .py file of the running interpreter's standard library; tens of MB, no download. The hash of a file's name
+    decides whether it is a validation document."""
 
     kind: typing.ClassVar[str] = "stdlib"
 
     def files(self) -> tuple[tuple[str, Path], ...]:
-        """(relative POSIX path, path), sorted by the former."""
-        root = Path(sysconfig.get_path("stdlib"))
-        found = ((path.relative_to(root), path) for path in root.rglob("*.py"))
-        ours = ((rel.as_posix(), path) for rel, path in found if not {"site-packages", "dist-packages"} & {*rel.parts})
-        return tuple(sorted((rel, path) for rel, path in ours if path.is_file()))
+        """(relative POSIX path, path) of every file, sorted by the relative path; installed packages are left out."""
+        root, installed = Path(sysconfig.get_path("stdlib")), {"site-packages", "dist-packages"}
+        paths = ((path.relative_to(root), path) for path in root.rglob("*.py"))
+        own = ((relative.as_posix(), path) for relative, path in paths if not installed & {*relative.parts})
+        return tuple(sorted((relative, path) for relative, path in own if path.is_file()))
 
     def source_hash(self) -> str:
-        """Hash of the relative paths and contents, 16 hex."""
+        """Hash of the relative paths and contents, 16 hex digits."""
         digest = hashlib.sha256()
         for relative, path in self.files():
             content = path.read_bytes()
@@ -50,7 +53,7 @@ class Stdlib(NamedCorpus):
         return digest.hexdigest()[:16]
 
     def count_skipped(self) -> int:
-        """Files that are not UTF-8 (test data of the interpreter itself), hence left out."""
+        """Number of files that `documents` leaves out because they are not UTF-8 (test data of the interpreter)."""
         return sum(read_utf8(path) is None for _, path in self.files())
 
     def documents(self, split: SplitName) -> Iterator[str]:
@@ -61,24 +64,27 @@ class Stdlib(NamedCorpus):
 
 @dataclass(frozen=True)
 class Mixture(NamedCorpus):
-    """Several corpora at stated rates, written by `scaling data mixture`."""
+    """Several corpora at stated rates, written by `scaling data mixture`. Only its token shards exist."""
 
     path: str
     kind: typing.ClassVar[str] = "mixture"
 
     def source_hash(self) -> str:
         raise InputError(
-            f"corpus {self.name!r}: prepare it with scaling data mixture {self.path} CORPUS=RATE ... --train-tokens N"
+            f"corpus {self.name!r}: a mixture has no files of its own; prepare it with "
+            f"scaling data mixture {self.path} CORPUS=RATE ... --train-tokens N"
         )
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        raise InputError(f"corpus {self.name!r}: has no documents of its own; name one of its corpora")
+        raise InputError(f"corpus {self.name!r}: a mixture has no documents of its own; name one of its corpora")
 
 
 @dataclass(frozen=True)
 class Seqio(NamedCorpus):
-    """A seqio Task or Mixture that a Python module of yours registers; `feature` is the one of its features to write.
-    A Mixture ends where the first of its Tasks does, and leaves out those without the split."""
+    """A seqio Task or Mixture that a Python module of yours registers.
+
+    path: its name. module: the module that registers it. feature: the feature whose ids become the shards. A Mixture
+    ends where the first of its Tasks ends, and leaves out Tasks that lack the split."""
 
     path: str
     module: str = ""
@@ -88,24 +94,29 @@ class Seqio(NamedCorpus):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.module:
-            raise InputError("needs module=NAME, the Python module that registers this Task or Mixture")
+            raise InputError("module = '': must name the Python module that registers the Task; add ?module=NAME")
 
     def source_hash(self) -> str:
-        """Hash of the module's file, which is not run, 16 hex: what lies behind the Task may change unseen."""
-        where: list[str] | None = ["", *sys.path]
+        """Hash of the module's file, 16 hex digits. The module is not imported, so a change in the data that the Task
+        reads goes unnoticed. Raises InputError when there is no such module."""
+        folders: list[str] | None = ["", *sys.path]
         parts = self.module.split(".")
         spec = None
+        # Each package of a dotted name says where the next part is to be looked for.
         for depth in range(len(parts)):
-            spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: depth + 1]), where)
-            where = spec.submodule_search_locations if spec else None
-            if where is None:
+            spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: depth + 1]), folders)
+            folders = spec.submodule_search_locations if spec else None
+            if folders is None:
                 break
         if spec is None or spec.name != self.module or not spec.origin:
-            raise InputError(f"corpus {self.name!r}: no module {self.module!r} here or on the path of Python")
+            raise InputError(
+                f"corpus {self.name!r}: module = {self.module!r}: must be a module in this folder or on sys.path; "
+                "set PYTHONPATH"
+            )
         return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        raise InputError(f"corpus {self.name!r}: its text is tokens already; only scaling data prepare reads it")
+        raise InputError(f"corpus {self.name!r}: holds tokens, no text; only scaling data prepare reads it")
 
 
 CORPUS_KINDS: dict[str, type[NamedCorpus]] = {
@@ -114,34 +125,35 @@ CORPUS_KINDS: dict[str, type[NamedCorpus]] = {
 
 
 def parse_corpus(name: str) -> Corpus:
-    """The corpus of this name, `KIND[:PATH][?FIELD=VALUE&...]`. Reads no file.
+    """The corpus with this name, `KIND[:PATH][?FIELD=VALUE&...]`. Reads no file.
 
-    Raises InputError on an unknown kind or field, with the nearest name, a missing path or a wrong value.
+    Raises InputError on an unknown kind or field (and suggests the nearest), a missing path or a wrong value.
     """
     kind_path, query = _split_query(name)
     kind_name, colon, path = kind_path.partition(":")
     if kind_name not in CORPUS_KINDS:
         raise InputError(f"unknown corpus {name!r}{suggest_name(kind_name, CORPUS_KINDS)}")
     kind = CORPUS_KINDS[kind_name]
-    hints = {n: h for n, h in typing.get_type_hints(kind).items() if typing.get_origin(h) is not typing.ClassVar}
-    if ("path" in hints) != bool(path) or (colon and not path):
+    field_types = {n: t for n, t in typing.get_type_hints(kind).items() if typing.get_origin(t) is not typing.ClassVar}
+    if ("path" in field_types) != bool(path) or (colon and not path):
         raise InputError(
             f"corpus {name!r}: "
-            + (f"{kind_name}:PATH needs a path" if "path" in hints else f"{kind_name} takes no path")
+            + (f"needs a path; write {kind_name}:PATH" if "path" in field_types else f"{kind_name} takes no path")
         )
     for field in query:
-        if field not in hints or field == "path":
-            raise InputError(f"corpus {name!r}: unknown field {field}{suggest_name(field, hints.keys() - {'path'})}")
-    given = {field: _value(name, text, hints[field]) for field, text in query.items()}
+        if field not in field_types or field == "path":
+            raise InputError(f"corpus {name!r}: unknown field {field}{suggest_name(field, field_types.keys() - {'path'})}")
+    values = {field: _parse_value(name, field, text, field_types[field]) for field, text in query.items()}
     try:
-        return build_dataclass(kind, {**given, **({"path": path} if path else {})}, "")
+        return build_dataclass(kind, {**values, **({"path": path} if path else {})}, "")
     except InputError as error:
         raise InputError(f"corpus {name!r}: {error}") from None
 
 
 def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
-    """CORPUS=RATE texts as a table. Raises InputError on any other text, an unknown corpus, a rate not above 0."""
-    table: dict[str, float] = {}
+    """Parses CORPUS=RATE texts into {corpus: rate}, for the mixture called `name`. Raises InputError on any other text,
+    an unknown corpus, or a rate that is not above 0."""
+    rates: dict[str, float] = {}
     for part in parts:
         corpus, _, text = part.rpartition("=")
         try:
@@ -149,30 +161,32 @@ def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
         except ValueError:
             rate = math.nan
         if not corpus or math.isnan(rate):
-            raise InputError(f"mixture {name!r}: {part!r}: must be CORPUS=RATE")
+            raise InputError(f"mixture {name!r}: {part!r}: must be CORPUS=RATE, such as stdlib=2.0")
         if isinstance(parse_corpus(corpus), Mixture | Seqio):
-            raise InputError(f"mixture {name!r}: {corpus!r} is mixed or tokenized already; name corpora of documents")
-        if corpus in table:
-            raise InputError(f"mixture {name!r}: {corpus!r} is named twice")
+            raise InputError(f"mixture {name!r}: {corpus!r} holds tokens, no documents; name corpora of documents")
+        if corpus in rates:
+            raise InputError(f"mixture {name!r}: {corpus!r} appears twice; give it one rate")
         if not 0 < rate < math.inf:
-            raise InputError(f"mixture {name!r}: rate of {corpus!r} is {rate}, must be more than 0")
-        table[corpus] = rate
-    if not table:
-        raise InputError(f"mixture {name!r}: names no corpus; must be CORPUS=RATE ...")
-    return table
+            raise InputError(f"mixture {name!r}: rate of {corpus!r} = {rate}: must be more than 0 and finite")
+        rates[corpus] = rate
+    if not rates:
+        raise InputError(f"mixture {name!r}: has no corpus; add CORPUS=RATE ...")
+    return rates
 
 
 def _split_query(name: str) -> tuple[str, dict[str, str]]:
-    found = re.fullmatch(r"(?s)(.*?)\?(\w+=[^&]*(?:&\w+=[^&]*)*)", name)
-    if not found:
+    """KIND:PATH and the fields after the `?`. A `?` that no FIELD=VALUE follows belongs to the path, as in a glob."""
+    match = re.fullmatch(r"(?s)(.*?)\?(\w+=[^&]*(?:&\w+=[^&]*)*)", name)
+    if not match:
         return name, {}
-    return found[1], dict(part.split("=", 1) for part in found[2].split("&"))
+    return match[1], dict(part.split("=", 1) for part in match[2].split("&"))
 
 
-def _value(name: str, text: str, hint: Any) -> Any:
-    if hint not in (int, float):
+def _parse_value(name: str, field: str, text: str, field_type: Any) -> Any:
+    if field_type not in (int, float):
         return text
     try:
-        return hint(text)
+        return field_type(text)
     except ValueError:
-        raise InputError(f"corpus {name!r}: {text!r} is not a {'whole ' if hint is int else ''}number") from None
+        number = "a whole number" if field_type is int else "a number"
+        raise InputError(f"corpus {name!r}: {field} = {text!r}: must be {number}") from None

@@ -1,7 +1,6 @@
-"""What a corpus is: documents in two splits, a name, and the rule by which documents are held out.
+"""The interface of a corpus (documents in two splits, and a name) and the rule that chooses validation documents.
 
-Not in the design's list of modules: embedded corpora, readers and synthetic corpora share it.
-"""
+Every kind of corpus in this room implements it."""
 
 from __future__ import annotations
 
@@ -19,12 +18,15 @@ from scaling.data.tokenizer import encode_utf8
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 HELD_OUT_ONE_IN = 40
-"""One document in this many is validation, by hash: 2.5 %."""
+"""One document in this many is a validation document, chosen by hash: 2.5 %."""
 
 
 class Corpus(Protocol):
-    """name: canonical, parses back to the same corpus. slug: the same as a folder.
-    source: a hash that changes when the documents may have."""
+    """What every corpus offers.
+
+    name: canonical; `parse_corpus` turns it back into the same corpus. slug: the name as a folder. source_hash: 16 hex
+    digits that change whenever the documents may have changed. documents: the texts of a split, in a fixed order.
+    """
 
     @property
     def name(self) -> str: ...
@@ -35,7 +37,7 @@ class Corpus(Protocol):
 
 
 class NamedCorpus:
-    """Name and slug of a corpus dataclass: its kind, its path and the fields that are not at their defaults."""
+    """Gives a corpus dataclass its name and slug: the kind, the path and the fields that differ from their defaults."""
 
     kind: typing.ClassVar[str]
 
@@ -62,14 +64,15 @@ class NamedCorpus:
 
 
 def is_held_out(key: str) -> bool:
-    """Whether the document of this key is validation: a fixed hash, the same on every machine."""
+    """Whether the document with this key belongs to validation; a fixed hash, the same on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) % HELD_OUT_ONE_IN == 0
 
 
 def split_documents(read: Callable[[], Iterator[str]], split: SplitName) -> Iterator[str]:
-    """Documents of a split, by the hash of their content, so that equal documents never straddle the splits.
+    """Yields the documents of a split. The hash of a text decides its split, so equal texts are always in the same one.
 
-    Where no hash falls into validation (a corpus of a few documents), the document of the smallest hash does.
+    read: yields all documents; it is called again for every pass. Where no hash falls into validation, as in a corpus
+    of few documents, the document with the smallest hash becomes the validation split.
     """
     smallest: str | None = None
     if not any(map(is_held_out, read())):
@@ -80,7 +83,7 @@ def split_documents(read: Callable[[], Iterator[str]], split: SplitName) -> Iter
 
 
 def read_utf8(path: Path) -> str | None:
-    """The text of a file, line ends untouched, or None where it is not UTF-8."""
+    """The text of a file with its line ends unchanged, or None when it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""Corpora in the user's own files: text, JSONL, Parquet, Hugging Face datasets. Documents are held out by content.
+"""Corpora in the user's own files: text, JSONL, Parquet and Hugging Face datasets.
 
-Not in the design's list of modules: corpora.py held two concepts, what is embedded and what is read.
+The hash of a document's text decides whether it is a validation document (corpus.py).
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ from scaling.errors import InputError, suggest_name
 
 @dataclass(frozen=True)
 class FileCorpus(NamedCorpus):
-    """A corpus in local files. path: a file, a glob, or a folder (everything under it that ends in `suffix`)."""
+    """A corpus in local files. path: a file, a glob, or a folder, which stands for every file below it whose name ends
+    in `suffix`."""
 
     path: str
 
     suffix: typing.ClassVar[str] = ""
 
     def files(self) -> tuple[Path, ...]:
-        """Sorted. Raises InputError when there is none."""
+        """The files, sorted. Raises InputError when there is none, and suggests the nearest name."""
         root = Path(self.path)
         if root.is_dir():
-            found = [path for path in root.rglob(f"*{self.suffix}") if path.is_file()]
+            paths = [path for path in root.rglob(f"*{self.suffix}") if path.is_file()]
         elif root.is_file():
-            found = [root]
+            paths = [root]
         else:
-            found = [Path(name) for name in glob.glob(self.path, recursive=True) if Path(name).is_file()]
-        if not found:
+            paths = [Path(name) for name in glob.glob(self.path, recursive=True) if Path(name).is_file()]
+        if not paths:
             siblings = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
             raise InputError(
                 f"corpus {self.name!r}: no such file" + (suggest_name(root.name, siblings) if siblings else "")
             )
-        return tuple(sorted(found))
+        return tuple(sorted(paths))
 
     def source_hash(self) -> str:
-        """Hash of paths, sizes and modification times, 16 hex: a rewritten file counts as changed."""
+        """Hash of paths, sizes and modification times, 16 hex digits: a rewritten file counts as changed."""
         stamps = [(path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
         return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
     def read_documents(self) -> Iterator[str]:
+        """All documents, of both splits, in order."""
         raise NotImplementedError
 
     def documents(self, split: SplitName) -> Iterator[str]:
@@ -60,8 +62,9 @@ class FileCorpus(NamedCorpus):
 
 @dataclass(frozen=True)
 class Text(FileCorpus):
-    """UTF-8 text. document: a file, a line, or a paragraph (ends at blank lines); empty means a file where there are
-    several and a paragraph where there is one. Line ends stay: the documents in order are the text."""
+    """UTF-8 text files. document: what one document is: a file, a line, or a paragraph (which ends at blank lines).
+    Empty means a file when there are several files, and a paragraph when there is one. Line ends are kept: joined, the
+    documents are the text."""
 
     document: Literal["", "file", "line", "paragraph"] = ""
     kind: typing.ClassVar[str] = "text"
@@ -71,32 +74,33 @@ class Text(FileCorpus):
         unit = self.document or ("file" if len(files) > 1 else "paragraph")
         for path in files:
             if unit == "line":
-                yield from _lines(path)
+                yield from _read_lines(path)
             elif unit == "paragraph":
-                text = _utf8_text_or_raise(path)
-                yield from (found[0] for found in re.finditer(r"(?s).+?(?:\n(?:[ \t]*\r?\n)+|\Z)", text))
-            elif text := _utf8_text_or_raise(path):
+                # A paragraph runs up to and including the blank lines after it, or to the end of the file.
+                paragraphs = re.finditer(r"(?s).+?(?:\n(?:[ \t]*\r?\n)+|\Z)", _read_utf8_or_raise(path))
+                yield from (paragraph[0] for paragraph in paragraphs)
+            elif text := _read_utf8_or_raise(path):
                 yield text
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8", newline="\n") as lines:
         try:
             yield from lines
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 ({error.reason})") from None
+            raise InputError(f"{path}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
 
 
-def _utf8_text_or_raise(path: Path) -> str:
+def _read_utf8_or_raise(path: Path) -> str:
     text = read_utf8(path)
     if text is None:
-        raise InputError(f"{path}: not UTF-8")
+        raise InputError(f"{path}: not UTF-8; convert the file to UTF-8")
     return text
 
 
 @dataclass(frozen=True)
 class Jsonl(FileCorpus):
-    """One JSON object a line; the document is its string `field`."""
+    """JSONL files: one JSON object a line. field: the key of the string that is the document."""
 
     field: str = "text"
     kind: typing.ClassVar[str] = "jsonl"
@@ -104,11 +108,11 @@ class Jsonl(FileCorpus):
 
     def read_documents(self) -> Iterator[str]:
         for path in self.files():
-            for number, line in enumerate(_lines(path), 1):
+            for number, line in enumerate(_read_lines(path), 1):
                 if line.strip():
-                    yield self._document(line, f"{path}, line {number}")
+                    yield self._parse_line(line, f"{path}, line {number}")
 
-    def _document(self, line: str, where: str) -> str:
+    def _parse_line(self, line: str, where: str) -> str:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -117,10 +121,11 @@ class Jsonl(FileCorpus):
             raise InputError(f"{where}: not a JSON object")
         if self.field not in record:
             raise InputError(f"{where}: no field {self.field!r}{suggest_name(self.field, record)}")
-        return _string(record[self.field], f"{where}: field {self.field!r}")
+        return _checked_string(record[self.field], f"{where}: field {self.field!r}")
 
 
-def _string(value: Any, where: str) -> str:
+def _checked_string(value: Any, where: str) -> str:
+    """The value. Raises InputError, beginning with `where`, when it is no string or holds a lone surrogate."""
     if not isinstance(value, str):
         raise InputError(f"{where} is {type(value).__name__}: must be a string")
     try:
@@ -132,7 +137,7 @@ def _string(value: Any, where: str) -> str:
 
 @dataclass(frozen=True)
 class Parquet(FileCorpus):
-    """The strings of one column of Parquet files, read a batch at a time."""
+    """Parquet files, read 1024 rows at a time. column: the column of strings that are the documents."""
 
     column: str = "text"
     kind: typing.ClassVar[str] = "parquet"
@@ -151,13 +156,16 @@ class Parquet(FileCorpus):
                 )
             for rows in file.iter_batches(batch_size=1024, columns=[self.column]):
                 for value in rows.column(0).to_pylist():
-                    yield _string(value, f"{path}: column {self.column!r}")
+                    yield _checked_string(value, f"{path}: column {self.column!r}")
 
 
 @dataclass(frozen=True)
 class HuggingFace(NamedCorpus):
-    """A dataset of `datasets`: a folder written by save_to_disk, else whatever load_dataset takes (local folders too).
-    config: its configuration; split: which of its splits becomes the corpus, of which the held-out part is taken."""
+    """A dataset of the package `datasets`.
+
+    path: a folder written by save_to_disk, or whatever load_dataset accepts, local folders included. config: the
+    dataset's configuration. split: the one of its splits that becomes the corpus; both our splits are taken from it.
+    column: the column of strings that are the documents."""
 
     path: str
     config: str = ""
@@ -166,24 +174,26 @@ class HuggingFace(NamedCorpus):
     kind: typing.ClassVar[str] = "hf"
 
     def source_hash(self) -> str:
-        """Fingerprint that `datasets` keeps, hashed to 16 hex."""
-        return hashlib.sha256(str(_hugging_face(self)._fingerprint).encode()).hexdigest()[:16]
+        """The fingerprint that `datasets` keeps of the dataset, hashed to 16 hex digits."""
+        return hashlib.sha256(str(_load_hugging_face(self)._fingerprint).encode()).hexdigest()[:16]
 
     def read_documents(self) -> Iterator[str]:
-        dataset = _hugging_face(self)
+        """All documents, of both splits, in order."""
+        dataset = _load_hugging_face(self)
         if self.column not in dataset.column_names:
             raise InputError(
                 f"corpus {self.name!r}: no column {self.column!r}{suggest_name(self.column, dataset.column_names)}"
             )
         for row in dataset.select_columns([self.column]):
-            yield _string(row[self.column], f"corpus {self.name!r}: column {self.column!r}")
+            yield _checked_string(row[self.column], f"corpus {self.name!r}: column {self.column!r}")
 
     def documents(self, split: SplitName) -> Iterator[str]:
         return split_documents(self.read_documents, split)
 
 
 @functools.lru_cache(maxsize=4)
-def _hugging_face(corpus: HuggingFace) -> Any:
+def _load_hugging_face(corpus: HuggingFace) -> Any:
+    """The dataset. Raises InputError when the package, the dataset or its split is absent."""
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:

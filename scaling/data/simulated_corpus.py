@@ -1,4 +1,6 @@
-"""The corpus kind `simulated`: losses drawn from a law of known parameters, without any text."""
+"""The corpus `simulated`: it has no text; runs on it draw their losses from a law with known parameters.
+
+scaling/training/simulated_run.py writes such runs."""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ KIND = "simulated"
 
 @dataclass(frozen=True)
 class Simulated(NamedCorpus):
-    """The truth behind a simulated sweep. Fields as in the module's docstring; noise and seed_effect in log loss."""
+    """The law behind a simulated sweep.
+
+    With N params_matmul, D training tokens and a learning rate r, the loss without noise is
+
+        (E + A N^-alpha + B N^gamma D^-beta) (1 + curvature log2(r / best)^2),   best = rate_at (N / 1e4)^-rate_exponent
+
+    limit: a run diverges when r is above `limit` times the best rate. noise, seed_effect:
+    standard deviations of the log loss between runs and between seeds. mishap: probability that a run diverges anyway.
+    """
 
     kind: typing.ClassVar[str] = KIND
     E: float = 1.69
@@ -46,21 +56,22 @@ class Simulated(NamedCorpus):
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
     def documents(self, split: SplitName) -> Iterator[str]:
-        raise InputError(f"corpus {self.name!r}: holds no text; plan a sweep of it as it is, nothing is to be prepared")
+        raise InputError(f"corpus {self.name!r}: has no text to prepare; plan a sweep of it, or train on it, now")
 
     @property
     def fingerprint(self) -> str:
         return self.source_hash()
 
     def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int:
-        """Every token is new."""
+        """The distinct training tokens: all of them, because every token of a simulated corpus is new."""
         return tokens_trained
 
     def best_rate(self, count: float) -> float:
-        """The best learning rate of a model with `count` params_matmul."""
+        """The learning rate with the lowest loss for a model with `count` params_matmul."""
         return self.rate_at * (count / 1e4) ** -self.rate_exponent
 
     def loss(self, count: float, tokens: float, rate: float) -> float:
-        """Nats per token without noise."""
+        """Nats per token without noise, of a model with `count` params_matmul trained on `tokens` at a peak learning
+        rate `rate`."""
         law = self.E + self.A * count**-self.alpha + self.B * count**self.gamma * tokens**-self.beta
         return law * (1 + self.curvature * math.log2(rate / self.best_rate(count)) ** 2)

@@ -1,7 +1,6 @@
-"""Text to token ids and back without loss, with the exact number of text bytes that each id stands for.
+"""Lossless tokenizers: text to token ids and back, and how many bytes of text each id stands for.
 
-Not in the design's list of modules: readers (corpora), shards (tokens) and seqio (tasks) all need it, and it depends
-on none of them.
+Corpora, shards, measurements, generation and exports use them; config.data.vocabulary names one.
 """
 
 from __future__ import annotations
@@ -23,12 +22,16 @@ import numpy as np
 from scaling.errors import InputError
 
 SPACE_SYMBOL = "▁"
-"""U+2581, by which SentencePiece writes a space inside a piece."""
+"""U+2581: SentencePiece writes a space inside a piece as this character."""
 
 
 class Tokenizer(Protocol):
-    """Ids in [0, size). `pieces`: [V] text bytes of every id; empty for pad, end of document and unknown.
-    `bytes_per_token`: int64 [V], how many those are."""
+    """What every tokenizer offers. Its ids are 0 to size - 1.
+
+    name: as config.data.vocabulary has it. slug: the name as a folder. eos_id: the id that ends a document.
+    pieces: [V] text bytes of every id; b"" for pad, end of document and unknown. bytes_per_token: int64 [V], the
+    lengths of those.
+    """
 
     @property
     def name(self) -> str: ...
@@ -46,25 +49,25 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
-def piece_bytes(vocabulary: Tokenizer, i: int) -> bytes:
-    """Text bytes of an id; none of one beyond the vocabulary, of which a model may have some."""
-    return vocabulary.pieces[i] if i < len(vocabulary.pieces) else b""
+def piece_bytes(tokenizer: Tokenizer, i: int) -> bytes:
+    """Text bytes of an id; b"" for an id beyond the tokenizer's, which a model with a padded vocabulary may emit."""
+    return tokenizer.pieces[i] if i < len(tokenizer.pieces) else b""
 
 
 def encode_utf8(text: str) -> bytes:
-    """UTF-8 of text. Raises InputError on a lone surrogate, which no UTF-8 text can hold."""
+    """The UTF-8 bytes of a text. Raises InputError on a lone surrogate, which UTF-8 cannot encode."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"character {error.start} of {text[:40]!r}... is a lone surrogate: the text is not Unicode"
+            f"character {error.start} of {text[:40]!r}... is a lone surrogate: must be valid Unicode; remove it"
         ) from None
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """Byte b is id b + 3; pad 0, end of document 1, unknown 2: the ids of seqio.ByteVocabulary
-    (Xue et al. 2022, ByT5)."""
+    """One id a byte: byte b is id b + 3; 0 is pad, 1 end of document, 2 unknown. These are the ids of
+    seqio.ByteVocabulary (Xue et al. 2022, ByT5)."""
 
     name: str = "byte"
     slug: str = "byte"
@@ -73,7 +76,7 @@ class ByteTokenizer:
 
     @cached_property
     def pieces(self) -> tuple[bytes, ...]:
-        """[V] the byte of every id; empty for specials."""
+        """[V] the byte of every id; b"" for the three special ids."""
         return (b"", b"", b"", *(bytes([byte]) for byte in range(256)))
 
     @cached_property
@@ -81,20 +84,21 @@ class ByteTokenizer:
         return np.r_[np.zeros(3, np.int64), np.ones(256, np.int64)]
 
     def encode(self, text: str) -> np.ndarray:
-        """uint16 ids, one for each UTF-8 byte, without end of document."""
+        """uint16 [n] ids, one a UTF-8 byte, without the end of document. Raises InputError on a lone surrogate."""
         return np.frombuffer(encode_utf8(text), np.uint8).astype(np.uint16) + np.uint16(3)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; specials and ids beyond the vocabulary are dropped, bytes that are not UTF-8 become
+        """The text of the ids. Special ids and ids beyond the tokenizer's are dropped; bytes that are not UTF-8 become
         U+FFFD."""
         return b"".join(piece_bytes(self, int(i)) for i in ids).decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
 class SentencePieceTokenizer:
-    """A SentencePiece model (Kudo & Richardson 2018) that loses nothing: see `train_sentencepiece`.
+    """A lossless SentencePiece model (Kudo & Richardson 2018), as `train_sentencepiece` makes one. name: its path.
 
-    A literal U+2581, which SentencePiece cannot tell from a space, is spelt as its three bytes.
+    SentencePiece cannot distinguish a literal U+2581 from a space, so this class encodes it as its three UTF-8 bytes.
+    Raises InputError when the file is absent, is not such a model, or loses text.
     """
 
     name: str
@@ -102,8 +106,8 @@ class SentencePieceTokenizer:
     def __post_init__(self) -> None:
         if not Path(self.name).is_file():
             raise InputError(
-                f"vocabulary {self.name!r}: no such SentencePiece model; known otherwise: byte; "
-                "scaling data vocabulary CORPUS makes one"
+                f"vocabulary {self.name!r}: no such file; must be byte or the path of a SentencePiece model, which "
+                "scaling data vocabulary CORPUS trains"
             )
         _check_lossless(self)
 
@@ -116,12 +120,15 @@ class SentencePieceTokenizer:
         try:
             return _sentencepiece().SentencePieceProcessor(model_file=self.name)
         except RuntimeError as error:
-            raise InputError(f"vocabulary {self.name!r}: not a SentencePiece model ({str(error)[:80]})") from None
+            raise InputError(
+                f"vocabulary {self.name!r}: not a SentencePiece model ({str(error)[:80]}); "
+                "scaling data vocabulary CORPUS trains one"
+            ) from None
 
     @cached_property
     def pieces(self) -> tuple[bytes, ...]:
-        """[V] text bytes of every id; empty for specials."""
-        return tuple(_piece_bytes(self.processor, i) for i in range(self.size))
+        """[V] text bytes of every id; b"" for special ids."""
+        return tuple(_sentencepiece_bytes(self.processor, i) for i in range(self.size))
 
     @property
     def size(self) -> int:
@@ -137,17 +144,18 @@ class SentencePieceTokenizer:
 
     @cached_property
     def space_ids(self) -> tuple[int, ...]:
-        """The ids that spell a literal U+2581 byte by byte."""
+        """The ids of the three bytes of a literal U+2581."""
         return tuple(self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode())
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 ids without end of document. Raises InputError on a lone surrogate."""
+        """int32 [n] ids without the end of document. Raises InputError on a lone surrogate."""
         encode_utf8(text)
+        # The text is encoded in parts between literal U+2581, which are joined by the ids of its three bytes.
         first, *others = self.processor.encode(text.split(SPACE_SYMBOL))
         return np.array([*first, *(i for ids in others for i in (*self.space_ids, *ids))], np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """As that of bytes."""
+        """As `ByteTokenizer.decode`."""
         return b"".join(piece_bytes(self, int(i)) for i in ids).decode("utf-8", errors="replace")
 
 
@@ -156,43 +164,47 @@ def _sentencepiece() -> Any:
         return importlib.import_module("sentencepiece")
     except ImportError:
         raise InputError(
-            "a SentencePiece vocabulary needs the package sentencepiece: pip install 'scaling-laws[data]'"
+            "a SentencePiece tokenizer needs the package sentencepiece: pip install 'scaling-laws[data]'"
         ) from None
 
 
-def _piece_bytes(processor: Any, i: int) -> bytes:
+def _sentencepiece_bytes(processor: Any, i: int) -> bytes:
+    """Text bytes of an id of a SentencePiece model."""
     if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i):
         return b""
     if processor.is_byte(i):
-        return bytes([int(processor.id_to_piece(i)[3:5], 16)])
+        return bytes([int(processor.id_to_piece(i)[3:5], 16)])  # a byte's piece is written <0x41>
     return processor.id_to_piece(i).replace(SPACE_SYMBOL, " ").encode()
 
 
-def _check_lossless(vocabulary: SentencePieceTokenizer) -> None:
+def _check_lossless(tokenizer: SentencePieceTokenizer) -> None:
+    """Raises InputError unless a text of control characters, spaces and characters that normalisation would change
+    survives encoding and decoding."""
     probe = "".join(map(chr, range(256))) + "  ﬁ ½\u00a0a\u0301\r\n\t▁😀\ufeff  "
-    if vocabulary.eos_id < 0:
-        raise InputError(f"vocabulary {vocabulary.name!r}: has no end-of-sentence id; train it with eos_id=1")
-    if vocabulary.decode(vocabulary.encode(probe)) != probe:
+    if tokenizer.eos_id < 0:
+        raise InputError(f"vocabulary {tokenizer.name!r}: has no end-of-sentence id: train it with eos_id=1")
+    if tokenizer.decode(tokenizer.encode(probe)) != probe:
         raise InputError(
-            f"vocabulary {vocabulary.name!r}: does not give every text back; train it with byte_fallback, "
+            f"vocabulary {tokenizer.name!r}: loses text: must decode to what it encoded; train it with byte_fallback, "
             "identity normalisation, no dummy prefix and remove_extra_whitespaces=false"
         )
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """ "byte" or the path of a SentencePiece model. Raises InputError when it is missing or loses text."""
+    """The tokenizer that config.data.vocabulary names: "byte" or the path of a SentencePiece model. Raises InputError
+    when it is missing or loses text."""
     return ByteTokenizer() if name == "byte" else SentencePieceTokenizer(name)
 
 
 def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> SentencePieceTokenizer:
-    """Trains a BPE model of `size` ids and writes it to `path`, whole or not at all. Raises InputError when the texts
-    do not suffice or `path` cannot be written.
+    """Trains a BPE model of `size` ids and writes it to `path` by rename.
 
-    Every text comes back exactly: bytes as a fallback, identity normalisation, no dummy prefix, no white space removed.
+    The model is lossless: it falls back to bytes, normalises nothing, adds no prefix and removes no white space.
+    Raises InputError when there is too little text for `size` or `path` cannot be written.
     """
     path, texts = Path(path), iter(texts)
     if (first := next(texts, None)) is None:
-        raise InputError(f"vocabulary of {size} ids could not be trained: no text to train it on")
+        raise InputError(f"size = {size}: no text to train a tokenizer on; name a corpus with documents")
     model = io.BytesIO()
     failures: list[InputError] = []
     settings: dict[str, Any] = {
@@ -217,7 +229,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> Se
     except RuntimeError as error:
         if failures:
             raise failures[0] from None
-        raise InputError(f"vocabulary of {size} ids could not be trained: {' '.join(str(error).split())}") from None
+        raise InputError(f"size = {size}: SentencePiece cannot train it: {' '.join(str(error).split())}") from None
     _write_whole(path, model.getvalue())
     return SentencePieceTokenizer(str(path))
 
@@ -237,9 +249,9 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _sentences(texts: Iterable[str], failures: list[InputError], characters: int = 1000) -> Iterator[str]:
-    """Pieces of lines, below SentencePiece's limit of 4192 bytes, above which it would skip them.
+    """Lines cut into parts of `characters`, which keeps them below 4192 bytes: SentencePiece skips longer ones.
 
-    Notes an InputError of the texts in `failures`: SentencePiece wraps it.
+    Appends an InputError that `texts` raises to `failures`, because SentencePiece wraps it in another error.
     """
     try:
         for text in texts:
