@@ -1,31 +1,71 @@
-"""Files that processes share: JSON written by rename, and JSON lines appended whole."""
+"""Files that processes share: written by rename, appended by whole lines, or locked."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there, no lock excludes another process
+    fcntl = None
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Writes JSON by rename, so that a reader sees the old file or the whole new one.
 
-    durable: waits for the disk, so that this holds after a loss of power too.
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file by rename, so that a reader sees the old file or the whole new one. Makes its folder.
+
+    durable: waits for the disk, so that this holds after a loss of power too. Raises OSError when it cannot be written;
+    the old file then stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        with temporary.open("wb") as file:
+            file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes JSON as `write_bytes` does. Raises ValueError on a number that JSON lacks (infinite, not a number)."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), durable=durable)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Renames the folder `new` to `folder`. An old `folder` is moved aside first and deleted last, so that a killed
+    process leaves the old one or the new one whole. Both must have the same parent."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.with_name(f".replaced-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds an exclusive flock on a file, which it creates; the kernel frees it when the process ends.
+
+    wait: whether to wait for another holder; otherwise raises BlockingIOError when there is one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def read_json(path: Path) -> Any:
