@@ -142,7 +142,9 @@ def parse_corpus(name: str) -> Corpus:
         )
     for field in query:
         if field not in field_types or field == "path":
-            raise InputError(f"corpus {name!r}: unknown field {field}{suggest_name(field, field_types.keys() - {'path'})}")
+            raise InputError(
+                f"corpus {name!r}: unknown field {field}{suggest_name(field, field_types.keys() - {'path'})}"
+            )
     values = {field: _parse_value(name, field, text, field_types[field]) for field, text in query.items()}
     try:
         return build_dataclass(kind, {**values, **({"path": path} if path else {})}, "")
