@@ -27,8 +27,8 @@ from analysis.errors import TableError
 from analysis.fitting import compute_optimal
 from analysis.fitting.objective import Objective, huber, lad, mse, mse_log
 from analysis.forecasting import saved_fit, sensitivity
-from analysis.forecasting.saved_fit import SavedFit, Settings
-from analysis.laws import Law, chinchilla, find
+from analysis.forecasting.saved_fit import FitSettings, SavedFit
+from analysis.laws import Law, chinchilla, get_law
 from analysis.plots import fit as fit_plot
 from analysis.plots.style import LIGHT
 from analysis.tables import results
@@ -57,7 +57,7 @@ def objective(name: ObjectiveName, delta: float = 1e-3) -> Objective:
 def fit(
     table: pd.DataFrame,
     law: Law | str = chinchilla,
-    settings: Settings | None = None,
+    settings: FitSettings | None = None,
     *,
     params_column: str | None = None,
     panel: bool = False,
@@ -75,25 +75,25 @@ def fit(
       TableError: a table that cannot be fitted, or settings that do not go with the law.
     """
     chosen = None if law == "chosen" else find_law(law) if isinstance(law, str) else law
-    settings = replace(settings or Settings(), law=chosen)
+    settings = replace(settings or FitSettings(), law=chosen)
     shape = chosen or chinchilla
     free = len(shape.parameters) - len(settings.fixed)
     points = results.select_points(
         table, params_column, parameters=free, columns=shape.columns, response=shape.response
     )
     try:
-        built = saved_fit.build(points, settings, origin or {"path": "", "sha256": results.hash_table(table)})
+        built = saved_fit.build_saved_fit(points, settings, origin or {"path": "", "sha256": results.hash_table(table)})
     except TableError:
         raise
     except ValueError as error:
         raise TableError(str(error)) from None
-    return sensitivity.with_panel(built, table) if panel and sensitivity.applies(built) else built
+    return sensitivity.add_panel(built, table) if panel and sensitivity.supports_panel(built) else built
 
 
 def find_law(name: str) -> Law:
     """A law by its name. Raises TableError, with the nearest name."""
     try:
-        return find(name)
+        return get_law(name)
     except KeyError as error:
         raise TableError(f"law {name}: {error.args[0]}; or chosen") from None
 
@@ -115,7 +115,7 @@ def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
     if law.law.columns != results.SURFACE_COLUMNS or law.law.response != "loss":
         raise TableError(f"{law.law.name}: a frontier needs a law of loss in params and tokens, as chinchilla is")
     budgets = np.atleast_1d(np.asarray(flops, np.float64))
-    params, tokens = compute_optimal.frontier(law.law, law.values, budgets)
+    params, tokens = compute_optimal.optimal_allocation(law.law, law.values, budgets)
     return forecast(law, params, tokens)[["params", "tokens", "predicted", "low", "high", "level"]].assign(
         flops=budgets
     )

@@ -28,8 +28,8 @@ from rich.progress import track
 
 from analysis.design.optimal_design import DRIFT, Policy, believe, propose
 from analysis.files import write_by_rename
-from analysis.fitting.fit import compute_weights, fit_rows, huber
-from analysis.laws import Law, chinchilla, find
+from analysis.fitting.fit import compute_weights, fit_each_weighting, huber
+from analysis.laws import Law, chinchilla, get_law
 from analysis.tables import public
 
 HELD = 3.0  # runs above the largest compute over this are the target
@@ -83,7 +83,9 @@ class Arena:
         weights = np.zeros(have.shape)
         for row, mask in zip(weights, have, strict=True):
             row[mask] = compute_weights(self.cost[mask], self.power)
-        return fit_rows(self.law, self.candidates, self.candidates["loss"].to_numpy(float), huber(), weights)[0]
+        return fit_each_weighting(self.law, self.candidates, self.candidates["loss"].to_numpy(float), huber(), weights)[
+            0
+        ]
 
     def errors(self, values: np.ndarray) -> np.ndarray:
         """Mean over the held-out runs of |predicted / measured - 1|, [rows]."""
@@ -108,8 +110,8 @@ def simulated(truth: str, seed: int) -> Arena:
     noise = np.where(
         table["flops"] > table["flops"].max() / HELD, 0.0, effects + generator.normal(0, NOISE, len(table))
     )
-    table["loss"] = find(planted)(values, table) * np.exp(noise)
-    return split(truth, table, find(fitted), 0.0)
+    table["loss"] = get_law(planted)(values, table) * np.exp(noise)
+    return split(truth, table, get_law(fitted), 0.0)
 
 
 def study(arena: Arena, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -192,7 +194,7 @@ def least(truth: str) -> dict[str, float]:
     """Standard error of the forecast of the best set found at each share, over that of all candidates, were the truth
     known and the law exact: what no policy can be expected to beat."""
     arena, (planted, values, _) = simulated(truth, 0), TRUTHS[truth]
-    law = find(planted)
+    law = get_law(planted)
     vector = np.array([values[name] for name in law.parameters])
     cheapest = arena.candidates.iloc[[int(np.argmin(arena.cost))]]
     belief = believe(law, vector, cheapest, arena.held, drift=0.0, draws=1)
@@ -209,7 +211,7 @@ def arenas(data: Path, sims: int) -> Iterator[tuple[str, Arena, Sequence[int]]]:
     for truth in TRUTHS:
         for seed in range(sims):
             yield f"simulated, {truth}", simulated(truth, seed), [seed]
-    for law in (chinchilla, find("interaction")):
+    for law in (chinchilla, get_law("interaction")):
         for name, table in public.read_all(data):
             yield f"public, {law.name}", split(name, table, law, POWER), range(PUBLIC_SEEDS)
 

@@ -30,8 +30,8 @@ import tyro
 from epoch import DELTA, epoch  # pyrefly: ignore[missing-import]
 from fit_report import Facts, figure, report  # pyrefly: ignore[missing-import]
 
-from analysis.fitting.bootstrap import bootstrap, resamples
-from analysis.fitting.fit import Fit, Objective, fit_law, fit_rows, huber, mse, mse_log
+from analysis.fitting.bootstrap import bootstrap, draw_weights
+from analysis.fitting.fit import Fit, Objective, fit_each_weighting, fit_law, huber, mse, mse_log
 from analysis.laws import chinchilla
 from analysis.tables.public import DATA_FOLDER, PUBLIC_TABLES
 
@@ -75,7 +75,7 @@ def optima(tables: Mapping[str, pd.DataFrame], references: Mapping[str, Any]) ->
             value = fit.objective_value / (LAD_WIDTH if label == "lad_on_log" else 1)
             reference = references[name]["optimum"][label]["obj"]
             found = {"value": value, "reference": reference, "reached": value <= reference * (1 + REACHED)}
-            starts = {"starts": fit.starts, "starts_at_optimum": fit.reached}
+            starts = {"starts": fit.starts, "starts_at_optimum": fit.starts_at_optimum}
             rows.append({"table": name, "n": len(table), "objective": label, **found, **starts, "seconds": seconds})
         passes.append(time.process_time() - begun)
     return {
@@ -118,9 +118,9 @@ def _warm_and_cold(fit: Fit, table: pd.DataFrame, values: np.ndarray) -> tuple[n
     unit, loss = np.arange(len(table)), _loss(table)
     points = table[list(chinchilla.columns)].to_numpy(np.float64)
     _, cell = np.unique(points, axis=0, return_inverse=True)
-    weights = resamples(np.random.default_rng(SEED), unit, cell.ravel(), len(chinchilla.parameters), DRAWS)
+    weights = draw_weights(np.random.default_rng(SEED), unit, cell.ravel(), len(chinchilla.parameters), DRAWS)
     rows = np.sort(np.random.default_rng(SEED + 1).choice(DRAWS, CHECKED, replace=False))
-    found, _ = fit_rows(chinchilla, table, loss, fit.objective, weights[rows], keep=10**6)
+    found, _ = fit_each_weighting(chinchilla, table, loss, fit.objective, weights[rows], keep=10**6)
 
     def objectives(vectors: np.ndarray) -> np.ndarray:
         named = {name: vectors[:, [i]] for i, name in enumerate(chinchilla.parameters)}

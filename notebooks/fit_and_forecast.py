@@ -21,7 +21,7 @@
 import pandas as pd
 
 from analysis import fit, forecast, load, plot
-from analysis.forecasting.saved_fit import Settings
+from analysis.forecasting.saved_fit import FitSettings
 
 runs = load("data/stdlib_cpu.parquet")
 
@@ -31,7 +31,7 @@ runs = load("data/stdlib_cpu.parquet")
 # `holdout="largest"` leaves out the run with the most compute. Warnings are part of the result.
 
 # %%
-usual = fit(runs, "chinchilla", Settings(holdout="largest"))
+usual = fit(runs, "chinchilla", FitSettings(holdout="largest"))
 usual
 
 # %% [markdown]
@@ -41,7 +41,7 @@ usual
 # towards large compute that forecast it best. `wins` is how often each came first over resamples of the runs.
 
 # %%
-law = fit(runs, "chosen", Settings(holdout="largest"), panel=True)
+law = fit(runs, "chosen", FitSettings(holdout="largest"), panel=True)
 rivals = pd.DataFrame(law.document["choice"]["candidates"])
 law
 

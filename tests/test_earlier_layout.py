@@ -67,6 +67,6 @@ def test_the_table_has_every_run(place: Path) -> None:
 
 def test_the_saved_fit_forecasts() -> None:
     document = json.loads((GOLDEN / "fit.json").read_text())
-    predicted = forecast(saved_fit.load(GOLDEN / "fit.json"), params=20_000, tokens=40_000).iloc[0]["predicted"]
+    predicted = forecast(saved_fit.read_fit(GOLDEN / "fit.json"), params=20_000, tokens=40_000).iloc[0]["predicted"]
     p = document["parameters"]
     assert predicted == pytest.approx(p["E"] + p["A"] / 20_000 ** p["alpha"] + p["B"] / 40_000 ** p["beta"])

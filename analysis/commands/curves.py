@@ -13,7 +13,7 @@ from rich.table import Table
 
 from analysis import files
 from analysis.errors import TableError
-from analysis.fitting.curves import LAWS, WEIGHTINGS, fit_curves, summary
+from analysis.fitting.curves import CURVE_LAWS, WEIGHTINGS, fit_curves, summarize_scores
 from analysis.tables import results
 
 
@@ -21,7 +21,7 @@ def curves(
     table: Path,
     columns: str = "",
     by: str = "",
-    laws: str = ",".join(LAWS),
+    laws: str = ",".join(CURVE_LAWS),
     train_share: float = 0.5,
     json: Path | None = None,
 ) -> dict[str, Any]:
@@ -35,21 +35,21 @@ def curves(
       train_share: Share of each curve to fit, from its lowest x, where the table has no flag.
       json: Also write the scores and means to this file.
     """
-    unknown = [name for name in _names(laws) if name not in LAWS]
+    unknown = [name for name in _names(laws) if name not in CURVE_LAWS]
     if unknown or not _names(laws):
-        raise TableError(f"--laws {laws}: no law {', '.join(unknown)}; choose from {', '.join(LAWS)}")
+        raise TableError(f"--laws {laws}: no law {', '.join(unknown)}; choose from {', '.join(CURVE_LAWS)}")
     keys = _names(by)
     points = results.read_table(table, results.parse_columns(columns))
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("curves", total=None)
         scores = fit_curves(
             points,
-            [LAWS[name] for name in _names(laws)],
+            [CURVE_LAWS[name] for name in _names(laws)],
             by=keys,
             train_share=train_share,
-            advanced=lambda done, of: bar.update(task, completed=done, total=of),
+            on_progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
-    means = summary(scores, keys)
+    means = summarize_scores(scores, keys)
     _print(means, scores.attrs["warnings"])
     facts = {
         "weightings": list(WEIGHTINGS),

@@ -67,9 +67,9 @@ def fit(
     ):
         if not good:
             raise TableError(f"--{name.replace('_', '-')} {locals()[name]}: must be {right}")
-    settings = saved_fit.Settings(
+    settings = saved_fit.FitSettings(
         objective=api.objective(objective, delta),
-        power=weight_power,
+        weight_power=weight_power,
         fixed={name: _number("fix", name, value) for name, value in _pairs("fix", fix)},
         bounds={name: _range(name, value) for name, value in _pairs("bound", bound)},
         holdout=holdout,
@@ -81,7 +81,7 @@ def fit(
     rows = api.load(table, columns=named, where=where)
     origin = {"path": str(table), "sha256": results.content_hash(table), "columns": named, "where": where}
     built = api.fit(rows, law, settings, params_column=params_column, panel=panel, origin=origin)
-    path = saved_fit.save(built, out or (table if table.is_dir() else table.parent) / "fit.json")
+    path = saved_fit.write_fit(built, out or (table if table.is_dir() else table.parent) / "fit.json")
     facts = built.facts() | {"fit": str(path), "points": len(built.points)}
     _print_fit(built, path)
     if json:
@@ -138,7 +138,7 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
         console.print(f"learning rates of {count} of {len(built.points)}: {escape(how)}")
     _print_choice(document, console)
     if document.get("sensitivity"):
-        console.print(sensitivity.table(document["sensitivity"]))
+        console.print(sensitivity.panel_table(document["sensitivity"]))
     for note in document["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(note)}")
     console.print(f"saved {path}")

@@ -58,7 +58,7 @@ def forecast(
 def _promise(
     fit: Path, params: float | None, tokens: float | None, lock: Path | None, out: tuple[Path | None, ...]
 ) -> dict[str, Any]:
-    loaded = saved_fit.load(fit)
+    loaded = saved_fit.read_fit(fit)
     if (params is None) != (tokens is None):
         raise TableError("--params-value and --tokens go together: one run has both")
     if params is not None and not (params > 0 and tokens is not None and tokens > 0):
@@ -69,7 +69,7 @@ def _promise(
         raise TableError(f"{fit}: no run was held out; fit with --holdout, or give --params-value and --tokens")
     rows = loaded.forecast(target)
     facts = rows[-1] | {"law": loaded.describe(), "params_column": loaded.document["params_column"], "rows": rows}
-    sealed = None if lock is None else sealed_forecast.lock(loaded.document, rows, lock)
+    sealed = None if lock is None else sealed_forecast.write_sealed(loaded.document, rows, lock)
     _print_forecast(facts, asked is None)
     if sealed is not None:
         facts |= {"lock": str(lock), "sha256": sealed["sha256"]}
@@ -78,8 +78,8 @@ def _promise(
 
 
 def _compare(path: Path, table: pd.DataFrame) -> dict[str, Any]:
-    sealed = sealed_forecast.read(path)
-    rows = sealed_forecast.score(sealed, table)
+    sealed = sealed_forecast.read_sealed(path)
+    rows = sealed_forecast.score_sealed(sealed, table)
     scored = [row for row in rows if row["measured"] is not None]
     errors = [abs(row["relative_error"]) for row in scored]
     facts = {
@@ -140,7 +140,7 @@ def _print_lock(sealed: dict[str, Any], path: Path | None) -> None:
     for target in sealed["targets"]:
         if target["known"] != sealed_forecast.NEW:
             where = f"N = {target['params']:,.0f}, D = {target['tokens']:,.0f}"
-            console.print(f"[yellow]warning:[/] {where}: {sealed_forecast.KNOWN[target['known']]}")
+            console.print(f"[yellow]warning:[/] {where}: {sealed_forecast.NOTES[target['known']]}")
 
 
 def _print_score(facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import files
-from analysis.fitting.learning_rate_law import _without, facts, rate_law, scans
+from analysis.fitting.learning_rate_law import find_scans, fit_rate_law, rate_document, why_no_optimum
 from analysis.plots import learning_rates, style
 from analysis.tables import results
 
@@ -29,7 +29,7 @@ def rates(
         params_column: the counting of parameters that the law is in.
     """
     read = results.read_table(table)
-    law = rate_law(scans(read, params_column))
+    law = fit_rate_law(find_scans(read, params_column))
     shown = Table(box=None, pad_edge=False)
     for heading in ("scan", "N", "tried", "best", "law", "loss"):
         shown.add_column(heading, justify="left" if heading == "scan" else "right", no_wrap=True)
@@ -41,11 +41,11 @@ def rates(
     console = Console()
     console.print(shown)
     console.print(str(law), soft_wrap=True, highlight=False)
-    if left_out := [f"{scan.name} ({_without(scan)})" for scan in law.scans if scan.at_bound]:
+    if left_out := [f"{scan.name} ({why_no_optimum(scan)})" for scan in law.scans if scan.at_bound]:
         console.print(f"left out: {', '.join(left_out)}", soft_wrap=True, highlight=False)
     if out is not None:
         sweep = str(read["sweep"].iloc[0]) if "sweep" in read and len(read) else table.stem
-        files.write_json(out, facts(law, sweep, results.hash_table(_settled(read))))
+        files.write_json(out, rate_document(law, sweep, results.hash_table(_settled(read))))
     if figure_file is not None:
         style.save(learning_rates.tried(law), figure_file)
 

@@ -135,7 +135,9 @@ def _check(budget: float, target: tuple[float, float] | None, grid: tuple[int, i
 def _target(fit: Fit, points: pd.DataFrame, rate: float, asked: tuple[float, float] | None) -> pd.DataFrame:
     if asked is None:
         budget = FURTHER * float(points["flops"].max())
-        params, tokens = (float(part) for part in compute_optimal.frontier(fit.law, fit.values, 6 * budget / rate))
+        params, tokens = (
+            float(part) for part in compute_optimal.optimal_allocation(fit.law, fit.values, 6 * budget / rate)
+        )
         sizes, horizons = points["params"], points["tokens"]
         if not (0.01 < params / sizes.max() < 1e4 and 0.01 < tokens / horizons.max() < 1e4):
             raise TableError(

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.fitting.newton import attributes, padded, searched
+from analysis.fitting.newton import padded_length, parameter_namespace, theta_from_values
 from analysis.laws import Columns, Law
 from analysis.tables.results import SURFACE_COLUMNS
 
@@ -116,7 +116,7 @@ def believe(
     if not drift >= 0:
         raise TableError(f"drift {drift}: log loss per e-fold of compute, zero or more")
     reach = float(np.mean(np.log(targets["flops"])))
-    flops, centre = points["flops"].to_numpy(float), searched(law, np.asarray(values, float))
+    flops, centre = points["flops"].to_numpy(float), theta_from_values(law, np.asarray(values, float))
     residuals = np.log(points["loss"].to_numpy(float) / law(dict(zip(law.parameters, values, strict=True)), points))
     noise = _noise(residuals, _evidence(NOISE, drift, reach, flops), len(law.parameters))
     variance = _evidence(noise, drift, reach, flops)
@@ -126,7 +126,7 @@ def believe(
     normal[0] = 0.0
     low, high = np.array([law.bounds[name] for name in law.parameters]).T
     spread = np.linalg.cholesky(np.linalg.inv(at_fit))
-    thetas = np.clip(centre + normal @ spread.T, searched(law, low), searched(law, high))
+    thetas = np.clip(centre + normal @ spread.T, theta_from_values(law, low), theta_from_values(law, high))
     towards = slopes(law, thetas, targets)
     gram = np.einsum("ktp,ktq->kpq", towards, towards) / len(targets)
     precision = prior + _information(slopes(law, thetas, points), variance)
@@ -196,7 +196,7 @@ def _greedy(
 def slopes(law: Law, thetas: np.ndarray, columns: Columns) -> np.ndarray:
     """Derivatives of log predictions by the parameters as searched, for every row of them: [draws, points, params]."""
     count = len(columns[law.columns[0]])
-    fill = padded(count) - count
+    fill = padded_length(count) - count
     x = {name: np.pad(np.asarray(columns[name], np.float64), (0, fill), mode="edge") for name in law.columns}
     with jax.enable_x64(True):
         return np.asarray(_slopes(law, np.asarray(thetas), x))[:, :count]
@@ -205,7 +205,7 @@ def slopes(law: Law, thetas: np.ndarray, columns: Columns) -> np.ndarray:
 @partial(jax.jit, static_argnums=0)
 def _slopes(law: Law, thetas: Any, x: Any) -> jax.Array:
     def log_loss(theta: jax.Array) -> jax.Array:
-        return jnp.log(law.predict(attributes(law, theta), SimpleNamespace(**x)))
+        return jnp.log(law.predict(parameter_namespace(law, theta), SimpleNamespace(**x)))
 
     return jax.vmap(jax.jacfwd(log_loss))(thetas)
 

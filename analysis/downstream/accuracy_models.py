@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting import bootstrap
-from analysis.fitting.fit import Objective, fit_rows, mse, mse_log, refit_from
+from analysis.fitting.fit import Objective, fit_each_weighting, mse, mse_log, refit_from_starts
 from analysis.laws import Law, chinchilla
 from analysis.laws.accuracy import (
     exponential_error,
@@ -84,7 +84,7 @@ def fit(road: Road, points: pd.DataFrame, kept: np.ndarray) -> tuple[np.ndarray,
       kept: [rows, points], 1 or how often a run counts, 0 to leave it out.
     """
     return tuple(
-        fit_rows(step.law, points, _response(step, points), _objective(step), kept * _weight(step, points))[0]
+        fit_each_weighting(step.law, points, _response(step, points), _objective(step), kept * _weight(step, points))[0]
         for step in road.steps
     )
 
@@ -116,9 +116,9 @@ def drawn(road: Road, points: pd.DataFrame, draws: int, seed: int) -> tuple[Draw
     """A road fitted to points and to resamples of their trunks, and a warning where those are too few for that."""
     values = fit(road, points, np.ones((1, len(points))))
     widest = max((step.law for step in road.steps), key=lambda law: len(law.parameters))
-    unit, note = bootstrap.clusters(points, len(widest.parameters))
+    unit, note = bootstrap.choose_clusters(points, len(widest.parameters))
     parts: list[tuple[np.ndarray, ...]] = []
-    for times in bootstrap.resampled(points, widest, unit, draws=draws, seed=seed):
+    for times in bootstrap.draw_weight_blocks(points, widest, unit, draws=draws, seed=seed):
         parts.append(tuple(_again(step, start, points, times) for step, start in zip(road.steps, values, strict=True)))
     return Drawn(road, values, tuple(np.concatenate(rows) for rows in zip(*parts, strict=True))), note
 
@@ -126,7 +126,7 @@ def drawn(road: Road, points: pd.DataFrame, draws: int, seed: int) -> tuple[Draw
 def _again(step: Step, start: np.ndarray, points: pd.DataFrame, times: np.ndarray) -> np.ndarray:
     starts = np.repeat(start, len(times), axis=0)
     weights = times * _weight(step, points)
-    return refit_from(step.law, _objective(step), starts, points, _response(step, points), weights)[0]
+    return refit_from_starts(step.law, _objective(step), starts, points, _response(step, points), weights)[0]
 
 
 def _response(step: Step, points: pd.DataFrame) -> np.ndarray:

@@ -18,7 +18,7 @@ from analysis.downstream.accuracy_models import COMPUTE, KNOWN
 from analysis.downstream.accuracy_models import SURFACE as PARAMS_AND_TOKENS
 from analysis.downstream.task_table import task_points
 from analysis.errors import TableError
-from analysis.fitting.fit import fit_rows, mse_log
+from analysis.fitting.fit import fit_each_weighting, mse_log
 from analysis.laws import chinchilla
 from analysis.tables import results
 from analysis.tables.results import SURFACE_COLUMNS
@@ -159,7 +159,7 @@ def _extrapolated(points: pd.DataFrame, name: str, levels: pd.DataFrame, goal: d
     if name == LOSS:
         able = np.array([len(points.loc[row, list(SURFACE_COLUMNS)].drop_duplicates()) > 5 for row in kept])
         if able.any():
-            values, _ = fit_rows(chinchilla, points, points["loss"], mse_log, kept[able].astype(float))
+            values, _ = fit_each_weighting(chinchilla, points, points["loss"], mse_log, kept[able].astype(float))
             named = {n: values[:, [i]] for i, n in enumerate(chinchilla.parameters)}
             found[able] = -chinchilla(named, at)[:, 0]
         return found

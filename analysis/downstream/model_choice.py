@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.downstream.accuracy_models import Drawn, Road, drawn, feasible, fit, predict
 from analysis.downstream.trend import visible
 from analysis.fitting import bootstrap
-from analysis.forecasting.law_choice import won
+from analysis.forecasting.law_choice import win_shares
 
 CUTS = (2.0, 3.0, 5.0, 10.0, 30.0)  # runs above Cmax over these are held out in turn,
 MOST_CUTS = 3  # as many of them, from the first, as
@@ -94,7 +94,7 @@ class Model:
         binomial = ends / self.questions if np.isfinite(self.questions) else 0.0
         size = np.maximum(ends / (self.dispersion * (binomial + self.misfit)) - 1, INSIDE)
         seen = np.random.default_rng(seed).beta(mean * size, (1 - mean) * size)
-        (low, high), (least, most) = (bootstrap.central(part, level) for part in (spread, seen))
+        (low, high), (least, most) = (bootstrap.central_interval(part, level) for part in (spread, seen))
         return np.minimum(low, centre), np.maximum(high, centre), np.minimum(least, centre), np.maximum(most, centre)
 
     def _spread_further(self, spread: np.ndarray, targets: pd.DataFrame, seed: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def trial(points: pd.DataFrame, roads: Sequence[Road], *, seed: int = 0) -> Tria
     top = [row & (flops > flops[row].max() / 3) for row in kept]
     steady = np.array([accuracy[seen].mean() for seen in top])
     naive = float(np.sum(share * np.abs(steady[:, None] - accuracy)))
-    wins = won(each[:, held], points["cluster"].to_numpy()[held], seed)
+    wins = win_shares(each[:, held], points["cluster"].to_numpy()[held], seed)
     noise = np.asarray(points["standard_error"], float) ** 2 if "standard_error" in points else 0.0
     missed = np.sum(np.where(kept, 0.0, share * (off[chosen] ** 2 - noise)))
     further = np.log(flops / np.array([[flops[row].max()] for row in kept]))

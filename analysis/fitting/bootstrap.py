@@ -15,12 +15,12 @@ from analysis.fitting.fit import Fit, refit
 from analysis.laws import Columns, Law
 
 METHOD = "pairs bootstrap over runs"
-ATTEMPTS = 1000  # draws tried for each resample that holds enough distinct points
-HELD = 2**22  # weights held at once, draws times points: resamples are drawn and solved in blocks
-BLOCKS = (64, 4096)  # draws in a block: at least, at most
+MAX_REDRAWS = 1000  # draws tried for each resample that holds enough distinct points
+MAX_WEIGHTS = 2**22  # weights held at once, draws times points: resamples are drawn and solved in blocks
+DRAWS_PER_BLOCK = (64, 4096)  # draws in a block: at least, at most
 
 
-def clusters(points: Columns, parameters: int) -> tuple[np.ndarray, str]:
+def choose_clusters(points: Columns, parameters: int) -> tuple[np.ndarray, str]:
     """Resampling unit of each point, and a warning when trunks are too few to be resampled whole.
 
     A law cannot be refitted to two or three trunks: with fewer than twice as many trunks as parameters, single runs are
@@ -50,11 +50,11 @@ def bootstrap(
     weights: those of the fit, one a point; ones unless given.
     """
     own = 1.0 if weights is None else weights
-    blocks = resampled(columns, fit.law, unit, draws=draws, seed=seed)
+    blocks = draw_weight_blocks(columns, fit.law, unit, draws=draws, seed=seed)
     return np.concatenate([refit(fit, columns, loss, own * times) for times in blocks])
 
 
-def resampled(
+def draw_weight_blocks(
     columns: Columns, law: Law, unit: Sequence[str] | np.ndarray, *, draws: int, seed: int
 ) -> Iterator[np.ndarray]:
     """How often each point is drawn, in blocks of bounded size: [some draws, points] each, `draws` in all."""
@@ -62,12 +62,12 @@ def resampled(
     _, member = np.unique(np.asarray(unit), return_inverse=True)
     cells = np.stack([np.asarray(columns[name], np.float64) for name in law.columns], 1)
     _, cell = np.unique(cells, axis=0, return_inverse=True)
-    rows = int(np.clip(HELD // len(member), *BLOCKS))
+    rows = int(np.clip(MAX_WEIGHTS // len(member), *DRAWS_PER_BLOCK))
     counts = [min(rows, draws - first) for first in range(0, draws, rows)]
-    return (resamples(generator, member, cell.ravel(), len(law.parameters), count) for count in counts)
+    return (draw_weights(generator, member, cell.ravel(), len(law.parameters), count) for count in counts)
 
 
-def resamples(
+def draw_weights(
     generator: np.random.Generator, member: np.ndarray, cell: np.ndarray, parameters: int, draws: int
 ) -> np.ndarray:
     """How often each point is drawn, [draws, points]; a row is drawn again until more distinct cells than parameters
@@ -84,7 +84,7 @@ def resamples(
         return times[:, member].astype(np.float64), held.sum(1) <= parameters
 
     weights, short = drawn(draws)
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(MAX_REDRAWS - 1):
         if not short.any():
             break
         again = np.flatnonzero(short)
@@ -97,6 +97,6 @@ def standard_errors(draws: np.ndarray) -> np.ndarray:
     return np.std(draws, axis=0, ddof=1)
 
 
-def central(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def central_interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Equal-tailed interval over the first axis at a nominal level such as 0.9."""
     return np.quantile(draws, (1 - level) / 2, axis=0), np.quantile(draws, (1 + level) / 2, axis=0)

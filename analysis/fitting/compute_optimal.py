@@ -12,25 +12,25 @@ import numpy as np
 from analysis.laws import Law, Values
 
 BISECTIONS = 100
-WIDEST = (0.0, 35.0)  # natural log of params between which an optimum is looked for: 1 to 1.6e15
+LOG_PARAMS_RANGE = (0.0, 35.0)  # natural log of params between which an optimum is looked for: 1 to 1.6e15
 
 
-def constants(law: Law, values: Values) -> tuple[Any, Any] | None:
+def closed_form(law: Law, values: Values) -> tuple[Any, Any] | None:
     """(G, a) of params = G (flops / 6)^a, where the law has a closed form; else None. Values may be arrays."""
     if law.optimum is None:
         return None
     return law.optimum(SimpleNamespace(**{name: np.asarray(values[name], np.float64) for name in law.parameters}))
 
 
-def frontier(law: Law, values: Values, flops: Any) -> tuple[np.ndarray, np.ndarray]:
+def optimal_allocation(law: Law, values: Values, flops: Any) -> tuple[np.ndarray, np.ndarray]:
     """Compute-optimal (params, tokens) for each budget in FLOPs."""
     budget = np.asarray(flops, np.float64) / 6
-    closed = constants(law, values)
-    params = closed[0] * budget ** closed[1] if closed else bisect(law, values, flops)
+    closed = closed_form(law, values)
+    params = closed[0] * budget ** closed[1] if closed else bisect_optimum(law, values, flops)
     return params, budget / params
 
 
-def bisect(law: Law, values: Values, flops: Any) -> np.ndarray:
+def bisect_optimum(law: Law, values: Values, flops: Any) -> np.ndarray:
     """Compute-optimal params without a closed form: the zero of d loss / d log params along flops = 6 params tokens.
 
     Values may be arrays: they broadcast against the budgets.
@@ -50,17 +50,17 @@ def bisect(law: Law, values: Values, flops: Any) -> np.ndarray:
             return jnp.where(slope < 0, middle, low), jnp.where(slope < 0, high, middle)
 
         shape = jnp.broadcast_shapes(budget.shape, *(value.shape for value in vars(p).values()))
-        start = (jnp.full(shape, WIDEST[0]), jnp.full(shape, WIDEST[1]))
+        start = (jnp.full(shape, LOG_PARAMS_RANGE[0]), jnp.full(shape, LOG_PARAMS_RANGE[1]))
         low, high = jax.lax.fori_loop(0, BISECTIONS, halve, start)
         return np.exp(np.asarray((low + high) / 2))
 
 
-def exponent(law: Law, values: Values, flops: float) -> Any:
+def allocation_exponent(law: Law, values: Values, flops: float) -> Any:
     """a of params ~ flops^a: exact where the law has a closed form, else the local slope at that budget."""
-    closed = constants(law, values)
+    closed = closed_form(law, values)
     if closed:
         return closed[1]
     ends = np.array([flops / 1.01, flops * 1.01])
     draws = {name: np.asarray(values[name], np.float64)[..., None] for name in law.parameters}
-    slope = np.diff(np.log(bisect(law, draws, ends)))[..., 0] / np.diff(np.log(ends))[0]
+    slope = np.diff(np.log(bisect_optimum(law, draws, ends)))[..., 0] / np.diff(np.log(ends))[0]
     return slope if slope.ndim else float(slope)

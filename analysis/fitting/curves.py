@@ -20,19 +20,19 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.fitting.fit import COLD, Objective, mse, mse_log
-from analysis.fitting.newton import FEWEST, Box, Problems, natural, searched, solve
-from analysis.fitting.variable_projection import project
+from analysis.fitting.fit import COLD_ZONES, Objective, mse, mse_log
+from analysis.fitting.newton import MIN_PADDED_POINTS, Box, Problems, solve, theta_from_values, values_from_theta
+from analysis.fitting.variable_projection import project_linear
 from analysis.laws import Law
-from analysis.laws.curve import bnsl, limits, m1, m2, m3, m4
+from analysis.laws.curve import bnsl, bounds_from_points, m1, m2, m3, m4
 from analysis.tables.results import MAX_LISTED
 
-LAWS = {law.name: law for law in (m1, m2, m3, m4, bnsl)}
+CURVE_LAWS = {law.name: law for law in (m1, m2, m3, m4, bnsl)}
 WEIGHTINGS = (0.0, 0.5, 1.0)
 """Powers of x that weight the points: each alike, in between, each by the training that it stands for."""
 OBJECTIVES: Mapping[str, Objective] = {bnsl.name: mse}
 """Squared errors of log y unless named here. BNSL's squared errors of y are a choice made by trial on one benchmark."""
-_STARTS = FEWEST // len(WEIGHTINGS)
+_MAX_STARTS = MIN_PADDED_POINTS // len(WEIGHTINGS)
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class CurveFit:
         """Each parameter under each weighting."""
         return {name: self.vectors[:, i].tolist() for i, name in enumerate(self.law.parameters)}
 
-    def each(self, x: Any) -> np.ndarray:
+    def predict_each(self, x: Any) -> np.ndarray:
         """Predictions under each weighting: [weightings, points]."""
         return _predict(self.law, self.vectors, np.asarray(x, np.float64))
 
     def predict(self, x: Any) -> np.ndarray:
         """Geometric mean over the weightings: [points]."""
-        return np.exp(np.mean(np.log(self.each(x)), 0))
+        return np.exp(np.mean(np.log(self.predict_each(x)), 0))
 
 
 def fit_curve(law: Law, x: Any, y: Any) -> CurveFit:
@@ -66,58 +66,60 @@ def fit_curve(law: Law, x: Any, y: Any) -> CurveFit:
     order = np.argsort(np.asarray(x, np.float64), kind="stable")
     x, y = np.asarray(x, np.float64)[order], np.asarray(y, np.float64)[order]
     objective = OBJECTIVES.get(law.name, mse_log)
-    bounds = {**law.bounds, **limits(law, x, y)}
-    low, high = (searched(law, np.array([bounds[name][side] for name in law.parameters])) for side in (0, 1))
+    bounds = {**law.bounds, **bounds_from_points(law, x, y)}
+    low, high = (theta_from_values(law, np.array([bounds[name][side] for name in law.parameters])) for side in (0, 1))
     weights = np.stack([(x / x[-1]) ** power for power in WEIGHTINGS])
     weights /= weights.mean(1, keepdims=True)
-    starts = np.unique(np.clip(_offered(law, x, y), low, high), axis=0)
+    starts = np.unique(np.clip(_start_thetas(law, x, y), low, high), axis=0)
     with np.errstate(all="ignore"):
-        predicted = _predict(law, natural(law, starts), x)
+        predicted = _predict(law, values_from_theta(law, starts), x)
         values = [[objective.value(objective.residuals(row, y), weight) for row in predicted] for weight in weights]
-    best = np.argsort(np.nan_to_num(values, nan=np.inf), 1, kind="stable")[:, :_STARTS]
+    best = np.argsort(np.nan_to_num(values, nan=np.inf), 1, kind="stable")[:, :_MAX_STARTS]
     problems = Problems(
         starts[best.ravel()],
-        np.repeat(_padded(weights, 0.0), best.shape[1], 0),
-        _padded(y, y[-1])[None],
+        np.repeat(_pad_points(weights, 0.0), best.shape[1], 0),
+        _pad_points(y, y[-1])[None],
         Box(low[None], high[None]),
     )
-    thetas, reached = solve(law, objective.log, {"x": _padded(x, x[-1])}, problems, objective.zones(COLD))
+    thetas, reached = solve(
+        law, objective.is_log, {"x": _pad_points(x, x[-1])}, problems, objective.zone_widths(COLD_ZONES)
+    )
     chosen = np.argmin(np.nan_to_num(reached.reshape(best.shape), nan=np.inf), 1)
-    return CurveFit(law, natural(law, thetas.reshape(*best.shape, -1)[np.arange(len(chosen)), chosen]))
+    return CurveFit(law, values_from_theta(law, thetas.reshape(*best.shape, -1)[np.arange(len(chosen)), chosen]))
 
 
-def _offered(law: Law, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _start_thetas(law: Law, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Every start of the law, its linear parameters projected out: [starts, parameters], as searched."""
     if callable(law.starts):
         values = dict(law.starts(SimpleNamespace(x=x), y))
     else:
         values = dict(zip(law.starts, np.array(list(itertools.product(*law.starts.values()))).T, strict=True))
     if law.linear_in:
-        even = _padded(np.ones_like(x), 0.0)
-        values |= project(law, law.linear_in, values, {"x": _padded(x, x[-1])}, _padded(y, y[-1]), even)
-    return searched(law, np.stack([values[name] for name in law.parameters], 1))
+        even = _pad_points(np.ones_like(x), 0.0)
+        values |= project_linear(law, law.linear_in, values, {"x": _pad_points(x, x[-1])}, _pad_points(y, y[-1]), even)
+    return theta_from_values(law, np.stack([values[name] for name in law.parameters], 1))
 
 
 def _predict(law: Law, vectors: np.ndarray, x: np.ndarray) -> np.ndarray:
     """[vectors, points]."""
     columns = {name: vectors[:, [i]] for i, name in enumerate(law.parameters)}
-    return law(columns, {"x": _padded(x, x[-1])})[:, : len(x)]
+    return law(columns, {"x": _pad_points(x, x[-1])})[:, : len(x)]
 
 
-def _padded(array: np.ndarray, fill: float) -> np.ndarray:
+def _pad_points(array: np.ndarray, fill: float) -> np.ndarray:
     """Its last axis to a power of two, so that curves of like length share their compiled programs."""
     size = array.shape[-1]
-    more = max(FEWEST, 2 ** int(np.ceil(np.log2(size)))) - size
+    more = max(MIN_PADDED_POINTS, 2 ** int(np.ceil(np.log2(size)))) - size
     return np.concatenate([array, np.full((*array.shape[:-1], more), fill)], -1)
 
 
 def fit_curves(
     table: pd.DataFrame,
-    laws: Sequence[Law] = tuple(LAWS.values()),
+    laws: Sequence[Law] = tuple(CURVE_LAWS.values()),
     *,
     by: Sequence[str] = (),
     train_share: float = 0.5,
-    advanced: Callable[[int, int], None] = lambda done, of: None,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> pd.DataFrame:
     """Every law on every curve of a table: one row a curve and law.
 
@@ -126,7 +128,7 @@ def fit_curves(
         those of `by`. Exact copies of a row count once.
       by: columns that tell the curves apart; all rows are one curve when empty.
       train_share: where the table has no `train`, the share of each curve's distinct x, from the lowest, to fit.
-      advanced: told after each curve how many of how many are done.
+      on_progress: told after each curve how many of how many are done.
     Returns:
       columns of `by`, law, n_train, n_extrapolate, rmsle, spread (largest less smallest log forecast of the weightings,
       at the last x), parameters (name -> value under each weighting). attrs["warnings"]: what was left out, and why.
@@ -134,7 +136,7 @@ def fit_curves(
       TableError: a missing column, an x or y that is not finite and positive, a flag that is neither 0 nor 1, a share
         outside 0 to 1, or no curve that can be fitted.
     """
-    points = _checked(table, by, train_share)
+    points = _checked_points(table, by, train_share)
     groups = points.groupby(list(by), sort=False, dropna=False) if by else [((), points)]
     rows: list[dict[str, Any]] = []
     left_out: dict[str, list[str]] = {}
@@ -149,9 +151,9 @@ def fit_curves(
                 least = f"{law.name}: fewer than {len(law.parameters) + 1} distinct x to fit"
                 left_out.setdefault(least, []).append(name)
                 continue
-            rows.append(dict(zip(by, key, strict=True)) | _scored(law, fitted, rest))
-        advanced(place + 1, len(groups))
-    warnings = [f"{reason}, left out: {_some(names)}" for reason, names in left_out.items()]
+            rows.append(dict(zip(by, key, strict=True)) | _score_law(law, fitted, rest))
+        on_progress(place + 1, len(groups))
+    warnings = [f"{reason}, left out: {_first_names(names)}" for reason, names in left_out.items()]
     if copies := len(table) - len(points):
         warnings.append(f"{copies} of {len(table)} rows are exact copies, each counted once")
     if not rows:
@@ -161,7 +163,7 @@ def fit_curves(
     return scores
 
 
-def _scored(law: Law, fitted: pd.DataFrame, rest: pd.DataFrame) -> dict[str, Any]:
+def _score_law(law: Law, fitted: pd.DataFrame, rest: pd.DataFrame) -> dict[str, Any]:
     fit = fit_curve(law, fitted["x"], fitted["y"])
     error = np.log(fit.predict(rest["x"]) / rest["y"].to_numpy())
     return {
@@ -169,12 +171,12 @@ def _scored(law: Law, fitted: pd.DataFrame, rest: pd.DataFrame) -> dict[str, Any
         "n_train": len(fitted),
         "n_extrapolate": len(rest),
         "rmsle": float(np.sqrt(np.mean(error**2))),
-        "spread": float(np.ptp(np.log(fit.each([rest["x"].max()])))),
+        "spread": float(np.ptp(np.log(fit.predict_each([rest["x"].max()])))),
         "parameters": fit.values,
     }
 
 
-def _checked(table: pd.DataFrame, by: Sequence[str], train_share: float) -> pd.DataFrame:
+def _checked_points(table: pd.DataFrame, by: Sequence[str], train_share: float) -> pd.DataFrame:
     """The columns of `by`, x, y as float64 and train as bool, exact copies dropped."""
     missing = [name for name in ("x", "y", *by) if name not in table]
     if missing:
@@ -184,12 +186,12 @@ def _checked(table: pd.DataFrame, by: Sequence[str], train_share: float) -> pd.D
         )
     if not 0 < train_share < 1:
         raise TableError(f"--train-share {train_share:g}: must be above 0 and below 1")
-    points = table[list(by)].assign(x=_numbers(table, "x"), y=_numbers(table, "y"))
-    _refuse(table, "x", ~(np.isfinite(points["x"]) & (points["x"] > 0)), "a finite number above zero")
-    _refuse(table, "y", ~(np.isfinite(points["y"]) & (points["y"] > 0)), "a finite number above zero")
+    points = table[list(by)].assign(x=_to_floats(table, "x"), y=_to_floats(table, "y"))
+    _refuse_rows(table, "x", ~(np.isfinite(points["x"]) & (points["x"] > 0)), "a finite number above zero")
+    _refuse_rows(table, "y", ~(np.isfinite(points["y"]) & (points["y"] > 0)), "a finite number above zero")
     if "train" in table:
         flags = table["train"].astype(str).str.lower().map({"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0})
-        _refuse(table, "train", flags.isna(), "1 for a point to fit, 0 for one to forecast")
+        _refuse_rows(table, "train", flags.isna(), "1 for a point to fit, 0 for one to forecast")
         return points.assign(train=flags == 1).drop_duplicates()
     curves = points.groupby(list(by), dropna=False)["x"] if by else points["x"]
     rank = curves.rank(method="dense")
@@ -197,22 +199,22 @@ def _checked(table: pd.DataFrame, by: Sequence[str], train_share: float) -> pd.D
     return points.assign(train=rank <= train_share * count).drop_duplicates()
 
 
-def _numbers(table: pd.DataFrame, column: str) -> np.ndarray:
+def _to_floats(table: pd.DataFrame, column: str) -> np.ndarray:
     return pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
-def _refuse(table: pd.DataFrame, column: str, bad: Any, right: str) -> None:
+def _refuse_rows(table: pd.DataFrame, column: str, bad: Any, right: str) -> None:
     places = np.flatnonzero(bad)
     if len(places):
         more = f"; {len(places)} such rows" if len(places) > 1 else ""
         raise TableError(f"row {places[0] + 1}: {column} = {table[column].iloc[places[0]]}, must be {right}{more}")
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
 
 
-def summary(scores: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+def summarize_scores(scores: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Means over curves: one row a domain and law, in the order of the scores.
 
     Args:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fitting.identifiability import conditioning, verdict
-from analysis.fitting.least_absolute import polish
-from analysis.fitting.newton import Box, Problems, natural, relative_slopes, searched, solve
+from analysis.fitting.identifiability import condition_ratio, describe_unidentified
+from analysis.fitting.least_absolute import descend_to_vertex
+from analysis.fitting.newton import Box, Problems, log_prediction_jacobian, solve, theta_from_values, values_from_theta
 from analysis.fitting.objective import LAD_ZONE, Objective, huber, lad, mse, mse_log
-from analysis.fitting.variable_projection import project
+from analysis.fitting.variable_projection import project_linear
 from analysis.laws import Columns, Law
 
 __all__ = [
@@ -28,20 +28,23 @@ __all__ = [
     "Objective",
     "compute_weights",
     "fit_law",
-    "fit_rows",
+    "fit_each_weighting",
     "huber",
     "lad",
     "mse",
     "mse_log",
     "refit",
-    "refit_from",
-    "refit_values",
+    "refit_from_starts",
+    "refit_with_objectives",
 ]
 
-COLD, WARM = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)  # widths of the robust zone gone through, in units of delta
-SCREENED = 32  # starts kept of those that a law offers, the best by their objective
-KEPT = 10  # of them where many fits are made at once
-REACHED = 1e-6  # a start reached the optimum when its objective is this close, relatively
+COLD_ZONES, WARM_ZONES = (
+    (100.0, 10.0, 3.0, 1.0),
+    (3.0, 1.0),
+)  # widths of the robust zone gone through, in units of delta
+MAX_STARTS = 32  # starts kept of those that a law offers, the best by their objective
+MAX_STARTS_PER_ROW = 10  # of them where many fits are made at once
+SAME_OPTIMUM = 1e-6  # a start reached the optimum when its objective is this close, relatively
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,12 @@ class Fit:
     objective: Objective
     objective_value: float
     starts: int
-    reached: int
+    starts_at_optimum: int
     """Starts that ended within 1e-6 (relative) of the best objective."""
     bounds_hit: tuple[str, ...]
-    unidentified: str
+    identifiability_warning: str
     """Which parameters the points cannot tell apart, why, and which run would; empty when they can."""
-    conditioning: float
+    condition_ratio: float
     """Smallest over largest singular value of the Jacobian of log predictions, columns scaled to one length."""
     points: int
     fixed: tuple[str, ...] = ()
@@ -80,10 +83,10 @@ class Fit:
         notes = []
         if self.bounds_hit:
             notes.append(f"bound hit: {', '.join(self.bounds_hit)}; the points ask for a value outside the law's range")
-        if self.unidentified:
-            notes.append(self.unidentified)
-        if self.reached < max(2, self.starts // 20):
-            notes.append(f"only {self.reached} of {self.starts} starts reached the optimum")
+        if self.identifiability_warning:
+            notes.append(self.identifiability_warning)
+        if self.starts_at_optimum < max(2, self.starts // 20):
+            notes.append(f"only {self.starts_at_optimum} of {self.starts} starts reached the optimum")
         return notes
 
     def facts(self) -> dict[str, Any]:
@@ -99,8 +102,8 @@ class Fit:
             "warnings": self.warnings(),
             "n": self.points,
             "starts": self.starts,
-            "reached": self.reached,
-            "conditioning": self.conditioning,
+            "reached": self.starts_at_optimum,
+            "conditioning": self.condition_ratio,
         }
 
     def to_json(self) -> str:
@@ -140,18 +143,20 @@ def fit_law(
     weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
     box = _box(law, fixed or {}, bounds or {})
     offered = _starts(law, x, y, weight, box)
-    starts = _screened(law, objective, x, y, weight, offered, SCREENED)
-    thetas, values = solve(law, objective.log, x, Problems(starts, weight[None], y[None], box), objective.zones(COLD))
+    starts = _screened(law, objective, x, y, weight, offered, MAX_STARTS)
+    thetas, values = solve(
+        law, objective.is_log, x, Problems(starts, weight[None], y[None], box), objective.zone_widths(COLD_ZONES)
+    )
     if not np.isfinite(values).any():
         raise ValueError(f"{law.name}: no start gave a finite objective; are all columns positive and in plain counts?")
     best = int(np.nanargmin(values))
     theta = thetas[best]
-    if objective.absolute:
-        theta = polish(law, objective.log, x, y, weight, theta, box)
+    if objective.is_absolute:
+        theta = descend_to_vertex(law, objective.is_log, x, y, weight, theta, box)
     low, high = box.low[0], box.high[0]
     free = low < high
     at_bound = free & ((theta <= low + 1e-9) | (theta >= high - 1e-9))
-    vector = natural(law, theta)
+    vector = values_from_theta(law, theta)
     named = dict(zip(law.parameters, map(float, vector), strict=True))
     return Fit(
         law=law,
@@ -159,17 +164,17 @@ def fit_law(
         objective=objective,
         objective_value=objective.value(objective.residuals(law(named, x), y), weight),
         starts=len(starts),
-        reached=int(np.sum(values <= values[best] * (1 + REACHED) + 1e-20)),
+        starts_at_optimum=int(np.sum(values <= values[best] * (1 + SAME_OPTIMUM) + 1e-20)),
         bounds_hit=tuple(n for n, hit in zip(law.parameters, at_bound, strict=True) if hit),
-        unidentified=verdict(law, theta, x, y, free & ~at_bound),
-        conditioning=conditioning(relative_slopes(law, theta, x)[:, free]),
+        identifiability_warning=describe_unidentified(law, theta, x, y, free & ~at_bound),
+        condition_ratio=condition_ratio(log_prediction_jacobian(law, theta, x)[:, free]),
         points=len(y),
         fixed=tuple(n for n, loose in zip(law.parameters, free, strict=True) if not loose),
         box=box,
     )
 
 
-def fit_rows(
+def fit_each_weighting(
     law: Law,
     columns: Columns,
     response: Any,
@@ -177,7 +182,7 @@ def fit_rows(
     weights: np.ndarray,
     *,
     fixed: Mapping[str, float] | None = None,
-    keep: int = KEPT,
+    keep: int = MAX_STARTS_PER_ROW,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A cold fit for each row of weights, as windows, hold-outs and weightings need: from the best `keep` starts each.
 
@@ -193,13 +198,13 @@ def fit_rows(
         rows.append(_screened(law, objective, x, y, weight, _starts(law, x, y, weight, box), keep))
     lengths = [len(starts) for starts in rows]
     problems = Problems(np.concatenate(rows), np.repeat(weights, lengths, axis=0), y[None], box)
-    thetas, values = solve(law, objective.log, x, problems, objective.zones(COLD))
+    thetas, values = solve(law, objective.is_log, x, problems, objective.zone_widths(COLD_ZONES))
     values = np.where(np.isfinite(values), values, np.inf)
     ends = np.cumsum(lengths)
     best = [
         end - length + int(np.argmin(values[end - length : end])) for end, length in zip(ends, lengths, strict=True)
     ]
-    found = np.where(np.isfinite(values[best])[:, None], natural(law, thetas[best]), np.nan)
+    found = np.where(np.isfinite(values[best])[:, None], values_from_theta(law, thetas[best]), np.nan)
     return found, values[best]
 
 
@@ -211,10 +216,10 @@ def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box
       weights: [problems, points]; ones unless given.
       box: rows of bounds, one a problem (profiles); the fit's own unless given.
     """
-    return refit_values(fit, columns, response, weights, box=box)[0]
+    return refit_with_objectives(fit, columns, response, weights, box=box)[0]
 
 
-def refit_values(
+def refit_with_objectives(
     fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """refit, and each problem's objective: [problems, parameters], [problems]."""
@@ -222,10 +227,10 @@ def refit_values(
         len(np.atleast_2d(response)), 1 if weights is None else len(weights), 1 if box is None else len(box.low)
     )
     starts = np.tile(fit.vector(), (count, 1))
-    return refit_from(fit.law, fit.objective, starts, columns, response, weights, box or fit.box)
+    return refit_from_starts(fit.law, fit.objective, starts, columns, response, weights, box or fit.box)
 
 
-def refit_from(
+def refit_from_starts(
     law: Law,
     objective: Objective,
     starts: np.ndarray,
@@ -244,10 +249,10 @@ def refit_from(
     """
     x, y = _points(law, columns, np.atleast_2d(np.asarray(response, np.float64)))
     weights = np.ones((1, y.shape[1])) if weights is None else np.asarray(weights, np.float64)
-    problems = Problems(searched(law, starts), weights, y, box or _box(law, {}, {}))
-    thetas, values = solve(law, objective.log, x, problems, objective.zones(WARM))
-    scale = 1 / LAD_ZONE if objective.absolute else 2.0 if objective.delta is None else 1.0
-    return natural(law, thetas), values * scale
+    problems = Problems(theta_from_values(law, starts), weights, y, box or _box(law, {}, {}))
+    thetas, values = solve(law, objective.is_log, x, problems, objective.zone_widths(WARM_ZONES))
+    scale = 1 / LAD_ZONE if objective.is_absolute else 2.0 if objective.delta is None else 1.0
+    return values_from_theta(law, thetas), values * scale
 
 
 def compute_weights(flops: Any, power: float) -> np.ndarray:
@@ -280,7 +285,7 @@ def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float,
             raise ValueError(f"{name}: the range {low:g} to {high:g} is empty")
         ranges.append((low, high))
     low, high = np.array(ranges, np.float64).T
-    return Box(searched(law, low)[None], searched(law, high)[None])
+    return Box(theta_from_values(law, low)[None], theta_from_values(law, high)[None])
 
 
 def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, box: Box) -> np.ndarray:
@@ -293,14 +298,16 @@ def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.nda
         values = dict(zip(law.starts, grid.T, strict=True))
     count = len(next(iter(values.values())))
     held = {
-        n: float(natural(law, box.low[0])[i]) for i, n in enumerate(law.parameters) if box.low[0, i] == box.high[0, i]
+        n: float(values_from_theta(law, box.low[0])[i])
+        for i, n in enumerate(law.parameters)
+        if box.low[0, i] == box.high[0, i]
     }
     values |= {name: np.full(count, value) for name, value in held.items()}
     linear = tuple(name for name in law.linear_in if name not in held)
     if linear:
-        values |= project(law, linear, values, x, y, weight)
+        values |= project_linear(law, linear, values, x, y, weight)
     stacked = np.stack([values[name] for name in law.parameters], 1)
-    return np.unique(np.clip(searched(law, stacked), box.low, box.high), axis=0)
+    return np.unique(np.clip(theta_from_values(law, stacked), box.low, box.high), axis=0)
 
 
 def _screened(
@@ -315,7 +322,7 @@ def _screened(
     """The best of many starts by their objective, all of few."""
     if len(starts) <= keep:
         return starts
-    vectors = natural(law, starts)
+    vectors = values_from_theta(law, starts)
     with np.errstate(all="ignore"):
         predicted = law({name: vectors[:, [i]] for i, name in enumerate(law.parameters)}, x)
         values = np.array([objective.value(objective.residuals(row, y), weight) for row in predicted])

@@ -13,18 +13,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from analysis.fitting.newton import natural, relative_slopes
+from analysis.fitting.newton import log_prediction_jacobian, values_from_theta
 from analysis.laws.law import Law
 
-SINGULAR = 1e-5  # smallest over largest singular value of the scaled Jacobian below which nothing can be said
-UNCERTAIN = 0.5  # standard error of a logarithm (or of a signed exponent) that is no result
-TRADED = 0.95  # correlation between estimates, or between log params and log tokens, that is named
-REACH = 8.0  # how far beyond the points' own sizes and horizons a run is proposed
-LINE = 0.01  # spread of log tokens around a line in log params below which they are one variable
+MIN_CONDITION_RATIO = (
+    1e-5  # smallest over largest singular value of the scaled Jacobian below which nothing can be said
+)
+MAX_ERROR = 0.5  # standard error of a logarithm (or of a signed exponent) that is no result
+HIGH_CORRELATION = 0.95  # correlation between estimates, or between log params and log tokens, that is named
+MAX_EXTRAPOLATION = 8.0  # how far beyond the points' own sizes and horizons a run is proposed
+MAX_LINE_SPREAD = 0.01  # spread of log tokens around a line in log params below which they are one variable
 NEGLIGIBLE = 1e-12
 
 
-def conditioning(slopes: np.ndarray) -> float:
+def condition_ratio(slopes: np.ndarray) -> float:
     """Smallest over largest singular value of a Jacobian [points, parameters], columns scaled to one length."""
     length = np.linalg.norm(slopes, axis=0)
     if slopes.size == 0 or not np.isfinite(slopes).all() or not np.all(length > 0):
@@ -33,7 +35,9 @@ def conditioning(slopes: np.ndarray) -> float:
     return float(singular[-1] / singular[0])
 
 
-def verdict(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndarray, free: np.ndarray) -> str:
+def describe_unidentified(
+    law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndarray, free: np.ndarray
+) -> str:
     """What the points leave open: empty when every free parameter is determined.
 
     Args:
@@ -41,7 +45,7 @@ def verdict(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndar
       free: [parameters], False where a parameter is held or at a bound.
     """
     names = np.asarray(law.parameters)[free]
-    slopes = relative_slopes(law, theta, x)[:, free]
+    slopes = log_prediction_jacobian(law, theta, x)[:, free]
     if len(names) < 2 or not np.isfinite(slopes).all():
         return ""
     length = np.linalg.norm(slopes, axis=0)
@@ -51,16 +55,20 @@ def verdict(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndar
     noise = max(float(np.sqrt(np.sum(residual**2) / max(len(y) - len(names), 1))), NEGLIGIBLE)
     spread = noise * (directions / np.maximum(singular, NEGLIGIBLE * singular[0])[:, None]).T / length[:, None]
     error = np.linalg.norm(spread, axis=1)
-    loose = _judged(law)[free] & (error > UNCERTAIN)
-    if singular[-1] / singular[0] > SINGULAR and not loose.any() and not (free.all() and _on_a_line(x)):
+    loose = _judged(law)[free] & (error > MAX_ERROR)
+    if singular[-1] / singular[0] > MIN_CONDITION_RATIO and not loose.any() and not (free.all() and _on_a_line(x)):
         return ""
     weak = np.abs(directions[-1]) > 0.1
-    blamed = [str(n) for n in names[weak | loose]] if singular[-1] / singular[0] <= SINGULAR else _traded(names, spread)
+    blamed = (
+        [str(n) for n in names[weak | loose]]
+        if singular[-1] / singular[0] <= MIN_CONDITION_RATIO
+        else _traded(names, spread)
+    )
     return f"{' and '.join(blamed)} not separable: {_cause(x)}{_advice(law, theta, x, free, directions[-1] / length)}"
 
 
 def _named(law: Law, theta: np.ndarray) -> dict[str, float]:
-    return dict(zip(law.parameters, natural(law, theta), strict=True))
+    return dict(zip(law.parameters, values_from_theta(law, theta), strict=True))
 
 
 def _judged(law: Law) -> np.ndarray:
@@ -77,7 +85,7 @@ def _traded(names: np.ndarray, spread: np.ndarray) -> list[str]:
     error = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(error, error)
     worst = int(np.argmax(error))
-    return [str(name) for name, c in zip(names, np.abs(correlation[worst]), strict=True) if c > TRADED]
+    return [str(name) for name, c in zip(names, np.abs(correlation[worst]), strict=True) if c > HIGH_CORRELATION]
 
 
 def _on_a_line(x: Mapping[str, np.ndarray]) -> bool:
@@ -87,14 +95,14 @@ def _on_a_line(x: Mapping[str, np.ndarray]) -> bool:
     n, d = np.log(x["params"]), np.log(x["tokens"])
     if np.ptp(n) == 0 or np.ptp(d) == 0:
         return False
-    return bool(np.std(d - np.polyval(np.polyfit(n, d, 1), n)) < LINE)
+    return bool(np.std(d - np.polyval(np.polyfit(n, d, 1), n)) < MAX_LINE_SPREAD)
 
 
 def _cause(x: Mapping[str, np.ndarray]) -> str:
     if not {"params", "tokens"} <= set(x):
         return "the points span too little"
     n, d = np.log(x["params"]), np.log(x["tokens"])
-    if np.std(n) > 0 and np.std(d) > 0 and abs(np.corrcoef(n, d)[0, 1]) > TRADED:
+    if np.std(n) > 0 and np.std(d) > 0 and abs(np.corrcoef(n, d)[0, 1]) > HIGH_CORRELATION:
         return "N and D move together"
     spans = ", ".join(f"{name} span {np.exp(np.ptp(v)):.3g}x" for name, v in (("params", n), ("tokens", d)))
     return f"the points span too little for their noise ({spans})"
@@ -104,10 +112,13 @@ def _advice(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], free: np.n
     """The affordable run (no more FLOPs than the largest) to which the undetermined direction matters most."""
     if set(law.columns) != {"params", "tokens"}:
         return "; add runs over a wider range"
-    axes = [np.geomspace(x[name].min() / REACH, x[name].max() * REACH, 25) for name in ("params", "tokens")]
+    axes = [
+        np.geomspace(x[name].min() / MAX_EXTRAPOLATION, x[name].max() * MAX_EXTRAPOLATION, 25)
+        for name in ("params", "tokens")
+    ]
     n, d = (axis.ravel() for axis in np.meshgrid(*axes))
     affordable = n * d <= np.max(x["params"] * x["tokens"]) * (1 + 1e-9)
     n, d = n[affordable], d[affordable]
-    gain = np.abs(relative_slopes(law, theta, {"params": n, "tokens": d})[:, free] @ weak)
+    gain = np.abs(log_prediction_jacobian(law, theta, {"params": n, "tokens": d})[:, free] @ weak)
     best = int(np.argmax(gain))
     return f"; add runs at about N = {n[best]:.2g}, D = {d[best]:.2g}"

@@ -23,9 +23,9 @@ from analysis.errors import TableError
 from analysis.tables.results import select_points
 
 ALPHA, BETA = 0.34, 0.28  # Hoffmann et al. 2022, table A3, as printed
-TARGET = 1e24  # FLOPs at which a bias is quoted, as is usual for this comparison
+BIAS_FLOPS = 1e24  # FLOPs at which a bias is quoted, as is usual for this comparison
 SUBDIVISIONS = 25  # points of the fine grid for each interval between sizes (Porian et al. 2024)
-FLOOR = 0.33  # least standard deviation of log N*, in units of the spacing of the sizes (Porian et al. 2024)
+MIN_SPACINGS = 0.33  # least standard deviation of log N*, in units of the spacing of the sizes (Porian et al. 2024)
 SAME_BUDGET = 0.05  # relative gap in training FLOPs between neighbours of one budget
 
 Minimum = Callable[[np.ndarray, np.ndarray], float]
@@ -102,7 +102,7 @@ class Frontier:
         return json.dumps(self.facts())
 
 
-def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = TARGET) -> Frontier:
+def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = BIAS_FLOPS) -> Frontier:
     """The envelope of training curves: in each of many FLOPs bins the size of lowest loss (Hoffmann 2022, section 3.1).
 
     Each size's points make its curve, log loss interpolated in log FLOPs and never continued beyond its ends. Bins in
@@ -118,7 +118,7 @@ def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = TARGET) -> 
     return replace(found, bias=_envelope_bias(points, found, bins, at))
 
 
-def approach_2(table: pd.DataFrame, *, at: float = TARGET) -> Frontier:
+def approach_2(table: pd.DataFrame, *, at: float = BIAS_FLOPS) -> Frontier:
     """IsoFLOP profiles: in each budget a parabola of loss in log params; its vertex is N* (Hoffmann 2022, section 3.2).
 
     Args:
@@ -126,10 +126,12 @@ def approach_2(table: pd.DataFrame, *, at: float = TARGET) -> Frontier:
     Raises:
       TableError: an unusable table, or fewer than two budgets whose parabola has its vertex among the sizes.
     """
-    return _profiles("approach 2 (parabolas)", select_points(table, parameters=1).table, parabola, at)
+    return _profile_frontier("approach 2 (parabolas)", select_points(table, parameters=1).table, parabola_vertex, at)
 
 
-def akima(table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: int = 0, at: float = TARGET) -> Frontier:
+def akima(
+    table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: int = 0, at: float = BIAS_FLOPS
+) -> Frontier:
     """IsoFLOP profiles by the argmin of Akima's interpolation of log loss in log params (Porian et al. 2024).
 
     With `noise`, N* is the median over draws of the interior argmins, on a grid of 25 points an interval. A budget
@@ -143,18 +145,20 @@ def akima(table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: i
     Raises:
       TableError: an unusable table, or fewer than two budgets with an optimum among the sizes.
     """
-    noisy = _noisy(noise, draws, seed) if noise else None
-    return _profiles("Akima argmin", select_points(table, parameters=1).table, interpolated, at, noisy, lowest=True)
+    noisy = _noisy_argmin(noise, draws, seed) if noise else None
+    return _profile_frontier(
+        "Akima argmin", select_points(table, parameters=1).table, akima_argmin, at, noisy, lowest=True
+    )
 
 
-def parabola(log_params: np.ndarray, loss: np.ndarray) -> float:
+def parabola_vertex(log_params: np.ndarray, loss: np.ndarray) -> float:
     """Vertex of the least-squares parabola; NaN where it opens downwards."""
     centre = log_params.mean()
     square, linear, _ = np.polyfit(log_params - centre, loss, 2)
     return centre - linear / (2 * square) if square > 0 else np.nan
 
 
-def interpolated(log_params: np.ndarray, loss: np.ndarray) -> float:
+def akima_argmin(log_params: np.ndarray, loss: np.ndarray) -> float:
     """Argmin of Akima's interpolation of log loss, exact: the lowest of its stationary points and sizes."""
     curve = Akima1DInterpolator(log_params, np.log(loss))
     candidates = np.append(log_params, curve.derivative().roots(extrapolate=False))
@@ -162,30 +166,30 @@ def interpolated(log_params: np.ndarray, loss: np.ndarray) -> float:
 
 
 def symmetric_bias(
-    span: float, sizes: int = 15, *, alpha: float = ALPHA, beta: float = BETA, at: float = TARGET
+    span: float, sizes: int = 15, *, alpha: float = ALPHA, beta: float = BETA, at: float = BIAS_FLOPS
 ) -> Bias:
     """Bias of approach 2 on budgets whose `sizes` stand in equal ratios from optimum / span to optimum * span.
 
     Every budget's vertex is off by the same factor, so that the exponent is right and the optimum wrong everywhere.
     """
     offsets = np.linspace(-np.log(span), np.log(span), sizes)
-    shift = parabola(offsets, _profile(offsets, alpha, beta))
+    shift = parabola_vertex(offsets, _surface_profile(offsets, alpha, beta))
     return Bias(at, float(np.expm1(shift)), float(np.expm1(-shift)), 0.0, alpha, beta)
 
 
-def power_law(flops: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> PowerLaw:
+def fit_power_law(flops: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> PowerLaw:
     """Weighted least squares of log values on log flops."""
     root = None if weights is None else np.sqrt(weights)
     exponent, constant = np.polyfit(np.log(flops), np.log(values), 1, w=root)
     return PowerLaw(float(np.exp(constant)), float(exponent))
 
 
-def _profile(offsets: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+def _surface_profile(offsets: np.ndarray, alpha: float, beta: float) -> np.ndarray:
     """Loss of a Chinchilla surface along flops = 6 N D, over log(N / N*); half of it is irreducible at the optimum."""
     return beta * np.exp(-alpha * offsets) + alpha * np.exp(beta * offsets) + alpha + beta
 
 
-def _profiles(
+def _profile_frontier(
     name: str,
     points: pd.DataFrame,
     minimum: Minimum,
@@ -195,7 +199,7 @@ def _profiles(
     lowest: bool = False,
 ) -> Frontier:
     """lowest: of the runs of one size in one budget, count the one of lowest loss."""
-    budgets = [_lowest(budget) if lowest else budget for budget in _budgets(points)]
+    budgets = [_lowest_per_size(budget) if lowest else budget for budget in _split_budgets(points)]
     rows, skipped, shifts = [], [], []
     for budget in budgets:
         log_params, loss = np.log(budget["params"].to_numpy()), budget["loss"].to_numpy()
@@ -208,38 +212,38 @@ def _profiles(
             continue
         log_tokens, log_loss = (np.interp(median, log_params, np.log(budget[key])) for key in ("tokens", "loss"))
         rows.append((flops, np.exp(median), np.exp(log_tokens), np.exp(log_loss), std))
-        shifts.append(_shift(log_params - best, minimum))
+        shifts.append(_vertex_shift(log_params - best, minimum))
     if len(rows) < 2:
         raise TableError(
             f"{name}: {len(rows)} of {len(budgets)} FLOPs budgets have three sizes and the optimum between them, at "
             "least 2 are needed; add sizes on both sides of the optimum"
         )
-    frontier = _frontier(name, np.array(rows), tuple(skipped), weighted=noisy is not None)
+    frontier = _make_frontier(name, np.array(rows), tuple(skipped), weighted=noisy is not None)
     exponent, constant = np.polyfit(np.log(frontier.flops), shifts, 1)
     shift = constant + exponent * np.log(at)
     return replace(frontier, bias=Bias(at, float(np.expm1(shift)), float(np.expm1(-shift)), float(exponent)))
 
 
-def _frontier(name: str, rows: np.ndarray, skipped: tuple[float, ...], *, weighted: bool) -> Frontier:
+def _make_frontier(name: str, rows: np.ndarray, skipped: tuple[float, ...], *, weighted: bool) -> Frontier:
     """rows: [budgets, 5], columns flops, params, tokens, loss, standard deviation of log params."""
     flops, params, tokens, loss, std = (tuple(map(float, column)) for column in rows.T)
     weights = rows[:, 4] ** -2.0 if weighted else None
-    params_law, tokens_law = (power_law(rows[:, 0], rows[:, column], weights) for column in (1, 2))
+    params_law, tokens_law = (fit_power_law(rows[:, 0], rows[:, column], weights) for column in (1, 2))
     return Frontier(name, flops, params, tokens, loss, params_law, tokens_law, std if weighted else (), skipped)
 
 
-def _shift(offsets: np.ndarray, minimum: Minimum) -> float:
+def _vertex_shift(offsets: np.ndarray, minimum: Minimum) -> float:
     """log(found / true optimum) on a surface whose found optimum lies where it lies in the user's grid.
 
     offsets: log(N / N found). The true optimum is not known, so the grid is moved until the found one is at 0.
     """
     shift = 0.0
     for _ in range(50):
-        shift = minimum(offsets + shift, _profile(offsets + shift, ALPHA, BETA))
+        shift = minimum(offsets + shift, _surface_profile(offsets + shift, ALPHA, BETA))
     return shift
 
 
-def _noisy(noise: float, draws: int, seed: int) -> MedianAndStd:
+def _noisy_argmin(noise: float, draws: int, seed: int) -> MedianAndStd:
     random = np.random.default_rng(seed)
 
     def median_and_std(log_params: np.ndarray, loss: np.ndarray) -> tuple[float, float]:
@@ -247,21 +251,21 @@ def _noisy(noise: float, draws: int, seed: int) -> MedianAndStd:
         noisy = loss[:, None] + noise * random.standard_normal((len(loss), draws))
         best = np.argmin(Akima1DInterpolator(log_params, np.log(noisy))(fine), axis=0)
         inside = fine[best[(best > 0) & (best < len(fine) - 1)]]
-        floor = FLOOR * SUBDIVISIONS * (fine[1] - fine[0])
+        floor = MIN_SPACINGS * SUBDIVISIONS * (fine[1] - fine[0])
         enough = len(inside) >= draws / 2
         return (np.median(inside), max(inside.std(), floor) * draws / len(inside)) if enough else (np.nan, np.nan)
 
     return median_and_std
 
 
-def _budgets(points: pd.DataFrame) -> list[pd.DataFrame]:
+def _split_budgets(points: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows whose training FLOPs differ by no more than SAME_BUDGET from one to the next, each group by size."""
     ordered = points.sort_values(["flops", "params"], kind="stable")
     label = (ordered["flops"].pct_change() > SAME_BUDGET).cumsum()
     return [group.sort_values("params", kind="stable") for _, group in ordered.groupby(label)]
 
 
-def _lowest(budget: pd.DataFrame) -> pd.DataFrame:
+def _lowest_per_size(budget: pd.DataFrame) -> pd.DataFrame:
     return budget.sort_values("loss", kind="stable").drop_duplicates("params").sort_values("params")
 
 
@@ -283,7 +287,7 @@ def _envelope(points: pd.DataFrame, bins: int) -> Frontier:
         )
     at = best[kept], kept
     columns = flops[kept], sizes[best[kept]], np.exp(log_tokens[at]), np.exp(log_loss[at]), np.full(len(kept), np.nan)
-    return _frontier("approach 1 (envelope)", np.stack(columns, axis=1), (), weighted=False)
+    return _make_frontier("approach 1 (envelope)", np.stack(columns, axis=1), (), weighted=False)
 
 
 def _envelope_bias(points: pd.DataFrame, found: Frontier, bins: int, at: float) -> Bias | None:

@@ -25,7 +25,7 @@ from analysis.errors import TableError
 from analysis.tables import curve_collapse, results
 
 SCHEMA = 1
-FEWEST = 3
+MIN_RATES = 3
 ALL_DIVERGED = "all diverged"
 
 
@@ -69,7 +69,7 @@ class RateLaw:
         return said + ("" if np.isnan(self.stderr) else f" +- {self.stderr:.3f}, rms {self.rms:.2f} octaves")
 
 
-def scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_COLUMN) -> tuple[Scan, ...]:
+def find_scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_COLUMN) -> tuple[Scan, ...]:
     """The scans in a table of results, by size: groups of runs with at least three learning rates.
 
     Raises TableError where columns are missing or no group has as many.
@@ -81,10 +81,12 @@ def scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_COLUM
     groups = [
         group
         for _, group in tried.groupby(curve_collapse.scan_ids(tried))
-        if group["learning_rate"].nunique() >= FEWEST
+        if group["learning_rate"].nunique() >= MIN_RATES
     ]
     if not groups:
-        raise TableError(f"no {FEWEST} runs are alike in everything but learning_rate: there is no scan in the table")
+        raise TableError(
+            f"no {MIN_RATES} runs are alike in everything but learning_rate: there is no scan in the table"
+        )
     return tuple(sorted((_scan(group, params_column) for group in groups), key=lambda one: (one.params, one.tokens)))
 
 
@@ -96,7 +98,7 @@ def _scan(group: pd.DataFrame, params_column: str) -> Scan:
     if "status" in rows:
         losses = np.where(rows["status"] == "done", losses, np.nan)
     first = rows.iloc[0]
-    best, loss, bound = optimum(rates, losses)
+    best, loss, bound = best_rate(rates, losses)
     return Scan(
         params=float(first[params_column]),
         tokens=float(rows["tokens"].max()),
@@ -110,7 +112,7 @@ def _scan(group: pd.DataFrame, params_column: str) -> Scan:
     )
 
 
-def optimum(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]:
+def best_rate(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]:
     """(best rate, loss there, bound) of one scan: the vertex of the parabola in log rate through its best run and both
     neighbours. A diverged neighbour counts as tried: the optimum is then the best run itself."""
     if not np.isfinite(losses).any():
@@ -126,14 +128,14 @@ def optimum(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]:
     return float(np.exp(x[1] + away)), float(level + slope * away + square * away**2), ""
 
 
-def rate_law(found: Sequence[Scan]) -> RateLaw:
+def fit_rate_law(found: Sequence[Scan]) -> RateLaw:
     """The power law through the optima of scans, least squares in logarithms, scans at a bound left out.
 
     Raises TableError when fewer than two sizes have an optimum.
     """
     used = [scan for scan in found if not scan.at_bound]
     if len({scan.params for scan in used}) < 2:
-        bounds = ", ".join(f"{scan.name}: {_without(scan)}" for scan in found if scan.at_bound)
+        bounds = ", ".join(f"{scan.name}: {why_no_optimum(scan)}" for scan in found if scan.at_bound)
         raise TableError(f"a law needs the optima of two sizes, {len(used)} found; without one: {bounds or 'none'}")
     x, y = np.log([scan.params for scan in used]), np.log([scan.best for scan in used])
     middle = float(x.mean())
@@ -147,12 +149,12 @@ def rate_law(found: Sequence[Scan]) -> RateLaw:
     )
 
 
-def _without(scan: Scan) -> str:
+def why_no_optimum(scan: Scan) -> str:
     """Why a scan has no optimum."""
     return scan.at_bound if scan.at_bound == ALL_DIVERGED else f"best at the {scan.at_bound} tried"
 
 
-def facts(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
+def rate_document(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
     """What a recipe reads (scaling/recipes/derive.py, `load_measured_rate`), and a reader beside it; numbers to four
     digits."""
 
@@ -172,7 +174,7 @@ def facts(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
     return {"schema": SCHEMA, "source": source, "table": table_hash, "law": fitted, "scans": rows}
 
 
-def read(path: Path) -> RateLaw:
+def read_rate_law(path: Path) -> RateLaw:
     """The law and its scans as `facts` gives them, from JSON. Raises TableError for a file that holds none."""
     try:
         document = json.loads(path.read_text())

@@ -15,14 +15,14 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linprog
 
-from analysis.fitting.newton import Box, natural, relative_slopes
+from analysis.fitting.newton import Box, log_prediction_jacobian, values_from_theta
 from analysis.laws.law import Law
 
-PROGRAMS = 60
-SMALLEST = 1e-12
+MAX_PROGRAMS = 60
+SMALLEST_MOVE = 1e-12
 
 
-def polish(
+def descend_to_vertex(
     law: Law, log: bool, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, theta: np.ndarray, box: Box
 ) -> np.ndarray:
     """Parameters as searched, moved from a point near the optimum to it.
@@ -31,27 +31,29 @@ def polish(
     """
 
     def predicted(t: np.ndarray) -> np.ndarray:
-        return law(dict(zip(law.parameters, natural(law, t), strict=True)), x)
+        return law(dict(zip(law.parameters, values_from_theta(law, t), strict=True)), x)
 
     def residual(t: np.ndarray) -> np.ndarray:
         return np.log(predicted(t) / y) if log else predicted(t) - y
 
     kept = weight > 0
     radius, value = 0.1, float(np.sum(weight * np.abs(residual(theta))))
-    for _ in range(PROGRAMS):
-        slopes = relative_slopes(law, theta, x) * (1.0 if log else predicted(theta)[:, None])
-        move = _step(slopes[kept], residual(theta)[kept], weight[kept], box.low[0] - theta, box.high[0] - theta, radius)
+    for _ in range(MAX_PROGRAMS):
+        slopes = log_prediction_jacobian(law, theta, x) * (1.0 if log else predicted(theta)[:, None])
+        move = _solve_linear_program(
+            slopes[kept], residual(theta)[kept], weight[kept], box.low[0] - theta, box.high[0] - theta, radius
+        )
         new = float(np.sum(weight * np.abs(residual(theta + move))))
         if new < value:
             theta, value, radius = theta + move, new, min(2 * radius, 1.0)
         else:
             radius /= 4
-        if radius < SMALLEST or np.max(np.abs(move)) < SMALLEST:
+        if radius < SMALLEST_MOVE or np.max(np.abs(move)) < SMALLEST_MOVE:
             break
     return theta
 
 
-def _step(
+def _solve_linear_program(
     slopes: np.ndarray, residual: np.ndarray, weight: np.ndarray, low: np.ndarray, high: np.ndarray, radius: float
 ) -> np.ndarray:
     """min over |move| <= radius of sum weight |residual + slopes move|, in unknowns (move, size of each residual)."""

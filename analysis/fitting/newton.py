@@ -21,16 +21,19 @@ import numpy as np
 
 from analysis.laws import Law
 
-LANES = 32  # problems advanced together: few, so that little waits for the last ones of a small batch
-FEWEST = 64  # points that fewer are padded to
-HELD = 64 * 1024  # lanes times points held at once: more points, fewer lanes
-ROOM = 2048  # problems sent to the device at once, always: one size, so that little is compiled
-LARGE = 4096  # points beyond which they are sent by FEWEST
-DAMPING = 1e-2  # of the first step
-STAGES = 6  # widths of the zone at most
-QUADRATIC = 1e9  # a Huber zone that no residual leaves
-STEPS = 150  # Newton steps at most, at each width of the zone
-LOOSE, TIGHT = 1e-2, 1e-11  # relative decrease still expected, below which a width is left: all but the last, the last
+SLOTS = 32  # problems advanced together: few, so that little waits for the last ones of a small batch
+MIN_PADDED_POINTS = 64  # points that fewer are padded to
+MAX_SLOT_POINTS = 64 * 1024  # lanes times points held at once: more points, fewer lanes
+PROBLEMS_PER_CALL = 2048  # problems sent to the device at once, always: one size, so that little is compiled
+LARGE_TABLE = 4096  # points beyond which they are sent by FEWEST
+FIRST_DAMPING = 1e-2  # of the first step
+MAX_ZONES = 6  # widths of the zone at most
+QUADRATIC_ZONE = 1e9  # a Huber zone that no residual leaves
+MAX_STEPS = 150  # Newton steps at most, at each width of the zone
+ROUGH_TOLERANCE, FINAL_TOLERANCE = (
+    1e-2,
+    1e-11,
+)  # relative decrease still expected, below which a width is left: all but the last, the last
 
 
 class Box(NamedTuple):
@@ -49,43 +52,43 @@ class Problems(NamedTuple):
     box: Box
 
 
-def positive(law: Law) -> np.ndarray:
+def is_log_searched(law: Law) -> np.ndarray:
     """Which parameters are searched in their logarithm: those that the law bounds above zero."""
     return np.array([law.bounds[name][0] > 0 for name in law.parameters])
 
 
-def natural(law: Law, theta: Any) -> Any:
+def values_from_theta(law: Law, theta: Any) -> Any:
     """Values of parameters as searched."""
-    return np.where(positive(law), np.exp(np.where(positive(law), theta, 0.0)), theta)
+    return np.where(is_log_searched(law), np.exp(np.where(is_log_searched(law), theta, 0.0)), theta)
 
 
-def searched(law: Law, values: Any) -> Any:
+def theta_from_values(law: Law, values: Any) -> Any:
     """Inverse of natural."""
-    return np.where(positive(law), np.log(np.where(positive(law), values, 1.0)), values)
+    return np.where(is_log_searched(law), np.log(np.where(is_log_searched(law), values, 1.0)), values)
 
 
-def attributes(law: Law, theta: jax.Array) -> SimpleNamespace:
+def parameter_namespace(law: Law, theta: jax.Array) -> SimpleNamespace:
     """Parameters as law.predict reads them, from one vector as searched."""
-    values = [jnp.exp(t) if above else t for t, above in zip(theta, positive(law), strict=True)]
+    values = [jnp.exp(t) if above else t for t, above in zip(theta, is_log_searched(law), strict=True)]
     return SimpleNamespace(**dict(zip(law.parameters, values, strict=True)))
 
 
-def padded(count: int) -> int:
+def padded_length(count: int) -> int:
     """The number of points that a table is padded to: few numbers, so that few programs are compiled."""
-    return FEWEST * 2 ** max(int(np.ceil(np.log2(count / FEWEST))), 0)
+    return MIN_PADDED_POINTS * 2 ** max(int(np.ceil(np.log2(count / MIN_PADDED_POINTS))), 0)
 
 
-def relative_slopes(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> np.ndarray:
+def log_prediction_jacobian(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> np.ndarray:
     """Derivatives of log predictions by the parameters as searched: [points, parameters]."""
     count = len(next(iter(x.values())))
-    columns = {name: np.pad(column, (0, padded(count) - count), mode="edge") for name, column in x.items()}
+    columns = {name: np.pad(column, (0, padded_length(count) - count), mode="edge") for name, column in x.items()}
     with jax.enable_x64(True):
-        return np.asarray(_relative_slopes(law, np.asarray(theta), columns))[:count]
+        return np.asarray(_log_prediction_jacobian(law, np.asarray(theta), columns))[:count]
 
 
 @partial(jax.jit, static_argnums=0)
-def _relative_slopes(law: Law, theta: Any, x: Any) -> jax.Array:
-    return jax.jacfwd(lambda t: jnp.log(law.predict(attributes(law, t), SimpleNamespace(**x))))(theta)
+def _log_prediction_jacobian(law: Law, theta: Any, x: Any) -> jax.Array:
+    return jax.jacfwd(lambda t: jnp.log(law.predict(parameter_namespace(law, t), SimpleNamespace(**x))))(theta)
 
 
 def solve(
@@ -102,11 +105,11 @@ def solve(
       zones: widths of the quadratic zone, widest first; the last is the objective's own.
     """
     count = problems.losses.shape[1]
-    points = padded(count)
-    lanes = int(np.clip(HELD // points, 1, LANES))
-    room = FEWEST if points > LARGE else ROOM
+    points = padded_length(count)
+    lanes = int(np.clip(MAX_SLOT_POINTS // points, 1, SLOTS))
+    room = MIN_PADDED_POINTS if points > LARGE_TABLE else PROBLEMS_PER_CALL
     columns = {name: np.pad(column, (0, points - count), mode="edge") for name, column in x.items()}
-    widths = np.concatenate([np.full(STAGES - len(zones), zones[0]), zones])
+    widths = np.concatenate([np.full(MAX_ZONES - len(zones), zones[0]), zones])
     parts = []
     for first in range(0, len(problems.starts), room):
         jobs = min(room, len(problems.starts) - first)
@@ -119,13 +122,13 @@ def solve(
         weights = part(problems.weights, points - count, "constant")
         block = Problems(part(problems.starts), weights, part(problems.losses, points - count), box)
         with jax.enable_x64(True):
-            found = _solve(law, log, lanes, columns, block, widths, np.int32(STAGES - len(zones)), np.int32(jobs))
+            found = _solve(law, log, lanes, columns, block, widths, np.int32(MAX_ZONES - len(zones)), np.int32(jobs))
             parts.append([array[:jobs] for array in jax.device_get(found)])
     thetas, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return thetas, values
 
 
-class _Lane(NamedTuple):
+class _Slot(NamedTuple):
     """One problem under way. gradient, curvature and gauss are those at theta."""
 
     job: jax.Array
@@ -146,13 +149,13 @@ def _solve(
 ) -> tuple[jax.Array, jax.Array]:
     columns = SimpleNamespace(**x)
     starts, weights, losses, (lows, highs) = jax.tree.map(jnp.asarray, problems)
-    width, last = starts.shape[1], STAGES - 1
+    width, last = starts.shape[1], MAX_ZONES - 1
 
     def evaluate(theta: jax.Array, job: jax.Array, stage: jax.Array):
         weight, y, zone = weights[job], losses[job], zones[stage]
 
         def residual(t: jax.Array) -> jax.Array:
-            predicted = law.predict(attributes(law, t), columns)
+            predicted = law.predict(parameter_namespace(law, t), columns)
             return jnp.log(predicted) - jnp.log(y) if log else predicted - y
 
         r = residual(theta)
@@ -167,7 +170,7 @@ def _solve(
         curvature = jacobian.T @ ((weight * inside)[:, None] * jacobian) + bend
         return value, jacobian.T @ slope, curvature, jacobian.T @ (majorised[:, None] * jacobian)
 
-    def trial(lane: _Lane) -> tuple[jax.Array, jax.Array]:
+    def trial(lane: _Slot) -> tuple[jax.Array, jax.Array]:
         """Newton, blended by damping towards reweighted Gauss-Newton; saddle-free; parameters at a bound held."""
         low, high = lows[lane.job], highs[lane.job]
         gradient = lane.gradient
@@ -181,31 +184,31 @@ def _solve(
         move = jnp.clip(lane.theta - (vectors @ along) / length, low, high)
         return jnp.where(lane.fresh, lane.theta, move), jnp.vdot(gradient, lane.theta - move)
 
-    def advance(lane: _Lane) -> tuple[_Lane, jax.Array]:
+    def advance(lane: _Slot) -> tuple[_Slot, jax.Array]:
         theta, expected = trial(lane)
         value, gradient, curvature, gauss = evaluate(theta, lane.job, lane.stage)
         better = lane.fresh | (value < lane.value)
         damping = jnp.where(better, lane.damping * 0.2, lane.damping * 5.0)
         damping = jnp.where(lane.fresh, lane.damping, jnp.clip(damping, 1e-9, 1e12))
-        tolerance = jnp.where(lane.stage == last, TIGHT, LOOSE)
+        tolerance = jnp.where(lane.stage == last, FINAL_TOLERANCE, ROUGH_TOLERANCE)
         little = (expected <= tolerance * jnp.abs(lane.value)) & (lane.damping < 1e-1)
-        settled = ~lane.fresh & (little | (damping > 1e8) | (lane.step >= STEPS) | ~jnp.isfinite(lane.value))
+        settled = ~lane.fresh & (little | (damping > 1e8) | (lane.step >= MAX_STEPS) | ~jnp.isfinite(lane.value))
         kept = lane._replace(theta=theta, value=value, gradient=gradient, curvature=curvature, gauss=gauss)
         lane = jax.tree.map(lambda new, old: jnp.where(better, new, old), kept, lane)
         lane = lane._replace(
-            damping=jnp.where(settled, DAMPING, damping),
+            damping=jnp.where(settled, FIRST_DAMPING, damping),
             stage=jnp.where(settled, jnp.minimum(lane.stage + 1, last), lane.stage),
             step=jnp.where(settled, 0, lane.step + 1),
             fresh=settled,
         )
         return lane, settled & (kept.stage == last)
 
-    def load(job: jax.Array) -> _Lane:
+    def load(job: jax.Array) -> _Slot:
         theta = jnp.clip(starts[job], lows[job], highs[job])
         square = jnp.zeros((width, width))
         zero = jnp.int32(0)
-        infinite, damping, fresh = jnp.array(jnp.inf), jnp.array(DAMPING), jnp.array(True)
-        return _Lane(job, theta, infinite, jnp.zeros(width), square, square, damping, opening, zero, fresh)
+        infinite, damping, fresh = jnp.array(jnp.inf), jnp.array(FIRST_DAMPING), jnp.array(True)
+        return _Slot(job, theta, infinite, jnp.zeros(width), square, square, damping, opening, zero, fresh)
 
     def loop(carry):
         lane, following, thetas, values = carry

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fitting.newton import QUADRATIC
+from analysis.fitting.newton import QUADRATIC_ZONE
 
 LAD_ZONE = 1e-7  # zone within which a least absolute deviation is rounded, so that it has derivatives
 
@@ -21,24 +21,24 @@ class Objective:
 
     name: str
     delta: float | None
-    log: bool
-    absolute: bool = False
+    is_log: bool
+    is_absolute: bool = False
 
-    def zones(self, widths: tuple[float, ...]) -> np.ndarray:
-        if self.absolute:
+    def zone_widths(self, widths: tuple[float, ...]) -> np.ndarray:
+        if self.is_absolute:
             return LAD_ZONE * np.array([*np.geomspace(1e5, 1e1, 5), 1.0])
-        return np.array([QUADRATIC]) if self.delta is None else self.delta * np.asarray(widths)
+        return np.array([QUADRATIC_ZONE]) if self.delta is None else self.delta * np.asarray(widths)
 
     def value(self, residuals: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
         size = np.abs(residuals)
-        if self.absolute:
+        if self.is_absolute:
             return float(np.sum(weights * size))
         if self.delta is None:
             return float(np.sum(weights * size**2))
         return float(np.sum(weights * np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2))))
 
     def residuals(self, predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        return np.log(measured / predicted) if self.log else measured - predicted
+        return np.log(measured / predicted) if self.is_log else measured - predicted
 
 
 def huber(delta: float = 1e-3) -> Objective:
@@ -46,7 +46,7 @@ def huber(delta: float = 1e-3) -> Objective:
     return Objective("huber", delta, True)
 
 
-lad = Objective("lad", None, True, absolute=True)
+lad = Objective("lad", None, True, is_absolute=True)
 """Least absolute deviation of log residuals: what Besiroglu et al. 2024 print."""
 mse_log = Objective("mse_log", None, True)
 mse = Objective("mse", None, False)

@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.fitting.fit import Fit, Objective, refit_from
-from analysis.fitting.newton import Box, natural, relative_slopes, searched
+from analysis.fitting.fit import Fit, Objective, refit_from_starts
+from analysis.fitting.newton import Box, log_prediction_jacobian, theta_from_values, values_from_theta
 from analysis.laws import Columns
 
-SIDE = 21  # values at which a parameter is held, to either side of its own
-REACH = 6.0  # standard errors to either side
-TRIES = 3  # rows of values tried, each side four times as wide as before while its end is open
-CLOSER, ROUNDS = 5, 2  # values put between the two that an end lies between, and how often
-NARROW, WIDEST = 1e-9, 1.0  # standard errors believed
-LOWERED = 1e-2  # of the rise: neighbours that lower an objective by less are done
-MOST_LEVERAGE = 0.9
+VALUES_PER_SIDE = 21  # values at which a parameter is held, to either side of its own
+FIRST_WIDTH = 6.0  # standard errors to either side
+MAX_WIDENINGS = 3  # rows of values tried, each side four times as wide as before while its end is open
+REFINEMENT, REFINEMENT_ROUNDS = 5, 2  # values put between the two that an end lies between, and how often
+MIN_ERROR, MAX_ERROR = 1e-9, 1.0  # standard errors believed
+NEGLIGIBLE_DECREASE = 1e-2  # of the rise: neighbours that lower an objective by less are done
+MAX_LEVERAGE = 0.9
 
 
 @dataclass(frozen=True)
-class Profile:
+class ParameterProfile:
     """One parameter held at each of `values` (ascending): the objective of the best refit of the others, and the ends.
 
     low, high: where the objective crosses `threshold`; infinite where it does not within what was tried or allowed.
@@ -60,7 +60,7 @@ class Profile:
         return f"Profile({self.parameter}: {ends[0]} to {ends[1]})"
 
 
-def standard_errors(fit: Fit, columns: Columns, response: Any) -> np.ndarray:
+def sandwich_errors(fit: Fit, columns: Columns, response: Any) -> np.ndarray:
     """Of the parameters as searched (logarithms of those that the law bounds above zero), [parameters]; 0 where held.
 
     The quadratic approximation to a profile: the square roots of the diagonal of the sandwich.
@@ -71,26 +71,26 @@ def standard_errors(fit: Fit, columns: Columns, response: Any) -> np.ndarray:
     return errors
 
 
-def quick_intervals(fit: Fit, columns: Columns, response: Any, level: float = 0.9) -> np.ndarray:
+def sandwich_intervals(fit: Fit, columns: Columns, response: Any, level: float = 0.9) -> np.ndarray:
     """Value plus or minus t standard errors, in the parameters as searched and then back: [parameters, 2]."""
-    theta = searched(fit.law, fit.vector())
+    theta = theta_from_values(fit.law, fit.vector())
     freedom = max(len(np.asarray(response)) - len(theta) + len(fit.fixed), 1)
-    half = stats.t.ppf((1 + level) / 2, freedom) * standard_errors(fit, columns, response)
-    return np.stack([natural(fit.law, theta - half), natural(fit.law, theta + half)], 1)
+    half = stats.t.ppf((1 + level) / 2, freedom) * sandwich_errors(fit, columns, response)
+    return np.stack([values_from_theta(fit.law, theta - half), values_from_theta(fit.law, theta + half)], 1)
 
 
-def profile(
+def profile_parameters(
     fit: Fit, columns: Columns, response: Any, parameters: tuple[str, ...] | None = None, level: float = 0.9
-) -> list[Profile]:
+) -> list[ParameterProfile]:
     """Profiles of the named parameters, of all free ones unless named."""
     names = parameters or tuple(name for name in fit.law.parameters if name not in fit.fixed)
-    errors = standard_errors(fit, columns, response)
+    errors = sandwich_errors(fit, columns, response)
     found = []
     for name in names:
         index = fit.law.parameters.index(name)
-        widths = np.full(2, REACH * np.clip(errors[index], NARROW, WIDEST))
-        for _ in range(TRIES):
-            one = _profile(fit, columns, response, index, widths, level)
+        widths = np.full(2, FIRST_WIDTH * np.clip(errors[index], MIN_ERROR, MAX_ERROR))
+        for _ in range(MAX_WIDENINGS):
+            one = _profile_one(fit, columns, response, index, widths, level)
             opened = ~np.isfinite([one.low, one.high])
             if not opened.any():
                 break
@@ -99,37 +99,44 @@ def profile(
     return found
 
 
-def _profile(fit: Fit, columns: Columns, response: Any, index: int, widths: np.ndarray, level: float) -> Profile:
-    theta = searched(fit.law, fit.vector())
+def _profile_one(
+    fit: Fit, columns: Columns, response: Any, index: int, widths: np.ndarray, level: float
+) -> ParameterProfile:
+    theta = theta_from_values(fit.law, fit.vector())
     middle = theta[index]
     least, most = np.clip(middle + widths * np.array([-1, 1]), fit.box.low[0, index], fit.box.high[0, index])
-    row = np.union1d(np.linspace(least, middle, SIDE), np.linspace(middle, most, SIDE))
-    rise = _rise(fit, columns, response, index, level)
-    best, values = _held(fit, columns, response, index, row, np.tile(fit.vector(), (len(row), 1)), LOWERED * rise)
-    for _ in range(ROUNDS):
+    row = np.union1d(np.linspace(least, middle, VALUES_PER_SIDE), np.linspace(middle, most, VALUES_PER_SIDE))
+    rise = _allowed_rise(fit, columns, response, index, level)
+    best, values = _refit_at_values(
+        fit, columns, response, index, row, np.tile(fit.vector(), (len(row), 1)), NEGLIGIBLE_DECREASE * rise
+    )
+    for _ in range(REFINEMENT_ROUNDS):
         outside = values > min(fit.objective_value, float(values.min())) + rise
         change = np.flatnonzero(outside[1:] != outside[:-1])
-        closer = np.union1d(row, np.linspace(row[change], row[change + 1], CLOSER + 2))
+        closer = np.union1d(row, np.linspace(row[change], row[change + 1], REFINEMENT + 2))
         nearest = np.argmin(np.abs(closer[:, None] - row), axis=1)
-        row, (best, values) = closer, _held(fit, columns, response, index, closer, best[nearest], LOWERED * rise)
+        row, (best, values) = (
+            closer,
+            _refit_at_values(fit, columns, response, index, closer, best[nearest], NEGLIGIBLE_DECREASE * rise),
+        )
     threshold = min(fit.objective_value, float(values.min())) + rise
-    ends = natural_ends(fit, index, *_ends(row, values, threshold))
-    held = natural(fit.law, np.where(np.arange(len(theta)) == index, row[:, None], theta))[:, index]
-    return Profile(fit.law.parameters[index], held, values, threshold, *ends)
+    ends = _natural_ends(fit, index, *_crossings(row, values, threshold))
+    held = values_from_theta(fit.law, np.where(np.arange(len(theta)) == index, row[:, None], theta))[:, index]
+    return ParameterProfile(fit.law.parameters[index], held, values, threshold, *ends)
 
 
-def _rise(fit: Fit, columns: Columns, response: Any, index: int, level: float) -> float:
+def _allowed_rise(fit: Fit, columns: Columns, response: Any, index: int, level: float) -> float:
     """What chance allows the objective to rise when that parameter is held at its true value."""
     free = [name for name in fit.law.parameters if name not in fit.fixed]
     covariance, inverse = _sandwich(fit, columns, response)
     place = free.index(fit.law.parameters[index])
     freedom = max(len(np.asarray(response)) - len(free), 1)
-    units = 1.0 if fit.objective.delta is None and not fit.objective.absolute else 0.5
+    units = 1.0 if fit.objective.delta is None and not fit.objective.is_absolute else 0.5
     noise = max(covariance[place, place] / inverse[place, place], fit.objective_value / freedom)
     return float(stats.f.ppf(level, 1, freedom) * units * noise)
 
 
-def _held(
+def _refit_at_values(
     fit: Fit, columns: Columns, response: Any, index: int, row: np.ndarray, starts: np.ndarray, enough: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best refits found with one parameter held at each value of a row, as searched, and their objectives.
@@ -144,7 +151,7 @@ def _held(
     offered = [starts]
     for _ in row:
         box = Box(np.tile(low, (len(offered), 1)), np.tile(high, (len(offered), 1)))
-        found, tried = refit_from(fit.law, fit.objective, np.concatenate(offered), columns, response, box=box)
+        found, tried = refit_from_starts(fit.law, fit.objective, np.concatenate(offered), columns, response, box=box)
         tried = np.where(np.isfinite(tried), tried, np.inf).reshape(len(offered), -1)
         chosen = np.argmin([values, *tried], axis=0)
         before, values = values, np.min([values, *tried], axis=0)
@@ -155,14 +162,14 @@ def _held(
     return best, values
 
 
-def natural_ends(fit: Fit, index: int, low: float, high: float) -> tuple[float, float]:
+def _natural_ends(fit: Fit, index: int, low: float, high: float) -> tuple[float, float]:
     """Ends as searched, in the parameter's own units; an open end stays infinite."""
     logged = fit.law.bounds[fit.law.parameters[index]][0] > 0
     closed = [float(np.exp(end)) if logged and np.isfinite(end) else end for end in (low, high)]
     return closed[0], closed[1]
 
 
-def _ends(row: np.ndarray, values: np.ndarray, threshold: float) -> tuple[float, float]:
+def _crossings(row: np.ndarray, values: np.ndarray, threshold: float) -> tuple[float, float]:
     """The outermost crossings of the threshold, by straight lines between the values tried."""
     inside = np.flatnonzero(values <= threshold)
     first, last = int(inside[0]), int(inside[-1])
@@ -185,24 +192,24 @@ def _sandwich(fit: Fit, columns: Columns, response: Any) -> tuple[np.ndarray, np
     y = np.asarray(response, float)
     x = {name: np.asarray(columns[name], float) for name in fit.law.columns}
     predicted = fit.predict(x)
-    jacobian = relative_slopes(fit.law, searched(fit.law, fit.vector()), x)
-    jacobian = jacobian if fit.objective.log else jacobian * predicted[:, None]
+    jacobian = log_prediction_jacobian(fit.law, theta_from_values(fit.law, fit.vector()), x)
+    jacobian = jacobian if fit.objective.is_log else jacobian * predicted[:, None]
     jacobian = jacobian[:, [name not in fit.fixed for name in fit.law.parameters]]
     length = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
     scaled = jacobian / length
-    slope, answer = _slopes(fit.objective, fit.objective.residuals(predicted, y))
+    slope, answer = _influence(fit.objective, fit.objective.residuals(predicted, y))
     inverse = np.linalg.pinv(scaled.T @ (answer[:, None] * scaled), rcond=1e-14)
-    leverage = np.clip(np.einsum("pi,ij,pj,p->p", scaled, inverse, scaled, answer), 0.0, MOST_LEVERAGE)
+    leverage = np.clip(np.einsum("pi,ij,pj,p->p", scaled, inverse, scaled, answer), 0.0, MAX_LEVERAGE)
     meat = scaled.T @ ((slope / (1 - leverage))[:, None] ** 2 * scaled)
     scale = np.outer(length, length)
     return inverse @ meat @ inverse / scale, inverse / scale
 
 
-def _slopes(objective: Objective, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _influence(objective: Objective, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """psi at each residual, the slope of rho as minimised (r^2 / 2 for squares), and how it answers to a shift."""
 
     def psi(r: np.ndarray) -> np.ndarray:
-        if objective.absolute:
+        if objective.is_absolute:
             return np.sign(r)
         return r if objective.delta is None else np.clip(r, -objective.delta, objective.delta)
 

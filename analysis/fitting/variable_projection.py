@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.fitting.newton import padded
+from analysis.fitting.newton import padded_length
 from analysis.laws.law import Law
 
-STEPS = 80
+NEWTON_STEPS = 80
 BATCH = 64
 
 
-def project(
+def project_linear(
     law: Law,
     linear: tuple[str, ...],
     values: Mapping[str, np.ndarray],
@@ -40,21 +40,21 @@ def project(
     Residuals are taken relative to the response. A coefficient that comes out zero is given a small share of the
     response instead, since it is to start a search in its logarithm.
     """
-    fill = padded(len(y)) - len(y)
+    fill = padded_length(len(y)) - len(y)
     columns = {name: np.pad(column, (0, fill), mode="edge") for name, column in x.items()}
     with jax.enable_x64(True):
         settings = {name: np.asarray(value, np.float64) for name, value in values.items()}
         loss = np.pad(y, (0, fill), mode="edge")
-        found = _project_all(law, linear, settings, columns, loss, np.pad(weight, (0, fill)))
+        found = _project_linear(law, linear, settings, columns, loss, np.pad(weight, (0, fill)))
         return {name: np.asarray(column) for name, column in zip(linear, jax.device_get(found).T, strict=True)}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _project_all(law: Law, linear: tuple[str, ...], values: Any, x: Any, y: Any, weight: Any) -> jax.Array:
+def _project_linear(law: Law, linear: tuple[str, ...], values: Any, x: Any, y: Any, weight: Any) -> jax.Array:
     def one(value: Any) -> jax.Array:
         basis, offset = _basis(law, linear, value, x)
         scaled, target = basis / y[:, None], (y - offset) / y
-        found, _ = nonnegative(scaled, target, weight)
+        found, _ = nonnegative_least_squares(scaled, target, weight)
         length = jnp.sqrt(jnp.sum(weight[:, None] * scaled**2, 0))
         small = 0.05 * jnp.sqrt(jnp.sum(weight * target**2)) / jnp.maximum(length, 1e-300)
         return jnp.where(found > 0, found, small)
@@ -74,7 +74,7 @@ def _basis(law: Law, linear: tuple[str, ...], values: Any, x: Any) -> tuple[jax.
     return jnp.stack([at(**{name: 1.0}) - offset for name in linear], 1), offset
 
 
-def nonnegative(basis: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+def nonnegative_least_squares(basis: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """min over c >= 0 of sum weight (target - basis c)^2, exactly, by every subset: ([columns], its value)."""
     length = jnp.sqrt(jnp.sum(weight[:, None] * basis**2, 0)) + 1e-300
     scaled = basis / length
@@ -102,19 +102,21 @@ def fit_separable(law: Law, columns: Any, response: Any, weights: Any = None) ->
     weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
     grid = np.array(list(itertools.product(*law.starts.values())), np.float64)
     with jax.enable_x64(True):
-        thetas, values, linear = jax.device_get(_reduced(law, tuple(law.starts), grid, x, y, weight))
+        thetas, values, linear = jax.device_get(_minimise_reduced(law, tuple(law.starts), grid, x, y, weight))
     best = int(np.nanargmin(values))
     named = dict(zip(law.starts, thetas[best], strict=True)) | dict(zip(law.linear_in, linear[best], strict=True))
     return {name: float(named[name]) for name in law.parameters}, float(values[best])
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _reduced(law: Law, names: tuple[str, ...], grid: Any, x: Any, y: Any, weight: Any) -> tuple[jax.Array, ...]:
+def _minimise_reduced(
+    law: Law, names: tuple[str, ...], grid: Any, x: Any, y: Any, weight: Any
+) -> tuple[jax.Array, ...]:
     low, high = (jnp.array([law.bounds[name][side] for name in names]) for side in (0, 1))
 
     def inner(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
         basis, offset = _basis(law, law.linear_in, dict(zip(names, theta, strict=True)), x)
-        return nonnegative(basis, y - offset, weight)
+        return nonnegative_least_squares(basis, y - offset, weight)
 
     def advance(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         theta, value, damping = state
@@ -129,7 +131,7 @@ def _reduced(law: Law, names: tuple[str, ...], grid: Any, x: Any, y: Any, weight
         return jnp.where(better, move, theta), jnp.where(better, new, value), damping
 
     def one(start: jax.Array) -> tuple[jax.Array, ...]:
-        theta, value, _ = jax.lax.fori_loop(0, STEPS, advance, (start, inner(start)[1], jnp.array(1e-2)))
+        theta, value, _ = jax.lax.fori_loop(0, NEWTON_STEPS, advance, (start, inner(start)[1], jnp.array(1e-2)))
         return theta, value, inner(theta)[0]
 
     return jax.vmap(one)(grid)

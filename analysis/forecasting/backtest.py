@@ -18,12 +18,12 @@ import pandas as pd
 from analysis.fitting import bootstrap
 from analysis.fitting.fit import fit_law
 from analysis.forecasting.law_choice import CANDIDATES, Candidate, choose
-from analysis.forecasting.prediction_intervals import build
+from analysis.forecasting.prediction_intervals import build_predictive
 
 LEVELS = (0.8, 0.9)
 FACTORS = (3.0, 10.0, 30.0)
 CHOSEN = "chosen"
-PLAIN = tuple(candidate for candidate in CANDIDATES if candidate.power == 0)
+PLAIN = tuple(candidate for candidate in CANDIDATES if candidate.weight_power == 0)
 
 
 def backtest(
@@ -43,12 +43,12 @@ def backtest(
       plain: laws taken for granted, each with its bootstrap's band.
       candidates: what the chosen law is chosen from.
     """
-    found = forecasts(points, factors, plain, candidates, draws=draws, seed=seed)
+    found = backtest_forecasts(points, factors, plain, candidates, draws=draws, seed=seed)
     parts = found.groupby(["factor", "law"], sort=False) if len(found) else ()
-    return pd.DataFrame([{"factor": factor, "law": law} | _scores(part) for (factor, law), part in parts])
+    return pd.DataFrame([{"factor": factor, "law": law} | _score_forecasts(part) for (factor, law), part in parts])
 
 
-def forecasts(
+def backtest_forecasts(
     points: pd.DataFrame,
     factors: Sequence[float] = FACTORS,
     plain: Sequence[Candidate] = PLAIN,
@@ -70,8 +70,8 @@ def forecasts(
         needed = max(len(candidate.law.parameters) for candidate in (*plain, *candidates)) + 1
         if test.empty or len(train[["params", "tokens"]].drop_duplicates()) < needed:
             continue
-        made = [(candidate.name, *_plain(train, test, candidate, draws, seed), "") for candidate in plain]
-        made.append((CHOSEN, *_chosen(train, test, candidates, draws, seed)))
+        made = [(candidate.name, *_forecast_plain(train, test, candidate, draws, seed), "") for candidate in plain]
+        made.append((CHOSEN, *_forecast_chosen(train, test, candidates, draws, seed)))
         for law, predicted, bands, choice in made:
             ends = {
                 f"{end}_{level * 100:.0f}": band[side]
@@ -87,26 +87,28 @@ def forecasts(
 Bands = list[tuple[np.ndarray, ...]]
 
 
-def _plain(
+def _forecast_plain(
     train: pd.DataFrame, test: pd.DataFrame, candidate: Candidate, draws: int, seed: int
 ) -> tuple[np.ndarray, Bands]:
     weights = candidate.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
     fit = fit_law(candidate.law, train, train["loss"], candidate.objective, weights=weights)
-    unit, _ = bootstrap.clusters(train, len(fit.law.parameters))
+    unit, _ = bootstrap.choose_clusters(train, len(fit.law.parameters))
     resampled = bootstrap.bootstrap(fit, train, train["loss"], unit, weights=weights, draws=draws, seed=seed)
     values = {name: resampled[:, [i]] for i, name in enumerate(fit.law.parameters)}
     spread = fit.law(values, test)
-    return fit.predict(test), [bootstrap.central(spread[np.isfinite(spread).all(1)], level) for level in LEVELS]
+    return fit.predict(test), [
+        bootstrap.central_interval(spread[np.isfinite(spread).all(1)], level) for level in LEVELS
+    ]
 
 
-def _chosen(
+def _forecast_chosen(
     train: pd.DataFrame, test: pd.DataFrame, candidates: Sequence[Candidate], draws: int, seed: int
 ) -> tuple[np.ndarray, Bands, str]:
     choice = choose(train, candidates, seed=seed)
     best = choice.best
     weights = best.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
     fit = fit_law(best.law, train, train["loss"], best.objective, weights=weights)
-    predictive = build(fit, best, train, choice, draws=draws, seed=seed)
+    predictive = build_predictive(fit, best, train, choice, draws=draws, seed=seed)
     predicted = fit.predict(test)
     return (
         predicted,
@@ -115,7 +117,7 @@ def _chosen(
     )
 
 
-def _scores(rows: pd.DataFrame) -> dict[str, Any]:
+def _score_forecasts(rows: pd.DataFrame) -> dict[str, Any]:
     """Of one law's forecasts at one factor."""
     measured, predicted = rows["measured"].to_numpy(), rows["predicted"].to_numpy()
     error = np.log(predicted / measured)

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.fit import Objective, compute_weights, fit_rows, huber
+from analysis.fitting.fit import Objective, compute_weights, fit_each_weighting, huber
 from analysis.laws import Law, chinchilla
 from analysis.laws.surface import interaction
 
-SCORED = 3.0  # the top of compute by which candidates are scored: above Cmax / 3
-HELD = (2.0, 3.0, 5.0)  # the tops that are held out in turn to see how errors grow
-NEAR = 2.0  # candidates whose score is within this factor of the best have a say in how errors grow
-WINS = 400  # resamples of the held-out runs
-POWERS = (0.0, 0.25, 0.5, 1.0, 2.0)
+SCORING_FACTOR = 3.0  # the top of compute by which candidates are scored: above Cmax / 3
+HOLDOUT_FACTORS = (2.0, 3.0, 5.0)  # the tops that are held out in turn to see how errors grow
+NEAR_BEST = 2.0  # candidates whose score is within this factor of the best have a say in how errors grow
+RESAMPLES = 400  # resamples of the held-out runs
+WEIGHT_POWERS = (0.0, 0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Candidate:
 
     law: Law
     objective: Objective
-    power: float
+    weight_power: float
 
     @property
     def name(self) -> str:
-        return f"{self.law.name} {self.objective.name}" + (f" C^{self.power:g}" if self.power else "")
+        return f"{self.law.name} {self.objective.name}" + (f" C^{self.weight_power:g}" if self.weight_power else "")
 
     def weights(self, flops: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """Weight of each point, mean 1 over the kept ones, 0 elsewhere."""
         weights = np.zeros(len(flops))
-        weights[kept] = compute_weights(flops[kept], self.power)
+        weights[kept] = compute_weights(flops[kept], self.weight_power)
         return weights
 
 
-CANDIDATES = tuple(Candidate(law, huber(), power) for law in (chinchilla, interaction) for power in POWERS)
+CANDIDATES = tuple(Candidate(law, huber(), power) for law in (chinchilla, interaction) for power in WEIGHT_POWERS)
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,33 @@ class Choice:
     """What hold-outs inside the points say of each candidate.
 
     scores: mean absolute log error on the held-out top, [candidates]; NaN where none could be held out.
-    wins: how often each candidate scores best when the held-out runs are resampled, [candidates], sum 1.
-    drift: root mean square log error per e-fold of compute beyond the fit; NaN where none could be held out.
-    chosen: index of the best score; 0 where none could be held out.
+    win_shares: how often each candidate scores best when the held-out runs are resampled, [candidates], sum 1.
+    error_growth: root mean square log error per e-fold of compute beyond the fit; NaN where none could be held out.
+    best_index: index of the best score; 0 where none could be held out.
     """
 
     candidates: tuple[Candidate, ...]
     scores: np.ndarray
-    wins: np.ndarray
-    drift: float
-    chosen: int
+    win_shares: np.ndarray
+    error_growth: float
+    best_index: int
 
     @property
     def best(self) -> Candidate:
-        return self.candidates[self.chosen]
+        return self.candidates[self.best_index]
 
     @property
-    def scored(self) -> bool:
+    def is_scored(self) -> bool:
         return bool(np.isfinite(self.scores).any())
 
     def to_json(self) -> str:
         return json.dumps(self.facts())
 
     def facts(self) -> dict[str, Any]:
-        rows = zip(self.candidates, self.scores, self.wins, strict=True)
+        rows = zip(self.candidates, self.scores, self.win_shares, strict=True)
         return {
             "chosen": self.best.name,
-            "drift": None if np.isnan(self.drift) else self.drift,
+            "drift": None if np.isnan(self.error_growth) else self.error_growth,
             "candidates": [
                 {"name": c.name, "score": float(s) if np.isfinite(s) else None, "wins": float(w)} for c, s, w in rows
             ],
@@ -99,27 +99,29 @@ def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *
     Args:
       points: columns of the laws, flops, the response, and cluster if there (runs of a trunk are resampled together).
     """
-    cells = _cells(points, np.ones(len(points), bool))
+    cells = _count_cells(points, np.ones(len(points), bool))
     candidates = tuple(c for c in candidates if len(c.law.parameters) < cells) or tuple(candidates[:1])
     flops = points["flops"].to_numpy(float)
     needed = max(len(candidate.law.parameters) for candidate in candidates) + 1
-    masks = {factor: flops <= flops.max() / factor for factor in HELD}
-    masks = {f: kept for f, kept in masks.items() if _cells(points, kept) >= needed and not kept.all()}
+    masks = {factor: flops <= flops.max() / factor for factor in HOLDOUT_FACTORS}
+    masks = {f: kept for f, kept in masks.items() if _count_cells(points, kept) >= needed and not kept.all()}
     if not masks:
-        plain = np.array([candidate.power == 0 for candidate in candidates], float)
+        plain = np.array([candidate.weight_power == 0 for candidate in candidates], float)
         return Choice(candidates, np.full(len(candidates), np.nan), plain / max(plain.sum(), 1.0), np.nan, 0)
-    errors = {f: np.log(p / _response(points, candidates)) for f, p in predictions(points, candidates, masks).items()}
-    scored = SCORED if SCORED in masks else min(masks, key=lambda f: abs(f - SCORED))
+    errors = {
+        f: np.log(p / _response(points, candidates)) for f, p in predict_holdouts(points, candidates, masks).items()
+    }
+    scored = SCORING_FACTOR if SCORING_FACTOR in masks else min(masks, key=lambda f: abs(f - SCORING_FACTOR))
     held = ~masks[scored]
     each = np.abs(np.nan_to_num(errors[scored][:, held], nan=np.inf))
     scores = each.mean(1)
-    wins = won(each, points["cluster"].to_numpy()[held] if "cluster" in points else np.arange(held.sum()), seed)
-    near = scores <= NEAR * scores.min()
-    rates = [_rate(errors, masks, flops, int(index)) for index in np.flatnonzero(near)]
+    wins = win_shares(each, points["cluster"].to_numpy()[held] if "cluster" in points else np.arange(held.sum()), seed)
+    near = scores <= NEAR_BEST * scores.min()
+    rates = [_error_growth(errors, masks, flops, int(index)) for index in np.flatnonzero(near)]
     return Choice(candidates, scores, wins, float(np.median(rates)), int(np.argmin(scores)))
 
 
-def predictions(
+def predict_holdouts(
     points: pd.DataFrame, candidates: Sequence[Candidate], masks: Mapping[float, np.ndarray]
 ) -> dict[float, np.ndarray]:
     """Each candidate fitted to the points of each mask: predictions at every point, [candidates, points] a mask."""
@@ -131,7 +133,7 @@ def predictions(
     for (law, objective), members in groups.items():
         rows = [(key, index) for key in masks for index in members]
         weights = np.stack([candidates[index].weights(flops, masks[key]) for key, index in rows])
-        values, _ = fit_rows(law, points, points[law.response].to_numpy(float), objective, weights)
+        values, _ = fit_each_weighting(law, points, points[law.response].to_numpy(float), objective, weights)
         predicted = law({name: values[:, [i]] for i, name in enumerate(law.parameters)}, points)
         for (key, index), row in zip(rows, predicted, strict=True):
             found[key][index] = row
@@ -142,11 +144,11 @@ def _response(points: pd.DataFrame, candidates: Sequence[Candidate]) -> np.ndarr
     return points[candidates[0].law.response].to_numpy(float)
 
 
-def _cells(points: pd.DataFrame, kept: np.ndarray) -> int:
+def _count_cells(points: pd.DataFrame, kept: np.ndarray) -> int:
     return len(points.loc[kept, ["params", "tokens"]].drop_duplicates())
 
 
-def won(each: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
+def win_shares(each: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
     """Share of resamples of the held-out runs in which each candidate's mean error is least: [candidates].
 
     Args:
@@ -156,12 +158,12 @@ def won(each: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     _, member = np.unique(cluster, return_inverse=True)
     groups = int(member.max()) + 1
-    drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=WINS)[:, member]
+    drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)[:, member]
     best = np.argmin(np.where(np.isfinite(each), each, 1e9) @ drawn.T, axis=0)
-    return np.bincount(best, minlength=len(each)) / WINS
+    return np.bincount(best, minlength=len(each)) / RESAMPLES
 
 
-def _rate(
+def _error_growth(
     errors: Mapping[float, np.ndarray], masks: Mapping[float, np.ndarray], flops: np.ndarray, index: int
 ) -> float:
     """Root mean square of one candidate's errors over that of their distances in log compute, over every hold-out."""

@@ -18,17 +18,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting import bootstrap
-from analysis.fitting.fit import Fit, fit_rows, refit_from
+from analysis.fitting.fit import Fit, fit_each_weighting, refit_from_starts
 from analysis.forecasting.law_choice import Candidate, Choice
-from analysis.laws import Columns, Law, find
+from analysis.laws import Columns, Law, get_law
 
-LEAST = 0.5  # what the spread of the draws may be scaled down to, where the back-test saw smaller errors
-FADE = float(np.log(3))  # e-folds of compute beyond the fit over which that becomes allowed
-REPEATS = 8192  # draws of parameters and noise together, at least
+MIN_SCALE = 0.5  # what the spread of the draws may be scaled down to, where the back-test saw smaller errors
+SHRINK_DISTANCE = float(np.log(3))  # e-folds of compute beyond the fit over which that becomes allowed
+MIN_SAMPLES = 8192  # draws of parameters and noise together, at least
 
 
 @dataclass(frozen=True)
-class Member:
+class LawDraws:
     """Bootstrap draws of one candidate's law: [draws, parameters]."""
 
     law: Law
@@ -36,21 +36,21 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Predictive:
+class PredictiveDistribution:
     """What a forecast needs beside its law.
 
     members: draws, in proportion to how often each candidate won.
     noise: log measured over predicted, one a fitted point, widened for the freedom that the fit used up.
-    chances: of each entry of noise to be the next run's: the weights of the points.
-    drift: root mean square log error per e-fold of compute beyond `limit`; NaN when unknown.
-    limit: largest training FLOPs that were fitted; infinite where the points have none.
+    probabilities: of each entry of noise to be the next run's: the weights of the points.
+    error_growth: root mean square log error per e-fold of compute beyond `max_flops`; NaN when unknown.
+    max_flops: largest training FLOPs that were fitted; infinite where the points have none.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[LawDraws, ...]
     noise: np.ndarray
-    chances: np.ndarray
-    drift: float
-    limit: float
+    probabilities: np.ndarray
+    error_growth: float
+    max_flops: float
 
     def facts(self, digits: int) -> dict[str, Any]:
         """As JSON; `restore` reads it back."""
@@ -59,12 +59,12 @@ class Predictive:
             return [short(v) if np.ndim(v) else float(f"{v:.{digits}g}") for v in values]
 
         members = [{"law": member.law.name, "draws": short(member.draws)} for member in self.members]
-        drift = None if np.isnan(self.drift) else self.drift
-        noise = {"noise": short(self.noise), "chances": short(self.chances)}
-        limit = self.limit if np.isfinite(self.limit) else None
+        drift = None if np.isnan(self.error_growth) else self.error_growth
+        noise = {"noise": short(self.noise), "chances": short(self.probabilities)}
+        limit = self.max_flops if np.isfinite(self.max_flops) else None
         return {"members": members, **noise, "drift": drift, "limit": limit}
 
-    def spread(self, columns: Columns) -> np.ndarray:
+    def log_predictions(self, columns: Columns) -> np.ndarray:
         """Log predictions of every draw at each target: [draws, targets]."""
         parts = []
         for member in self.members:
@@ -82,26 +82,28 @@ class Predictive:
           predicted: the forecast itself, [targets]: the band is laid around it.
           flops: training FLOPs of each target.
         """
-        spread = self.spread(columns)
+        spread = self.log_predictions(columns)
         spread = spread[np.isfinite(spread).all(1)]
         centred = spread - np.median(spread, axis=0)
-        beyond = np.maximum(np.log(np.atleast_1d(np.asarray(flops, float)) / self.limit), 0.0)
+        beyond = np.maximum(np.log(np.atleast_1d(np.asarray(flops, float)) / self.max_flops), 0.0)
         width = np.maximum(np.std(centred, axis=0), 1e-12)
-        seen = width if np.isnan(self.drift) else self.drift * beyond
-        centred = centred * np.maximum(seen / width, 1 - (1 - LEAST) * np.minimum(beyond / FADE, 1.0))
+        seen = width if np.isnan(self.error_growth) else self.error_growth * beyond
+        centred = centred * np.maximum(seen / width, 1 - (1 - MIN_SCALE) * np.minimum(beyond / SHRINK_DISTANCE, 1.0))
         generator = np.random.default_rng(seed)
-        repeats = max(1, -(-REPEATS // len(centred)))
-        noise = generator.choice(self.noise, (repeats, *centred.shape), p=self.chances)
-        low, high = bootstrap.central((centred + noise).reshape(-1, centred.shape[1]), level)
+        repeats = max(1, -(-MIN_SAMPLES // len(centred)))
+        noise = generator.choice(self.noise, (repeats, *centred.shape), p=self.probabilities)
+        low, high = bootstrap.central_interval((centred + noise).reshape(-1, centred.shape[1]), level)
         return predicted * np.exp(np.minimum(low, 0.0)), predicted * np.exp(np.maximum(high, 0.0))
 
 
-def build(fit: Fit, own: Candidate, points: pd.DataFrame, choice: Choice, *, draws: int, seed: int) -> Predictive:
+def build_predictive(
+    fit: Fit, own: Candidate, points: pd.DataFrame, choice: Choice, *, draws: int, seed: int
+) -> PredictiveDistribution:
     """The predictive distribution of a fit of `own` to points: columns of the laws, flops, response, cluster, run_id.
 
     The fit's own candidate takes part with the share of the best: a law named by hand is always among the draws.
     """
-    shares = dict(zip(choice.candidates, map(float, choice.wins), strict=True))
+    shares = dict(zip(choice.candidates, map(float, choice.win_shares), strict=True))
     shares[own] = max(shares.values())
     total = sum(shares.values())
     counts = {c: round(draws * share / total) for c, share in shares.items()}
@@ -109,49 +111,51 @@ def build(fit: Fit, own: Candidate, points: pd.DataFrame, choice: Choice, *, dra
     for law, objective in dict.fromkeys((c.law, c.objective) for c in counts):
         alike = {c: n for c, n in counts.items() if (c.law, c.objective) == (law, objective) and n}
         if alike:
-            members.append(_member(fit, own, alike, points, seed))
+            members.append(_draw_law(fit, own, alike, points, seed))
     flops = points["flops"].to_numpy(float)
-    noise = _noise(fit, points, own.weights(flops, np.ones(len(points), bool)))
-    return Predictive(tuple(members), *noise, choice.drift, float(flops.max()))
+    noise = _run_noise(fit, points, own.weights(flops, np.ones(len(points), bool)))
+    return PredictiveDistribution(tuple(members), *noise, choice.error_growth, float(flops.max()))
 
 
-def alone(fit: Fit, points: pd.DataFrame, draws: np.ndarray, weights: np.ndarray) -> Predictive:
+def predictive_without_rivals(
+    fit: Fit, points: pd.DataFrame, draws: np.ndarray, weights: np.ndarray
+) -> PredictiveDistribution:
     """Of a law that has no rivals to be chosen from: its own draws and the noise of a run."""
     limit = float(points["flops"].max()) if "flops" in points else np.inf
-    return Predictive((Member(fit.law, draws),), *_noise(fit, points, weights), np.nan, limit)
+    return PredictiveDistribution((LawDraws(fit.law, draws),), *_run_noise(fit, points, weights), np.nan, limit)
 
 
-def restore(facts: dict[str, Any]) -> Predictive:
+def predictive_from_facts(facts: dict[str, Any]) -> PredictiveDistribution:
     """Inverse of Predictive.facts."""
-    members = tuple(Member(find(member["law"]), np.array(member["draws"])) for member in facts["members"])
+    members = tuple(LawDraws(get_law(member["law"]), np.array(member["draws"])) for member in facts["members"])
     chances = np.array(facts["chances"])
     drift = np.nan if facts["drift"] is None else facts["drift"]
     limit = np.inf if facts["limit"] is None else facts["limit"]
-    return Predictive(members, np.array(facts["noise"]), chances / chances.sum(), drift, limit)
+    return PredictiveDistribution(members, np.array(facts["noise"]), chances / chances.sum(), drift, limit)
 
 
-def _noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _run_noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Residuals widened for the freedom that the fit used up, and the chance of each: the weights of the points."""
     freedom = max(len(points) - len(fit.law.parameters) + len(fit.fixed), 1)
     noise = fit.residuals(points, points[fit.law.response].to_numpy(float)) * np.sqrt(len(points) / freedom)
     return noise, weights / weights.sum()
 
 
-def _member(fit: Fit, own: Candidate, counts: Mapping[Candidate, int], points: pd.DataFrame, seed: int) -> Member:
+def _draw_law(fit: Fit, own: Candidate, counts: Mapping[Candidate, int], points: pd.DataFrame, seed: int) -> LawDraws:
     """Bootstrap draws of candidates of one law and objective, each from its own fit: the fit itself, or a cold one."""
     first = next(iter(counts))
     law, objective = first.law, first.objective
     response, flops = points[law.response].to_numpy(float), points["flops"].to_numpy(float)
     weights = np.stack([c.weights(flops, np.ones(len(points), bool)) for c in counts])
-    starts, _ = fit_rows(law, points, response, objective, weights)
+    starts, _ = fit_each_weighting(law, points, response, objective, weights)
     starts = np.stack([fit.vector() if c == own else start for c, start in zip(counts, starts, strict=True)])
-    unit, _ = bootstrap.clusters(points, len(law.parameters))
+    unit, _ = bootstrap.choose_clusters(points, len(law.parameters))
     which = np.repeat(np.arange(len(counts)), list(counts.values()))
     box = fit.box if law is fit.law else None
     draws, done = [], 0
-    for times in bootstrap.resampled(points, law, unit, draws=len(which), seed=seed):
+    for times in bootstrap.draw_weight_blocks(points, law, unit, draws=len(which), seed=seed):
         block = which[done : done + len(times)]
-        refitted = refit_from(law, objective, starts[block], points, response, weights[block] * times, box)
+        refitted = refit_from_starts(law, objective, starts[block], points, response, weights[block] * times, box)
         draws.append(refitted[0])
         done += len(times)
-    return Member(law, np.concatenate(draws))
+    return LawDraws(law, np.concatenate(draws))

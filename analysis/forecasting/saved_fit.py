@@ -24,13 +24,13 @@ from analysis.fitting import bootstrap, compute_optimal
 from analysis.fitting.fit import Fit, Objective, fit_law, huber
 from analysis.forecasting import prediction_intervals
 from analysis.forecasting.law_choice import Candidate, Choice, choose
-from analysis.forecasting.prediction_intervals import Predictive, restore
+from analysis.forecasting.prediction_intervals import PredictiveDistribution, predictive_from_facts
 from analysis.tables import results, table_checks
 from analysis.tables.results import Points
 
 SCHEMA = 1
 DIGITS = 12
-ENDLESS = 1e30  # parameters and tokens at which a law of loss is at its floor
+NEAR_INFINITY = 1e30  # parameters and tokens at which a law of loss is at its floor
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +44,7 @@ class SavedFit:
 
     @cached_property
     def law(self) -> laws.Law:
-        return laws.find(self.document["law"])
+        return laws.get_law(self.document["law"])
 
     @property
     def values(self) -> dict[str, float]:
@@ -67,9 +67,9 @@ class SavedFit:
         return np.array(self.document["draws"])
 
     @cached_property
-    def predictive(self) -> Predictive:
+    def predictive(self) -> PredictiveDistribution:
         """What a forecast's interval is made of."""
-        return restore(self.document["predictive"])
+        return predictive_from_facts(self.document["predictive"])
 
     @cached_property
     def residuals(self) -> np.ndarray:
@@ -166,13 +166,13 @@ def _require_flops(points: pd.DataFrame, flag: str) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """What a fit is asked to be. Bounds and values of `fixed` are in the units of the parameters."""
 
     law: laws.Law | None = laws.chinchilla
     """None: chosen, with its weighting, by back-test."""
     objective: Objective = field(default_factory=huber)
-    power: float = 0.0
+    weight_power: float = 0.0
     """Points are weighted by compute to this power."""
     fixed: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -187,14 +187,14 @@ class Settings:
         return {
             "objective": self.objective.name,
             "delta": self.objective.delta,
-            "weight_power": self.power,
+            "weight_power": self.weight_power,
             "fixed": {name: float(value) for name, value in self.fixed.items()},
             "bounds": {name: f"{float(low)!r}:{float(high)!r}" for name, (low, high) in self.bounds.items()},
             "draws": self.draws,
         }
 
 
-def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> SavedFit:
+def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, Any]) -> SavedFit:
     """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left.
 
     origin: path and sha256 of the table, and columns and where of those that were read of it.
@@ -207,23 +207,23 @@ def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> Save
     results.require_points(left, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
     rivals = law.columns == results.SURFACE_COLUMNS and law.response == "loss"
     choice = choose(fitted, seed=settings.seed) if rivals else None
-    own = Candidate(law, settings.objective, settings.power)
+    own = Candidate(law, settings.objective, settings.weight_power)
     if settings.law is None and choice is not None:
         own = choice.best
-    if own.power:
-        _require_flops(fitted, f"--weight-power {own.power:g}")
-    fit, resampled, ahead, note = _fitted(fitted, own, settings, choice)
+    if own.weight_power:
+        _require_flops(fitted, f"--weight-power {own.weight_power:g}")
+    fit, resampled, ahead, note = _fit_and_resample(fitted, own, settings, choice)
     notes = [
         *table_checks.check_points(fitted, law.columns),
         *table_checks.flag_warnings(held, "points held out"),
         *fit.warnings(),
     ]
-    notes += [*_after(fit, fitted), *([note] if note else [])]
+    notes += [*_fit_warnings(fit, fitted), *([note] if note else [])]
     document = {
         "schema": SCHEMA,
         **fit.facts(),
         "chosen": settings.law is None,
-        "weight_power": own.power,
+        "weight_power": own.weight_power,
         "settings": settings.facts(),
         **_uncertainty(fit, fitted, resampled, settings.level),
         "warnings": notes,
@@ -247,27 +247,27 @@ def build(points: Points, settings: Settings, origin: Mapping[str, Any]) -> Save
     return SavedFit(document)
 
 
-def _fitted(
-    points: pd.DataFrame, own: Candidate, settings: Settings, choice: Choice | None
-) -> tuple[Fit, np.ndarray, Predictive, str]:
+def _fit_and_resample(
+    points: pd.DataFrame, own: Candidate, settings: FitSettings, choice: Choice | None
+) -> tuple[Fit, np.ndarray, PredictiveDistribution, str]:
     """The fit, its bootstrap draws, what a forecast from it needs, and a warning of the bootstrap's."""
     response = points[own.law.response].to_numpy(float)
     every = np.ones(len(points), bool)
-    weights = own.weights(points["flops"].to_numpy(float), every) if own.power else every.astype(float)
+    weights = own.weights(points["flops"].to_numpy(float), every) if own.weight_power else every.astype(float)
     options = {"fixed": settings.fixed, "bounds": settings.bounds}
     fit = fit_law(own.law, points, response, own.objective, weights=weights, **options)
-    unit, note = bootstrap.clusters(points, len(own.law.parameters))
+    unit, note = bootstrap.choose_clusters(points, len(own.law.parameters))
     spread = {"draws": settings.draws, "seed": settings.seed}
     resampled = bootstrap.bootstrap(fit, points, response, unit, weights=weights, **spread)
     if choice is None:
-        return fit, resampled, prediction_intervals.alone(fit, points, resampled, weights), note
-    return fit, resampled, prediction_intervals.build(fit, own, points, choice, **spread), note
+        return fit, resampled, prediction_intervals.predictive_without_rivals(fit, points, resampled, weights), note
+    return fit, resampled, prediction_intervals.build_predictive(fit, own, points, choice, **spread), note
 
 
-def _after(fit: Fit, points: pd.DataFrame) -> list[str]:
+def _fit_warnings(fit: Fit, points: pd.DataFrame) -> list[str]:
     """Warnings that only a fit can give: outliers, and losses at or below the floor."""
     response, names = points[fit.law.response].to_numpy(float), table_checks.name_rows(points)
-    floor = float(fit.predict(dict.fromkeys(fit.law.columns, ENDLESS))) if fit.law.response == "loss" else 0.0
+    floor = float(fit.predict(dict.fromkeys(fit.law.columns, NEAR_INFINITY))) if fit.law.response == "loss" else 0.0
     below = table_checks.floor_warnings(floor, response, names) if 0 < floor < np.median(response) else []
     return [*table_checks.outlier_warnings(fit.residuals(points, response), names), *below]
 
@@ -279,22 +279,22 @@ def _uncertainty(fit: Fit, points: pd.DataFrame, resampled: np.ndarray, level: f
     if set(results.SURFACE_COLUMNS) <= set(fit.law.columns) and fit.law.response == "loss" and "flops" in points:
         middle = float(np.exp(np.mean(np.log(points["flops"]))))
         if set(fit.law.columns) == set(results.SURFACE_COLUMNS):
-            constants = compute_optimal.constants(fit.law, fit.values)
-            facts["exponent_a"] = float(compute_optimal.exponent(fit.law, fit.values, middle))
+            constants = compute_optimal.closed_form(fit.law, fit.values)
+            facts["exponent_a"] = float(compute_optimal.allocation_exponent(fit.law, fit.values, middle))
             facts["G"] = None if constants is None else float(constants[0])
-            by_name["exponent_a"] = np.asarray(compute_optimal.exponent(fit.law, by_name, middle))
-    spread = {name: _spread(column, level) for name, column in by_name.items()}
+            by_name["exponent_a"] = np.asarray(compute_optimal.allocation_exponent(fit.law, by_name, middle))
+    spread = {name: _error_and_interval(column, level) for name, column in by_name.items()}
     facts["standard_errors"] = {name: spread[name]["standard_error"] for name in spread}
     facts["intervals"] = {name: spread[name]["interval"] for name in spread}
     return facts
 
 
-def _spread(column: np.ndarray, level: float) -> dict[str, Any]:
-    low, high = bootstrap.central(column, level)
+def _error_and_interval(column: np.ndarray, level: float) -> dict[str, Any]:
+    low, high = bootstrap.central_interval(column, level)
     return {"standard_error": float(bootstrap.standard_errors(column)), "interval": [float(low), float(high)]}
 
 
-def save(saved: SavedFit, path: Path) -> Path:
+def write_fit(saved: SavedFit, path: Path) -> Path:
     """Writes fit.json by rename, the table's path, if it has one, made relative to it."""
     table = saved.document["table"]
     if table["path"]:
@@ -303,12 +303,14 @@ def save(saved: SavedFit, path: Path) -> Path:
     return files.write_json(path, {**saved.document, "table": table})
 
 
-def load(path: Path) -> SavedFit:
+def read_fit(path: Path) -> SavedFit:
     """Reads fit.json. Raises TableError when it is absent, torn, or not a fit."""
-    return SavedFit(_read(path, lambda document: document["schema"] == SCHEMA and laws.find(document["law"])))
+    return SavedFit(
+        _read_document(path, lambda document: document["schema"] == SCHEMA and laws.get_law(document["law"]))
+    )
 
 
-def _read(path: Path, check: Callable[[Any], Any]) -> Any:
+def _read_document(path: Path, check: Callable[[Any], Any]) -> Any:
     try:
         document = json.loads(path.read_text())
         if not check(document):

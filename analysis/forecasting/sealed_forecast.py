@@ -26,19 +26,19 @@ from analysis.tables import results
 
 SCHEMA = 1
 TOLERANCE = 1e-3
-_TARGET = ("params", "tokens", "predicted", "low", "high", "level")
-_FROM_FIT = ("law", "source", "parameters", "objective", "params_column", "holdout", "seed", "uncertainty")
+_TARGET_KEYS = ("params", "tokens", "predicted", "low", "high", "level")
+_FIT_KEYS = ("law", "source", "parameters", "objective", "params_column", "holdout", "seed", "uncertainty")
 NEW, FITTED, HELD_OUT = "new", "fitted", "held out"
-KNOWN = {NEW: "", FITTED: "the fit had seen it", HELD_OUT: "held out of the fit, but run before the lock"}
+NOTES = {NEW: "", FITTED: "the fit had seen it", HELD_OUT: "held out of the fit, but run before the lock"}
 
 
-def seal(content: Mapping[str, Any]) -> str:
+def sealed_hash(content: Mapping[str, Any]) -> str:
     """sha256, in hex, over the canonical JSON of everything but `sha256` itself: keys sorted, no spaces."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def lock(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
+def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
     """Writes a sealed prediction and returns it.
 
     Args:
@@ -55,14 +55,14 @@ def lock(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: P
     points, held = (pd.DataFrame(document[name], columns=["params", "tokens"]) for name in ("points", "held_out"))
     targets = []
     for row in rows:
-        known = FITTED if matches(points, row).any() else HELD_OUT if matches(held, row).any() else NEW
-        targets.append({name: row[name] for name in _TARGET} | {"known": known})
+        known = FITTED if is_run_of(points, row).any() else HELD_OUT if is_run_of(held, row).any() else NEW
+        targets.append({name: row[name] for name in _TARGET_KEYS} | {"known": known})
     content = {"schema": SCHEMA, "date": datetime.now(UTC).isoformat(timespec="seconds"), "version": _version()}
-    content |= {name: document[name] for name in _FROM_FIT}
+    content |= {name: document[name] for name in _FIT_KEYS}
     content |= {"formula": document["formula"], "table_sha256": document["table"]["sha256"]}
     content |= {"points": len(points), "targets": targets}
-    files.write_json(path, content | {"sha256": seal(content)})
-    return read(path)
+    files.write_json(path, content | {"sha256": sealed_hash(content)})
+    return read_sealed(path)
 
 
 def _version() -> str:
@@ -72,7 +72,7 @@ def _version() -> str:
         return "not installed"
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
     """A locked forecast. Raises TableError when it is absent, is none, or does not fit its own hash."""
     try:
         content = json.loads(path.read_text())
@@ -81,14 +81,14 @@ def read(path: Path) -> dict[str, Any]:
         raise TableError(f"{path}: no such file; `scaling forecast FIT --seal FILE` writes it") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise TableError(f"{path}: not a locked forecast ({error})") from None
-    if sealed != (now := seal(content)):
+    if sealed != (now := sealed_hash(content)):
         raise TableError(f"{path}: was edited after it was locked: it says sha256 {sealed}, its content gives {now}")
     if schema != SCHEMA:
         raise TableError(f"{path}: a locked forecast of schema {schema}, this version reads {SCHEMA}")
     return content
 
 
-def matches(table: pd.DataFrame, target: Mapping[str, Any]) -> np.ndarray:
+def is_run_of(table: pd.DataFrame, target: Mapping[str, Any]) -> np.ndarray:
     """Which rows are the target's run: params and tokens both within 0.1 % of it. Booleans: [rows]."""
     near = np.ones(len(table), bool)
     for name in ("params", "tokens"):
@@ -96,7 +96,7 @@ def matches(table: pd.DataFrame, target: Mapping[str, Any]) -> np.ndarray:
     return near
 
 
-def score(locked: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
+def score_sealed(locked: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
     """What was promised beside what came out: one row for each finished run of a target, one for a target without.
 
     Each row has params, tokens (counts), predicted, low, high, measured (nats per token), level, relative_error
@@ -112,18 +112,18 @@ def score(locked: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]
     broken = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
     rows = []
     for target in locked["targets"]:
-        known = KNOWN[target["known"]]
-        runs = found[matches(found, target)]
+        known = NOTES[target["known"]]
+        runs = found[is_run_of(found, target)]
         if runs.empty:
-            fell = broken[matches(broken.assign(params=broken[locked["params_column"]]), target)]
-            rows.append(_scored(target, None, "", f"its run {fell['status'].iloc[0]}" if len(fell) else ""))
+            fell = broken[is_run_of(broken.assign(params=broken[locked["params_column"]]), target)]
+            rows.append(_score_row(target, None, "", f"its run {fell['status'].iloc[0]}" if len(fell) else ""))
         for run in runs.to_dict("records"):
-            rows.append(_scored(target, float(run["loss"]), run["run_id"], known))
+            rows.append(_score_row(target, float(run["loss"]), run["run_id"], known))
     return rows
 
 
-def _scored(target: Mapping[str, Any], measured: float | None, run: str, note: str) -> dict[str, Any]:
-    promised = {name: target[name] for name in _TARGET}
+def _score_row(target: Mapping[str, Any], measured: float | None, run: str, note: str) -> dict[str, Any]:
+    promised = {name: target[name] for name in _TARGET_KEYS}
     if measured is None:
         return promised | {"measured": None, "relative_error": None, "inside": None, "run_id": run, "note": note}
     error, inside = target["predicted"] / measured - 1, target["low"] <= measured <= target["high"]

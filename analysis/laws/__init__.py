@@ -15,14 +15,14 @@ __all__ = ["UNITS", "Columns", "Law", "Values", "accuracy", "chinchilla", "curve
 _MODULES = (surface, curve, tuning, accuracy)
 
 
-def laws() -> Iterator[Law]:
+def all_laws() -> Iterator[Law]:
     """Every law of these modules."""
     return (value for module in _MODULES for value in vars(module).values() if isinstance(value, Law))
 
 
-def find(name: str) -> Law:
+def get_law(name: str) -> Law:
     """The law of that name, as a saved fit or a command line gives it. Raises KeyError, with the nearest name."""
-    known = {law.name: law for law in laws()}
+    known = {law.name: law for law in all_laws()}
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ";"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import expit, gammaln
 
-from analysis.laws.law import Law, product
+from analysis.laws.law import Law, all_combinations
 
 exponential_error = Law(
     "exponential_error",
@@ -90,7 +90,7 @@ log_centred = Law(
 
 def _log_centred_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Curves of several slopes through the median run, and through half and twice its height."""
-    s = product(alpha=np.array([0.03, 0.1, 0.2, 0.4, 0.8, 1.5]), height=np.array([0.5, 1.0, 2.0]))
+    s = all_combinations(alpha=np.array([0.03, 0.1, 0.2, 0.4, 0.8, 1.5]), height=np.array([0.5, 1.0, 2.0]))
     return {"alpha": s["alpha"], "A": -np.log(_share(x, y)) * s["height"] * np.median(x.flops) ** s["alpha"]}
 
 
@@ -110,7 +110,7 @@ log_centred_surface = Law(
 def _surface_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Both terms are given a share of what the median run needs, over several slopes."""
     slopes = np.array([0.1, 0.3, 0.7, 1.5])
-    s = product(alpha=slopes, beta=slopes, part=np.array([0.1, 0.5, 0.9]))
+    s = all_combinations(alpha=slopes, beta=slopes, part=np.array([0.1, 0.5, 0.9]))
     needed = -np.log(_share(x, y))
     return {
         "A": needed * s["part"] * np.median(x.params) ** s["alpha"],

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws.law import Law, product
+from analysis.laws.law import Law, all_combinations
 
 _RATES = (0.05, 0.15, 0.3, 0.5, 0.9, 1.5)
 _POSITIVE = (1e-100, 1e100)
@@ -49,7 +49,7 @@ m3 = Law(
     source=f"{_SOURCE}, M3",
     linear_in=("b",),
     bounds={"b": _POSITIVE, "g": (1e-30, 1e3), "c": _RATE},
-    starts=lambda x, y: product(c=_RATES, g=1 / (np.max(x.x) * np.array([0.3, 3.0, 30.0, 1e3]))),
+    starts=lambda x, y: all_combinations(c=_RATES, g=1 / (np.max(x.x) * np.array([0.3, 3.0, 30.0, 1e3]))),
     **_XY,
 )
 
@@ -88,7 +88,7 @@ def _m4(p: Any, x: Any) -> Any:
 
 def _m4_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """b puts the curve through the middle of the points."""
-    s = product(
+    s = all_combinations(
         c=_RATES, al=np.array([0.3, 1.0, 3.0]), e=np.array([0.05, 0.5, 0.9]) * np.min(y),
         e0=np.array([1.05, 1.5, 5.0]) * np.max(y),
     )  # fmt: skip
@@ -130,7 +130,7 @@ bnsl = Law(
         "d1": (1e-6, 1e30),
         "f1": (1e-3, 10.0),
     },
-    starts=lambda x, y: product(
+    starts=lambda x, y: all_combinations(
         c0=np.array([0.0, 0.1, 0.3, 0.7]),
         c1=np.array([-0.2, 0.2, 0.5]),
         f1=np.array([0.1, 0.5, 2.0]),
@@ -140,7 +140,7 @@ bnsl = Law(
 )
 
 
-def limits(law: Law, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
+def bounds_from_points(law: Law, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
     """Bounds that the points themselves put on a law of this module, for `fit_law(..., bounds=)`.
 
     What error is left at infinity lies below every point, as Alabdulmohsin et al. 2022 require; error before training

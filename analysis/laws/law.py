@@ -65,7 +65,7 @@ class Law:
     """The column that is predicted."""
     optimum: Callable[[Any], tuple[Any, Any]] | None = None
     """(G, a) of the compute-optimal params = G (flops / 6)^a, where there is a closed form."""
-    text: Callable[[Any], str] | None = None
+    format_values: Callable[[Any], str] | None = None
     """The law written out with its numbers; the formula followed by them unless given."""
 
     def __call__(self, values: Values, columns: Columns) -> np.ndarray:
@@ -76,8 +76,8 @@ class Law:
             return np.asarray(self.predict(p, x), np.float64)
 
     def describe(self, values: Values) -> str:
-        if self.text is not None:
-            return self.text(SimpleNamespace(**values))
+        if self.format_values is not None:
+            return self.format_values(SimpleNamespace(**values))
         return f"{self.formula}; " + ", ".join(f"{name} = {values[name]:.4g}" for name in self.parameters)
 
     @property
@@ -89,6 +89,6 @@ class Law:
         return f"Law({self.name}: {self.formula}; {self.source})"
 
 
-def product(**choices: Any) -> dict[str, np.ndarray]:
+def all_combinations(**choices: Any) -> dict[str, np.ndarray]:
     """Every combination of the choices, as arrays of one length: starts that a function works further on."""
     return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))

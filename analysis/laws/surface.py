@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws.law import Law, product
+from analysis.laws.law import Law, all_combinations
 
 _EXPONENTS = (0.08, 0.16, 0.25, 0.35, 0.45, 0.6, 0.9, 1.4)
 _FEW = (0.15, 0.3, 0.5, 0.9)
@@ -34,7 +34,7 @@ chinchilla = Law(
     bounds=_ADDITIVE,
     starts={"alpha": _EXPONENTS, "beta": _EXPONENTS},
     optimum=_chinchilla_optimum,
-    text=lambda p: f"L(N, D) = {p.E:.4g} + {p.A:.4g}/N^{p.alpha:.3f} + {p.B:.4g}/D^{p.beta:.3f}",
+    format_values=lambda p: f"L(N, D) = {p.E:.4g} + {p.A:.4g}/N^{p.alpha:.3f} + {p.B:.4g}/D^{p.beta:.3f}",
 )
 
 
@@ -52,7 +52,7 @@ kaplan = Law(
 
 def _kaplan_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Each term alone is given a share of the median loss: (Nc/N)^alpha_N = share_N L, (Dc/D)^alpha_D = share_D L."""
-    s = product(alpha_N=(*_FEW[:3], 0.07), alpha_D=(*_FEW[:3], 0.07), share_N=(0.5, 0.9), share_D=(0.5, 0.9))
+    s = all_combinations(alpha_N=(*_FEW[:3], 0.07), alpha_D=(*_FEW[:3], 0.07), share_N=(0.5, 0.9), share_D=(0.5, 0.9))
     n, d, loss = np.median(x.params), np.median(x.tokens), np.median(y)
     return {
         "Nc": n * (s["share_N"] * loss) ** (1 / s["alpha_N"]),
@@ -72,7 +72,9 @@ interaction = Law(
     linear_in=("E", "A", "B"),
     bounds=_ADDITIVE | {"gamma": (-3.0, 3.0)},
     starts={"alpha": (0.1, 0.2, 0.35, 0.6, 1.0), "beta": (0.1, 0.2, 0.35, 0.6, 1.0), "gamma": (-0.3, -0.1, 0.1, 0.3)},
-    text=lambda p: f"L(N, D) = {p.E:.4g} + {p.A:.4g}/N^{p.alpha:.3f} + {p.B:.4g} N^{p.gamma:.3f}/D^{p.beta:.3f}",
+    format_values=lambda p: (
+        f"L(N, D) = {p.E:.4g} + {p.A:.4g}/N^{p.alpha:.3f} + {p.B:.4g} N^{p.gamma:.3f}/D^{p.beta:.3f}"
+    ),
 )
 
 
@@ -96,7 +98,7 @@ def _farseer(p: Any, x: Any) -> Any:
 
 def _farseer_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """B falls or rises with N so that the second term at the median horizon does so a little."""
-    s = product(
+    s = all_combinations(
         E1=np.array([-0.05, -0.15]), E2=np.array([-0.3, 0.1]), B1=np.array([-0.3, 0.0, 0.2]), B2=np.array([-0.2, 0.2]),
         beta=_FEW[:3], beta1=np.array([-0.1, 0.1]), beta2=np.array([-0.2, 0.2]),
     )  # fmt: skip
@@ -125,7 +127,7 @@ def _saturating(p: Any, x: Any) -> Any:
 
 def _saturating_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """h is given a value at the median point, shared between its first two terms; the third starts small."""
-    s = product(alpha=_FEW, beta=_FEW, h=(0.1, 0.5), gamma=(-0.2, 0.2))
+    s = all_combinations(alpha=_FEW, beta=_FEW, h=(0.1, 0.5), gamma=(-0.2, 0.2))
     n, d = np.median(x.params), np.median(x.tokens)
     return {
         "L0": np.full(len(s["h"]), 1.2 * np.max(y)),
@@ -179,7 +181,7 @@ data_constrained = Law(
 
 def _data_constrained_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
     """Both terms are given a tenth of the median loss at the median point, or four tenths."""
-    s = product(alpha=_FEW[:3], beta=_FEW[:3], share=(0.1, 0.4), R_N=(1.0, 5.0, 30.0), R_D=(3.0, 15.0, 100.0))
+    s = all_combinations(alpha=_FEW[:3], beta=_FEW[:3], share=(0.1, 0.4), R_N=(1.0, 5.0, 30.0), R_D=(3.0, 15.0, 100.0))
     scale = s["share"] * np.median(y)
     return {name: s[name] for name in ("alpha", "beta", "R_N", "R_D")} | {
         "A": scale * np.median(x.params) ** s["alpha"],

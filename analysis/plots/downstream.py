@@ -80,7 +80,7 @@ def by_bits(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
                     law({n: rows[:, [i]] for i, n in enumerate(law.parameters)}, at)
                     for rows in (study.second.values[-1], study.second.draws[-1])
                 )
-                low, high = bootstrap.central(spread[np.isfinite(spread).all(1)], study.level)
+                low, high = bootstrap.central_interval(spread[np.isfinite(spread).all(1)], study.level)
                 axes.fill_between(x, low, high, color=theme.accent, alpha=BAND, linewidth=0, label="interval")
                 axes.plot(x, own[0], color=theme.accent, linewidth=1.6)
             _runs(axes, study, bits, theme)

@@ -62,7 +62,7 @@ def residuals(fit: SavedFit, theme: Theme = LIGHT) -> Figure:
     with canvas("What the law leaves unexplained", theme) as (figure, (axes,)):
         percent = 100 * np.expm1(fit.residuals)
         axes.axhline(0, color=theme.ink, linewidth=0.9)
-        low, high = bootstrap.central(percent, fit.document["level"])
+        low, high = bootstrap.central_interval(percent, fit.document["level"])
         axes.axhspan(float(low), float(high), color=theme.faint, alpha=0.22, linewidth=0, label="interval")
         sizes = fit.points["params"].to_numpy()
         shades = shaded(theme, sizes, sizes)

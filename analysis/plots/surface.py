@@ -51,15 +51,15 @@ def per_product(fit: SavedFit) -> float:
 
 def optimal(fit: SavedFit, flops: Any) -> tuple[Any, Any, Any]:
     """Compute-optimal (params, tokens, flops) at training FLOPs as the runs count them."""
-    params, tokens = compute_optimal.frontier(fit.law, fit.values, np.asarray(flops) * 6 / per_product(fit))
+    params, tokens = compute_optimal.optimal_allocation(fit.law, fit.values, np.asarray(flops) * 6 / per_product(fit))
     return params, tokens, flops
 
 
 def optimal_spread(fit: SavedFit, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Interval of compute-optimal params at each budget, by the bootstrap draws of the fit, at its level: [budgets]."""
     draws = {name: fit.draws[:, [i]] for i, name in enumerate(fit.law.parameters)}
-    params = compute_optimal.frontier(fit.law, draws, np.asarray(flops)[None] * 6 / per_product(fit))[0]
-    return bootstrap.central(params[np.isfinite(params).all(1)], fit.document["level"])
+    params = compute_optimal.optimal_allocation(fit.law, draws, np.asarray(flops)[None] * 6 / per_product(fit))[0]
+    return bootstrap.central_interval(params[np.isfinite(params).all(1)], fit.document["level"])
 
 
 def band(axes: Axes, fit: SavedFit, columns: dict[str, np.ndarray], x: np.ndarray, colour: str) -> None:

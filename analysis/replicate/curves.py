@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.fitting.curves import fit_curves, summary
+from analysis.fitting.curves import fit_curves, summarize_scores
 from analysis.laws import curve
 from analysis.replicate.study import Row, Study, at_most, read_csv
 
@@ -25,7 +25,7 @@ BOUNDS = {  # mean RMSLE of forecasts on translation, language modelling, BIG-Be
 def run(data: Path) -> list[Row]:
     table = read_csv(data, "benchmark.lang.csv").rename(columns=NAMES)
     laws = (curve.m1, curve.m2, curve.m3, curve.m4, curve.bnsl)
-    means = summary(fit_curves(table, laws, by=BY), BY)
+    means = summarize_scores(fit_curves(table, laws, by=BY), BY)
     rows = []
     for law, bounds in BOUNDS.items():
         for domain, bound in bounds.items():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from analysis.fitting.fit import Fit, fit_law, huber, refit_values
+from analysis.fitting.fit import Fit, fit_law, huber, refit_with_objectives
 from analysis.fitting.newton import Box
 from analysis.laws import Law, surface
 from analysis.replicate.study import Reason, Row, Study, at_most, compare, holds, read_csv
@@ -59,7 +59,7 @@ def run(data: Path) -> list[Row]:
 
 def descend(best: Fit, runs: Repeated, start: dict[str, float]) -> tuple[dict[str, float], float]:
     """(R_N*, R_D*) and objective of the minimum that a descent from `start` ends in."""
-    values, objectives = refit_values(replace(best, values=start), runs.columns, runs.loss)
+    values, objectives = refit_with_objectives(replace(best, values=start), runs.columns, runs.loss)
     return dict(zip(repeats.parameters, map(float, values[0]), strict=True)), float(objectives[0])
 
 
@@ -68,7 +68,9 @@ def profile(best: Fit, runs: Repeated, grid: np.ndarray) -> np.ndarray:
     low, high = (np.repeat(edge, len(grid), axis=0) for edge in best.box)
     low[:, 1] = high[:, 1] = np.log(grid)
     starts = [replace(best, values={"R_D": best.values["R_D"], "R_N": start}) for start in OTHERS]
-    return np.min([refit_values(start, runs.columns, runs.loss, box=Box(low, high))[1] for start in starts], axis=0)
+    return np.min(
+        [refit_with_objectives(start, runs.columns, runs.loss, box=Box(low, high))[1] for start in starts], axis=0
+    )
 
 
 def interval(objectives: np.ndarray, lowest: float, points: int, grid: np.ndarray) -> tuple[float, float]:

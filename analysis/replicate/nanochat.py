@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.fitting.isoflop import power_law
+from analysis.fitting.isoflop import fit_power_law
 from analysis.replicate.study import Reason, Row, Study, compare
 
 FLOPS = np.array([1e18, 2.15e18, 4.64e18, 1e19])  # the budgets of runs/scaling_laws.sh; the log rounds them to 1 digit
@@ -56,7 +56,7 @@ def run(_: Path) -> list[Row]:
     rows = []
     for optima in (MATMUL, TOTAL, BLOCKS):
         for name, values, published in zip("ND", (optima.params, optima.tokens), optima.exponents, strict=True):
-            ours = power_law(FLOPS, np.array(values)).exponent
+            ours = fit_power_law(FLOPS, np.array(values)).exponent
             quantity = f"{name}* exponent, {optima.counting}"
             rows.append(compare("nanochat", quantity, published, ours, 0.5 * 10**-optima.digits))
     return rows + _ratios()

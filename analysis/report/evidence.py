@@ -119,7 +119,7 @@ def gather(
     Raises:
       TableError: no fit, a fit of a law that has no figures, or `scans` that cannot be read.
     """
-    fit = saved_fit.load(directory / "fit.json")
+    fit = saved_fit.read_fit(directory / "fit.json")
     fit_plot.drawable(fit)
     path = directory / fit.document["table"]["path"]
     named_law = None if scans is None else _read_rate_law(scans, fit)
@@ -182,7 +182,7 @@ def _collapse(runs: Path, table: pd.DataFrame, fit: SavedFit) -> Collapse:
 
 
 def _backtest(points: pd.DataFrame, draws: int, fit: SavedFit) -> pd.DataFrame:
-    forecasts = backtest.forecasts(points, draws=draws, seed=fit.document["seed"])
+    forecasts = backtest.backtest_forecasts(points, draws=draws, seed=fit.document["seed"])
     if forecasts.empty:
         raise TableError("too few runs: no cut in compute leaves enough below it and any above it")
     return forecasts
@@ -191,8 +191,10 @@ def _backtest(points: pd.DataFrame, draws: int, fit: SavedFit) -> pd.DataFrame:
 def _read_rate_law(path: Path, fit: SavedFit) -> RateLaw:
     """The law of the JSON or of the table of scans that --scans names."""
     if path.suffix == ".json":
-        return learning_rate_law.read(path)
-    return learning_rate_law.rate_law(learning_rate_law.scans(results.read_table(path), fit.document["params_column"]))
+        return learning_rate_law.read_rate_law(path)
+    return learning_rate_law.fit_rate_law(
+        learning_rate_law.find_scans(results.read_table(path), fit.document["params_column"])
+    )
 
 
 def _rate_law(directory: Path, table: pd.DataFrame, fit: SavedFit) -> RateLaw:
@@ -200,13 +202,13 @@ def _rate_law(directory: Path, table: pd.DataFrame, fit: SavedFit) -> RateLaw:
     if "learning_rate" not in table:
         raise TableError("the table has no column learning_rate")
     try:
-        return learning_rate_law.rate_law(learning_rate_law.scans(table, column))
+        return learning_rate_law.fit_rate_law(learning_rate_law.find_scans(table, column))
     except TableError as error:
         sweep = _sweep_of_scans(fit)
         folder = directory.resolve().parent / sweep
         if not sweep or not folder.is_dir():
             raise TableError(f"{error}; name scans with --scans FILE") from None
-        return learning_rate_law.rate_law(learning_rate_law.scans(results.read_table(folder), column))
+        return learning_rate_law.fit_rate_law(learning_rate_law.find_scans(results.read_table(folder), column))
 
 
 def _sweep_of_scans(fit: SavedFit) -> str:

@@ -17,14 +17,14 @@ from analysis.fitting import bootstrap
 from analysis.fitting.fit import fit_law, lad, mse_log
 from analysis.fitting.fit import huber as huber_objective
 from analysis.forecasting import saved_fit
-from analysis.forecasting.saved_fit import SavedFit, Settings
-from analysis.laws import Law, chinchilla, find, surface
+from analysis.forecasting.saved_fit import FitSettings, SavedFit
+from analysis.laws import Law, chinchilla, get_law, surface
 from analysis.tables import results, table_checks
 from analysis.tables.results import select_points
 from tests.conftest import simulated
 
 pytestmark = pytest.mark.usefixtures("no_rivals")
-QUICK = Settings(draws=16, seed=2)
+QUICK = FitSettings(draws=16, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_fit_is_that_of_the_estimator_with_the_spread_of_its_bootstrap(table: 
 
 
 def test_level_seed_and_draws_are_those_of_the_settings(table: pd.DataFrame, built: SavedFit) -> None:
-    other = fit(table, settings=Settings(draws=24, seed=3, level=0.5))
+    other = fit(table, settings=FitSettings(draws=24, seed=3, level=0.5))
     assert other.draws.shape == (24, 5)
     assert other.values == built.values
     assert not np.array_equal(other.draws[:16], built.draws)
@@ -123,7 +123,7 @@ def test_every_result_prints_itself(built: SavedFit, table: pd.DataFrame) -> Non
 
 def test_to_json_is_the_whole_fit(built: SavedFit, tmp_path: Path) -> None:
     document = json.loads(built.to_json())
-    assert document == json.loads(saved_fit.save(built, tmp_path / "fit.json").read_text())
+    assert document == json.loads(saved_fit.write_fit(built, tmp_path / "fit.json").read_text())
     again = SavedFit(document)
     assert repr(again) == repr(built)
     pd.testing.assert_frame_equal(forecast(again, 2e9, 6e10), forecast(built, 2e9, 6e10), check_exact=True)
@@ -135,22 +135,22 @@ def test_objectives_by_name() -> None:
     assert api.objective("huber", 1e-2) == huber_objective(1e-2)
     assert api.objective("huber") == huber_objective(1e-3)
     assert (api.objective("lad"), api.objective("mse_log")) == (lad, mse_log)
-    assert not api.objective("mse").log
+    assert not api.objective("mse").is_log
 
 
 @pytest.mark.parametrize(
     ("law", "settings", "words"),
     [
         ("chinchila", QUICK, r"\bchinchila\b.*\bchinchilla\b.*\bchinchilla\b.*\bchosen\b"),
-        ("chinchilla", Settings(fixed={"gama": 1.0}), r"chinchilla\b.*\bgama\b.* E, A, B, alpha, beta"),
-        ("chinchilla", Settings(fixed={"alpha": -1.0}), r"alpha = -1\b.*chinchilla"),
-        ("chinchilla", Settings(bounds={"beta": (2.0, 1.0)}), r"beta\b.*\b2\b.*\b1\b"),
+        ("chinchilla", FitSettings(fixed={"gama": 1.0}), r"chinchilla\b.*\bgama\b.* E, A, B, alpha, beta"),
+        ("chinchilla", FitSettings(fixed={"alpha": -1.0}), r"alpha = -1\b.*chinchilla"),
+        ("chinchilla", FitSettings(bounds={"beta": (2.0, 1.0)}), r"beta\b.*\b2\b.*\b1\b"),
         ("data_constrained", QUICK, "unique_tokens"),
         ("m2", QUICK, r"\bx, y\b"),
     ],
 )
 def test_what_does_not_go_together_is_a_table_error(
-    table: pd.DataFrame, law: str, settings: Settings, words: str
+    table: pd.DataFrame, law: str, settings: FitSettings, words: str
 ) -> None:
     with pytest.raises(TableError, match=words):
         fit(table, law, settings)
@@ -161,7 +161,7 @@ def curve() -> SavedFit:
     """A law of one column that is neither params nor tokens."""
     x = np.geomspace(1, 1e3, 20)
     noise = np.exp(np.random.default_rng(0).normal(0, 1e-3, 20))
-    return fit(pd.DataFrame({"x": x, "y": (0.5 + 2 * x**-0.5) * noise}), "m2", Settings(draws=8, holdout="largest"))
+    return fit(pd.DataFrame({"x": x, "y": (0.5 + 2 * x**-0.5) * noise}), "m2", FitSettings(draws=8, holdout="largest"))
 
 
 def test_a_curve_is_fitted_and_says_what_it_cannot_do(curve: SavedFit) -> None:
@@ -172,7 +172,7 @@ def test_a_curve_is_fitted_and_says_what_it_cannot_do(curve: SavedFit) -> None:
     assert curve.parameters.index.tolist() == ["e", "b", "c"]
     assert re.search(r"^19\b", repr(curve), re.M)
     again = SavedFit(json.loads(curve.to_json()))
-    assert (again.law.name, again.predictive.limit) == ("m2", np.inf)
+    assert (again.law.name, again.predictive.max_flops) == ("m2", np.inf)
     with pytest.raises(TableError, match=r"\bm2\b.*\bx\b"):
         forecast(curve, 1e9, 1e10)
     with pytest.raises(TableError, match=r"\bm2\b.*\bparams\b.*\btokens\b"):
@@ -180,9 +180,10 @@ def test_a_curve_is_fitted_and_says_what_it_cannot_do(curve: SavedFit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "flag"), [(Settings(power=1.0), "--weight-power 1"), (Settings(holdout="1e20"), "--holdout 1e20")]
+    ("settings", "flag"),
+    [(FitSettings(weight_power=1.0), "--weight-power 1"), (FitSettings(holdout="1e20"), "--holdout 1e20")],
 )
-def test_a_table_without_flops_has_no_window_in_them(settings: Settings, flag: str) -> None:
+def test_a_table_without_flops_has_no_window_in_them(settings: FitSettings, flag: str) -> None:
     table = pd.DataFrame({"x": np.geomspace(1, 1e3, 20), "y": np.linspace(3, 1, 20)})
     with pytest.raises(TableError, match=rf"{flag}\b.*\bflops\b"):
         fit(table, "m2", settings)
@@ -198,8 +199,8 @@ def test_another_response_is_forecast_and_compared() -> None:
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 1e10, 4), np.geomspace(1e9, 1e11, 4)))
     rates = 1.8 * n**-0.713 * d**0.307 * np.exp(np.random.default_rng(0).normal(0, 0.05, 16))
     table = pd.DataFrame({"params": n, "tokens": d, "learning_rate": rates})
-    law = find("learning_rate")
-    built = fit(table, law, Settings(draws=8, holdout="largest"))
+    law = get_law("learning_rate")
+    built = fit(table, law, FitSettings(draws=8, holdout="largest"))
     (row,) = built.forecast(built.held_out)
     assert row["measured"] == rates[-1]
     assert row["predicted"] == pytest.approx(rates[-1], rel=0.3)
@@ -218,7 +219,7 @@ def test_plot_draws_any_figure_by_its_name(built: SavedFit) -> None:
 
 def test_a_panel_is_made_when_asked_for(table: pd.DataFrame, built: SavedFit) -> None:
     assert "sensitivity" not in built.document
-    shown = fit(table, settings=Settings(draws=8), panel=True)
+    shown = fit(table, settings=FitSettings(draws=8), panel=True)
     rows = shown.document["sensitivity"]
     assert isinstance(plot(shown, "sensitivity"), Figure)
     assert rows[0]["alpha"] == built.values["alpha"]

@@ -133,7 +133,7 @@ def test_the_keys_of_the_json_are_those_that_scripts_read(
         assert 0 < facts["standard_errors"][name] < high - low < 10 * facts["standard_errors"][name]
     assert (facts["bounds_hit"], facts["warnings"], facts["n"]) == ([], [], 30)
     assert facts["fit"] == str(tmp_path / "own.json")
-    assert saved_fit.load(tmp_path / "own.json").values == values
+    assert saved_fit.read_fit(tmp_path / "own.json").values == values
     printed = capsys.readouterr().out
     for name, value in values.items():
         assert f"{name} {value:.4g} ".split() in [line.split()[:2] for line in printed.splitlines()]
@@ -309,7 +309,7 @@ def test_odd_tables_are_fitted_with_a_warning_that_names_rows(
     assert found, facts["warnings"]
     assert found[0] in capsys.readouterr().out
     assert all(np.isfinite(value) for value in facts["parameters"].values()), "and no silent NaN"
-    assert saved_fit.load(tmp_path / "fit.json").document["warnings"] == facts["warnings"]
+    assert saved_fit.read_fit(tmp_path / "fit.json").document["warnings"] == facts["warnings"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from analysis.commands import fit
 from analysis.commands.forecast import forecast
 from analysis.errors import TableError
-from analysis.forecasting.sealed_forecast import HELD_OUT, KNOWN
+from analysis.forecasting.sealed_forecast import HELD_OUT, NOTES
 from analysis.laws import chinchilla
 from tests.conftest import PLANTED, in_process, simulated
 
@@ -107,13 +107,13 @@ def test_a_lock_that_is_there_stops_the_whole_command(fitted: Path, tmp_path: Pa
 def test_the_command_line_takes_a_fit_or_a_lock(fitted: Path, tmp_path: Path) -> None:
     locked = in_process("forecast", fitted, "--seal", "lock.json", "--out", "f.json", cwd=tmp_path)
     assert locked.returncode == 0, locked.stderr
-    assert KNOWN[HELD_OUT] in locked.stdout
+    assert NOTES[HELD_OUT] in locked.stdout
     table = fitted.parent / "t.csv"
     scored = in_process("forecast", "--score", "lock.json", "--table", table, "--json", "s.json", cwd=tmp_path)
     assert scored.returncode == 0, scored.stderr
     facts = json.loads((tmp_path / "s.json").read_text())
     assert facts["scored"] == 1
-    assert facts["rows"][0]["note"] == KNOWN[HELD_OUT]
+    assert facts["rows"][0]["note"] == NOTES[HELD_OUT]
     neither = in_process("forecast", cwd=tmp_path)
     assert neither.returncode == 2
     assert neither.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ from analysis.commands import design
 from analysis.design.optimal_design import NOISE, WORTH, Belief, Policy, believe, propose
 from analysis.errors import TableError
 from analysis.fitting.fit import fit_law, huber, mse_log, refit
-from analysis.laws import chinchilla, find
+from analysis.laws import chinchilla, get_law
 from analysis.tables.results import select_points
 from tests.conftest import PLANTED, in_process, simulated
 
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_design(cheap: pd.DataFrame, belief: Belief
 
 def test_what_cannot_be_designed_is_said(cheap: pd.DataFrame, belief: Belief, offered: pd.DataFrame) -> None:
     with pytest.raises(TableError, match=r"kaplan_like.*params.*tokens"):
-        believe(replace(find("m2"), name="kaplan_like"), VALUES, cheap, TARGET)
+        believe(replace(get_law("m2"), name="kaplan_like"), VALUES, cheap, TARGET)
     with pytest.raises(TableError, match=r"drift -0\.1"):
         believe(chinchilla, VALUES, cheap, TARGET, drift=-0.1)
     with pytest.raises(TableError, match=r"budget 1e\+10\b.*\b20\b"):

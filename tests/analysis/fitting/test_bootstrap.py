@@ -24,7 +24,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
 
 def test_clusters_are_drawn_whole() -> None:
     member = np.repeat(np.arange(10), 3)
-    weights = bootstrap.resamples(np.random.default_rng(0), member, np.arange(30), 5, 1)[0]
+    weights = bootstrap.draw_weights(np.random.default_rng(0), member, np.arange(30), 5, 1)[0]
     assert (weights.reshape(10, 3) == weights.reshape(10, 3)[:, :1]).all()
     assert weights.sum() == 30
     assert len(set(weights)) > 1
@@ -32,9 +32,9 @@ def test_clusters_are_drawn_whole() -> None:
 
 def test_few_trunks_are_not_resampled_whole_and_it_says_so() -> None:
     table = simulated()
-    assert bootstrap.clusters(select_points(table).table, 5)[1] == ""
+    assert bootstrap.choose_clusters(select_points(table).table, 5)[1] == ""
     table["branch_of"] = [f"trunk{i % 4}" for i in range(len(table))]
-    unit, note = bootstrap.clusters(select_points(table).table, 5)
+    unit, note = bootstrap.choose_clusters(select_points(table).table, 5)
     assert re.search(r"\b4\b", note)
     assert len(np.unique(unit)) == 30
 
@@ -42,12 +42,12 @@ def test_few_trunks_are_not_resampled_whole_and_it_says_so() -> None:
 def test_every_resample_determines_the_law() -> None:
     """Nine runs, five parameters: draws with fewer than six distinct ones are drawn again."""
     generator, member = np.random.default_rng(0), np.arange(9)
-    weights = bootstrap.resamples(generator, member, member, 5, 300)
+    weights = bootstrap.draw_weights(generator, member, member, 5, 300)
     assert ((weights > 0).sum(1) > 5).all()
 
 
 def test_the_central_interval_is_made_of_quantiles() -> None:
-    low, high = bootstrap.central(np.arange(1001.0)[:, None], 0.9)
+    low, high = bootstrap.central_interval(np.arange(1001.0)[:, None], 0.9)
     assert (low[0], high[0]) == pytest.approx((50.0, 950.0))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from analysis.commands.curves import curves
 from analysis.errors import TableError
-from analysis.fitting.curves import LAWS, WEIGHTINGS, fit_curve, fit_curves, summary
+from analysis.fitting.curves import CURVE_LAWS, WEIGHTINGS, fit_curve, fit_curves, summarize_scores
 from analysis.laws.curve import m1, m2, m4
 from analysis.tables.results import read_table
 
@@ -50,11 +50,13 @@ def table_of(*names: str, points: int = 12) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_every_law_finds_a_planted_curve_under_every_weighting(name: str) -> None:
-    law, planted = LAWS[name], PLANTED[name]
+    law, planted = CURVE_LAWS[name], PLANTED[name]
     shuffled = np.random.default_rng(0).permutation(X)
     fit = fit_curve(law, shuffled, law(planted, {"x": shuffled}))
     beyond = X[-1] * np.array([1.0, 10.0, 100.0])
-    np.testing.assert_allclose(fit.each(beyond), np.tile(law(planted, {"x": beyond}), (len(WEIGHTINGS), 1)), rtol=1e-4)
+    np.testing.assert_allclose(
+        fit.predict_each(beyond), np.tile(law(planted, {"x": beyond}), (len(WEIGHTINGS), 1)), rtol=1e-4
+    )
     for parameter, value in planted.items():
         np.testing.assert_allclose(fit.values[parameter], value, rtol=1e-2, err_msg=parameter)
 
@@ -62,11 +64,11 @@ def test_every_law_finds_a_planted_curve_under_every_weighting(name: str) -> Non
 def test_a_forecast_is_the_geometric_mean_of_the_weightings() -> None:
     noisy = m1(PLANTED["m1"], {"x": X}) * np.exp(np.random.default_rng(1).normal(0, 0.05, len(X)))
     fit = fit_curve(m1, X, noisy)
-    assert np.ptp(fit.each([1e10])) > 1e-3
+    assert np.ptp(fit.predict_each([1e10])) > 1e-3
     for power, row in zip(WEIGHTINGS, fit.vectors, strict=True):
         slope, level = np.polyfit(np.log(X), np.log(noisy), 1, w=X ** (power / 2))
         np.testing.assert_allclose(row, [np.exp(level), -slope], rtol=1e-6)
-    np.testing.assert_allclose(fit.predict([1e10]), np.prod(fit.each([1e10])) ** (1 / 3), rtol=1e-8)
+    np.testing.assert_allclose(fit.predict([1e10]), np.prod(fit.predict_each([1e10])) ** (1 / 3), rtol=1e-8)
 
 
 def test_m4_is_the_root_of_its_formula() -> None:
@@ -95,9 +97,9 @@ def test_m4_has_the_derivatives_of_its_root() -> None:
 @pytest.mark.slow
 def test_the_language_benchmark_is_extrapolated_no_worse_than_the_reference(shared_data: Path) -> None:
     table = read_table(shared_data / "alabdulmohsin_language" / "benchmark.lang.csv", LANGUAGE)
-    scores = fit_curves(table, [LAWS[name] for name in README], by=BY)
+    scores = fit_curves(table, [CURVE_LAWS[name] for name in README], by=BY)
     assert re.search(r"\b687\b.*\b1399\b", scores.attrs["warnings"][0])
-    means = summary(scores, BY).set_index(["law", "domain"])
+    means = summarize_scores(scores, BY).set_index(["law", "domain"])
     assert means.loc["m1", "curves"].tolist() == [5, 5, 10]
     for law, reference in README.items():
         ours = [float(means.loc[(law, domain), "mean"]) for domain in ("NMT", "LM", "BB")]
@@ -143,7 +145,7 @@ def test_curves_that_cannot_be_fitted_or_scored_are_named() -> None:
     assert re.search(r"\bm4\b.*\b6\b.*\bshort\b", few)
     assert re.search(r"\bdone\b", unscored)
     assert "short" not in unscored
-    assert summary(scores, ["name"])["curves"].tolist() == [2, 1]
+    assert summarize_scores(scores, ["name"])["curves"].tolist() == [2, 1]
     with pytest.raises(TableError, match="curve"):
         fit_curves(table_of("a").assign(train=1), [m2])
 
@@ -151,7 +153,7 @@ def test_curves_that_cannot_be_fitted_or_scored_are_named() -> None:
 def test_wins_are_counted_after_a_cut_to_three_decimals_and_ties_share() -> None:
     rows = [("A", 1, "p", 0.0119), ("A", 1, "q", 0.0111), ("A", 2, "p", 0.02), ("A", 2, "q", 0.019), ("B", 3, "p", 0.5)]
     scores = pd.DataFrame(rows, columns=["domain", "curve", "law", "rmsle"]).rename(columns={"domain": "D"})
-    found = summary(scores.rename(columns={"curve": "C"}), ["D", "C"]).set_index(["domain", "law"])
+    found = summarize_scores(scores.rename(columns={"curve": "C"}), ["D", "C"]).set_index(["domain", "law"])
     assert found["wins"].tolist()[:2] == [0.25, 0.75]
     assert found.loc[("A", "p"), "mean"] == pytest.approx(0.01595)
     assert np.isnan(found.loc[("B", "p"), "wins"])

@@ -25,7 +25,7 @@ def test_a_planted_law_without_noise_is_found_exactly(objective: Objective) -> N
     for name, value in PLANTED.items():
         assert fit.values[name] == pytest.approx(value, rel=1e-5)
     assert fit.warnings() == []
-    assert fit.reached >= fit.starts // 2
+    assert fit.starts_at_optimum >= fit.starts // 2
 
 
 def test_noise_moves_the_values_a_little_and_an_outlier_not_at_all() -> None:
@@ -63,13 +63,13 @@ def test_no_neighbour_is_better() -> None:
 
 def test_params_and_tokens_that_move_together_are_called_inseparable_and_a_run_is_proposed() -> None:
     points = select_points(simulated(2e-3)).table
-    assert fit_law(chinchilla, points, points["loss"].to_numpy()).unidentified == ""
+    assert fit_law(chinchilla, points, points["loss"].to_numpy()).identifiability_warning == ""
     points["tokens"] = 20 * points["params"]
     points["loss"] = chinchilla(PLANTED, points) * np.exp(np.random.default_rng(0).normal(0, 2e-3, len(points)))
     fit = fit_law(chinchilla, points, points["loss"].to_numpy())
-    assert fit.unidentified in fit.warnings()
-    assert re.search(r"\bN = \d\S*, D = \d", fit.unidentified), "a run"
-    assert {"alpha", "beta"} <= set(re.findall(r"\w+", fit.unidentified))
+    assert fit.identifiability_warning in fit.warnings()
+    assert re.search(r"\bN = \d\S*, D = \d", fit.identifiability_warning), "a run"
+    assert {"alpha", "beta"} <= set(re.findall(r"\w+", fit.identifiability_warning))
 
 
 def test_a_bound_that_is_hit_is_reported() -> None:

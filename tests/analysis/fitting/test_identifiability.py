@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.fitting.fit import Fit, fit_law, mse_log, refit
-from analysis.fitting.identifiability import conditioning, verdict
-from analysis.fitting.newton import relative_slopes, searched
+from analysis.fitting.identifiability import condition_ratio, describe_unidentified
+from analysis.fitting.newton import log_prediction_jacobian, theta_from_values
 from analysis.laws import chinchilla, curve
 from tests.conftest import PLANTED
 
@@ -42,7 +42,7 @@ def judged(columns: Columns, noise: float) -> str:
     """The verdict at the planted values, on residuals of that size."""
     truth, free = chinchilla(PLANTED, columns), np.ones(5, bool)
     response = truth * np.exp(noise * np.where(np.arange(len(truth)) % 2, 1.0, -1.0))
-    return verdict(chinchilla, searched(chinchilla, TRUTH), columns, response, free)
+    return describe_unidentified(chinchilla, theta_from_values(chinchilla, TRUTH), columns, response, free)
 
 
 def named(text: str, parameters: tuple[str, ...] = chinchilla.parameters) -> set[str]:
@@ -77,7 +77,7 @@ def test_the_verdict_names_parameters_and_a_run_that_tells_them_apart(
     """Simulated at the planted values with noise of 0.1 %: with the proposed run added, the exponent that is worst
     determined spreads less than half as much as with the middle run repeated. The run costs no more than the largest.
     """
-    text = fitted(planted, columns, 1e-3).unidentified
+    text = fitted(planted, columns, 1e-3).identifiability_warning
     assert named(text) >= blamed
     assert not named(text) & sound
     assert spans(text) == cause, "where N and D move together, no span is to blame"
@@ -108,27 +108,27 @@ def test_a_parameter_that_is_held_is_not_blamed() -> None:
     free = np.array([name not in ("A", "alpha") for name in chinchilla.parameters])
     response = truth * np.exp(1e-4 * np.where(np.arange(len(truth)) % 2, 1.0, -1.0))
     assert "alpha" in judged(LINE, 1e-4)
-    assert verdict(chinchilla, searched(chinchilla, TRUTH), LINE, response, free) == ""
+    assert describe_unidentified(chinchilla, theta_from_values(chinchilla, TRUTH), LINE, response, free) == ""
 
 
 def test_a_curve_that_is_flat_is_called_so_and_wider_runs_asked_for() -> None:
     x = {"x": np.geomspace(1e6, 2e6, 8)}
     values = {"e": 0.5, "b": 3.0, "c": 0.3}
-    theta = searched(curve.m2, np.array([values[name] for name in curve.m2.parameters]))
+    theta = theta_from_values(curve.m2, np.array([values[name] for name in curve.m2.parameters]))
     response = curve.m2(values, x) * (1 + 1e-3 * np.cos(np.arange(8)))
-    text = verdict(curve.m2, theta, x, response, np.ones(3, bool))
+    text = describe_unidentified(curve.m2, theta, x, response, np.ones(3, bool))
     assert named(text, curve.m2.parameters) == set(curve.m2.parameters)
     assert not re.search(r"\d", text), "a law of one column is offered no run in N and D"
 
 
 def test_conditioning_does_not_depend_on_units_and_is_nought_for_copies() -> None:
-    slopes = relative_slopes(chinchilla, searched(chinchilla, TRUTH), FULL)
-    assert conditioning(slopes * np.geomspace(1e-6, 1e6, 5)) == pytest.approx(conditioning(slopes), rel=1e-6)
-    assert conditioning(np.eye(4)[:, :3]) == pytest.approx(1.0)
-    assert conditioning(slopes[:, [0, 1, 1]]) == pytest.approx(0.0, abs=1e-8)
-    along = relative_slopes(chinchilla, searched(chinchilla, TRUTH), LINE)
-    assert conditioning(along) < conditioning(slopes) / 100
-    assert conditioning(np.full((4, 2), np.nan)) == 0.0
+    slopes = log_prediction_jacobian(chinchilla, theta_from_values(chinchilla, TRUTH), FULL)
+    assert condition_ratio(slopes * np.geomspace(1e-6, 1e6, 5)) == pytest.approx(condition_ratio(slopes), rel=1e-6)
+    assert condition_ratio(np.eye(4)[:, :3]) == pytest.approx(1.0)
+    assert condition_ratio(slopes[:, [0, 1, 1]]) == pytest.approx(0.0, abs=1e-8)
+    along = log_prediction_jacobian(chinchilla, theta_from_values(chinchilla, TRUTH), LINE)
+    assert condition_ratio(along) < condition_ratio(slopes) / 100
+    assert condition_ratio(np.full((4, 2), np.nan)) == 0.0
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
@@ -138,6 +138,6 @@ def test_an_exact_line_is_never_called_separable_however_small_the_noise(noise: 
     x = {"params": params, "tokens": 20 * params}
     loss = chinchilla({**PLANTED, "alpha": 0.5, "beta": 0.28}, x)
     loss = loss * np.exp(np.random.default_rng(0).normal(0, noise, 30)) if noise else loss
-    text = fit_law(chinchilla, x, loss).unidentified
+    text = fit_law(chinchilla, x, loss).identifiability_warning
     assert named(text)
     assert spans(text) == {}

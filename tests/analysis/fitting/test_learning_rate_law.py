@@ -10,7 +10,14 @@ import pytest
 
 from analysis.commands.rates import rates
 from analysis.errors import TableError
-from analysis.fitting.learning_rate_law import ALL_DIVERGED, facts, optimum, rate_law, read, scans
+from analysis.fitting.learning_rate_law import (
+    ALL_DIVERGED,
+    best_rate,
+    find_scans,
+    fit_rate_law,
+    rate_document,
+    read_rate_law,
+)
 from analysis.plots import learning_rates
 from scaling.errors import InputError
 from scaling.recipes import recipes
@@ -41,35 +48,35 @@ def table(noise: float = 0.0, off: float = 1.3, sizes: dict[int, float] = SIZES)
 
 
 def test_the_vertex_of_a_parabola_is_found_exactly() -> None:
-    for scan in scans(table()):
+    for scan in find_scans(table()):
         assert scan.best == pytest.approx(best(scan.params), rel=1e-8)
         assert scan.loss == pytest.approx(2.0, abs=1e-8)
         assert scan.at_bound == ""
 
 
 def test_the_law_through_the_optima_comes_back() -> None:
-    law = rate_law(scans(table()))
+    law = fit_rate_law(find_scans(table()))
     assert law.exponent == pytest.approx(-0.4)
     assert law(1e4) == pytest.approx(0.01)
     assert law.rms == pytest.approx(0, abs=1e-6)
-    noisy = rate_law(scans(table(0.004, sizes=MANY)))
+    noisy = fit_rate_law(find_scans(table(0.004, sizes=MANY)))
     assert noisy.exponent == pytest.approx(-0.4, abs=3 * noisy.stderr)
     assert 0.002 < noisy.stderr < 0.1
 
 
 @pytest.mark.parametrize(("off", "bound"), [(0.1, "highest"), (10.0, "lowest")])
 def test_an_optimum_at_the_edge_of_what_was_tried_is_none(off: float, bound: str) -> None:
-    found = scans(table(off=off))
+    found = find_scans(table(off=off))
     assert {scan.at_bound for scan in found} == {bound}
     with pytest.raises(TableError, match=rf"w16-d2 .*{bound}"):
-        rate_law(found)
+        fit_rate_law(found)
 
 
 def test_a_rate_that_diverged_was_tried() -> None:
     one, two, three = np.array([0.1, 0.2, 0.4]), np.array([2.0, 1.9, np.nan]), np.array([np.nan] * 3)
-    assert optimum(one, two) == (0.2, 1.9, "")
-    assert optimum(one, three)[2] == ALL_DIVERGED
-    assert optimum(one, np.array([np.nan, 1.9, 2.0]))[2] == ""
+    assert best_rate(one, two) == (0.2, 1.9, "")
+    assert best_rate(one, three)[2] == ALL_DIVERGED
+    assert best_rate(one, np.array([np.nan, 1.9, 2.0]))[2] == ""
 
 
 def test_runs_that_diverged_early_stay_in_their_scan() -> None:
@@ -77,7 +84,7 @@ def test_runs_that_diverged_early_stay_in_their_scan() -> None:
     made = table(off=2.0).assign(budget_tokens=1e6)
     wild = made["learning_rate"] > 3 * made["params_matmul"].map(best)
     made.loc[wild, ["status", "loss", "tokens"]] = ["diverged", np.nan, 3e5]
-    found = scans(made)
+    found = find_scans(made)
     assert [(len(scan.rates), scan.at_bound, scan.tokens) for scan in found] == [(5, "", 1e6)] * 3
     assert [scan.best for scan in found] == pytest.approx([best(scan.params) for scan in found], rel=1e-6)
 
@@ -85,16 +92,16 @@ def test_runs_that_diverged_early_stay_in_their_scan() -> None:
 def test_one_rate_twice_in_a_scan_is_refused() -> None:
     made = table()
     with pytest.raises(TableError, match=r"learning_rate.*0\.00325"):
-        scans(pd.concat([made, made.iloc[:1]]))
+        find_scans(pd.concat([made, made.iloc[:1]]))
 
 
 def test_runs_that_differ_in_more_are_another_scan() -> None:
     other = table().assign(tokens=2e6)
-    assert len(scans(pd.concat([table(), other]))) == 6
+    assert len(find_scans(pd.concat([table(), other]))) == 6
     with pytest.raises(TableError, match=r"\b3\b.*learning_rate"):
-        scans(table().assign(batch_tokens=np.arange(15)))
+        find_scans(table().assign(batch_tokens=np.arange(15)))
     with pytest.raises(TableError, match="learning_rate"):
-        scans(table().drop(columns="learning_rate"))
+        find_scans(table().drop(columns="learning_rate"))
 
 
 def told(said: str, scan: str, why: str) -> bool:
@@ -126,7 +133,7 @@ def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
 
 
 def test_a_figure_names_every_size() -> None:
-    axes = learning_rates.tried(rate_law(scans(table()))).axes[0]
+    axes = learning_rates.tried(fit_rate_law(find_scans(table()))).axes[0]
     assert [text.get_text().strip() for text in axes.texts] == ["10k", "40k", "200k"]
 
 
@@ -134,17 +141,17 @@ def test_a_figure_names_every_size() -> None:
 def test_a_size_that_always_diverged_is_left_out_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = table()
     made.loc[made["width"] == 64, ["status", "loss"]] = ["diverged", np.nan]
-    law = rate_law(scans(made))
+    law = fit_rate_law(find_scans(made))
     assert law.exponent == pytest.approx(-0.4)
     assert [text.get_text().strip() for text in learning_rates.tried(law).axes[0].texts] == ["10k", "40k"]
     made.to_csv(tmp_path / "scans.csv", index=False)
     rates(tmp_path / "scans.csv", tmp_path / "rates.json", tmp_path / "rates.png")
     assert told(capsys.readouterr().out, "w64-d2 at 1,000,000 tokens", ALL_DIVERGED)
-    assert [scan.at_bound for scan in read(tmp_path / "rates.json").scans] == ["", "", ALL_DIVERGED]
+    assert [scan.at_bound for scan in read_rate_law(tmp_path / "rates.json").scans] == ["", "", ALL_DIVERGED]
     with pytest.raises(TableError, match=rf"w64-d2 at 1,000,000 tokens.*{ALL_DIVERGED}"):
-        rate_law(scans(made[made["width"] != 32]))
+        fit_rate_law(find_scans(made[made["width"] != 32]))
 
 
 def test_facts_are_json() -> None:
-    law = rate_law(scans(table()[lambda t: t["width"] != 64]))
-    assert json.loads(json.dumps(facts(law, "x", "y"), allow_nan=False))["law"]["stderr"] is None
+    law = fit_rate_law(find_scans(table()[lambda t: t["width"] != 64]))
+    assert json.loads(json.dumps(rate_document(law, "x", "y"), allow_nan=False))["law"]["stderr"] is None

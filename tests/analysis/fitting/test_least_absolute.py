@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from analysis.fitting.fit import Fit, fit_law, lad
-from analysis.fitting.least_absolute import polish
-from analysis.fitting.newton import searched
+from analysis.fitting.least_absolute import descend_to_vertex
+from analysis.fitting.newton import theta_from_values
 from analysis.laws import chinchilla
 from analysis.tables import public
 from tests.conftest import simulated
@@ -50,9 +50,9 @@ def test_no_neighbour_has_a_lower_sum(vertex: Fit) -> None:
 def test_a_vertex_is_reached_from_afar(vertex: Fit) -> None:
     """From half its exponents and a loss many times too high: linear programs of their own would overshoot."""
     for factors in (np.array([1.0, 1.0, 1.0, 0.5, 0.5]), np.array([0.5, 1.0, 1.0, 1.5, 1.5])):
-        start = searched(chinchilla, vertex.vector() * factors)
-        found = polish(chinchilla, True, X, LOSS, np.ones(len(LOSS)), start, vertex.box)
-        np.testing.assert_allclose(found, searched(chinchilla, vertex.vector()), rtol=1e-8)
+        start = theta_from_values(chinchilla, vertex.vector() * factors)
+        found = descend_to_vertex(chinchilla, True, X, LOSS, np.ones(len(LOSS)), start, vertex.box)
+        np.testing.assert_allclose(found, theta_from_values(chinchilla, vertex.vector()), rtol=1e-8)
 
 
 def test_a_bound_that_binds_is_where_the_fit_ends(vertex: Fit) -> None:

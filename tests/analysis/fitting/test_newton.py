@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from analysis.fitting import newton
-from analysis.fitting.fit import Fit, fit_law, fit_rows, mse_log, refit, refit_values
+from analysis.fitting.fit import Fit, fit_each_weighting, fit_law, mse_log, refit, refit_with_objectives
 from analysis.fitting.newton import (
-    LANES,
-    ROOM,
+    PROBLEMS_PER_CALL,
+    SLOTS,
     Box,
     Problems,
-    natural,
-    padded,
-    positive,
-    relative_slopes,
-    searched,
+    is_log_searched,
+    log_prediction_jacobian,
+    padded_length,
     solve,
+    theta_from_values,
+    values_from_theta,
 )
 from analysis.laws import chinchilla
 from tests.conftest import PLANTED, simulated
@@ -25,7 +25,7 @@ from tests.conftest import PLANTED, simulated
 TABLE = simulated()
 X = {"params": TABLE["params_matmul"].to_numpy(), "tokens": TABLE["tokens"].to_numpy()}
 TRUTH = np.array([PLANTED[name] for name in chinchilla.parameters])
-ZONES = mse_log.zones((1.0,))
+ZONES = mse_log.zone_widths((1.0,))
 # Two searches of one optimum: a search ends where it expects to lower its objective by less than TIGHT of it, which
 # leaves a parameter about sqrt(25 TIGHT) = 2e-5 of its standard error away, and sums of another order round otherwise.
 SAME = 1e-6
@@ -39,14 +39,14 @@ def responses(count: int, seed: int = 0) -> np.ndarray:
 
 def solved(losses: np.ndarray, box: Box | None = None, weights: np.ndarray | None = None) -> np.ndarray:
     """Optima of each row of losses, from the planted values: [problems, parameters], as searched."""
-    starts = np.tile(searched(chinchilla, TRUTH), (len(losses), 1))
+    starts = np.tile(theta_from_values(chinchilla, TRUTH), (len(losses), 1))
     weights = np.ones((1, losses.shape[1])) if weights is None else weights
     return solve(chinchilla, True, X, Problems(starts, weights, losses, box or whole()), ZONES)[0]
 
 
 def whole() -> Box:
     low, high = np.array([chinchilla.bounds[name] for name in chinchilla.parameters]).T
-    return Box(searched(chinchilla, low)[None], searched(chinchilla, high)[None])
+    return Box(theta_from_values(chinchilla, low)[None], theta_from_values(chinchilla, high)[None])
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def planted() -> Fit:
     return fit_law(chinchilla, X, responses(1)[0], mse_log)
 
 
-@pytest.mark.parametrize("count", [1, 3, LANES + 1, ROOM + 1])
+@pytest.mark.parametrize("count", [1, 3, SLOTS + 1, PROBLEMS_PER_CALL + 1])
 def test_a_problem_has_one_answer_whatever_is_solved_beside_it(count: int) -> None:
-    losses = responses(ROOM + 1)
+    losses = responses(PROBLEMS_PER_CALL + 1)
     together = solved(losses[:count])
     assert together.shape == (count, 5)
     for index in {0, count // 2, count - 1}:
@@ -73,19 +73,23 @@ def test_an_answer_is_a_minimum() -> None:
     """The gradient is nought, by the law's own slopes rather than the engine's."""
     losses = responses(3)
     for theta, y in zip(solved(losses), losses, strict=True):
-        slopes = relative_slopes(chinchilla, theta, X)
-        residual = np.log(chinchilla(dict(zip(chinchilla.parameters, natural(chinchilla, theta), strict=True)), X) / y)
+        slopes = log_prediction_jacobian(chinchilla, theta, X)
+        residual = np.log(
+            chinchilla(dict(zip(chinchilla.parameters, values_from_theta(chinchilla, theta), strict=True)), X) / y
+        )
         cosines = slopes.T @ residual / np.linalg.norm(slopes, axis=0) / np.linalg.norm(residual)
         assert np.abs(cosines).max() < 1e-6
 
 
 def test_relative_slopes_are_those_of_log_predictions() -> None:
-    theta, step = searched(chinchilla, TRUTH), 1e-6
+    theta, step = theta_from_values(chinchilla, TRUTH), 1e-6
 
     def log_predicted(moved: np.ndarray) -> np.ndarray:
-        return np.log(chinchilla(dict(zip(chinchilla.parameters, natural(chinchilla, moved), strict=True)), X))
+        return np.log(
+            chinchilla(dict(zip(chinchilla.parameters, values_from_theta(chinchilla, moved), strict=True)), X)
+        )
 
-    slopes = relative_slopes(chinchilla, theta, X)
+    slopes = log_prediction_jacobian(chinchilla, theta, X)
     assert slopes.shape == (len(TABLE), 5)
     for index, move in enumerate(step * np.eye(5)):
         central = (log_predicted(theta + move) - log_predicted(theta - move)) / (2 * step)
@@ -106,24 +110,26 @@ def test_points_of_no_weight_do_not_count() -> None:
 def test_a_large_table_is_its_small_one_many_times_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weight of a point is the number of its copies, across every change in how problems are sent."""
     y = responses(1)[0]
-    start, times = searched(chinchilla, TRUTH)[None], 5
+    start, times = theta_from_values(chinchilla, TRUTH)[None], 5
     copies = {name: np.tile(column, times) for name, column in X.items()}
-    monkeypatch.setattr(newton, "LARGE", 100)
-    monkeypatch.setattr(newton, "HELD", padded(times * len(y)) * 2)
+    monkeypatch.setattr(newton, "LARGE_TABLE", 100)
+    monkeypatch.setattr(newton, "MAX_SLOT_POINTS", padded_length(times * len(y)) * 2)
     problems = Problems(start, np.ones((1, times * len(y))), np.tile(y, times)[None], whole())
     theta, value = solve(chinchilla, True, copies, problems, ZONES)
     np.testing.assert_allclose(theta[0], solved(y[None])[0], rtol=SAME)
-    residual = np.log(y / chinchilla(dict(zip(chinchilla.parameters, natural(chinchilla, theta[0]), strict=True)), X))
+    residual = np.log(
+        y / chinchilla(dict(zip(chinchilla.parameters, values_from_theta(chinchilla, theta[0]), strict=True)), X)
+    )
     assert value[0] == pytest.approx(times * np.sum(residual**2) / 2, rel=1e-8)
 
 
 def test_points_are_padded_to_few_sizes() -> None:
-    assert [padded(n) for n in (1, 64, 65, 128, 129, 1000)] == [64, 64, 128, 128, 256, 1024]
+    assert [padded_length(n) for n in (1, 64, 65, 128, 129, 1000)] == [64, 64, 128, 128, 256, 1024]
 
 
 def test_parameters_are_searched_in_logarithms_where_bounded_above_zero() -> None:
-    assert positive(chinchilla).all()
-    np.testing.assert_allclose(natural(chinchilla, searched(chinchilla, TRUTH)), TRUTH, rtol=1e-8)
+    assert is_log_searched(chinchilla).all()
+    np.testing.assert_allclose(values_from_theta(chinchilla, theta_from_values(chinchilla, TRUTH)), TRUTH, rtol=1e-8)
 
 
 def test_a_held_parameter_stays_exactly_and_the_others_answer_to_it(planted: Fit) -> None:
@@ -147,7 +153,7 @@ def test_a_bound_that_binds_is_where_the_fit_ends(planted: Fit) -> None:
 
 def test_many_responses_at_once_are_each_fitted_alone(planted: Fit) -> None:
     losses = responses(7, seed=5)
-    together, values = refit_values(planted, X, losses)
+    together, values = refit_with_objectives(planted, X, losses)
     for vector, value, y in zip(together, values, losses, strict=True):
         np.testing.assert_allclose(vector, refit(planted, X, y)[0], rtol=SAME)
         alone = fit_law(chinchilla, X, y, mse_log)
@@ -171,7 +177,7 @@ def test_rows_of_weights_are_each_a_cold_fit() -> None:
     """Windows as hold-outs make them: a row is fitted as if its points were all there are, or weighed as it says."""
     y = responses(1)[0]
     weights = np.stack([np.ones(len(y)), X["params"] < 5e8, X["tokens"] ** 0.3, X["tokens"] > 2e9]).astype(float)
-    values, objectives = fit_rows(chinchilla, X, y, mse_log, weights)
+    values, objectives = fit_each_weighting(chinchilla, X, y, mse_log, weights)
     for vector, value, weight in zip(values, objectives, weights, strict=True):
         alone = fit_law(chinchilla, X, y, mse_log, weights=weight)
         np.testing.assert_allclose(vector, alone.vector(), rtol=1e-5)

@@ -10,7 +10,12 @@ import pytest
 from scipy import optimize, stats
 
 from analysis.fitting.fit import Fit, Objective, fit_law, huber, lad, mse, mse_log
-from analysis.fitting.profile_likelihood import Profile, profile, quick_intervals, standard_errors
+from analysis.fitting.profile_likelihood import (
+    ParameterProfile,
+    profile_parameters,
+    sandwich_errors,
+    sandwich_intervals,
+)
 from analysis.laws import chinchilla
 from tests.conftest import PLANTED, simulated
 
@@ -26,8 +31,8 @@ def squares() -> Fit:
 
 
 @pytest.fixture(scope="module")
-def floor(squares: Fit) -> Profile:
-    return profile(squares, X, LOSS, ("E",))[0]
+def floor(squares: Fit) -> ParameterProfile:
+    return profile_parameters(squares, X, LOSS, ("E",))[0]
 
 
 def nested(held: float) -> float:
@@ -41,14 +46,14 @@ def nested(held: float) -> float:
     return 2 * optimize.least_squares(inner, [0.35, 0.37], bounds=(0.01, 3), xtol=1e-14, ftol=1e-14, gtol=1e-14).cost
 
 
-def test_the_profile_of_squares_is_that_of_another_search(squares: Fit, floor: Profile) -> None:
+def test_the_profile_of_squares_is_that_of_another_search(squares: Fit, floor: ParameterProfile) -> None:
     assert np.all(np.diff(floor.values) > 0)
     assert floor.values.min() < floor.low < squares.values["E"] < floor.high < floor.values.max()
     for index in range(0, len(floor.values), 6):
         assert floor.objective[index] == pytest.approx(nested(floor.values[index]), rel=1e-6)
 
 
-def test_the_ends_are_where_the_objective_has_risen_to_the_threshold(squares: Fit, floor: Profile) -> None:
+def test_the_ends_are_where_the_objective_has_risen_to_the_threshold(squares: Fit, floor: ParameterProfile) -> None:
     """For squares of equal noise the rise is near that of the likelihood ratio, F times the residual variance."""
     for end in (floor.low, floor.high):
         assert nested(end) == pytest.approx(floor.threshold, rel=1e-3)
@@ -57,15 +62,15 @@ def test_the_ends_are_where_the_objective_has_risen_to_the_threshold(squares: Fi
     assert likelihood * (1 - 1e-8) <= rise < 2 * likelihood
     assert 1.02 * floor.low in floor
     assert 0.98 * floor.low not in floor
-    wider = profile(squares, X, LOSS, ("E",), level=0.99)[0]
+    wider = profile_parameters(squares, X, LOSS, ("E",), level=0.99)[0]
     assert wider.low < floor.low < floor.high < wider.high
 
 
 def test_the_row_of_values_is_widened_until_both_ends_are_in_it(
-    squares: Fit, floor: Profile, monkeypatch: pytest.MonkeyPatch
+    squares: Fit, floor: ParameterProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.fitting.profile_likelihood.REACH", 0.5)
-    short = profile(squares, X, LOSS, ("E",))[0]
+    monkeypatch.setattr("analysis.fitting.profile_likelihood.FIRST_WIDTH", 0.5)
+    short = profile_parameters(squares, X, LOSS, ("E",))[0]
     assert (short.low, short.high) == pytest.approx((floor.low, floor.high), rel=1e-3)
 
 
@@ -75,8 +80,8 @@ def test_profiles_and_quick_intervals_agree_where_points_are_good(objective: Obj
     table = simulated(1e-3, seed=4)
     x, loss = {"params": table["params_matmul"], "tokens": table["tokens"]}, table["loss"].to_numpy()
     fit = fit_law(chinchilla, x, loss, objective)
-    quick = dict(zip(chinchilla.parameters, quick_intervals(fit, x, loss), strict=True))
-    for one in profile(fit, x, loss, ("E", "beta")):
+    quick = dict(zip(chinchilla.parameters, sandwich_intervals(fit, x, loss), strict=True))
+    for one in profile_parameters(fit, x, loss, ("E", "beta")):
         low, high = quick[one.parameter]
         assert fit.values[one.parameter] in one
         ratio = np.log(one.high / one.low) / np.log(high / low)
@@ -90,7 +95,7 @@ def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
     x = {"params": sizes, "tokens": 20 * sizes}
     loss = chinchilla(PLANTED, x) * np.exp(np.random.default_rng(1).normal(0, 1e-3, 12))
     fit = fit_law(chinchilla, x, loss, mse_log)
-    one = profile(fit, x, loss, ("E",))[0]
+    one = profile_parameters(fit, x, loss, ("E",))[0]
     assert one.low == -np.inf
     assert PLANTED["E"] in one
     assert 1e-3 in one
@@ -104,13 +109,13 @@ def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
 def test_a_held_parameter_has_no_error_and_no_profile_and_what_it_trades_with_has_less(squares: Fit) -> None:
     held = fit_law(chinchilla, X, LOSS, mse, fixed={"alpha": squares.values["alpha"]})
     errors, free = (
-        dict(zip(chinchilla.parameters, standard_errors(fit, X, LOSS), strict=True)) for fit in (held, squares)
+        dict(zip(chinchilla.parameters, sandwich_errors(fit, X, LOSS), strict=True)) for fit in (held, squares)
     )
     assert errors["alpha"] == 0
-    interval = quick_intervals(held, X, LOSS)[chinchilla.parameters.index("alpha")]
+    interval = sandwich_intervals(held, X, LOSS)[chinchilla.parameters.index("alpha")]
     np.testing.assert_allclose(interval, squares.values["alpha"], rtol=1e-8)
     assert 0 < errors["A"] < free["A"] / 5
-    assert [one.parameter for one in profile(held, X, LOSS)] == ["E", "A", "B", "beta"]
+    assert [one.parameter for one in profile_parameters(held, X, LOSS)] == ["E", "A", "B", "beta"]
 
 
 def test_standard_errors_of_squares_are_hc3_by_hand(squares: Fit) -> None:
@@ -128,11 +133,11 @@ def test_standard_errors_of_squares_are_hc3_by_hand(squares: Fit) -> None:
     leverage = np.einsum("pi,ij,pj->p", jacobian, inverse, jacobian)
     slopes = jacobian * ((LOSS - squares.predict(X)) / (1 - leverage))[:, None]
     expected = np.sqrt(np.diag(inverse @ slopes.T @ slopes @ inverse)) / scale
-    np.testing.assert_allclose(standard_errors(squares, X, LOSS), expected, rtol=1e-4)
+    np.testing.assert_allclose(sandwich_errors(squares, X, LOSS), expected, rtol=1e-4)
 
 
 def test_units_of_the_response_do_not_matter(squares: Fit) -> None:
     """Ten times the loss is ten times E, A and B with the same relative errors."""
     scaled = {name: value * (10 if name in "EAB" else 1) for name, value in squares.values.items()}
     ten = replace(squares, values=scaled, objective_value=100 * squares.objective_value)
-    np.testing.assert_allclose(standard_errors(ten, X, 10 * LOSS), standard_errors(squares, X, LOSS), rtol=1e-6)
+    np.testing.assert_allclose(sandwich_errors(ten, X, 10 * LOSS), sandwich_errors(squares, X, LOSS), rtol=1e-6)

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.fitting.fit import Fit, Objective, fit_law, huber, mse_log, refit_values
-from analysis.fitting.profile_likelihood import quick_intervals
-from analysis.laws import Law, find, laws
+from analysis.fitting.fit import Fit, Objective, fit_law, huber, mse_log, refit_with_objectives
+from analysis.fitting.profile_likelihood import sandwich_intervals
+from analysis.laws import Law, all_laws, get_law
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ class Design:
 
     def simulated(self) -> np.ndarray:
         """Responses [SWEEPS, points]; each law has draws of its own."""
-        truth = find(self.law)(self.planted, self.columns)
+        truth = get_law(self.law)(self.planted, self.columns)
         draws = np.random.default_rng(zlib.crc32(self.law.encode())).normal(0, self.noise, (SWEEPS, len(truth)))
         return truth * np.exp(draws)
 
@@ -129,16 +129,16 @@ class Study:
 def study(index: int) -> Study:
     """The design of that place in DESIGNS; ROBUST beyond."""
     design = (*DESIGNS, ROBUST)[index]
-    law = find(design.law)
+    law = get_law(design.law)
     held = {name: design.planted[name] for name in design.held}
     fit = fit_law(law, design.columns, law(design.planted, design.columns), design.objective, fixed=held)
     responses = design.simulated()
-    vectors, values = refit_values(fit, design.columns, responses)
+    vectors, values = refit_with_objectives(fit, design.columns, responses)
     refits = tuple(
         replace(fit, values=dict(zip(law.parameters, vector, strict=True)), objective_value=value)
         for vector, value in zip(vectors.tolist(), values.tolist(), strict=True)
     )
-    intervals = [quick_intervals(one, design.columns, y, LEVEL) for one, y in zip(refits, responses, strict=True)]
+    intervals = [sandwich_intervals(one, design.columns, y, LEVEL) for one, y in zip(refits, responses, strict=True)]
     low, high = np.moveaxis(np.array(intervals), -1, 0)
     truth = np.array([design.planted[name] for name in law.parameters])
     shares = np.mean((low <= truth) & (truth <= high), axis=0)
@@ -147,7 +147,7 @@ def study(index: int) -> Study:
 
 
 def test_every_law_has_a_design() -> None:
-    assert sorted(design.law for design in DESIGNS) == sorted(law.name for law in laws())
+    assert sorted(design.law for design in DESIGNS) == sorted(law.name for law in all_laws())
 
 
 @EVERY

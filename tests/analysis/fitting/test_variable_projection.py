@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import nnls
 
 from analysis.fitting.fit import fit_law, mse
-from analysis.fitting.variable_projection import fit_separable, nonnegative, project
+from analysis.fitting.variable_projection import fit_separable, nonnegative_least_squares, project_linear
 from analysis.laws import chinchilla, surface
 from analysis.tables import public
 from tests.conftest import PLANTED, simulated
@@ -23,7 +23,7 @@ def test_coefficients_are_those_of_nonnegative_least_squares() -> None:
     basis = generator.normal(size=(300, 12, 3)) * np.array([1e-3, 1.0, 1e4])
     target, weight = generator.normal(size=(300, 12)), generator.uniform(0, 3, (300, 12))
     with jax.enable_x64(True):
-        found, values = jax.device_get(jax.jit(jax.vmap(nonnegative))(basis, target, weight))
+        found, values = jax.device_get(jax.jit(jax.vmap(nonnegative_least_squares))(basis, target, weight))
     held = np.sum(found == 0, axis=1)
     assert set(held) == {0, 1, 2, 3}
     for b, t, w, c, value in zip(basis, target, weight, found, values, strict=True):
@@ -37,7 +37,7 @@ def projected(y: np.ndarray, weight: np.ndarray, alpha: np.ndarray) -> dict[str,
     table = simulated()
     x = {"params": table["params_matmul"].to_numpy(), "tokens": table["tokens"].to_numpy()}
     settings = {"alpha": alpha, "beta": np.full(len(alpha), PLANTED["beta"])}
-    return project(chinchilla, ("E", "A", "B"), settings, x, y, weight)
+    return project_linear(chinchilla, ("E", "A", "B"), settings, x, y, weight)
 
 
 def test_the_linear_parameters_are_the_weighted_least_squares_of_relative_residuals() -> None:

@@ -15,7 +15,7 @@ from analysis.fitting import bootstrap
 from analysis.fitting.fit import Fit, compute_weights, fit_law, huber
 from analysis.forecasting.backtest import backtest
 from analysis.forecasting.law_choice import Candidate, choose
-from analysis.forecasting.prediction_intervals import build
+from analysis.forecasting.prediction_intervals import build_predictive
 from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
 from analysis.tables import public
@@ -95,7 +95,7 @@ def test_the_chosen_law_and_its_band_come_from_below_the_cut(
     train, test, _ = tenth
     choice = choose(train, (PLAIN, CROSSED), seed=SEED)
     fit = fit_law(choice.best.law, train, train["loss"])
-    band = build(fit, choice.best, train, choice, draws=DRAWS, seed=SEED)
+    band = build_predictive(fit, choice.best, train, choice, draws=DRAWS, seed=SEED)
     said, predicted = row(found, 10.0, "chosen"), fit.predict(test)
     assert said["choice"] == choice.best.name
     assert said["mean_relative_error"] == pytest.approx(np.mean(np.abs(predicted / test["loss"] - 1)), rel=1e-8)

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.fitting.fit import compute_weights, fit_law, huber, mse_log
 from analysis.forecasting import law_choice
-from analysis.forecasting.law_choice import CANDIDATES, HELD, Candidate, Choice, choose, predictions
+from analysis.forecasting.law_choice import CANDIDATES, HOLDOUT_FACTORS, Candidate, Choice, choose, predict_holdouts
 from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
 from analysis.tables.results import select_points
@@ -47,7 +47,7 @@ def by_hand(points: pd.DataFrame, candidate: Candidate, factor: float) -> np.nda
     """Log errors above the cut of a law fitted below it."""
     kept = cut(points, factor)
     low, high = points[kept], points[~kept]
-    weights = compute_weights(low["flops"], candidate.power)
+    weights = compute_weights(low["flops"], candidate.weight_power)
     fit = fit_law(candidate.law, low, low["loss"], candidate.objective, weights=weights)
     return np.log(fit.predict(high) / high["loss"].to_numpy())
 
@@ -60,7 +60,7 @@ def test_a_score_is_the_mean_error_of_a_fit_to_the_rest(points: pd.DataFrame, ch
 
 
 def test_the_best_score_is_chosen(choice: Choice) -> None:
-    assert choice.scored
+    assert choice.is_scored
     assert choice.best == FEW[int(np.argmin(choice.scores))]
     assert len(set(choice.scores)) == len(FEW)
 
@@ -68,26 +68,26 @@ def test_the_best_score_is_chosen(choice: Choice) -> None:
 def test_errors_grow_by_their_root_mean_square_over_that_of_the_distance(points: pd.DataFrame) -> None:
     """Each of one candidate's hold-outs counts once, however many runs it holds."""
     errors, distances = [], []
-    for factor in HELD:
+    for factor in HOLDOUT_FACTORS:
         kept = cut(points, factor)
         errors.append(np.mean(by_hand(points, PLAIN, factor) ** 2))
         flops = points["flops"].to_numpy()
         distances.append(np.mean(np.log(flops[~kept] / flops[kept].max()) ** 2))
     expected = np.sqrt(np.sum(errors) / np.sum(distances))
-    assert choose(points, (PLAIN,)).drift == pytest.approx(expected, rel=1e-5)
+    assert choose(points, (PLAIN,)).error_growth == pytest.approx(expected, rel=1e-5)
 
 
 def test_only_candidates_near_the_best_say_how_errors_grow() -> None:
     table = crossed()
     alone, both = choose(table, (CROSSED,)), choose(table, (PLAIN, CROSSED))
-    assert both.scores[0] > law_choice.NEAR * both.scores[1]
-    assert both.drift == pytest.approx(alone.drift, rel=1e-6)
+    assert both.scores[0] > law_choice.NEAR_BEST * both.scores[1]
+    assert both.error_growth == pytest.approx(alone.error_growth, rel=1e-6)
 
 
 def test_a_surface_with_an_interaction_is_given_one() -> None:
     found = choose(crossed())
     assert found.best.law is interaction
-    assert sum(w for c, w in zip(found.candidates, found.wins, strict=True) if c.law is interaction) > 0.95
+    assert sum(w for c, w in zip(found.candidates, found.win_shares, strict=True) if c.law is interaction) > 0.95
     scores = dict(zip(found.candidates, found.scores, strict=True))
     assert min(s for c, s in scores.items() if c.law is chinchilla) > 3 * min(scores.values())
 
@@ -96,16 +96,16 @@ def test_without_noise_every_candidate_is_right() -> None:
     table = select_points(simulated()).table
     found = choose(table)
     assert (found.scores < 1e-7).all()
-    assert found.drift < 1e-7
+    assert found.error_growth < 1e-7
     assert found.candidates == CANDIDATES
-    assert found.wins.sum() == pytest.approx(1.0)
+    assert found.win_shares.sum() == pytest.approx(1.0)
 
 
 def test_the_top_that_is_held_out_moves_no_prediction_below_it(points: pd.DataFrame) -> None:
     masks = {factor: cut(points, factor) for factor in (2.0, 3.0)}
     assert masks[2.0].sum() > masks[3.0].sum()
     wild = points.assign(loss=points["loss"].where(masks[3.0], points["loss"] * 7))
-    first, second = (predictions(table, FEW, masks) for table in (points, wild))
+    first, second = (predict_holdouts(table, FEW, masks) for table in (points, wild))
     assert first[3.0].shape == (len(FEW), len(points))
     np.testing.assert_array_equal(first[3.0], second[3.0])
     assert np.abs(first[2.0] / second[2.0] - 1).max() > 1e-3, "a fit that sees some of them moves"
@@ -119,25 +119,29 @@ def test_a_wild_top_is_an_error_of_those_who_forecast_it(points: pd.DataFrame) -
 
 
 def test_wins_share_out_the_resamples_of_runs_or_of_whole_trunks(points: pd.DataFrame, choice: Choice) -> None:
-    assert choice.wins.sum() == pytest.approx(1.0)
-    assert (choice.wins > 0).sum() > 1
-    assert np.array_equal(choice.wins, choose(points, FEW).wins)
+    assert choice.win_shares.sum() == pytest.approx(1.0)
+    assert (choice.win_shares > 0).sum() > 1
+    assert np.array_equal(choice.win_shares, choose(points, FEW).win_shares)
     trunk = points.assign(cluster=np.where(cut(points, 3.0), points["cluster"], "trunk"))
     together = choose(trunk, FEW)
-    assert together.wins.tolist() == [float(i == choice.chosen) for i in range(3)], "one trunk is always drawn"
+    assert together.win_shares.tolist() == [float(i == choice.best_index) for i in range(3)], (
+        "one trunk is always drawn"
+    )
 
 
 def test_wins_are_those_of_the_binomial() -> None:
     """Two held-out runs, of which each candidate is right about one: 3/4 of resamples go to the one that errs less."""
     each = np.array([[0.0, 1.0], [2.0, 0.0]])
-    wins = law_choice.won(each, np.array(["a", "b"]), seed=0)
+    wins = law_choice.win_shares(each, np.array(["a", "b"]), seed=0)
     assert wins.sum() == pytest.approx(1.0)
-    assert wins[0] == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / law_choice.WINS))
-    whole = law_choice.won(each, np.array(["a", "a"]), seed=0)
+    assert wins[0] == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / law_choice.RESAMPLES))
+    whole = law_choice.win_shares(each, np.array(["a", "a"]), seed=0)
     assert whole.tolist() == [1.0, 0.0]
-    assert law_choice.won(np.array([[0.0, np.inf], [2.0, 2.0]]), np.array(["a", "b"]), seed=0)[0] == pytest.approx(
-        0.25, abs=4 * np.sqrt(0.75 * 0.25 / law_choice.WINS)
-    ), "a candidate without a prediction loses where it has none"
+    assert law_choice.win_shares(np.array([[0.0, np.inf], [2.0, 2.0]]), np.array(["a", "b"]), seed=0)[
+        0
+    ] == pytest.approx(0.25, abs=4 * np.sqrt(0.75 * 0.25 / law_choice.RESAMPLES)), (
+        "a candidate without a prediction loses where it has none"
+    )
 
 
 def test_weights_are_powers_of_compute_with_mean_one_over_what_is_kept() -> None:
@@ -158,11 +162,11 @@ def test_names_say_law_objective_and_weighting() -> None:
 def test_too_few_points_to_hold_out_leave_the_first_candidate() -> None:
     few = select_points(simulated(3e-3)).table.iloc[[0, 6, 12, 18, 24, 27, 29]].reset_index(drop=True)
     found = choose(few)
-    assert not found.scored
+    assert not found.is_scored
     assert found.best == CANDIDATES[0]
-    assert np.isnan(found.drift)
-    assert found.wins.sum() == pytest.approx(1.0)
-    assert {c.power for c, w in zip(found.candidates, found.wins, strict=True) if w > 0} == {0.0}
+    assert np.isnan(found.error_growth)
+    assert found.win_shares.sum() == pytest.approx(1.0)
+    assert {c.weight_power for c, w in zip(found.candidates, found.win_shares, strict=True) if w > 0} == {0.0}
     facts = json.loads(json.dumps(found.facts(), allow_nan=False))
     assert facts["drift"] is None
     assert all(c["score"] is None for c in facts["candidates"])
@@ -179,13 +183,13 @@ def test_another_top_is_scored_where_that_of_three_leaves_too_few() -> None:
     table = table.drop_duplicates("run_id").reset_index(drop=True)
     assert (cut(table, 3.0).sum(), cut(table, 2.0).sum()) == (5, 9)
     found = choose(table, (PLAIN,))
-    assert found.scored
+    assert found.is_scored
     assert found.scores[0] == pytest.approx(np.abs(by_hand(table, PLAIN, 2.0)).mean(), rel=1e-5)
 
 
 def test_facts_are_plain_json(choice: Choice) -> None:
     facts = json.loads(json.dumps(choice.facts(), allow_nan=False))
     assert facts["chosen"] == choice.best.name
-    assert facts["drift"] == choice.drift > 0
+    assert facts["drift"] == choice.error_growth > 0
     assert [c["score"] for c in facts["candidates"]] == choice.scores.tolist()
-    assert [c["wins"] for c in facts["candidates"]] == choice.wins.tolist()
+    assert [c["wins"] for c in facts["candidates"]] == choice.win_shares.tolist()

@@ -11,7 +11,15 @@ from scipy import stats
 from analysis.fitting import bootstrap
 from analysis.fitting.fit import Fit, fit_law, huber
 from analysis.forecasting.law_choice import Candidate, Choice, choose
-from analysis.forecasting.prediction_intervals import FADE, LEAST, Member, Predictive, alone, build, restore
+from analysis.forecasting.prediction_intervals import (
+    MIN_SCALE,
+    SHRINK_DISTANCE,
+    LawDraws,
+    PredictiveDistribution,
+    build_predictive,
+    predictive_from_facts,
+    predictive_without_rivals,
+)
 from analysis.laws import chinchilla
 from analysis.laws.surface import interaction
 from analysis.tables.results import select_points
@@ -24,22 +32,24 @@ LIMIT = 1e20
 TARGET = {"params": np.array([1.7e9]), "tokens": np.array([5.2e10])}
 
 
-def simple(drift: float, noise: tuple[float, ...] = (0.0,), chances: tuple[float, ...] = (1.0,)) -> Predictive:
+def simple(
+    drift: float, noise: tuple[float, ...] = (0.0,), chances: tuple[float, ...] = (1.0,)
+) -> PredictiveDistribution:
     """One law whose draws move E alone."""
     draws = np.tile([PLANTED[name] for name in chinchilla.parameters], (101, 1))
     draws[:, 0] = np.linspace(1.69, 1.71, 101)
-    return Predictive((Member(chinchilla, draws),), np.array(noise), np.array(chances), drift, LIMIT)
+    return PredictiveDistribution((LawDraws(chinchilla, draws),), np.array(noise), np.array(chances), drift, LIMIT)
 
 
-def logs(band: Predictive, flops: float, level: float = 0.9) -> np.ndarray:
+def logs(band: PredictiveDistribution, flops: float, level: float = 0.9) -> np.ndarray:
     """Log of both ends over the forecast at TARGET."""
     predicted = chinchilla(PLANTED, TARGET)
     return np.log(np.concatenate(band.interval(predicted, TARGET, [flops], level)) / predicted)
 
 
-def own(band: Predictive) -> np.ndarray:
+def own(band: PredictiveDistribution) -> np.ndarray:
     """Log predictions of the draws around their median."""
-    spread = band.spread(TARGET)[:, 0]
+    spread = band.log_predictions(TARGET)[:, 0]
     return spread - np.median(spread)
 
 
@@ -63,16 +73,16 @@ def test_beyond_it_they_spread_as_the_errors_grew(drift: float) -> None:
 
 def test_small_errors_narrow_the_draws_by_half_at_most_and_by_degrees() -> None:
     band, whole = simple(0.0), logs(simple(0.0), LIMIT)
-    assert logs(band, LIMIT * np.exp(FADE / 2)) == pytest.approx(whole * (1 + LEAST) / 2, rel=1e-8)
-    for flops in (LIMIT * np.exp(FADE), 1e3 * LIMIT):
-        assert logs(band, flops) == pytest.approx(whole * LEAST, rel=1e-8)
+    assert logs(band, LIMIT * np.exp(SHRINK_DISTANCE / 2)) == pytest.approx(whole * (1 + MIN_SCALE) / 2, rel=1e-8)
+    for flops in (LIMIT * np.exp(SHRINK_DISTANCE), 1e3 * LIMIT):
+        assert logs(band, flops) == pytest.approx(whole * MIN_SCALE, rel=1e-8)
 
 
 def test_the_noise_of_a_run_is_drawn_by_its_chances() -> None:
-    still = Member(chinchilla, np.tile([PLANTED[name] for name in chinchilla.parameters], (64, 1)))
+    still = LawDraws(chinchilla, np.tile([PLANTED[name] for name in chinchilla.parameters], (64, 1)))
     band = replace(simple(np.nan, (-0.02, 0.01, 5.0), (0.5, 0.5, 0.0)), members=(still,))
     assert logs(band, LIMIT) == pytest.approx([-0.02, 0.01], rel=1e-6)
-    rare = replace(band, chances=np.array([0.02, 0.98, 0.0]))
+    rare = replace(band, probabilities=np.array([0.02, 0.98, 0.0]))
     assert logs(rare, LIMIT) == pytest.approx([0.0, 0.01], abs=1e-8), "and the forecast stays inside its band"
     assert logs(rare, LIMIT, level=0.98) == pytest.approx([-0.02, 0.01], rel=1e-6)
 
@@ -103,7 +113,7 @@ def test_each_target_has_the_band_that_it_has_alone() -> None:
 def test_draws_without_a_prediction_are_left_out() -> None:
     band = simple(1e-2)
     spoilt = np.concatenate([band.members[0].draws, np.full((5, 5), np.nan)])
-    again = replace(band, members=(Member(chinchilla, spoilt),))
+    again = replace(band, members=(LawDraws(chinchilla, spoilt),))
     assert logs(again, 10 * LIMIT) == pytest.approx(logs(band, 10 * LIMIT), rel=2e-3)
 
 
@@ -123,12 +133,12 @@ def shared(wins: tuple[float, ...], drift: float = 1e-3) -> Choice:
 
 
 def test_draws_are_shared_out_by_wins_and_a_law_named_by_hand_has_its_own(points: pd.DataFrame, fit: Fit) -> None:
-    band = build(fit, PLAIN, points, shared((0.0, 0.75, 0.25)), draws=70, seed=0)
+    band = build_predictive(fit, PLAIN, points, shared((0.0, 0.75, 0.25)), draws=70, seed=0)
     assert [(member.law, len(member.draws)) for member in band.members] == [(chinchilla, 60), (interaction, 10)]
-    assert (band.limit, band.drift) == (points["flops"].max(), 1e-3)
-    single = build(fit, PLAIN, points, shared((1.0, 0.0, 0.0)), draws=40, seed=0)
+    assert (band.max_flops, band.error_growth) == (points["flops"].max(), 1e-3)
+    single = build_predictive(fit, PLAIN, points, shared((1.0, 0.0, 0.0)), draws=40, seed=0)
     assert [(member.law, len(member.draws)) for member in single.members] == [(chinchilla, 40)]
-    unit, _ = bootstrap.clusters(points, 5)
+    unit, _ = bootstrap.choose_clusters(points, 5)
     drawn = bootstrap.bootstrap(fit, points, points["loss"], unit, draws=40, seed=0)
     np.testing.assert_allclose(single.members[0].draws, drawn, rtol=1e-6)
 
@@ -137,7 +147,7 @@ def test_each_candidates_draws_lie_around_its_own_fit(points: pd.DataFrame, fit:
     flops = points["flops"].to_numpy(float)
     weights = WEIGHTED.weights(flops, np.ones(len(points), bool))
     heavy = fit_law(chinchilla, points, points["loss"], weights=weights)
-    band = build(fit, PLAIN, points, shared((0.5, 0.5, 0.0)), draws=64, seed=0)
+    band = build_predictive(fit, PLAIN, points, shared((0.5, 0.5, 0.0)), draws=64, seed=0)
     draws = band.members[0].draws
     away = np.log(heavy.values["alpha"] / fit.values["alpha"])
     middle = np.median(np.log(draws[:, 3]).reshape(2, 32), axis=1)
@@ -148,29 +158,29 @@ def test_each_candidates_draws_lie_around_its_own_fit(points: pd.DataFrame, fit:
 def test_noise_is_the_residuals_widened_for_the_freedom_used_up(points: pd.DataFrame, fit: Fit) -> None:
     residuals = np.log(points["loss"].to_numpy() / fit.predict(points))
     weights = np.linspace(1, 2, len(points))
-    band = alone(fit, points, np.tile(fit.vector(), (4, 1)), weights)
+    band = predictive_without_rivals(fit, points, np.tile(fit.vector(), (4, 1)), weights)
     assert band.noise == pytest.approx(residuals * np.sqrt(30 / 25))
-    assert band.chances == pytest.approx(weights / weights.sum())
-    assert np.isnan(band.drift)
-    assert band.limit == points["flops"].max()
+    assert band.probabilities == pytest.approx(weights / weights.sum())
+    assert np.isnan(band.error_growth)
+    assert band.max_flops == points["flops"].max()
     held = fit_law(chinchilla, points, points["loss"], fixed={"alpha": fit.values["alpha"], "E": fit.values["E"]})
-    narrower = alone(held, points, np.tile(fit.vector(), (4, 1)), weights)
+    narrower = predictive_without_rivals(held, points, np.tile(fit.vector(), (4, 1)), weights)
     assert narrower.noise == pytest.approx(held.residuals(points, points["loss"]) * np.sqrt(30 / 27))
 
 
 def test_a_table_without_flops_has_no_largest_run(points: pd.DataFrame, fit: Fit) -> None:
     draws = np.tile(fit.vector(), (4, 1))
-    assert alone(fit, points.drop(columns="flops"), draws, np.ones(30)).limit == np.inf
+    assert predictive_without_rivals(fit, points.drop(columns="flops"), draws, np.ones(30)).max_flops == np.inf
 
 
 @pytest.mark.parametrize("drift", [2e-3, np.nan])
 def test_what_is_read_back_gives_the_same_band(points: pd.DataFrame, fit: Fit, drift: float) -> None:
-    band = build(fit, PLAIN, points, shared((0.5, 0.25, 0.25), drift), draws=32, seed=0)
-    again = restore(json.loads(json.dumps(band.facts(12), allow_nan=False)))
+    band = build_predictive(fit, PLAIN, points, shared((0.5, 0.25, 0.25), drift), draws=32, seed=0)
+    again = predictive_from_facts(json.loads(json.dumps(band.facts(12), allow_nan=False)))
     assert [member.law for member in again.members] == [chinchilla, interaction]
     assert logs(again, 1e21) == pytest.approx(logs(band, 1e21), rel=1e-7)
-    assert again.chances.sum() == pytest.approx(1.0, abs=1e-8)
-    assert np.isnan(again.drift) == np.isnan(drift)
+    assert again.probabilities.sum() == pytest.approx(1.0, abs=1e-8)
+    assert np.isnan(again.error_growth) == np.isnan(drift)
 
 
 def test_errors_that_grow_with_compute_widen_the_band(points: pd.DataFrame) -> None:
@@ -181,10 +191,10 @@ def test_errors_that_grow_with_compute_widen_the_band(points: pd.DataFrame) -> N
     for table in (points, points.assign(loss=points["loss"] * np.exp(0.02 * excess))):
         choice = choose(table, (PLAIN,))
         fitted = fit_law(chinchilla, table, table["loss"])
-        band = build(fitted, PLAIN, table, choice, draws=32, seed=0)
+        band = build_predictive(fitted, PLAIN, table, choice, draws=32, seed=0)
         low, high = band.interval(fitted.predict(TARGET), TARGET, 10 * flops.max(), 0.9)
         widths.append(float(np.log(high / low)[0]))
-        drifts.append(choice.drift)
+        drifts.append(choice.error_growth)
     assert drifts[1] > 3 * drifts[0]
     assert widths[1] > 3 * widths[0]
 
@@ -206,7 +216,7 @@ def test_bands_hold_a_new_run_beyond_the_points_as_often_as_they_say() -> None:
         flops = 3 * table["flops"].max()
         choice = choose(table, (PLAIN, CROSSED))
         fitted = fit_law(choice.best.law, table, table["loss"])
-        band = build(fitted, choice.best, table, choice, draws=32, seed=seed)
+        band = build_predictive(fitted, choice.best, table, choice, draws=32, seed=seed)
         low, high = band.interval(fitted.predict(beyond), beyond, flops, 0.9, seed=seed)
         run = chinchilla(PLANTED, beyond) * np.exp(np.random.default_rng(1000 + seed).normal(0, NOISE))
         held += int((low <= run)[0] and (run <= high)[0])

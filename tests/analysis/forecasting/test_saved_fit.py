@@ -15,26 +15,26 @@ from analysis.fitting import bootstrap, fit
 from analysis.fitting.fit import compute_weights, fit_law, lad
 from analysis.forecasting import saved_fit
 from analysis.forecasting.law_choice import CANDIDATES, choose
-from analysis.forecasting.saved_fit import Settings
+from analysis.forecasting.saved_fit import FitSettings
 from analysis.laws import chinchilla, surface
 from analysis.tables import results
 from analysis.tables.results import select_points
 from tests.conftest import PLANTED, simulated
 
-QUICK = Settings(draws=16, seed=2)
-RIVALS = tuple(c for c in CANDIDATES if c.power in (0.0, 1.0))
+QUICK = FitSettings(draws=16, seed=2)
+RIVALS = tuple(c for c in CANDIDATES if c.weight_power in (0.0, 1.0))
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, saved_fit.SavedFit]:
     folder = tmp_path_factory.mktemp("saved")
     results.write_table(simulated(3e-3), folder)
-    settings = saved_fit.Settings(holdout="largest", draws=64, seed=3)
+    settings = saved_fit.FitSettings(holdout="largest", draws=64, seed=3)
     table = folder / "results.parquet"
     origin = {"path": str(table), "sha256": results.content_hash(table)}
     table = simulated(3e-3).assign(learning_rate_from="scan: made")
     table.loc[table["flops"].idxmax(), "learning_rate_from"] = "rule: held out"
-    return folder, saved_fit.build(select_points(table), settings, origin)
+    return folder, saved_fit.build_saved_fit(select_points(table), settings, origin)
 
 
 def test_a_fit_says_how_the_learning_rates_of_its_points_were_found(built: tuple[Path, saved_fit.SavedFit]) -> None:
@@ -45,7 +45,7 @@ def test_a_fit_says_how_the_learning_rates_of_its_points_were_found(built: tuple
 
 def test_what_is_read_back_forecasts_the_same(built: tuple[Path, saved_fit.SavedFit]) -> None:
     folder, fit = built
-    loaded = saved_fit.load(saved_fit.save(fit, folder / "fit.json"))
+    loaded = saved_fit.read_fit(saved_fit.write_fit(fit, folder / "fit.json"))
     assert loaded.forecast(loaded.held_out) == fit.forecast(fit.held_out)
     assert loaded.values == fit.values
     assert loaded.document["table"]["path"] == "results.parquet", "relative to the fit"
@@ -53,9 +53,9 @@ def test_what_is_read_back_forecasts_the_same(built: tuple[Path, saved_fit.Saved
 
 
 def test_what_was_asked_for_is_told() -> None:
-    settings = Settings(fixed={"E": 1.7}, bounds={"alpha": (0.1, np.float64("inf"))}, draws=16, objective=lad)
+    settings = FitSettings(fixed={"E": 1.7}, bounds={"alpha": (0.1, np.float64("inf"))}, draws=16, objective=lad)
     document = json.loads(
-        saved_fit.build(select_points(simulated(3e-3)), settings, {"path": "", "sha256": ""}).to_json()
+        saved_fit.build_saved_fit(select_points(simulated(3e-3)), settings, {"path": "", "sha256": ""}).to_json()
     )
     asked = {"objective": "lad", "delta": None, "weight_power": 0.0, "draws": 16}
     assert document["settings"] == asked | {"fixed": {"E": 1.7}, "bounds": {"alpha": "0.1:inf"}}
@@ -127,17 +127,19 @@ def test_the_held_out_run_changes_nothing_in_the_values() -> None:
 def test_what_is_no_fit_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_text(text)
     with pytest.raises(TableError, match=r"fit\.json"):
-        saved_fit.load(tmp_path / "fit.json")
+        saved_fit.read_fit(tmp_path / "fit.json")
 
 
 def test_too_few_left_after_holding_out() -> None:
     points = select_points(simulated().iloc[:7])
     with pytest.raises(TableError, match=r"\b[0-5]\b.*\b5\b.*--holdout"):
-        saved_fit.build(points, saved_fit.Settings(holdout=str(points.table["flops"].iloc[3]), draws=4), {})
+        saved_fit.build_saved_fit(
+            points, saved_fit.FitSettings(holdout=str(points.table["flops"].iloc[3]), draws=4), {}
+        )
 
 
 def test_the_file_is_plain_json(built: tuple[Path, saved_fit.SavedFit], tmp_path: Path) -> None:
-    document = json.loads(saved_fit.save(built[1], tmp_path / "fit.json").read_text())
+    document = json.loads(saved_fit.write_fit(built[1], tmp_path / "fit.json").read_text())
     needed = {"law", "parameters", "standard_errors", "intervals", "exponent_a", "objective", "params_column", "points"}
     assert needed <= set(document)
 
@@ -164,7 +166,7 @@ def wild(table: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
 def test_runs_held_out_move_neither_the_choice_nor_the_fit(table: pd.DataFrame, rule: str, count: int) -> None:
     held = table["flops"] >= (table["flops"].max() if rule == "largest" else 1e19)
     assert held.sum() == count
-    settings = Settings(draws=16, holdout=rule)
+    settings = FitSettings(draws=16, holdout=rule)
     first, second = (fit(t, "chosen", settings).document for t in (table, wild(table, held)))
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"table", "held_out"}, "every other entry, to the last bit"
@@ -209,7 +211,7 @@ def test_a_weighting_that_is_chosen_weighs_the_fit_and_its_bootstrap() -> None:
 
 @pytest.mark.usefixtures("rivals")
 def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
-    settings = Settings(objective=lad, power=0.5, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}, draws=8)
+    settings = FitSettings(objective=lad, weight_power=0.5, fixed={"alpha": 0.33}, bounds={"E": (0.5, 1.5)}, draws=8)
     built = fit(table, settings=settings)
     points = select_points(table).table
     weights = compute_weights(points["flops"], 0.5)
@@ -235,6 +237,6 @@ def test_held_parameters_leave_room_for_fewer_points(table: pd.DataFrame) -> Non
     with pytest.raises(TableError, match=r"\b4\b.*\b5\b"):
         fit(four, settings=QUICK)
     held = {name: PLANTED[name] for name in ("E", "alpha", "beta")}
-    built = fit(four, settings=Settings(draws=4, fixed=held))
+    built = fit(four, settings=FitSettings(draws=4, fixed=held))
     assert built.document["n"] == 4
     assert {name: built.values[name] for name in held} == pytest.approx(held)

@@ -40,12 +40,12 @@ def table(*rows: tuple[float, float, float, str]) -> pd.DataFrame:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    sealed_forecast.lock(DOCUMENT, [promised(5e9, 1e11)], tmp_path / "lock.json")
+    sealed_forecast.write_sealed(DOCUMENT, [promised(5e9, 1e11)], tmp_path / "lock.json")
     return tmp_path / "lock.json"
 
 
 def test_a_lock_holds_what_was_promised_and_on_what_ground(path: Path) -> None:
-    content = sealed_forecast.read(path)
+    content = sealed_forecast.read_sealed(path)
     for name in ("law", "formula", "parameters", "objective", "params_column", "source"):
         assert content[name] == DOCUMENT[name]
     assert content["table_sha256"] == DOCUMENT["table"]["sha256"]
@@ -62,18 +62,18 @@ def test_a_lock_holds_what_was_promised_and_on_what_ground(path: Path) -> None:
 def test_the_hash_is_of_the_content_and_not_of_its_layout(path: Path) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(content.items()))))
-    assert sealed_forecast.read(path) == content
-    assert sealed_forecast.seal(content) == content["sha256"]
-    assert sealed_forecast.seal(content | {"points": 3}) != content["sha256"]
+    assert sealed_forecast.read_sealed(path) == content
+    assert sealed_forecast.sealed_hash(content) == content["sha256"]
+    assert sealed_forecast.sealed_hash(content | {"points": 3}) != content["sha256"]
 
 
 def test_a_lock_is_never_overwritten(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(TableError, match=r"lock\.json"):
-        sealed_forecast.lock(DOCUMENT, [promised(1e10, 1e11)], path)
+        sealed_forecast.write_sealed(DOCUMENT, [promised(1e10, 1e11)], path)
     assert path.read_bytes() == before
     with pytest.raises(TableError, match=r"other\.json"):
-        sealed_forecast.lock(DOCUMENT, [], path.with_name("other.json"))
+        sealed_forecast.write_sealed(DOCUMENT, [], path.with_name("other.json"))
     assert not path.with_name("other.json").exists()
 
 
@@ -95,28 +95,28 @@ def test_any_edit_is_found(path: Path, before: str, after: str) -> None:
     assert before in text
     path.write_text(text.replace(before, after, 1))
     with pytest.raises(TableError, match=r"lock\.json.*\b[0-9a-f]{64}\b.*\b[0-9a-f]{64}\b"):
-        sealed_forecast.read(path)
+        sealed_forecast.read_sealed(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "targets'])
 def test_what_is_no_lock_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock.json").write_text(text)
     with pytest.raises(TableError, match=r"lock\.json"):
-        sealed_forecast.read(tmp_path / "lock.json")
+        sealed_forecast.read_sealed(tmp_path / "lock.json")
     with pytest.raises(TableError, match=r"none\.json.*--seal"):
-        sealed_forecast.read(tmp_path / "none.json")
+        sealed_forecast.read_sealed(tmp_path / "none.json")
 
 
 def test_a_lock_of_another_schema_is_named(path: Path) -> None:
     content = json.loads(path.read_text()) | {"schema": 99}
-    path.write_text(json.dumps(content | {"sha256": sealed_forecast.seal(content)}))
+    path.write_text(json.dumps(content | {"sha256": sealed_forecast.sealed_hash(content)}))
     with pytest.raises(TableError, match=r"lock\.json.*\b99\b"):
-        sealed_forecast.read(path)
+        sealed_forecast.read_sealed(path)
 
 
 def test_each_finished_run_of_a_target_is_scored(path: Path) -> None:
-    rows = sealed_forecast.score(
-        sealed_forecast.read(path),
+    rows = sealed_forecast.score_sealed(
+        sealed_forecast.read_sealed(path),
         table(
             (5e9 * 1.0009, 1e11, 2.45, "done"),
             (5e9, 1e11 * 0.9991, 2.65, "done"),
@@ -133,9 +133,9 @@ def test_each_finished_run_of_a_target_is_scored(path: Path) -> None:
 
 
 def test_a_target_without_a_run_waits(path: Path) -> None:
-    locked = sealed_forecast.read(path)
+    locked = sealed_forecast.read_sealed(path)
     for runs, note in ((table((1e8, 1e9, 3.2, "done")), ""), (table((5e9, 1e11, np.nan, "diverged")), "diverged")):
-        (row,) = sealed_forecast.score(locked, runs)
+        (row,) = sealed_forecast.score_sealed(locked, runs)
         assert (row["measured"], row["inside"], row["relative_error"]) == (None, None, None)
         assert note in row["note"]
         assert bool(note) == bool(row["note"])
@@ -143,21 +143,25 @@ def test_a_target_without_a_run_waits(path: Path) -> None:
 
 def test_what_the_fit_knew_is_said(tmp_path: Path) -> None:
     rows = [promised(1e8, 1e9), promised(1e9, 3e10), promised(5e9, 1e11)]
-    content = sealed_forecast.lock(DOCUMENT, rows, tmp_path / "lock.json")
+    content = sealed_forecast.write_sealed(DOCUMENT, rows, tmp_path / "lock.json")
     assert [target["known"] for target in content["targets"]] == [
         sealed_forecast.FITTED,
         sealed_forecast.HELD_OUT,
         sealed_forecast.NEW,
     ]
-    scored = sealed_forecast.score(content, table(*((row["params"], row["tokens"], 2.5, "done") for row in rows)))
+    scored = sealed_forecast.score_sealed(
+        content, table(*((row["params"], row["tokens"], 2.5, "done") for row in rows))
+    )
     notes = [row["note"] for row in scored]
-    assert notes == [sealed_forecast.KNOWN[sealed_forecast.FITTED], sealed_forecast.KNOWN[sealed_forecast.HELD_OUT], ""]
+    assert notes == [sealed_forecast.NOTES[sealed_forecast.FITTED], sealed_forecast.NOTES[sealed_forecast.HELD_OUT], ""]
     assert len(set(notes)) == 3
 
 
 def test_the_table_must_count_as_the_fit_did(path: Path) -> None:
     runs = table((5e9, 1e11, 2.45, "done"))
     with pytest.raises(TableError, match="params_matmul"):
-        sealed_forecast.score(sealed_forecast.read(path), runs.rename(columns={"params_matmul": "params_total"}))
+        sealed_forecast.score_sealed(
+            sealed_forecast.read_sealed(path), runs.rename(columns={"params_matmul": "params_total"})
+        )
     with pytest.raises(TableError, match=r"\b1\b.*run0.*loss.*nan"):
-        sealed_forecast.score(sealed_forecast.read(path), runs.assign(loss=np.nan))
+        sealed_forecast.score_sealed(sealed_forecast.read_sealed(path), runs.assign(loss=np.nan))

@@ -11,7 +11,7 @@ from rich.console import Console
 from analysis import api
 from analysis.fitting.fit import Fit, Objective, compute_weights, fit_law, huber, lad, mse, mse_log
 from analysis.forecasting import sensitivity
-from analysis.forecasting.saved_fit import SavedFit, Settings
+from analysis.forecasting.saved_fit import FitSettings, SavedFit
 from analysis.laws import chinchilla
 from analysis.tables.results import select_points
 from tests.conftest import simulated
@@ -31,12 +31,12 @@ def noisy() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def built() -> SavedFit:
-    return api.fit(noisy(), settings=Settings(draws=4))
+    return api.fit(noisy(), settings=FitSettings(draws=4))
 
 
 @pytest.fixture(scope="module")
 def panel(built: SavedFit) -> Panel:
-    return sensitivity.panel(built, noisy())
+    return sensitivity.build_panel(built, noisy())
 
 
 def row(panel: Panel, dial: str, setting: str | None = None) -> dict[str, Any]:
@@ -126,17 +126,17 @@ def test_another_weighting_weighs_by_compute(panel: Panel) -> None:
 
 def test_without_an_outlier_or_another_counting_there_is_no_such_row() -> None:
     table = simulated(2e-3, seed=1).drop(columns="params_total")
-    built = api.fit(table, settings=Settings(draws=4))
+    built = api.fit(table, settings=FitSettings(draws=4))
     away = np.abs(built.residuals - np.median(built.residuals))
     assert away.max() < 5 * 1.4826 * np.median(away)
-    dials = [r["dial"] for r in sensitivity.panel(built, table)]
+    dials = [r["dial"] for r in sensitivity.build_panel(built, table)]
     assert "outliers" not in dials
     assert "counting" not in dials
 
 
 def test_held_parameters_and_held_out_runs_stay_so() -> None:
     table = noisy()
-    settings = Settings(draws=4, fixed={"alpha": 0.33}, holdout="largest", objective=lad, power=0.5)
+    settings = FitSettings(draws=4, fixed={"alpha": 0.33}, holdout="largest", objective=lad, weight_power=0.5)
     wild = table.assign(loss=table["loss"].where(table["flops"] < table["flops"].max(), 9.0))
     panels = [api.fit(t, settings=settings, panel=True).document["sensitivity"] for t in (table, wild)]
     assert panels[0] == panels[1]
@@ -158,13 +158,13 @@ def test_held_parameters_and_held_out_runs_stay_so() -> None:
 def test_a_variant_with_too_few_runs_is_left_out() -> None:
     table = simulated(2e-3).iloc[::4]
     assert len(table) == 8
-    dials = {r["dial"] for r in sensitivity.panel(api.fit(table, settings=Settings(draws=4)), table)}
+    dials = {r["dial"] for r in sensitivity.build_panel(api.fit(table, settings=FitSettings(draws=4)), table)}
     assert "window" not in dials
     assert {"counting", "objective", "weighting"} <= dials
 
 
 def test_the_panel_is_saved_with_the_fit(built: SavedFit, panel: Panel) -> None:
-    again = sensitivity.with_panel(built, noisy())
+    again = sensitivity.add_panel(built, noisy())
     assert json.loads(again.to_json())["sensitivity"] == panel
     assert {**again.document, "sensitivity": None} == {**built.document, "sensitivity": None}
 
@@ -172,7 +172,7 @@ def test_the_panel_is_saved_with_the_fit(built: SavedFit, panel: Panel) -> None:
 def test_the_printed_panel_has_every_row_and_says_what_is_forecast(panel: Panel) -> None:
     console = Console(width=200, record=True, quiet=False, file=None, highlight=False)
     with console.capture() as capture:
-        console.print(sensitivity.table([*panel, {**panel[0], "dial": "none", "alpha": None, "beta": None}]))
+        console.print(sensitivity.panel_table([*panel, {**panel[0], "dial": "none", "alpha": None, "beta": None}]))
     lines = capture.get().splitlines()
     for said in panel:
         (line,) = [line for line in lines if line.startswith(f"{said['dial']} ") and f" {said['setting']} " in line]
@@ -180,4 +180,4 @@ def test_the_printed_panel_has_every_row_and_says_what_is_forecast(panel: Panel)
             assert f"{said[name]:.4g}" in line.split()
         assert line.split()[-1] == str(said["n"])
     assert [line.split().count("-") for line in lines if line.startswith("none ")] == [2]
-    assert f"{sensitivity.HORIZON:g}x" in lines[-1]
+    assert f"{sensitivity.FORECAST_FACTOR:g}x" in lines[-1]

@@ -26,7 +26,7 @@ def test_draws_broadcast_against_points_in_double_precision() -> None:
     assert out[0, 1] == pytest.approx(1.7 + 420 / 1e8**0.35 + 1800 / 1e10**0.37, rel=1e-10)
 
 
-EVERY = pytest.mark.parametrize("law", list(laws.laws()), ids=lambda law: law.name)
+EVERY = pytest.mark.parametrize("law", list(laws.all_laws()), ids=lambda law: law.name)
 POINTS = {
     "params": np.geomspace(1e7, 1e9, 5),
     "tokens": np.geomspace(1e9, 2e10, 5)[::-1],
@@ -56,7 +56,7 @@ def offered(law: laws.Law) -> dict[str, np.ndarray]:
 
 @EVERY
 def test_a_law_describes_itself_whole(law: laws.Law) -> None:
-    assert laws.find(law.name) is law
+    assert laws.get_law(law.name) is law
     assert law.source
     assert law.formula
     assert law.response in law.units
@@ -177,7 +177,7 @@ def test_pass_at_k_by_hand() -> None:
 
 def test_an_unknown_law_is_named_and_the_nearest_offered() -> None:
     with pytest.raises(KeyError, match=r"chinchila\b.*chinchilla"):
-        laws.find("chinchila")
+        laws.get_law("chinchila")
 
 
 def test_laws_of_accuracy_by_hand() -> None:

@@ -23,8 +23,10 @@ from tests.support.figure_style import follows_the_style
 def fit(tmp_path_factory: pytest.TempPathFactory) -> saved_fit.SavedFit:
     folder = tmp_path_factory.mktemp("fit_plot")
     results.write_table(simulated(3e-3), folder)
-    settings = saved_fit.Settings(holdout="largest", draws=64)
-    return saved_fit.build(select_points(simulated(3e-3)), settings, {"path": "results.parquet", "sha256": ""})
+    settings = saved_fit.FitSettings(holdout="largest", draws=64)
+    return saved_fit.build_saved_fit(
+        select_points(simulated(3e-3)), settings, {"path": "results.parquet", "sha256": ""}
+    )
 
 
 def scatter(axes: Axes, label: str = "") -> np.ndarray:

@@ -13,8 +13,8 @@ from tests.conftest import PLANTED, simulated
 
 @pytest.fixture(scope="module")
 def fit() -> saved_fit.SavedFit:
-    return saved_fit.build(
-        select_points(simulated(3e-3)), saved_fit.Settings(holdout="largest", draws=64), {"path": "", "sha256": ""}
+    return saved_fit.build_saved_fit(
+        select_points(simulated(3e-3)), saved_fit.FitSettings(holdout="largest", draws=64), {"path": "", "sha256": ""}
     )
 
 
@@ -33,7 +33,9 @@ def test_isoflop_slices_have_their_minimum_on_the_frontier(fit: saved_fit.SavedF
         assert x[np.argmin(y)] == pytest.approx(n, rel=0.05)
     budgets = np.array([float(label) for label in drawn if label[0].isdigit()])
     counted_by_6 = budgets * 6 / 6.2
-    np.testing.assert_allclose(best, compute_optimal.frontier(fit.law, fit.values, counted_by_6)[0], rtol=1e-3)
+    np.testing.assert_allclose(
+        best, compute_optimal.optimal_allocation(fit.law, fit.values, counted_by_6)[0], rtol=1e-3
+    )
 
 
 def test_the_frontier_is_inside_its_interval_and_beside_the_planted_one(fit: saved_fit.SavedFit) -> None:
@@ -42,7 +44,7 @@ def test_the_frontier_is_inside_its_interval_and_beside_the_planted_one(fit: sav
     best, tokens, _ = surface.optimal(fit, budgets)
     assert np.all((low < best) & (best < high))
     np.testing.assert_allclose(6.2 * best * tokens, budgets)
-    planted, _ = compute_optimal.frontier(fit.law, PLANTED, budgets * 6 / 6.2)
+    planted, _ = compute_optimal.optimal_allocation(fit.law, PLANTED, budgets * 6 / 6.2)
     assert np.all((low < planted) & (planted < high))
 
 

@@ -80,7 +80,7 @@ def text(reported: Path) -> str:
 
 
 def test_the_page_tells_law_forecast_runs_and_provenance(reported: Path, text: str) -> None:
-    fit = saved_fit.load(reported / "fit.json")
+    fit = saved_fit.read_fit(reported / "fit.json")
     row = fit.forecast(fit.held_out)[0]
     page = Page(text)
     for expected in (
@@ -161,7 +161,7 @@ def alone(reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for name in ("results.parquet", "fit.json"):
         shutil.copy(reported / name, tmp_path)
     monkeypatch.setattr(report, "available_figures", lambda found: {})
-    monkeypatch.setattr(evidence.backtest, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(evidence.backtest, "backtest_forecasts", lambda *_, **__: pd.DataFrame())
     return tmp_path
 
 
@@ -203,7 +203,7 @@ def test_a_foreign_table_of_three_columns_has_a_page(tmp_path: Path, monkeypatch
     from analysis.commands import fit as verbs
 
     monkeypatch.setattr(report, "available_figures", lambda found: {})
-    monkeypatch.setattr(evidence.backtest, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(evidence.backtest, "backtest_forecasts", lambda *_, **__: pd.DataFrame())
     made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss"]].to_csv(tmp_path / "runs.csv", index=False)
     verbs.fit(tmp_path / "runs.csv", columns="params=params_matmul", draws=16, panel=False)
     path, _, asked, failed = report.write_report(tmp_path)
@@ -226,7 +226,7 @@ def test_a_fit_of_some_rows_of_a_foreign_table_is_made_again_by_its_command(
     other = rows.assign(corpus="b", loss=rows["loss"] + 1, seed=5)
     pd.concat([other, rows.assign(corpus="it's a")]).to_csv(tmp_path / "runs.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evidence.backtest, "forecasts", lambda *_, **__: pd.DataFrame())
+    monkeypatch.setattr(evidence.backtest, "backtest_forecasts", lambda *_, **__: pd.DataFrame())
     monkeypatch.setattr(saved_fit, "choose", partial(law_choice.choose, candidates=law_choice.CANDIDATES[:1]))
     flags = ["--columns", "params=its size", "--where", 'corpus=="it\'s a"', "--fix", "E=1.5", "--seed", "3"]
     flags += ["--bound", "alpha=0.1:inf,beta=0.2:0.8", "--delta", "0.002", "--draws", "8", "--no-panel"]
@@ -289,7 +289,7 @@ def test_what_cannot_be_made_is_told_in_its_place_and_on_stderr(
     monkeypatch.setattr(report, "available_figures", lambda found: {"surface": broken, "frontier": refused})
     monkeypatch.setattr(report, "backtest_section", broken)
     monkeypatch.setattr(report, "headline", broken)
-    monkeypatch.setattr(evidence.learning_rate_law, "scans", broken)
+    monkeypatch.setattr(evidence.learning_rate_law, "find_scans", broken)
     judges = [(key, what, broken if key == "seeds" else judge) for key, what, judge in checklist.CHECKLIST]
     monkeypatch.setattr(checklist, "CHECKLIST", judges)
     page = Page(report_.report(alone, json=alone / "report.json").read_text(encoding="utf-8"))
@@ -321,7 +321,7 @@ def test_an_odd_table_has_a_whole_page(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(saved_fit, "choose", partial(law_choice.choose, candidates=law_choice.CANDIDATES[:1]))
     few = {"factors": backtest.FACTORS[:1], "plain": backtest.PLAIN[:1], "candidates": law_choice.CANDIDATES[:1]}
-    monkeypatch.setattr(evidence.backtest, "forecasts", partial(backtest.forecasts, **few))
+    monkeypatch.setattr(evidence.backtest, "backtest_forecasts", partial(backtest.backtest_forecasts, **few))
     _odd(made.table()).to_csv(tmp_path / "runs.csv", index=False)
     verbs.fit(tmp_path / "runs.csv", draws=8, panel=False)
     written = report.write_report(tmp_path)
@@ -335,8 +335,8 @@ def test_an_odd_table_has_a_whole_page(tmp_path: Path, monkeypatch: pytest.Monke
 def test_scans_that_are_named_are_read(alone: Path, tmp_path: Path) -> None:
     from analysis.fitting import learning_rate_law
 
-    law = learning_rate_law.rate_law(learning_rate_law.scans(made.scans()))
-    file = files.write_json(tmp_path / "rates.json", learning_rate_law.facts(law, "made", "x"))
+    law = learning_rate_law.fit_rate_law(learning_rate_law.find_scans(made.scans()))
+    file = files.write_json(tmp_path / "rates.json", learning_rate_law.rate_document(law, "made", "x"))
     read = evidence.gather(alone, file).rate_law
     assert read is not None
     np.testing.assert_allclose(read(SIZES), law(SIZES), rtol=1e-3)

@@ -14,7 +14,7 @@ from analysis import api
 from analysis.commands import backtest as backtest_
 from analysis.commands import fit, isoflop
 from analysis.forecasting import backtest, saved_fit
-from analysis.forecasting.saved_fit import Settings
+from analysis.forecasting.saved_fit import FitSettings
 from analysis.tables import flags, results, table_checks, where
 from analysis.tables.curve_collapse import Curve
 from tests.analysis.tables.test_curve_collapse import a_grid, simulated_curves
@@ -203,7 +203,7 @@ def test_a_fit_names_the_flagged_points_that_it_uses() -> None:
     for at, words in marked.items():
         table.loc[at, "flags"] = words
     table.loc[5, ["status", "flags"]] = "diverged"
-    built = api.fit(table, settings=Settings(draws=8, holdout="largest"))
+    built = api.fit(table, settings=FitSettings(draws=8, holdout="largest"))
     first, last = table["run_id"][0], table["run_id"][29]
     fitted, held = [note for note in built.document["warnings"] if '--where "flags=="' in note]
     assert re.search(rf"{first}\b.*\bundertrained\b.*{table['run_id'][9]}\b.*\brising\b.*\b2\b.*\b28\b", fitted)
