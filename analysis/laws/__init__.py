@@ -10,7 +10,19 @@ from analysis.laws import accuracy, curve, surface, tuning
 from analysis.laws.law import UNITS, Columns, Law, Values
 from analysis.laws.surface import chinchilla
 
-__all__ = ["UNITS", "Columns", "Law", "Values", "accuracy", "all_laws", "chinchilla", "curve", "get_law", "surface", "tuning"]
+__all__ = [
+    "UNITS",
+    "Columns",
+    "Law",
+    "Values",
+    "accuracy",
+    "all_laws",
+    "chinchilla",
+    "curve",
+    "get_law",
+    "surface",
+    "tuning",
+]
 
 _MODULES = (surface, curve, tuning, accuracy)
 
