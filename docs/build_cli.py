@@ -1,6 +1,6 @@
 """Writes docs/cli.md: the help of every command, as `--help` prints it. A test says when the page is stale.
 
-    python docs/build_cli.py
+python docs/build_cli.py
 """
 
 from __future__ import annotations
