@@ -15,10 +15,8 @@ modules: the design names the verb alone.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import json
-import operator
 import os
 import shutil
 from collections.abc import Mapping
@@ -35,22 +33,13 @@ from scaling.errors import InputError
 from scaling.export.tokenizer_json import tokenizer_files
 from scaling.model.decoder import Decoder, logits
 from scaling.model.parametrization import logit_multiplier, residual_multiplier, scale
+from scaling.model.weights import exported_name, is_per_layer, path_name
 from scaling.training.restore import TrainedModel
 
 RUN_FILE = Path(__file__).with_name("standalone_run.py")
 WEIGHTS, STABLEHLO, SENTENCEPIECE = "model.safetensors", "forward.stablehlo", "tokenizer.model"
 EXPORT_KEY = "scaling"
 """The key of config.json by which a folder is known as an export."""
-
-LAYER_WEIGHTS = {
-    "input_layernorm": ("attention_norm", "scale"),
-    "post_attention_layernorm": ("ff_norm", "scale"),
-    "self_attn.q_norm": ("attention", "q_norm", "scale"),
-    "self_attn.k_norm": ("attention", "k_norm", "scale"),
-    **{f"self_attn.{name}_proj": ("attention", name, "kernel") for name in "qkvo"},
-    **{f"mlp.{name}_proj": ("ff", name, "kernel") for name in ("gate", "up", "down")},
-}
-"""Hugging Face's name of each weight of a layer, and ours. Kernels stand transposed there, [out, in]."""
 
 
 def export_run(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> list[Path]:
@@ -88,38 +77,39 @@ def export_run(restored: TrainedModel, out: Path, *, stablehlo: bool = False) ->
 
 
 def to_hugging_face(params: Any, config: ModelConfig) -> dict[str, Any]:
-    """Every weight under Hugging Face's name, multipliers folded in: of the residual branches into what they end with,
-    of the logits into the final norm."""
-    scale_M = scale(params["final_norm"]["scale"], logit_multiplier(config))
-    out = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": scale_M}
-    if not config.tied:
-        out["lm_head.weight"] = params["head"]["kernel"].T
-    for name, path in _layer_names(config):
-        stacked = functools.reduce(operator.getitem, path, params["blocks"])
-        if path[1] in ("o", "down"):
-            stacked = scale(stacked, residual_multiplier(config))
-        out |= {f"model.layers.{layer}.{name}.weight": stacked[layer].T for layer in range(config.depth)}
+    """Every weight under its name in Hugging Face's layout, multipliers folded in: those of the residual branches into
+    the branch's last kernel, that of the logits into the final norm. Kernels are transposed there, [out, in]."""
+    multiplier_of_path = {
+        "final_norm/scale": logit_multiplier(config),
+        "blocks/attention/o/kernel": residual_multiplier(config),
+        "blocks/ff/down/kernel": residual_multiplier(config),
+    }
+    out: dict[str, Any] = {}
+    for tree_path, weight in jax.tree_util.tree_leaves_with_path(params):
+        path = path_name(tree_path)
+        weight = scale(weight, multiplier_of_path.get(path, 1.0))
+        for layer, layer_weight in enumerate(weight if is_per_layer(path) else [weight]):
+            out[exported_name(path, layer)] = layer_weight.T if path.endswith("kernel") else layer_weight
     return out
 
 
 def from_hugging_face(weights: Mapping[str, Any], config: ModelConfig) -> Any:
-    """The other way: parameters of the model without multipliers, `folded(config)`."""
-    blocks: dict[str, Any] = {}
-    for name, path in _layer_names(config):
-        layers = [weights[f"model.layers.{layer}.{name}.weight"].T for layer in range(config.depth)]
-        inner = blocks
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = jnp.stack(layers)
-    out = {"embedding": weights["model.embed_tokens.weight"], "blocks": blocks}
-    out["final_norm"] = {"scale": weights["model.norm.weight"]}
-    return out if config.tied else out | {"head": {"kernel": weights["lm_head.weight"].T}}
+    """The inverse of `to_hugging_face`: the parameters of the model `without_multipliers(config)`, which has no multipliers."""
+
+    def read_weight(tree_path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Any:
+        path = path_name(tree_path)
+        count = shape.shape[0] if is_per_layer(path) else 1
+        layers = [weights[exported_name(path, layer)] for layer in range(count)]
+        if path.endswith("kernel"):
+            layers = [layer_weight.T for layer_weight in layers]
+        return jnp.stack(layers) if is_per_layer(path) else layers[0]
+
+    return jax.tree_util.tree_map_with_path(read_weight, param_shapes(Decoder(config)))
 
 
-def _layer_names(config: ModelConfig) -> list[tuple[str, tuple[str, ...]]]:
-    return [
-        (name, path) for name, path in LAYER_WEIGHTS.items() if config.qk_norm or path[1] not in ("q_norm", "k_norm")
-    ]
+def param_shapes(model: Decoder) -> Any:
+    """The parameter tree of a model, of shapes and dtypes alone."""
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
 
 
 def without_multipliers(config: ModelConfig) -> ModelConfig:
@@ -178,8 +168,7 @@ def serialize_forward(config: ModelConfig, length: int) -> bytes:
 
     model = Decoder(dataclasses.replace(without_multipliers(config), remat="none"))
     (rows,) = exporting.symbolic_shape("b")
-    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32))["params"]
-    weights = jax.eval_shape(lambda p: to_hugging_face(p, config), params)
+    weights = jax.eval_shape(lambda p: to_hugging_face(p, config), param_shapes(model))
 
     def run(weights: Mapping[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
         return logits(model, from_hugging_face(weights, config), tokens_BT)

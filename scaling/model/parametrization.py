@@ -1,67 +1,40 @@
-"""Standard, muP and CompleteP: one table, a row a kind of weight, of how each number follows width and depth.
+"""Standard, muP and CompleteP: how initial weights, learning rates and multipliers follow width and depth.
 
-With m_N = width / base_width and m_L = depth / base_depth, an entry (a, b) stands for m_N**a * m_L**b, beside what
-model.py and optimizer.py do in "standard". "standard" reads none of it, "mup" the powers of m_N, "completep" both. So
-all three are one at the base size, where a learning rate is tuned that the other two then carry to larger sizes.
+With m_N = width / base_width and m_L = depth / base_depth, powers (a, b) stand for the factor m_N**a * m_L**b, on top
+of what decoder.py and optimizer.py do under "standard". "standard" uses no powers, "mup" those of m_N, "completep"
+both. All three are equal at the base size, where a learning rate is tuned; muP and CompleteP carry it to larger sizes.
+The powers of each weight stand in the table of weights.py, those of the multipliers below. Their sources:
 
-Width: Yang et al. 2022 (Tensor Programs V), table 8, Adam: stored weights of the head have a standard deviation and a
-learning rate that do not follow width, and the logits are divided by m_N. Depth: Dey et al. 2025 (CompleteP), table 1
-with alpha = 1 and equation 40 for epsilon: residual branches are divided by m_L, no initial weight follows depth.
-Decay: learning_rate * weight_decay stays that of the base, as in table 1 and in the MuAdamW of Yang et al.
-Muon: an orthogonal update has a spectral norm sqrt(m_N) larger, not m_N as Adam's, once entries have the same RMS
-(optimizer.py); updates of spectral norm sqrt(fan_out / fan_in) keep features moving alike (Yang, Simon & Bernstein
-2023, condition 1), hence m_N**-1/2.
+- Width: Yang et al. 2022 (Tensor Programs V), table 8, Adam. The stored weights of the head have a standard deviation
+  and a learning rate that do not follow width; the logits are divided by m_N.
+- Depth: Dey et al. 2025 (CompleteP), table 1 with alpha = 1, and equation 40 for epsilon. Residual branches are divided
+  by m_L; no initial weight follows depth.
+- Decay: learning_rate * weight_decay stays that of the base, as in table 1 of Dey et al. and in the MuAdamW of
+  Yang et al.
+- Muon: once the entries of both updates have the same RMS (optimizer.py), an orthogonal update has a spectral norm that
+  grows as sqrt(m_N) where Adam's grows as m_N. Updates of spectral norm sqrt(fan_out / fan_in) move features alike
+  at all widths (Yang, Simon & Bernstein 2023, condition 1), hence m_N**-1/2.
 
-Heads are taken to grow in number and not in width, as in recipe.py: the scale of attention stays 1 / sqrt(D). The
-1 / D of table 8 is for heads that widen, whose base width no field names.
+Heads grow in number, not in width (recipes/derive.py), so the scale of attention stays 1 / sqrt(D). The 1 / D of table
+8 is for heads that widen, whose base width no field names.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 import jax
 
 from scaling.config.run_config import ModelConfig, OptimizerConfig
+from scaling.model.weights import Powers, weight_kind
 
-Powers = tuple[float, float]
-ONE: Powers = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of weight: the paths it has, and the powers of (m_N, m_L) by which its numbers follow size.
-
-    init: standard deviation. adamw, muon: learning rate under each optimizer, and inversely its decay; muon None: the
-    weight stays with AdamW. epsilon: Adam's.
-    """
-
-    kind: str
-    pattern: str
-    init: Powers = ONE
-    adamw: Powers = ONE
-    muon: Powers | None = None
-    epsilon: Powers = ONE
-
-
-TABLE: tuple[Row, ...] = (
-    Row("embedding", r"embedding", init=(0.5, 0), epsilon=(-1, 0)),
-    Row("attention q, k, v", r"blocks/attention/[qkv]/kernel", adamw=(-1, 0), muon=(-0.5, 0), epsilon=(-1, -1)),
-    Row("attention o", r"blocks/attention/o/kernel", (0, 0.5), adamw=(-1, 0), muon=(-0.5, 0), epsilon=(-1, -1)),
-    Row("ff gate, up", r"blocks/ff/(gate|up)/kernel", adamw=(-1, 0), muon=(-0.5, 0), epsilon=(-1, -1)),
-    Row("ff down", r"blocks/ff/down/kernel", init=(0, 0.5), adamw=(-1, 0), muon=(-0.5, 0), epsilon=(-1, -1)),
-    Row("gains of blocks", r"blocks/(\w+/)?\w+_norm/scale", epsilon=(-1, -1)),
-    Row("final gain", r"final_norm/scale", epsilon=(-1, 0)),
-    Row("head", r"head/kernel", init=(1, 0), epsilon=(-1, 0)),
-)
-RESIDUAL_POWERS: Powers = (0, -1)
-LOGIT_POWERS: Powers = (-1, 0)
+RESIDUAL_POWERS: Powers = (0, -1)  # of every residual branch
+LOGIT_POWERS: Powers = (-1, 0)  # of the logits
 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """What one weight's initial deviation, learning rate, decay and epsilon are multiplied by."""
+    """Factors of one weight's initial standard deviation, learning rate, weight decay and Adam's epsilon."""
 
     init: float
     learning_rate: float
@@ -70,41 +43,40 @@ class Multipliers:
 
 
 def power_factor(model: ModelConfig, powers: Powers) -> float:
-    """m_N**a * m_L**b, as far as the model's parametrisation follows width and depth."""
-    width, depth = {"standard": (0, 0), "mup": (1, 0), "completep": (1, 1)}[model.parametrization]
+    """m_N**a * m_L**b for powers (a, b); a power that the model's parametrization does not use counts as zero."""
+    uses_width, uses_depth = {"standard": (0, 0), "mup": (1, 0), "completep": (1, 1)}[model.parametrization]
     m_N, m_L = model.width / model.base_width, model.depth / model.base_depth
-    return m_N ** (width * powers[0]) * m_L ** (depth * powers[1])
-
-
-def row_of(path: str) -> Row:
-    """The row of one parameter path, as sharding.py names it. Raises LookupError unless exactly one matches."""
-    matches = [row for row in TABLE if re.fullmatch(row.pattern, path)]
-    if len(matches) != 1:
-        raise LookupError(f"{path}: {len(matches)} rows of the parametrisation match, one must")
-    return matches[0]
+    return m_N ** (uses_width * powers[0]) * m_L ** (uses_depth * powers[1])
 
 
 def multipliers(model: ModelConfig, path: str, optimizer: OptimizerConfig | None = None) -> Multipliers:
-    """Of one parameter path. optimizer: AdamW when not given. Raises LookupError when no row, or several, match."""
-    row = row_of(path)
-    by_muon = row.muon if optimizer is not None and optimizer.kind == "muon" else None
-    rate = power_factor(model, by_muon or row.adamw)
-    return Multipliers(power_factor(model, row.init), rate, 1 / rate, power_factor(model, row.epsilon))
+    """Those of the weight at `path` (weights.py); optimizer: AdamW when None. Raises LookupError for other paths."""
+    kind = weight_kind(path)
+    muon_powers = kind.muon if optimizer is not None and optimizer.kind == "muon" else None
+    learning_rate = power_factor(model, muon_powers or kind.learning_rate)
+    return Multipliers(
+        init=power_factor(model, kind.init),
+        learning_rate=learning_rate,
+        weight_decay=1 / learning_rate,  # their product, the decay of a step, stays that of the base size
+        epsilon=power_factor(model, kind.epsilon),
+    )
 
 
 def residual_multiplier(model: ModelConfig) -> float:
-    """What every residual branch is multiplied by."""
+    """The factor of every residual branch."""
     return power_factor(model, RESIDUAL_POWERS)
 
 
 def logit_multiplier(model: ModelConfig) -> float:
-    """What the logits are multiplied by."""
+    """The factor of the logits."""
     return power_factor(model, LOGIT_POWERS)
 
 
 def simplest_equivalent(model: ModelConfig) -> ModelConfig:
-    """The same model under the first of standard, muP and CompleteP that gives it the same numbers: at the base depth
-    CompleteP is muP, and at the base width muP is standard."""
+    """The same model under the first of standard, muP and CompleteP that gives it equal numbers.
+
+    At the base depth CompleteP equals muP, and at the base width muP equals standard.
+    """
     if model.parametrization == "completep" and model.depth == model.base_depth:
         model = replace(model, parametrization="mup")
     if model.parametrization == "mup" and model.width == model.base_width:
@@ -112,6 +84,6 @@ def simplest_equivalent(model: ModelConfig) -> ModelConfig:
     return model
 
 
-def scale(x: jax.Array, number: float) -> jax.Array:
-    """x * number, and x itself where that is 1: a program without multipliers is the standard one, bit for bit."""
-    return x if number == 1 else x * number
+def scale(x: jax.Array, factor: float) -> jax.Array:
+    """x * factor; x itself where factor is 1, so that a model without multipliers compiles to the standard program."""
+    return x if factor == 1 else x * factor

@@ -19,20 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.config.run_config import MeshConfig, ModelConfig, RunConfig
 from scaling.errors import InputError
+from scaling.model.weights import path_name, weight_kind
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 BATCH_SPEC = P(BATCH_AXES)
-
-RULES: tuple[tuple[str, P], ...] = (
-    (r"embedding", P(None, ("fsdp", "tensor"))),
-    (r"head/kernel", P(("fsdp", "tensor"), None)),
-    (r"blocks/attention/[qkv]/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/attention/o/kernel", P(None, "tensor", "fsdp")),
-    (r"blocks/ff/(gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"blocks/ff/down/kernel", P(None, "tensor", "fsdp")),
-    (r"(blocks/)?(\w+/)?\w*norm/scale", P()),
-)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -138,19 +129,6 @@ def _divisibility_error(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
     return ""
 
 
-def path_name(path: tuple[Any, ...]) -> str:
-    """A tree path as text, `blocks/attention/q/kernel`."""
-    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
-
-
-def spec_of(path: str) -> P:
-    """The spec of one parameter path. Raises LookupError unless exactly one rule matches."""
-    matches = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
-    if len(matches) != 1:
-        raise LookupError(f"{path}: {len(matches)} sharding rules match, one must")
-    return matches[0]
-
-
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     """Shardings of a whole training state: scalars replicated, each copy of a parameter as that parameter.
 
@@ -161,7 +139,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         if leaf.ndim == 0:
             return NamedSharding(mesh, P())
         name = re.sub(r"^.*?(^|/)(params|mu|nu)/(params/)?", "", path_name(path))
-        return NamedSharding(mesh, spec_of(name))
+        return NamedSharding(mesh, weight_kind(name).spec)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from scaling.errors import DiskFullError, InputError
-from scaling.model.sharding import path_name
+from scaling.model.weights import path_name
 
 # What Orbax's threads log as errors comes back as exceptions as well; once is enough.
 logging.getLogger("absl").setLevel(logging.CRITICAL)

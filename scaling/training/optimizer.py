@@ -17,8 +17,8 @@ import optax.contrib
 from flax import struct
 
 from scaling.config.run_config import ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from scaling.model.parametrization import Multipliers, multipliers, row_of, scale
-from scaling.model.sharding import path_name
+from scaling.model.parametrization import Multipliers, multipliers, scale
+from scaling.model.weights import path_name, weight_kind
 
 UPDATE_RMS = 0.2
 STACKED_MATRICES = optax.contrib.MuonDimensionNumbers(1, 2)
@@ -125,11 +125,11 @@ def optimizer_labels(params: Any) -> Any:
     """Tree of which optimizer a weight has where Muon is asked for: "muon" for the matrices of blocks."""
 
     def kind(path: tuple[Any, ...], _: Any) -> str:
-        return "muon" if row_of(path_name(path)).muon else "adamw"
+        return "muon" if weight_kind(path_name(path)).muon else "adamw"
 
     return jax.tree_util.tree_map_with_path(kind, params)
 
 
 def decay_mask(params: Any) -> Any:
-    """Tree of bools: every weight but the gains of norms, whose last path entry is `scale`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """Tree of bools: true for every weight but the gains of norms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: weight_kind(path_name(path)).group != "norms", params)

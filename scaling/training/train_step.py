@@ -19,6 +19,7 @@ from scaling.model import sharding
 from scaling.model.attention import Kernel, choose_kernel
 from scaling.model.decoder import Decoder, features, head_weights
 from scaling.model.loss import chunk_count, chunked_training_loss
+from scaling.model.weights import check_param_counts
 from scaling.training.optimizer import Rates, gradient_transformation
 
 
@@ -71,6 +72,7 @@ def build_program(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -
         return TrainState(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
 
     shapes = jax.eval_shape(init, jax.random.key(0))
+    check_param_counts(config.model, shapes.params)
     shardings = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
     options = sharding.compiler_options(mesh)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from scaling.config.run_config import MeshConfig, ModelConfig, OptimizerConfig, RunConfig
-from scaling.model import parametrization, sharding
+from scaling.model import sharding
 from scaling.model.decoder import Decoder, features, logits
 from scaling.model.parametrization import Multipliers, multipliers, simplest_equivalent
+from scaling.model.weights import path_name
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
 
@@ -30,24 +31,7 @@ def named(model: ModelConfig, name: Name) -> ModelConfig:
 
 def paths(model: ModelConfig) -> list[str]:
     params = jax.eval_shape(Decoder(model).init, jax.random.key(0), TOKENS_BT)["params"]
-    return [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-
-
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"tied": True}])
-def test_every_parameter_is_matched_by_exactly_one_row(changes: dict[str, bool]) -> None:
-    found = paths(dataclasses.replace(BASE, **changes))
-    used = {parametrization.row_of(path).kind for path in found}
-    if not changes:
-        assert used == {row.kind for row in parametrization.TABLE}, "a row that nothing needs"
-
-
-def test_an_unmatched_path_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LookupError, match=r"blocks/moe/gate/kernel.*\b0\b"):
-        multipliers(BASE, "blocks/moe/gate/kernel")
-    doubled = dataclasses.replace(parametrization.TABLE[0], pattern=r"embed.*")
-    monkeypatch.setattr(parametrization, "TABLE", (*parametrization.TABLE, doubled))
-    with pytest.raises(LookupError, match=r"embedding.*\b2\b"):
-        multipliers(BASE, "embedding")
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 @pytest.mark.parametrize(

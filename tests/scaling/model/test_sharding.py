@@ -8,42 +8,13 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, RunConfig
+from scaling.config.run_config import DataConfig, MeshConfig, RunConfig
 from scaling.errors import InputError
 from scaling.model import sharding
-from scaling.model.decoder import Decoder
 from scaling.training import multihost
-
-
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"tied": True}])
-def test_every_parameter_is_matched_by_exactly_one_rule(changes: dict[str, bool]) -> None:
-    model = Decoder(ModelConfig(**changes))
-    tree = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    used = set()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = sharding.path_name(path)
-        matches = [pattern for pattern, _ in sharding.RULES if re.fullmatch(pattern, name)]
-        assert len(matches) == 1, name
-        assert len(sharding.spec_of(name)) <= leaf.ndim
-        used |= set(matches)
-    if not changes:
-        assert used == {pattern for pattern, _ in sharding.RULES}, "a rule that nothing needs"
-
-
-@pytest.mark.parametrize("path", ["blocks/attention/q/bias", "embedding2", "blocks/moe/gate/kernel"])
-def test_an_unmatched_path_raises(path: str) -> None:
-    with pytest.raises(LookupError, match=rf"{path}.*\b0\b"):
-        sharding.spec_of(path)
-
-
-def test_two_matches_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "RULES", (*sharding.RULES, (r"emb.*", sharding.BATCH_SPEC)))
-    with pytest.raises(LookupError, match=r"embedding.*\b2\b"):
-        sharding.spec_of("embedding")
 
 
 def test_a_mesh_must_use_all_devices() -> None:

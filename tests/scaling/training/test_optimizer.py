@@ -13,7 +13,7 @@ import pytest
 from scaling.config.run_config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from scaling.model import sharding
 from scaling.model.parametrization import multipliers
-from scaling.model.sharding import path_name
+from scaling.model.weights import path_name
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.optimizer import Rates, decay_mask, gradient_transformation, learning_rate, step_learning_rate
 from scaling.training.train_step import TrainState, build_program
