@@ -94,7 +94,7 @@ def to_hugging_face(params: Any, config: ModelConfig) -> dict[str, Any]:
 
 
 def from_hugging_face(weights: Mapping[str, Any], config: ModelConfig) -> Any:
-    """The inverse of `to_hugging_face`: the parameters of the model `without_multipliers(config)`, which has no multipliers."""
+    """The inverse of `to_hugging_face`: the parameters of the model `without_multipliers(config)`."""
 
     def read_weight(tree_path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Any:
         path = path_name(tree_path)

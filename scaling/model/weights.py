@@ -30,7 +30,7 @@ Group = Literal["embedding", "blocks", "head", "norms"]
 class WeightKind:
     r"""The weights whose path matches `pattern` as a whole, and what holds for all of them.
 
-    group: the field of counts.Params that counts them; gains of norms are those without weight decay.
+    group: the field of counts.ParamCounts that counts them; gains of norms are those without weight decay.
     spec: mesh axes of each array axis. Block weights have the layer axis L first, which is never sharded.
     exported: name in Hugging Face's layout; {layer} is the layer's number, \1 the first group of `pattern`.
     init, learning_rate, epsilon: how the initial standard deviation, AdamW's learning rate (its inverse: the decay) and
@@ -51,7 +51,7 @@ class WeightKind:
 # The layout is Megatron's (Shoeybi et al. 2019): over tensor, kernels into a branch are split by their outputs and
 # kernels out of it by their inputs, so that a branch needs one all-reduce. The other axis is split over fsdp. Gains of
 # norms are small and replicated.
-WEIGHTS: tuple[WeightKind, ...] = (
+WEIGHT_KINDS: tuple[WeightKind, ...] = (
     WeightKind(
         pattern=r"embedding",  # [V, M]
         group="embedding",
@@ -144,11 +144,11 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def weight_kind(path: str) -> WeightKind:
     """The row of the table for one weight. Raises LookupError, with the path, unless exactly one row matches."""
-    matches = [kind for kind in WEIGHTS if re.fullmatch(kind.pattern, path)]
+    matches = [kind for kind in WEIGHT_KINDS if re.fullmatch(kind.pattern, path)]
     if len(matches) != 1:
         raise LookupError(
             f"weight {path}: {len(matches)} rows of the table of weights match, and exactly one must; "
-            f"edit WEIGHTS in scaling/model/weights.py"
+            f"edit WEIGHT_KINDS in scaling/model/weights.py"
         )
     return matches[0]
 
@@ -166,15 +166,15 @@ def exported_name(path: str, layer: int = 0) -> str:
     return match.expand(kind.exported).format(layer=layer)
 
 
-def count_weights(params: Any) -> counts.Params:
-    """Numbers in a parameter tree (of arrays or their shapes) by group, to compare with the formula of counts.count_params.
+def count_weights(params: Any) -> counts.ParamCounts:
+    """Numbers in a parameter tree, of arrays or their shapes, by group: what counts.count_params computes by formula.
 
     Raises LookupError on a weight that the table does not have.
     """
     sizes: Counter[str] = Counter(embedding=0, blocks=0, head=0, norms=0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         sizes[weight_kind(path_name(path)).group] += math.prod(leaf.shape)
-    return counts.Params(**sizes, tied=sizes["head"] == 0)
+    return counts.ParamCounts(**sizes, tied=sizes["head"] == 0)
 
 
 def check_param_counts(model: ModelConfig, params: Any) -> None:

@@ -85,11 +85,11 @@ EIGHT = """
 import dataclasses, json, sys
 from pathlib import Path
 import jax, numpy as np
-from scaling import loss, sharding
+from scaling.model import loss, sharding
 from scaling.training.checkpoints import Checkpoints
 from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from scaling.training.optimizer import Rates
-from scaling.training.train_step import build
+from scaling.training.train_step import build_program
 
 loss.CHUNK_BYTES = 4 * 16 * 40 // 4  # four chunks of a row, more of more
 folder = Path(sys.argv[1])
@@ -111,7 +111,7 @@ for name, mesh in {
     if jax.device_count() == 1 and name not in ("data", "muon"):
         continue
     mesh = sharding.make_mesh(mesh) if jax.device_count() > 1 else sharding.make_mesh(MeshConfig())
-    program = build(muon if name == "muon" else config, mesh)
+    program = build_program(muon if name == "muon" else config, mesh)
     state, losses = program.init(jax.random.key(0)), []
     for step in range(4):
         batch = sharding.put_batch(lambda rows: tokens[rows], (8, 17), mesh)
@@ -130,7 +130,7 @@ for name, mesh in {
         with Checkpoints(folder, keep=1) as save:
             save.save(4, state)
             save.wait()
-            other = build(config, sharding.make_mesh(MeshConfig(fsdp=4)))
+            other = build_program(config, sharding.make_mesh(MeshConfig(fsdp=4)))
             restored = save.restore(4, other.abstract_state)
         kernel = restored.params["blocks"]["attention"]["q"]["kernel"]
         out["restored"] = {

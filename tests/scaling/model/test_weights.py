@@ -14,7 +14,7 @@ from scaling.accounting import counts
 from scaling.config.run_config import ModelConfig
 from scaling.model import weights
 from scaling.model.decoder import Decoder
-from scaling.model.weights import WEIGHTS, check_param_counts, count_weights, exported_name, path_name, weight_kind
+from scaling.model.weights import WEIGHT_KINDS, check_param_counts, count_weights, exported_name, path_name, weight_kind
 
 MODELS = {
     "untied": ModelConfig(width=64, depth=3, heads=4),
@@ -35,14 +35,14 @@ def shapes_by_path(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_matches_exactly_one_row(name: str) -> None:
     for path, shape in shapes_by_path(MODELS[name]).items():
-        matches = [kind for kind in WEIGHTS if re.fullmatch(kind.pattern, path)]
+        matches = [kind for kind in WEIGHT_KINDS if re.fullmatch(kind.pattern, path)]
         assert matches == [weight_kind(path)], path
         assert len(matches[0].spec) <= len(shape)
 
 
 def test_every_row_has_a_weight() -> None:
     paths = [path for model in MODELS.values() for path in shapes_by_path(model)]
-    assert {weight_kind(path).pattern for path in paths} == {kind.pattern for kind in WEIGHTS}
+    assert {weight_kind(path).pattern for path in paths} == {kind.pattern for kind in WEIGHT_KINDS}
 
 
 @pytest.mark.parametrize("path", ["blocks/attention/q/bias", "embedding2", "blocks/moe/gate/kernel"])
@@ -54,8 +54,8 @@ def test_an_unknown_weight_raises_with_its_path(path: str) -> None:
 
 
 def test_a_weight_that_two_rows_match_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = dataclasses.replace(WEIGHTS[0], pattern=r"emb.*")
-    monkeypatch.setattr(weights, "WEIGHTS", (*WEIGHTS, second))
+    second = dataclasses.replace(WEIGHT_KINDS[0], pattern=r"emb.*")
+    monkeypatch.setattr(weights, "WEIGHT_KINDS", (*WEIGHT_KINDS, second))
     with pytest.raises(LookupError, match=r"embedding.*\b2\b"):
         weight_kind("embedding")
 

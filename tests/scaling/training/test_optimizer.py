@@ -57,7 +57,8 @@ def test_no_step_is_spent_at_zero() -> None:
 
 def test_equals_adamw_of_optax_with_the_gains_left_undecayed() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=0.3)
-    params = {"q": {"kernel": np.full((2, 2), 3.0, np.float32)}, "norm": {"scale": np.full(2, 3.0, np.float32)}}
+    matrix, gain = np.full((2, 2), 3.0, np.float32), np.full(2, 3.0, np.float32)
+    params = {"head": {"kernel": matrix}, "final_norm": {"scale": gain}}
     reference = optax.chain(
         optax.clip_by_global_norm(0.3), optax.adamw(0.1, 0.9, 0.95, 1e-8, weight_decay=0.5, mask=decay_mask)
     )
@@ -76,7 +77,7 @@ def test_equals_adamw_of_optax_with_the_gains_left_undecayed() -> None:
         grads = jax.tree.map(lambda x, number=number: np.sin(x * (number + 1)), params)
         a, b, state_a, state_b = step(a, b, state_a, state_b, grads)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
-    assert decay_mask(params) == {"q": {"kernel": True}, "norm": {"scale": False}}
+    assert decay_mask(params) == {"head": {"kernel": True}, "final_norm": {"scale": False}}
 
 
 def weights(seed: int) -> dict:
