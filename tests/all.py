@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 WAITING = (
     "cluster",
     "scaling/training/test_multihost.py",
-    "sweeps/clusters/test_shared_disk_hosts.py",
+    "sweeps/clusters/test_slice_worker.py",
     "scaling/training/test_out_of_memory.py",
     "scaling/commands/test_data.py",
     "scaling/data/test_seqio_corpora.py",

@@ -3,7 +3,7 @@ run by this project: it has no TPU and no cluster of theirs.
 
 One worker is one slice; it takes cells from the sweep's folder as any other worker does (sweeps/running/fleet.py), on
 one host
-or several (sweeps/clusters/shared_disk_hosts.py). Field names: docs.skypilot.co/en/latest/reference/yaml-spec.html
+or several (sweeps/clusters/slice_worker.py). Field names: docs.skypilot.co/en/latest/reference/yaml-spec.html
 and tpu.html,
 jobset.sigs.k8s.io (v1alpha2), kueue.sigs.k8s.io/docs/tasks/run/jobsets. Hosts and names of chips: plan-tpus in
 cloud.google.com/kubernetes-engine/docs/concepts, and cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
@@ -156,7 +156,7 @@ def count_hosts(target: Topology) -> int:
 def host_command(order: ManifestSpec, gang: str, rank: str) -> str:
     """The command of each host of a slice, for a shell."""
     arguments = [order.place, gang, rank, str(count_hosts(order.slice)), str(order.slice.chips)]
-    return " ".join(["exec python -m sweeps.clusters.shared_disk_hosts", *arguments])
+    return " ".join(["exec python -m sweeps.clusters.slice_worker", *arguments])
 
 
 def skypilot_manifest(order: ManifestSpec) -> str:

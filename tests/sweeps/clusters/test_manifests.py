@@ -80,7 +80,7 @@ def test_its_head_says_what_it_is_and_needs_and_how_it_is_started(name: str, tmp
 
 def words(command: str) -> Sequence[str]:
     """The arguments of a host: folder, gang, rank, hosts, chips."""
-    program, _, rest = command.strip().partition(" sweeps.clusters.shared_disk_hosts ")
+    program, _, rest = command.strip().partition(" sweeps.clusters.slice_worker ")
     assert program == "exec python -m"
     return rest.split()
 
