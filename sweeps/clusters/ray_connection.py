@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster, and names the hosts and the environment that its workers get."""
+"""Connects to a Ray cluster, and says which hosts and variables its workers get."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from scaling.errors import InputError
 from sweeps.local import processes
 
 NAMESPACE = "scaling-sweeps"
-
-
 CONNECT_SECONDS = 5.0
+FORWARDED_PREFIXES = ("JAX_", "XLA_", "LIBTPU_", "NCCL_")
+
+
+@dataclass(frozen=True)
+class HostDemand:
+    """What a run needs: so many hosts, and on each so many devices. resources: of each host, by Ray's names."""
+
+    hosts: int
+    devices_per_host: int
+    resources: Mapping[str, float]
 
 
 def connect(address: str) -> None:
@@ -23,21 +31,22 @@ def connect(address: str) -> None:
     if find_spec("ray") is None:
         raise InputError("ray: is not installed; pip install 'scaling-laws[ray]'")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    # 0: an actor without GPUs keeps CUDA_VISIBLE_DEVICES as it is, as later versions of Ray do by default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():
         return
-    named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if named != "auto":
-        _check_reachable(named)
+    target = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if target != "auto":
+        _check_reachable(target)
     try:
-        ray.init(address=named, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=target, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise InputError(
-            f"address = {address}: no Ray cluster answers ({said}); run this on one of its machines, or start one with "
-            "`ray start --head`"
+            f"address = {address}: no Ray cluster answers ({message}); run this on one of its machines, or start one "
+            "with `ray start --head`"
         ) from None
 
 
@@ -58,22 +67,10 @@ def _check_reachable(address: str) -> None:
         ) from None
 
 
-FORWARDED_PREFIXES = ("JAX_", "XLA_", "LIBTPU_", "NCCL_")
-
-
 def forwarded_env() -> dict[str, str]:
-    """Variables of this process that runs elsewhere are to see."""
+    """The variables of this process that its runs on other hosts see too."""
     return {
-        k: v
-        for k, v in os.environ.items()
-        if k.startswith(FORWARDED_PREFIXES) and not k.startswith(processes.PEER_PREFIXES)
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(FORWARDED_PREFIXES) and not name.startswith(processes.PEER_PREFIXES)
     }
-
-
-@dataclass(frozen=True)
-class HostDemand:
-    """What a run takes: so many hosts, on each so many devices. demand: of each, as Ray counts it."""
-
-    count: int
-    devices: int
-    demand: Mapping[str, float]

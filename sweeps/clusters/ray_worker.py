@@ -1,11 +1,8 @@
 """What runs on the hosts of a Ray cluster: an actor that keeps a worker alive, and the worker, a process of its own.
 
-The worker is no part of the actor because Ray keeps the actor's signals to itself: as a process it hears SIGTERM like
-any other runner (sweeps/running/runner.py). The actor is its lifeline. When the actor goes, even by SIGKILL, the pipe
-between
-them closes, and the worker lets its runs save and ends.
-
-Not in the design's list of modules: ray.py is what the command does, this is what the cluster does.
+The worker is a separate process because Ray handles the signals of an actor itself; as a process it takes SIGTERM like
+any other runner (sweeps/running/runner.py). The actor holds one end of a pipe to it. When the actor dies, even by
+SIGKILL, the pipe closes, and the worker lets its runs save and ends.
 """
 
 from __future__ import annotations
@@ -31,27 +28,27 @@ from sweeps.running import fleet
 from sweeps.running.cluster import WorkerSpec
 
 LOG_FOLDER = "ray"
-"""Where the workers of a sweep print, in its folder."""
-"""Variables of the command's shell that its runs see too, as they would on this machine."""
-SHORT_SECONDS, SHORT_LIVES, PAUSE_SECONDS = 60.0, 5, 1.0
+"""In the sweep's folder: what its workers print."""
+SHORT_SECONDS, MAX_SHORT_LIVES, PAUSE_SECONDS = 60.0, 5, 1.0
+"""A worker that signals end within SHORT_SECONDS so many times in a row is not started again."""
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker needs to know. cpus: cores per device. address: of the cluster. hosts: what a run takes, when it
-    takes several. variables: of its runs."""
+    """What a worker needs to know. cpus: cores per device. address: of the cluster. demand: what a run needs when it
+    takes several hosts, else None. variables: for the environment of its runs."""
 
     work: WorkerSpec
     cpus: int
     address: str
-    hosts: HostDemand | None
+    demand: HostDemand | None
     variables: Mapping[str, str]
 
 
 class WorkerActor:
-    """An actor that starts a worker, starts it again when a signal ended it, and goes when it is through.
+    """An actor that starts a worker, starts it again when a signal ended it, and ends when the worker is done.
 
-    Raises in the constructor, so that Ray does not try again, when this host does not see the sweep.
+    The constructor raises when this host does not see the sweep, so that Ray does not start the actor again.
     """
 
     def __init__(self, name: str, job: WorkerJob) -> None:
@@ -64,10 +61,10 @@ class WorkerActor:
         self.job, self.log = job, folder / LOG_FOLDER / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.stopping = False
-        threading.Thread(target=self._tend, daemon=True).start()
+        threading.Thread(target=self._keep_worker_alive, daemon=True).start()
 
-    def where(self) -> str:
-        """The host, and the actor's process: a sign of life."""
+    def location(self) -> str:
+        """The host, and the process of the actor. An answer means that the actor is alive."""
         return f"{platform.node()}, process {os.getpid()}"
 
     def stop(self) -> None:
@@ -76,21 +73,21 @@ class WorkerActor:
         if self.process is not None:
             self.process.terminate()
 
-    def _tend(self) -> None:
+    def _keep_worker_alive(self) -> None:
         import ray
 
         me = ray.get_runtime_context().current_actor
-        short = 0
-        while not self.stopping and short < SHORT_LIVES:
+        short_lives = 0
+        while not self.stopping and short_lives < MAX_SHORT_LIVES:
             began = time.monotonic()
-            if self._work() >= 0:
+            if self._run_worker() >= 0:  # an exit code; a negative one is a signal
                 break
-            short = short + 1 if time.monotonic() - began < SHORT_SECONDS else 0
+            short_lives = short_lives + 1 if time.monotonic() - began < SHORT_SECONDS else 0
             time.sleep(PAUSE_SECONDS)
         ray.kill(me, no_restart=True)
 
-    def _work(self) -> int:
-        """One life of the worker; its exit code."""
+    def _run_worker(self) -> int:
+        """Starts the worker, waits for its end, and returns its exit code."""
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "sweeps.clusters.ray_worker"]
             process = subprocess.Popen(
@@ -100,27 +97,28 @@ class WorkerActor:
         process.stdin.write(pickle.dumps(self.job))
         process.stdin.flush()
         self.process = process
-        if self.stopping:
+        if self.stopping:  # `stop` may have come before there was a process
             process.terminate()
         return process.wait()
 
 
 def main() -> int:
-    """A worker, told by its actor what to do."""
+    """A worker; its job comes on standard input, which then stays open as long as its actor lives."""
     job: WorkerJob = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_stop_with_actor, daemon=True).start()
     os.environ.update(job.variables)
     launch: Launcher = processes.start_process
     slot = Slot(gpu=",".join(processes.visible_gpus()), devices=job.work.devices)
-    if job.hosts is not None:
-        launch, slot = partial(start_multi_host_run, job.address, job.hosts), Slot(devices=job.work.devices)
+    if job.demand is not None:
+        launch, slot = partial(start_multi_host_run, job.address, job.demand), Slot(devices=job.work.devices)
     elif job.cpus * job.work.devices == 1 and not slot.gpu:
+        # Ray gave one core but pins nothing: the variables of a one-core slot keep the run to one thread.
         os.environ.update(processes.slot_environment(Slot(cores=(0,)), os.environ))
     return fleet.run_worker(job.work, launch, [slot])
 
 
 def _stop_with_actor() -> None:
-    """Stops this process as soon as its actor is gone."""
+    """Asks this process to stop as soon as its actor is gone: reading then returns nothing."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
