@@ -1,7 +1,7 @@
-"""Workers that are actors of a Ray cluster (Ray core): GPUs a run, and runs over several hosts.
+"""Workers that are actors of a Ray cluster (Ray core), for runs on GPUs of one host or on several hosts.
 
-The actors are detached: they, and Ray's memory of them, outlive the command, so a command that died is replaced by the
-same command, which finds them by their names. Ray starts an actor again elsewhere when its process or its host dies.
+The actors are detached: they outlive the command that started them, and the same command, given again, finds them by
+their names. Ray starts an actor again elsewhere when its process or its host dies.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from sweeps.clusters.ray_worker import LOG_FOLDER, WorkerActor, WorkerJob
 from sweeps.running import fleet
 from sweeps.running.cluster import WorkerHandle, WorkerSpec, WorkerState
 
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS, RETRY_SECONDS = 30.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Ray:
     """Actors of a Ray cluster, from a machine of it. Its hosts must see the sweep's folder at the same path.
 
     Args:
-        address: HOST:PORT of the head, or auto: what RAY_ADDRESS says, else the cluster that this machine is part of.
+        address: HOST:PORT of the head, or auto: the value of RAY_ADDRESS, else the cluster that this machine is part
+            of.
         cpus: cores per device.
-        devices_per_host: the GPUs of a host, 1 where there are none, when not given. Larger runs take several hosts.
+        devices_per_host: devices of one host that runs use; larger runs take several hosts. By default the GPUs of a
+            host, or 1 where there are none.
     """
 
     address: str = "auto"
@@ -52,40 +55,41 @@ class Ray:
 
 @dataclass
 class RayWorker:
-    """An actor that keeps a worker at work. sign: the answer it was asked for; known: what it was when last seen."""
+    """An actor that keeps a worker at work. reply: what Ray will answer to the last question to the actor; last_state:
+    as of its last answer; message: where the actor is, or why it died."""
 
     name: str
     actor: Any
     folder: Path
-    sign: Any = None
-    known: WorkerState = "queued"
-    told: str = ""
+    reply: Any = None
+    last_state: WorkerState = "queued"
+    message: str = ""
 
     def state(self) -> WorkerState:
-        """As of the last question that it answered, or that Ray did in its stead; does not wait."""
+        """As of the last question that the actor, or Ray in its place, has answered; does not wait."""
         import ray
 
-        if self.known == "ended":
-            return self.known
-        if self.sign is None:
-            self.sign = self.actor.where.remote()
-        if ray.wait([self.sign], timeout=0)[0]:
+        if self.last_state == "ended":
+            return self.last_state
+        if self.reply is None:
+            self.reply = self.actor.location.remote()
+        if ray.wait([self.reply], timeout=0)[0]:
             try:
-                self.known, self.told = "running", ray.get(self.sign)
-            except ray.exceptions.ActorUnavailableError:
-                self.known = "queued"
+                self.last_state, self.message = "running", ray.get(self.reply)
+            except ray.exceptions.ActorUnavailableError:  # Ray is starting it again
+                self.last_state = "queued"
             except ray.exceptions.RayActorError as error:
-                self.known, self.told = "ended", self.told or _cause_of_death(error)
-            self.sign = None if self.known == "ended" else self.actor.where.remote()
-        return self.known
+                self.last_state, self.message = "ended", self.message or _cause_of_death(error)
+            self.reply = None if self.last_state == "ended" else self.actor.location.remote()
+        return self.last_state
 
     def describe(self) -> str:
-        said = f" ({self.told})" if self.told else ""
-        return f"Ray actor {self.name}{said}; it prints to {self.folder / LOG_FOLDER / self.name}.log"
+        message = f" ({self.message})" if self.message else ""
+        return f"Ray actor {self.name}{message}; it prints to {self.folder / LOG_FOLDER / self.name}.log"
 
 
 def _cause_of_death(error: Exception) -> str:
-    """Of what Ray says of an actor that died, the line that says why."""
+    """The line of Ray's message about a dead actor that says why it died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
 
@@ -95,95 +99,116 @@ def digest(text: str) -> str:
 
 
 def options_digest(work: WorkerSpec) -> str:
-    """A digest of what the command asked for, whatever the kind of its workers."""
+    """A digest of the options of the command, the same for workers of every number of devices."""
     return digest(repr((work.devices_per_run, work.members, work.budgets)))
 
 
 @dataclass
 class RayActors:
-    """The workers of one sweep on a Ray cluster. dismissed: those of another such command."""
+    """The workers of one sweep on a Ray cluster. started: those that this command started or found. cancelled: names of
+    those that an earlier command with other options left."""
 
     options: Ray
     folder: Path
-    mine: list[RayWorker] = field(default_factory=list)
-    dismissed: set[str] = field(default_factory=set)
+    started: list[RayWorker] = field(default_factory=list)
+    cancelled: set[str] = field(default_factory=set)
 
     def check(self, devices: Sequence[int]) -> None:
         connect(self.options.address)
-        each = self.devices_per_host()
-        for wanted in devices:
-            if wanted > each and wanted % each:
+        per_host = self.devices_per_host()
+        for count in devices:
+            if count > per_host and count % per_host:
                 raise InputError(
-                    f"devices = {wanted}: a run over several hosts takes all {each} devices of each: must be at most "
-                    f"{each}, or a multiple of it"
+                    f"devices = {count}: a run over several hosts takes all {per_host} devices of each: must be at "
+                    f"most {per_host}, or a multiple of it"
                 )
-            if self.room(wanted) < 1:
-                raise InputError(f"devices = {wanted}: more than there are; {self.has()}")
+            if self.count_places(count) < 1:
+                raise InputError(f"devices = {count}: more than there are; {self.describe_resources()}")
 
     def workers(self, work: WorkerSpec) -> Sequence[WorkerHandle]:
-        """Those of a command that asked for something else are told to end, whatever they were to do."""
+        """Workers of a command with other options are asked to end, whatever number of devices they are for."""
         import ray
 
         connect(self.options.address)
         names = [named["name"] for named in ray.util.list_named_actors(True) if named["namespace"] == NAMESPACE]
-        found = []
-        for name in sorted(name for name in names if name.startswith(f"{self.sweep()}-")):
-            with contextlib.suppress(ValueError):
-                found.append(RayWorker(name, ray.get_actor(name, NAMESPACE), self.folder))
-        others = [one for one in found if not one.name.startswith(f"{self.sweep()}-{options_digest(work)}-")]
-        if others := [one for one in others if one.name not in self.dismissed]:
-            self.dismissed |= {one.name for one in others}
-            workers = f"{len(others)} worker{'s' * (len(others) > 1)}"
-            fleet.print_line(Console(), f"ending {workers} of an earlier command, which asked for something else")
+        of_sweep = []
+        for name in sorted(name for name in names if name.startswith(f"{self.sweep_prefix()}-")):
+            with contextlib.suppress(ValueError):  # it has ended since it was listed
+                of_sweep.append(RayWorker(name, ray.get_actor(name, NAMESPACE), self.folder))
+        same_options = f"{self.sweep_prefix()}-{options_digest(work)}-"
+        others = [each for each in of_sweep if not each.name.startswith(same_options)]
+        if others := [each for each in others if each.name not in self.cancelled]:
+            self.cancelled |= {each.name for each in others}
+            count = f"{len(others)} worker{'s' * (len(others) > 1)}"
+            fleet.print_line(Console(), f"ending {count} of an earlier command, which had other options")
             self.cancel(others)
-        kept = [one for one in found if one.name.startswith(f"{self.prefix(work)}-")]
-        self.mine += kept
+        kept = [each for each in of_sweep if each.name.startswith(f"{self.worker_prefix(work)}-")]
+        self.started += kept
         return kept
 
     def start(self, work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
-        """At most one more than there is room for: it asks an autoscaler for more hosts, and a thousand would not
-        come sooner."""
+        """Starts at most one worker more than there is room for: that one asks an autoscaler for more hosts, and a
+        thousand would not make them come sooner."""
         import ray
 
-        alive = sum(worker.name.startswith(self.prefix(work)) and worker.state() != "ended" for worker in self.mine)
-        hosts = self.hosts(work.devices)
-        demand = {} if hosts.count > 1 else hosts.demand
-        pilot = ray.remote(WorkerActor)
-        cpus, gpus = demand.get("CPU", 0), demand.get("GPU", 0)
-        wanted: dict[str, Any] = {"lifetime": "detached", "namespace": NAMESPACE, "max_restarts": -1}
-        wanted |= {"num_cpus": cpus, "num_gpus": gpus}
+        prefix = self.worker_prefix(work)
+        alive = sum(worker.name.startswith(prefix) and worker.state() != "ended" for worker in self.started)
+        demand = self.host_demand(work.devices)
+        # The processes of a run over several hosts have actors of their own; its worker needs nothing itself.
+        resources = {} if demand.hosts > 1 else demand.resources
+        actor_class = ray.remote(WorkerActor)
+        options: dict[str, Any] = {"lifetime": "detached", "namespace": NAMESPACE, "max_restarts": -1}
+        options |= {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
         address = ray.get_runtime_context().gcs_address
-        job = WorkerJob(work, self.options.cpus, address, hosts if hosts.count > 1 else None, forwarded_env())
-        made = []
-        for _ in range(min(count, self.room(work.devices) + 1 - alive)):
-            name = f"{self.prefix(work)}-{uuid.uuid4().hex[:6]}"
-            made.append(RayWorker(name, pilot.options(name=name, **wanted).remote(name, job), self.folder))
-        self.mine += made
-        return made
+        job = WorkerJob(work, self.options.cpus, address, demand if demand.hosts > 1 else None, forwarded_env())
+        new = []
+        for _ in range(min(count, self.count_places(work.devices) + 1 - alive)):
+            name = f"{prefix}-{uuid.uuid4().hex[:6]}"
+            new.append(RayWorker(name, actor_class.options(name=name, **options).remote(name, job), self.folder))
+        self.started += new
+        return new
 
     def cancel(self, workers: Sequence[WorkerHandle]) -> None:
-        """Those that do not answer have not begun, or their host is gone: they are not to begin."""
+        """Asks workers to let their runs save, and to end. Kills those that do not answer within ANSWER_SECONDS: they
+        have not begun, or their host is gone, and they must not begin.
+
+        While Ray starts an actor again, a call to it fails at once and never reaches it, so the call is repeated.
+        """
         import ray
 
-        asked = {}
+        calls: dict[Any, RayWorker] = {}
         for worker in workers:
             assert isinstance(worker, RayWorker)
             if worker.state() != "ended":
-                asked[worker.actor.stop.remote()] = worker
-        _, silent = ray.wait([*asked], num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])
-        for call in silent:
-            ray.kill(asked[call].actor, no_restart=True)
+                calls[worker.actor.stop.remote()] = worker
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while calls and (left := deadline - time.monotonic()) > 0:
+            answered, _ = ray.wait([*calls], num_returns=len(calls), timeout=min(RETRY_SECONDS, left))
+            unavailable = []
+            for call in answered:
+                worker = calls.pop(call)
+                try:
+                    ray.get(call)
+                except ray.exceptions.ActorUnavailableError:
+                    unavailable.append(worker)
+                except ray.exceptions.RayError:  # it has died, which is an end too
+                    pass
+            if unavailable:
+                time.sleep(RETRY_SECONDS)
+                calls |= {worker.actor.stop.remote(): worker for worker in unavailable}
+        for worker in calls.values():
+            ray.kill(worker.actor, no_restart=True)
 
-    def sweep(self) -> str:
+    def sweep_prefix(self) -> str:
         """How the names of all workers of the sweep begin: its name, and a digest of the whole path."""
         return f"{self.folder.name}-{digest(str(self.folder))}"
 
-    def prefix(self, work: WorkerSpec) -> str:
-        """How the names of its workers begin: the sweep, what the command asked for, the devices of a run."""
-        return f"{self.sweep()}-{options_digest(work)}-{work.devices}"
+    def worker_prefix(self, work: WorkerSpec) -> str:
+        """How the names of workers of one kind begin: the sweep, the options of the command, the devices of a run."""
+        return f"{self.sweep_prefix()}-{options_digest(work)}-{work.devices}"
 
     def nodes(self) -> list[Mapping[str, float]]:
-        """The resources of each host that is there."""
+        """The resources of each live host."""
         import ray
 
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -196,22 +221,24 @@ class RayActors:
             return self.options.devices_per_host
         return max([1, *(int(node.get("GPU", 0)) for node in self.nodes())])
 
-    def hosts(self, devices: int) -> HostDemand:
-        """What a run of so many devices takes."""
-        each = self.devices_per_host()
-        count = math.ceil(devices / each)
-        share = min(devices, each)
-        demand = {"CPU": float(self.options.cpus * share)} | ({"GPU": float(share)} if self.has_gpus() else {})
-        return HostDemand(count, share, demand)
+    def host_demand(self, devices: int) -> HostDemand:
+        """What a run of so many devices needs."""
+        per_host = self.devices_per_host()
+        share = min(devices, per_host)
+        resources = {"CPU": float(self.options.cpus * share)} | ({"GPU": float(share)} if self.has_gpus() else {})
+        return HostDemand(math.ceil(devices / per_host), share, resources)
 
-    def room(self, devices: int) -> int:
-        """Runs of so many devices that the cluster has hosts for, were it free."""
-        hosts = self.hosts(devices)
-        fit = [min(int(node.get(name, 0) // needed) for name, needed in hosts.demand.items()) for node in self.nodes()]
-        return sum(fit) if hosts.count == 1 else sum(one > 0 for one in fit) // hosts.count
+    def count_places(self, devices: int) -> int:
+        """How many runs of so many devices the cluster has hosts for when it is idle."""
+        demand = self.host_demand(devices)
+        fit = [
+            min(int(node.get(name, 0) // needed) for name, needed in demand.resources.items()) for node in self.nodes()
+        ]
+        # A host takes one process of a run over several hosts (STRICT_SPREAD), however many would fit.
+        return sum(fit) if demand.hosts == 1 else sum(count > 0 for count in fit) // demand.hosts
 
-    def has(self) -> str:
-        """What there is, in words."""
+    def describe_resources(self) -> str:
+        """The hosts, GPUs and cores of the cluster, for an error message."""
         nodes = [node for node in self.nodes() if node.get("CPU", 0) + node.get("GPU", 0) > 0]
         counts = ", ".join(f"{sum(int(node.get(kind, 0)) for node in nodes)} {kind}s" for kind in ("GPU", "CPU"))
         per = f"{self.devices_per_host()} devices a host, {self.options.cpus} cores a device"

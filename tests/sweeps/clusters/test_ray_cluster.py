@@ -3,14 +3,17 @@
 import dataclasses
 import re
 import socket
+import sys
+import time
+import types
 from collections.abc import Mapping, Sequence
 
 import pytest
 import tyro
 
 from scaling.errors import InputError
-from sweeps.clusters import ray_cluster
-from sweeps.clusters.ray_cluster import Ray, RayActors
+from sweeps.clusters import ray_cluster, ray_connection
+from sweeps.clusters.ray_cluster import Ray, RayActors, RayWorker
 from sweeps.clusters.ray_connection import connect, forwarded_env
 from sweeps.running.attempt_log import RetryBudgets
 from sweeps.running.cluster import WorkerSpec
@@ -50,9 +53,9 @@ def on(monkeypatch, tmp_path):
 )
 def test_what_a_run_takes_and_how_many_there_is_room_for(on, nodes, options, devices, count, each, demand, room):
     cluster = on(nodes, **options)
-    hosts = cluster.hosts(devices)
-    assert (hosts.count, hosts.devices, hosts.demand) == (count, each, demand)
-    assert cluster.room(devices) == room
+    needed = cluster.host_demand(devices)
+    assert (needed.hosts, needed.devices_per_host, needed.resources) == (count, each, demand)
+    assert cluster.count_places(devices) == room
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_options_are_flags():
 
 
 def test_without_ray(monkeypatch):
-    monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_connection, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"scaling-laws\[ray\]"):
         connect("auto")
 
@@ -107,7 +110,7 @@ def test_nobody_listens(tmp_path):
 def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b" / "a", tmp_path / "b"]
     clusters = [dataclasses.replace(on(CPU_HOSTS), folder=folder) for folder in folders]
-    assert len({cluster.sweep() for cluster in clusters}) == 3
+    assert len({cluster.sweep_prefix() for cluster in clusters}) == 3
     cluster, folder = clusters[0], folders[0]
     works = [
         WorkerSpec(folder),
@@ -115,8 +118,8 @@ def test_names_tell_sweeps_and_devices_apart(on, tmp_path):
         WorkerSpec(folder, members=4),
         WorkerSpec(folder, budgets=RetryBudgets(failures=5)),
     ]
-    assert len({cluster.prefix(work) for work in works}) == 4
-    assert cluster.prefix(WorkerSpec(folder)) == cluster.prefix(WorkerSpec(folder, total_slots=7))
+    assert len({cluster.worker_prefix(work) for work in works}) == 4
+    assert cluster.worker_prefix(WorkerSpec(folder)) == cluster.worker_prefix(WorkerSpec(folder, total_slots=7))
     assert (
         ray_cluster.options_digest(works[0])
         == ray_cluster.options_digest(works[1])
@@ -131,3 +134,68 @@ def test_what_runs_elsewhere_see_of_this_shell(monkeypatch):
     found = forwarded_env()
     assert found["XLA_FLAGS"] == "--xla_a=1"
     assert not {"JAX_PROCESS_ID", "WANDB_API_KEY", "PATH"} & set(found)
+
+
+@pytest.fixture
+def stand_in_ray(monkeypatch):
+    """In the place of the module ray: a call is answered, or fails, at once unless its answer is None, and `kill` notes
+    the actor. The exceptions are Ray's own."""
+    exceptions = pytest.importorskip("ray").exceptions
+    killed = []
+
+    def get(call: Call) -> object:
+        if isinstance(call.answer, Exception):
+            raise call.answer
+        return call.answer
+
+    def wait(calls, num_returns=1, timeout=0.0):
+        answered = [call for call in calls if call.answer is not None]
+        if len(answered) < num_returns:
+            time.sleep(timeout)
+        return answered, [call for call in calls if call.answer is None]
+
+    def kill(actor, *, no_restart):
+        killed.append((actor, no_restart))
+
+    module = types.SimpleNamespace(get=get, wait=wait, kill=kill, exceptions=exceptions, killed=killed)
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setattr(ray_cluster, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(ray_cluster, "RETRY_SECONDS", 0.05)
+    return module
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    answer: object
+
+
+class StandInActor:
+    """Answers the first calls of `stop` by these, and all further calls by the last. stops: how often it was asked."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers, self.stops = answers, 0
+        self.stop = types.SimpleNamespace(remote=self._stop)
+        self.location = types.SimpleNamespace(remote=lambda: Call("host, process 1"))
+
+    def _stop(self) -> Call:
+        self.stops += 1
+        return Call(self.answers[min(self.stops, len(self.answers)) - 1])
+
+
+def test_the_stop_of_an_actor_that_ray_is_starting_again_is_repeated(on, stand_in_ray, tmp_path):
+    """A call to such an actor fails at once and does not reach it: it would work on, unseen by everybody."""
+    unavailable = stand_in_ray.exceptions.ActorUnavailableError("restarting", None)
+    died = stand_in_ray.exceptions.ActorDiedError()
+    actors = {
+        "prompt": StandInActor("stopped"),
+        "restarting": StandInActor(unavailable, unavailable, "stopped"),
+        "dead": StandInActor(died),
+        "never back": StandInActor(unavailable),
+        "silent": StandInActor(None),
+    }
+    on(CPU_HOSTS).cancel([RayWorker(name, actor, tmp_path) for name, actor in actors.items()])
+    assert [actors[name].stops for name in ("prompt", "restarting", "dead", "silent")] == [1, 3, 1, 1]
+    assert actors["never back"].stops > 3
+    assert {(id(actor), no_restart) for actor, no_restart in stand_in_ray.killed} == {
+        (id(actors[name]), True) for name in ("never back", "silent")
+    }
