@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.exit_codes import LOST, STOPPED, combined_exit_code
+from scaling.exit_codes import PROCESS_LOST, STOPPED, combined_exit_code
 from sweeps.clusters.process_supervision import ProcessSupervisor
 from sweeps.clusters.ray_connection import HostDemand
 from sweeps.local import processes
@@ -124,8 +124,8 @@ class MultiHostRun:
             self.terminations += 1
 
     def call_all(self, method: str) -> list[Any]:
-        """Calls a method of every actor whose process runs, and returns the results: None for the other actors, LOST
-        for those that have died."""
+        """Calls a method of every actor whose process runs, and returns the results: None for the other actors,
+        PROCESS_LOST for those that have died."""
         import ray
 
         self.exit_codes = self.exit_codes or [None] * len(self.actors)
@@ -138,7 +138,7 @@ class MultiHostRun:
             try:
                 results.append(ray.get(call) if call is not None else None)
             except ray.exceptions.RayActorError:
-                results.append(LOST)
+                results.append(PROCESS_LOST)
         return results
 
     def watch(self) -> int:
@@ -189,7 +189,7 @@ def run_on_hosts(address: str, demand: HostDemand, folder: Path, command: Sequen
         ]
         ray.get(starts)
     except ray.exceptions.RayActorError:
-        return LOST
+        return PROCESS_LOST
     return run.watch()
 
 

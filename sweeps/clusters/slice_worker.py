@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError
-from scaling.exit_codes import FAILED, LOST, STOPPED, combined_exit_code
+from scaling.exit_codes import FAILED, PROCESS_LOST, STOPPED, combined_exit_code
 from scaling.files import read_json, write_json
 from sweeps.clusters.process_supervision import ProcessSupervisor
 from sweeps.local import processes
@@ -94,15 +94,15 @@ class HostFollower:
             self.is_gone = True
 
     def poll(self, number: int) -> int | None:
-        """The exit code of the process of a run, given by its number, on that host: None while it runs, LOST when the
-        host is gone."""
+        """The exit code of the process of a run, given by its number, on that host: None while it runs, PROCESS_LOST
+        when the host is gone."""
         try:
             while (message := self.connection.receive()) is not None:
                 self.exit_codes[message["number"]] = message["exit_code"]
                 self.is_gone |= message["is_leaving"]
         except OSError:
             self.is_gone = True
-        return self.exit_codes.get(number, LOST if self.is_gone else None)
+        return self.exit_codes.get(number, PROCESS_LOST if self.is_gone else None)
 
 
 @dataclass
@@ -195,8 +195,8 @@ class PeerHost:
     is_stopping: bool = False
 
     def __call__(self) -> int:
-        """Follows host 0 until it has no more work. Returns 0, LOST when host 0 is gone, STOPPED after a signal to this
-        host; no process of a run is left."""
+        """Follows host 0 until it has no more work. Returns 0, PROCESS_LOST when host 0 is gone, STOPPED after a signal
+        to this host; no process of a run is left."""
         try:
             while not (self.is_stopping and self.process is None):
                 order = self.connection.receive(POLL_SECONDS)
@@ -210,7 +210,7 @@ class PeerHost:
                     self.connection.send(ended)
             return STOPPED
         except OSError:
-            return STOPPED if self.is_stopping else LOST
+            return STOPPED if self.is_stopping else PROCESS_LOST
         finally:
             if self.process is not None:
                 self.process.kill()
@@ -323,7 +323,7 @@ def any_released(worker: Runner) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code of this host: 0 when nothing is left to do, also when a run failed: its result says so, and
-    starting the slice again would not help. LOST or STOPPED make the scheduler start the slice again."""
+    starting the slice again would not help. PROCESS_LOST or STOPPED make the scheduler start the slice again."""
     folder, name = Path(arguments[0]), arguments[1]
     rank, hosts, devices = map(int, arguments[2:])
     address_file = folder / HOSTS_FOLDER / f"{name}.json"
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str]) -> int:
         peer = PeerHost(connect_to_leader(address_file, rank), rank, devices // hosts)
     except TimeoutError as error:
         print(f"error: {error}; start all hosts of the slice again", file=sys.stderr)
-        return LOST
+        return PROCESS_LOST
     with handle_signals((signal.SIGTERM, signal.SIGINT), peer.stop):
         return peer()
 

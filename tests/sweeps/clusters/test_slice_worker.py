@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sweeps.local.signals import handle_signals
 
 from scaling import exit_codes, files
 from scaling.config.run_config import MeshConfig, RunConfig
@@ -22,7 +23,6 @@ from sweeps.catalog import smoke
 from sweeps.clusters import process_supervision, slice_worker
 from sweeps.clusters.slice_worker import HostLeader
 from sweeps.local.launch import ProcessHandle, Slot
-from sweeps.local.signals import handle_signals
 from sweeps.planning.plan import RUNS, build_plan, freeze_plan
 from tests.support.stand_in_sweep import WALL_TIME
 
@@ -87,7 +87,7 @@ def test_one_that_fails_ends_all_by_its_own_code(three_hosts: Slice, tmp_path: P
     leader, _ = three_hosts
     pids = "echo $$ >pid$JAX_PROCESS_ID; [ $JAX_PROCESS_ID = 2 ] && exit 12; exec sleep 100"
     handle = run(leader, tmp_path / "run", f"cd {tmp_path / 'run'}; {pids}")
-    assert code(handle) == exit_codes.MEMORY
+    assert code(handle) == exit_codes.OUT_OF_MEMORY
     for rank in (0, 1):
         pid = int((tmp_path / "run" / f"pid{rank}").read_text())
         with pytest.raises(ProcessLookupError):
@@ -115,7 +115,7 @@ def test_a_lost_host_is_the_loss_of_the_run_and_the_worker_ends(three_hosts: Sli
     signals: list[int] = []
     with handle_signals([signal.SIGTERM], lambda: signals.append(1)):
         others[0].kill()
-        assert code(handle) in (exit_codes.LOST, -signal.SIGKILL)
+        assert code(handle) in (exit_codes.PROCESS_LOST, -signal.SIGKILL)
         assert code(run(leader, folder, "exit 0")) == exit_codes.STOPPED
     assert signals == [1], "the worker of host 0 is asked to end once"
 
@@ -127,7 +127,7 @@ def test_a_host_ends_with_its_process_when_host_0_dies(tmp_path: Path) -> None:
     handle = run(leader, tmp_path / "run", f"{script}; exec sleep 100")
     until((tmp_path / "pid1").exists)
     leader.followers[0].connection.socket.close()
-    assert other.wait(30) == exit_codes.LOST
+    assert other.wait(30) == exit_codes.PROCESS_LOST
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid1").read_text()), 0)
     assert isinstance(handle, slice_worker.SliceRun)
@@ -166,7 +166,7 @@ def test_hosts_ignore_the_address_of_an_earlier_start(tmp_path: Path) -> None:
 def test_hosts_that_do_not_meet_end_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slice_worker, "MEET_SECONDS", 0.5)
     for rank in ("0", "1"):
-        assert slice_worker.main([str(tmp_path), "slice", rank, "2", "2"]) == exit_codes.LOST
+        assert slice_worker.main([str(tmp_path), "slice", rank, "2", "2"]) == exit_codes.PROCESS_LOST
 
 
 def slice_of_two(folder: Path) -> Sequence[subprocess.Popen[bytes]]:
