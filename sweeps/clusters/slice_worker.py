@@ -29,10 +29,10 @@ from typing import Any
 from scaling.errors import InputError
 from scaling.exit_codes import FAILED, PROCESS_LOST, STOPPED, combined_exit_code
 from scaling.files import read_json, write_json
+from scaling.signals import handle_signals
 from sweeps.clusters.process_supervision import ProcessSupervisor
 from sweeps.local import processes
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
-from sweeps.local.signals import handle_signals
 from sweeps.running import fleet
 from sweeps.running.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, is_claimable
 from sweeps.running.cluster import WorkerSpec
@@ -224,7 +224,7 @@ class PeerHost:
         elif self.process is not None:
             self.process.kill()
 
-    def stop(self) -> None:
+    def stop(self, number: int) -> None:
         """On a signal to this host: the run saves on all hosts, and this host then leaves the slice."""
         self.is_stopping = True
         if self.process is not None:

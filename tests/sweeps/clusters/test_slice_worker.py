@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sweeps.local.signals import handle_signals
 
 from scaling import exit_codes, files
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.files import write_json
 from scaling.record import run_folder as record
+from scaling.signals import handle_signals
 from sweeps.catalog import smoke
 from sweeps.clusters import process_supervision, slice_worker
 from sweeps.clusters.slice_worker import HostLeader
@@ -113,11 +113,11 @@ def test_a_lost_host_is_the_loss_of_the_run_and_the_worker_ends(three_hosts: Sli
     handle = run(leader, folder, f"touch {folder}/up$JAX_PROCESS_ID; exec sleep 100")
     until(lambda: handle.poll() is None and all((folder / f"up{rank}").exists() for rank in range(3)))
     signals: list[int] = []
-    with handle_signals([signal.SIGTERM], lambda: signals.append(1)):
+    with handle_signals([signal.SIGTERM], signals.append):
         others[0].kill()
         assert code(handle) in (exit_codes.PROCESS_LOST, -signal.SIGKILL)
         assert code(run(leader, folder, "exit 0")) == exit_codes.STOPPED
-    assert signals == [1], "the worker of host 0 is asked to end once"
+    assert signals == [signal.SIGTERM], "the worker of host 0 is asked to end once"
 
 
 def test_a_host_ends_with_its_process_when_host_0_dies(tmp_path: Path) -> None:
@@ -143,12 +143,12 @@ def test_a_signal_to_another_host_stops_the_run_and_the_slice(three_hosts: Slice
     handle = run(leader, folder, script + f"until [ -e {folder}/end ]; do sleep 0.1; done; exit 75")
     until(lambda: all((folder / f"up{rank}").exists() for rank in range(3)))
     signals: list[int] = []
-    with handle_signals([signal.SIGTERM], lambda: signals.append(1)):
+    with handle_signals([signal.SIGTERM], signals.append):
         others[1].terminate()
         assert code(handle) == exit_codes.STOPPED
         assert others[1].wait(30) == exit_codes.STOPPED
         assert code(run(leader, folder, "exit 0")) == exit_codes.STOPPED
-    assert signals == [1], "the worker of host 0 is asked to end once"
+    assert signals == [signal.SIGTERM], "the worker of host 0 is asked to end once"
 
 
 def test_hosts_ignore_the_address_of_an_earlier_start(tmp_path: Path) -> None:
