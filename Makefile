@@ -1,8 +1,11 @@
-# Two commands: `make demo` (a law on real text, forecast checked) and `make test` (the whole suite).
+# `make demo`: a law on real text, its forecast checked. `make test`: the whole suite; `make quick`: its fast tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+# A process a core; a file of tests stays in one process, so that its fixtures are made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test quick check clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
@@ -22,7 +25,10 @@ demo: .venv/installed
 	$(BIN)/scaling forecast out/stdlib_cpu/fit.json
 
 test: .venv/installed
-	$(BIN)/python tests/all.py
+	$(PYTEST)
+
+quick: .venv/installed
+	$(PYTEST) -m "not slow and not cluster"
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -28,6 +28,27 @@ from scaling.data.shards import open_shards
 ROOT = Path(__file__).parent.parent
 
 
+# Files that take minutes, longest first. Processes take files in the order of collection; these must not start last.
+LONG_FILES = (
+    "tests/cluster/test_chaos.py",
+    "tests/docs/test_demo.py",
+    "tests/cluster/test_slurm.py",
+    "tests/cluster/test_ray.py",
+    "tests/docs/test_docs.py",
+    "tests/notebooks/test_notebooks.py",
+    "tests/scaling/training/test_out_of_memory.py",
+    "tests/analysis/fitting/test_recovery.py",
+    "tests/scaling/commands/test_data.py",
+    "tests/analysis/commands/test_downstream.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of LONG_FILES first; the order of the others stays."""
+    places = {ROOT / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The public tables; tests that read them skip where they are not."""

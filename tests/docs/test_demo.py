@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT, scaling
+from tests.conftest import LONG_FILES, ROOT, scaling
 
 SWEEP = "out/smoke"
 
@@ -100,11 +99,11 @@ def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:
     ).stdout
     assert re.search(
         r"-m venv \.venv .*\n(.*\n)*.*pip install .*constraints\.txt.*\[data,.*,test\].*\n"
-        r"(.*\n)*.*python tests/all\.py\n",
+        r"(.*\n)*.*python -m pytest --numprocesses auto [^\n]*\n",
         steps,
     )
-    waiting = runpy.run_path(str(ROOT / "tests" / "all.py"))["WAITING"]
-    assert [name for name in waiting if not (ROOT / "tests" / name).exists()] == []
+    assert [name for name in LONG_FILES if not (ROOT / name).exists()] == []
+    assert " -m " not in steps.splitlines()[-1].partition("pytest")[2], "make test leaves tests out"
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
     readme = (ROOT / "README.md").read_text()
     assert "make demo" in readme
