@@ -41,7 +41,7 @@ from scaling.data.shards import TokenShards, open_shards
 from scaling.data.tokenizer import load_tokenizer
 from scaling.measurements import validation_loss
 from scaling.model import sharding
-from scaling.record.run_folder import describe_environment
+from scaling.record.environment import describe_environment
 from scaling.training.prefetch import prefetch
 from scaling.training.train import step_input
 from scaling.training.train_step import build_program

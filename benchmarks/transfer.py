@@ -38,7 +38,7 @@ from scaling.data.tokenizer import load_tokenizer
 from scaling.files import write_json
 from scaling.measurements import validation_loss
 from scaling.model import sharding
-from scaling.record.run_folder import describe_environment
+from scaling.record.environment import describe_environment
 from scaling.training.optimizer import step_rates
 from scaling.training.prefetch import prefetch
 from scaling.training.train import step_input

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
+from collections.abc import Iterator
 
 from scaling.exit_codes import BAD_INPUT, DISK_FULL, FOLDER_BUSY
 
@@ -24,6 +25,14 @@ class DiskFullError(InputError):
     """There is no room for what must be written."""
 
     code = DISK_FULL
+
+
+def exception_chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, then the one that it was raised from or while handling, and so on to the first."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def suggest_name(name: str, names: typing.Iterable[str]) -> str:

@@ -55,21 +55,41 @@ def replace_folder(new: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
-@contextlib.contextmanager
-def lock_file(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds an exclusive flock on a file, which it creates; the kernel frees it when the process ends.
+def try_lock(path: Path, *, wait: bool = False) -> tuple[bool, int | None]:
+    """Takes an exclusive lock (flock) on a file, which it creates.
 
-    wait: whether to wait for another holder; otherwise raises BlockingIOError when there is one.
+    wait: wait until no other process holds it. Returns (whether it is ours, descriptor): the kernel frees the lock when
+    the descriptor is closed in this process and in all that inherited it. Where the file system has no flock (ENOLCK on
+    some shared folders) it is ours without a descriptor: then nothing keeps others out.
     """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False, None
+        except OSError:
+            os.close(descriptor)
+            return True, None
+    return True, descriptor
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock of `try_lock` inside the block, and creates the folder of the file. Yields whether it is ours;
+    always true with `wait`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+    is_ours, descriptor = try_lock(path, wait=wait)
+    try:
+        yield is_ours
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
-    """Raises InputError naming the file when it is absent or torn."""
+    """The content of a JSON file. Raises InputError naming the file when it is absent or torn."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -79,13 +99,26 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, line: dict[str, Any]) -> None:
-    """Appends one line of JSON. A torn last line left by a crash is closed first, so that it harms no other."""
-    torn = path.exists() and path.stat().st_size > 0 and not _ends_whole(path)
+    """Appends one line of JSON. Where a crash left a torn last line, a newline comes first, so that only that line is
+    lost."""
+    torn = path.exists() and path.stat().st_size > 0 and not _ends_with_newline(path)
     with path.open("a") as file:
         file.write(("\n" if torn else "") + json.dumps(line) + "\n")
 
 
-def _ends_whole(path: Path) -> bool:
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The lines of a JSONL file as (line number from 1, value); none of a file that is not there. Torn lines are left
+    out: the last one after a crash, and one in the middle where a later process went on."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        with contextlib.suppress(ValueError):
+            yield number, json.loads(line)
+
+
+def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -28,7 +28,7 @@ from scaling.files import write_json
 from scaling.model import sharding
 from scaling.model.decoder import Block, Decoder, logits, matmul_precision
 from scaling.model.parametrization import simplest_equivalent
-from scaling.record.run_folder import describe_environment
+from scaling.record.environment import describe_environment
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
 

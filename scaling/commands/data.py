@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from scaling.data.corpora import CORPUS_KINDS, SPLITS, parse_corpus
-from scaling.data.prepare import VALIDATION_TOKENS, Backend, PreparedCorpus, prepare, prepare_mixture, write_json
+from scaling.data.prepare import VALIDATION_TOKENS, Backend, PreparedCorpus, prepare, prepare_mixture
 from scaling.data.shards import read_meta
 from scaling.data.tokenizer import train_sentencepiece
 from scaling.errors import InputError
+from scaling.files import write_json
 
 
 def data_prepare(

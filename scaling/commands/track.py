@@ -25,14 +25,9 @@ import tyro
 
 from scaling.config.run_config import load_config
 from scaling.errors import InputError
-from scaling.files import read_json, write_json
+from scaling.files import lock_file, read_json, write_json
 from scaling.record.run_folder import CONFIG, METRICS, RESULT, read_result
 from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, load_tracker
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -189,12 +184,7 @@ def _numbers(text: bytes) -> tuple[int, dict[str, float]]:
 @contextlib.contextmanager
 def exclusive_mirror(path: Path, tracker: TrackerName) -> Iterator[None]:
     """Keeps a second process from mirroring the same folder into the same tracker, which would send lines twice."""
-    with (path / f".tracked.{tracker}.lock").open("a") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{path}: another process mirrors it into {tracker} already") from None
-            except OSError:
-                pass
+    with lock_file(path / f".tracked.{tracker}.lock", wait=False) as is_ours:
+        if not is_ours:
+            raise InputError(f"{path}: another process mirrors it into {tracker} already")
         yield

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.util
 import io
@@ -31,6 +30,7 @@ from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, Stdl
 from scaling.data.shards import SCHEMA, read_meta, shards_folder
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.errors import InputError
+from scaling.files import lock_file, replace_folder, write_json
 
 SHARD_TOKENS = 1 << 26
 VALIDATION_TOKENS = 1 << 20
@@ -172,7 +172,7 @@ def write_shards(
     token out of vocabulary, a split without documents, a full disk.
     """
     source = corpus.source_hash() if source is None else source
-    with _full_disk_told(folder), _locked(folder.parent):
+    with _full_disk_told(folder), lock_file(folder.parent / ".lock"):
         if current_meta(folder, source) is not None:
             return
         for stale in folder.parent.glob(f"{TEMPORARY}*"):
@@ -181,7 +181,8 @@ def write_shards(
         try:
             meta = _write_all(written, corpus, vocabulary, documents, shard_tokens, source)
             write_json(written / "meta.json", meta)
-            _put(written, folder)
+            written.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+            replace_folder(written, folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
 
@@ -196,25 +197,6 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder}: no space left on its disk, so nothing of it was kept; make room or name another --directory"
         ) from None
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _put(written: Path, folder: Path) -> None:
-    written.chmod(0o755)
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
-        os.rename(folder, old / "old")
-        os.rename(written, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(written, folder)
 
 
 def _write_all(
@@ -291,8 +273,3 @@ def _checked_max(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int,
                 f"{vocabulary.slug!r}, which has {vocabulary.size} ids"
             )
     return int(ids.max())
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from scaling.config.run_config import ModelConfig
 from scaling.data.tokenizer import SentencePieceTokenizer
 from scaling.errors import InputError
 from scaling.export.tokenizer_json import tokenizer_files
+from scaling.files import replace_folder
 from scaling.model.decoder import Decoder, logits
 from scaling.model.parametrization import logit_multiplier, residual_multiplier, scale
 from scaling.model.weights import exported_name, is_per_layer, path_name
@@ -69,7 +69,7 @@ def export_run(restored: TrainedModel, out: Path, *, stablehlo: bool = False) ->
         save_file(weights, str(part / WEIGHTS), metadata={"format": "pt"})
         for name, content in files.items():
             (part / name).write_bytes(content)
-        _put(part, out)
+        replace_folder(part, out)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise InputError(f"out = {str(out)!r}: cannot be written ({error.strerror})") from None
@@ -210,15 +210,3 @@ def _is_export(folder: Path) -> bool:
         return EXPORT_KEY in json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return False
-
-
-def _put(part: Path, out: Path) -> None:
-    """`part` in the place of `out`: what stood there goes only when the new one is whole."""
-    if out.exists():
-        old = out.with_name(f".replaced-{out.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-        os.rename(part, out)
-        shutil.rmtree(old)
-    else:
-        os.rename(part, out)

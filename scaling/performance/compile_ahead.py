@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from importlib.metadata import requires, version
+from importlib.metadata import requires
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from scaling.model import sharding
 from scaling.performance.hlo import parse_module
 from scaling.performance.hlo_costs import step_costs
 from scaling.performance.roofline import CollectiveCost, Estimate, make_estimate
+from scaling.record.environment import package_version
 from scaling.training.memory import GIB, estimate_bytes, likely_fitting_changes, state_bytes
 from scaling.training.optimizer import Rates
 from scaling.training.train_step import build_program
@@ -147,8 +148,9 @@ def _compiler_advice() -> str:
     """What may help when the compiler fails: the libtpu that jax names, where another is installed."""
     named = (re.fullmatch(r"libtpu==([\d.]+)\*.*", line) for line in requires("jax") or ())
     wanted = next((found[1] for found in named if found), "")
-    if not version("libtpu").startswith(wanted):
-        return f"libtpu {version('libtpu')} is not that of this jax: pip install 'libtpu=={wanted}*'"
+    libtpu = package_version("libtpu") or ""
+    if not libtpu.startswith(wanted):
+        return f"libtpu {libtpu} is not that of this jax: pip install 'libtpu=={wanted}*'"
     return "another mesh, batch or --attention may pass"
 
 

@@ -8,13 +8,12 @@ The last line of a (task, step) counts; torn lines are ignored. Analysis reads t
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scaling.errors import InputError
-from scaling.files import append_json_line
+from scaling.files import append_json_line, read_json_lines
 from scaling.record.run_folder import Value, to_json
 
 FILE, SCHEMA = "evaluations.jsonl", 1
@@ -42,11 +41,7 @@ def read_evaluations(folder: Path) -> dict[tuple[str, int], Evaluation]:
     """The evaluations of a run folder by task and step. Raises InputError on a line of another schema, or
     of something else."""
     path, found = folder / FILE, {}
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
+    for number, line in read_json_lines(path):
         if isinstance(line, dict) and (schema := line.pop("schema", None)) != SCHEMA:
             raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")
         try:

@@ -42,13 +42,7 @@ Columns of the results table, one row per finished point:
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,12 +51,8 @@ import numpy as np
 from scaling.accounting import counts as accounting
 from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.errors import BusyError, InputError
-from scaling.files import append_json_line, read_json, write_json
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
+from scaling.files import append_json_line, lock_file, read_json, read_json_lines, write_json
+from scaling.record.environment import describe_environment
 
 SCHEMA = 1
 Status = Literal["done", "diverged", "failed"]
@@ -112,54 +102,12 @@ def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any
     """
     check_folder(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(
-                    f"{folder}: another process trains in it; wait for it, or give another folder"
-                ) from None
+    with lock_file(folder / LOCK, wait=False) as is_ours:
+        if not is_ours:
+            raise BusyError(f"{folder}: another process trains in it; wait for it, or give another folder")
         write_config(folder, config)
         write_json(folder / ENVIRONMENT, describe_environment(kernel) | about)
         yield
-
-
-def describe_environment(kernel: str) -> dict[str, Any]:
-    """Versions, devices, commit and the attention kernel that ran: what a reader needs to explain a number."""
-    import jax
-
-    return {
-        "schema": SCHEMA,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("scaling-laws", "jax", "jaxlib", "flax", "optax", "numpy")},
-        "platform": platform.platform(),
-        "devices": [str(device.device_kind) for device in jax.devices()],
-        "processes": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": _commit(),
-        "attention_kernel": kernel,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Commit of the working tree that this code runs from, with "+dirty" when it differs; None outside git."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+dirty" if changed else "")
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
@@ -170,12 +118,7 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The logged lines in order of step, torn lines ignored; of lines of one step (a resume) the last counts."""
     by_step: dict[int, dict[str, Any]] = {}
-    path = folder / METRICS
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
+    for _, line in read_json_lines(folder / METRICS):
         by_step[line["step"]] = by_step.get(line["step"], {}) | line
     return [by_step[step] for step in sorted(by_step)]
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from scaling.errors import DiskFullError, InputError
+from scaling.errors import DiskFullError, InputError, exception_chain
 from scaling.model.weights import path_name
 
 # What Orbax's threads log as errors comes back as exceptions as well; once is enough.
@@ -104,12 +104,10 @@ class Checkpoints:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or one that it came from, says that the disk is full."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if getattr(chain, "errno", None) == errno.ENOSPC or any(sign in str(chain) for sign in FULL_DISK_MESSAGES):
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False
+    return any(
+        getattr(link, "errno", None) == errno.ENOSPC or any(message in str(link) for message in FULL_DISK_MESSAGES)
+        for link in exception_chain(error)
+    )
 
 
 def tree_differences(held: Any, wanted: Any) -> list[str]:

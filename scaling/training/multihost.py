@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling.errors import InputError
+from scaling.errors import InputError, exception_chain
 from scaling.exit_codes import INTERRUPTED, PROCESS_LOST
 from scaling.training.failures import report_failure
 from scaling.training.monitor import Stopped, timeout_with_notice
@@ -145,10 +145,8 @@ def lost_peer(error: BaseException) -> bool:
     """Whether an error of XLA's, or one that it came from, says that another process is gone."""
     if is_out_of_memory(error):
         return False
-    seen: BaseException | None = error
-    while seen is not None:
-        of_xla = isinstance(seen, jax.errors.JaxRuntimeError) or STATUS_PREFIX.match(str(seen))
-        if of_xla and LOST_PEER_MESSAGE.search(str(seen)):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return any(
+        (isinstance(link, jax.errors.JaxRuntimeError) or STATUS_PREFIX.match(str(link)))
+        and LOST_PEER_MESSAGE.search(str(link))
+        for link in exception_chain(error)
+    )

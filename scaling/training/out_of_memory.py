@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from scaling.config.run_config import RunConfig
-from scaling.errors import InputError
+from scaling.errors import InputError, exception_chain
 
 OUT_OF_MEMORY_MESSAGE = re.compile(
     r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|_ALLOC_FAILED|bad_alloc", re.IGNORECASE
@@ -29,15 +29,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, InputError):
         return False
-    seen: BaseException | None = error
-    while seen is not None:
-        of_xla = type(seen).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and OUT_OF_MEMORY_MESSAGE.search(
-            str(seen)
-        )
-        if isinstance(seen, MemoryError) or of_xla or getattr(seen, "errno", None) == errno.ENOMEM:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return any(_says_out_of_memory(link) for link in exception_chain(error))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    """Whether this one error is Python's, the system's or XLA's for too little memory. By name, to import no JAX."""
+    is_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (is_xla and OUT_OF_MEMORY_MESSAGE.search(str(error)) is not None)
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from rich.table import Table
 from scaling.config.run_config import RunConfig, from_dict, to_dict
 from scaling.errors import InputError, suggest_name
 from scaling.files import read_json, write_json
+from scaling.record.environment import package_version
 from scaling.record.run_folder import result_row
 from scaling.training import simulated_run
 from sweeps import catalog
@@ -133,15 +133,8 @@ def build_plan(
     if twice:
         names = ", ".join(cell.name for cell in cells if cell.run_id == twice[0])
         raise InputError(f"sweep {sweep.name}: cells {names} are the same run {twice[0]}; vary something, or drop one")
-    versions = {"python": platform.python_version(), "time": pace.source} | {p: _version(p) for p in PACKAGES}
+    versions = {"python": platform.python_version(), "time": pace.source} | {p: package_version(p) for p in PACKAGES}
     return Plan(sweep.name, sweep.description, sweep.why, tuple(cells), versions)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def freeze_plan(folder: Path, made: Plan) -> Plan:

@@ -8,7 +8,6 @@ Not in the design's list of modules: run.py would pass 300 lines.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -16,6 +15,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from scaling.files import append_json_line, read_json_lines
 
 ATTEMPTS = "attempts.jsonl"
 BEGAN, REOPENED = "began", "reopened"
@@ -97,25 +98,15 @@ def last_reason(folder: Path) -> str:
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's ledger, torn ones left out."""
-    try:
-        text = (folder / ATTEMPTS).read_text(errors="replace")
-    except FileNotFoundError:
-        return []
-    return [line for line in map(_parsed, text.splitlines()) if line]
+    return [line for _, line in read_json_lines(folder / ATTEMPTS) if _is_event(line)]
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return {}
+def _is_event(line: Any) -> bool:
+    """Whether a line is an event of this version; an end must say how the attempt ended."""
     known = isinstance(line, dict) and line.get("event") in (BEGAN, REOPENED, "ended")
-    return line if known and (line["event"] != "ended" or line.get("kind") in ATTEMPT_OUTCOMES) else {}
+    return known and (line["event"] != "ended" or line.get("kind") in ATTEMPT_OUTCOMES)
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:
-    """One line, after a newline where a torn one was left."""
-    path = folder / ATTEMPTS
-    text = path.read_bytes()[-1:] if path.exists() else b""
-    with path.open("a") as file:
-        file.write(("\n" if text not in (b"", b"\n") else "") + json.dumps({"at": round(time.time(), 3)} | line) + "\n")
+    """Appends an event with its time, in Unix seconds."""
+    append_json_line(folder / ATTEMPTS, {"at": round(time.time(), 3)} | line)

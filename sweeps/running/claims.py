@@ -15,7 +15,6 @@ O_EXCL and rename hold on local disks and NFSv4, not on object stores.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scaling.files import try_lock
 from scaling.record.run_folder import METRICS
 
 LOCK, LEASE = "run.lock", "lease.json"
@@ -164,20 +164,6 @@ def kernel_id() -> str:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return platform.node()
-
-
-def try_lock(path: Path) -> tuple[bool, int | None]:
-    """Whether the lock is ours, and its descriptor; ours without a descriptor where the file system has no flock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False, None
-    except OSError:
-        os.close(descriptor)
-        return True, None
-    return True, descriptor
 
 
 def _create_lease(lease: Path, nonce: str) -> bool:
