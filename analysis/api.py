@@ -1,11 +1,10 @@
-"""The package in a notebook: `from analysis import load, fit, forecast, plot`.
+"""The functions that a notebook imports, as in `from analysis import load, fit, forecast, plot`.
 
     runs = load("runs.csv", columns={"params": "N", "tokens": "D"})
     law = fit(runs)
     plot(law)
 
-Tables are DataFrames, in and out; every result prints itself and has to_json(). Not in the design's list of modules:
-the verbs on the command line call the same functions.
+Tables are DataFrames. A fit prints itself and has to_json(). The verbs on the command line call the same functions.
 """
 
 from __future__ import annotations
@@ -31,26 +30,39 @@ from analysis.forecasting.saved_fit import FitSettings, SavedFit
 from analysis.laws import Law, chinchilla, get_law
 from analysis.plots import fit as fit_plot
 from analysis.plots.style import LIGHT
-from analysis.tables import results
-from analysis.tables import where as clauses
+from analysis.tables import flags, results
+from analysis.tables.where import filter_rows
 
 ObjectiveName = Literal["huber", "lad", "mse_log", "mse"]
 
 
 def load(path: str | Path, *, columns: Mapping[str, str] | None = None, where: str = "") -> pd.DataFrame:
-    """A sweep folder, CSV, Parquet or JSONL file as a table.
+    """A sweep folder, CSV, Parquet or JSONL file as a table. The runs of a sweep folder are flagged.
 
     Args:
-      columns: canonical name -> name in the file, as in {"params": "N", "tokens": "D", "loss": "L"}.
-      where: rows to keep, as in "corpus==c4 and flops<1e21".
+      columns: our name -> name in the file, as in {"params": "N", "tokens": "D", "loss": "L"}.
+      where: rows to keep, as in "corpus==c4 and flops<1e21". Empty: all rows.
     Raises:
       TableError: no such file, column or row.
     """
-    return clauses.filter_rows(results.read_table(Path(path), columns), where)
+    return filter_rows(flags.read_flagged_table(Path(path), columns), where)
+
+
+def load_with_origin(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, where: str = ""
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """(table, origin): `load`, and what fit.json records of where a table comes from: its path, the sha256 of all its
+    rows, columns and where."""
+    path = Path(path)
+    all_rows = flags.read_flagged_table(path)
+    sha256 = results.hash_source(path, all_rows)
+    origin = {"path": str(path), "sha256": sha256, "columns": columns or {}, "where": where}
+    return filter_rows(results.rename_columns(all_rows, path, columns), where), origin
 
 
 def objective(name: ObjectiveName, delta: float = 1e-3) -> Objective:
-    """An objective by its name; delta is the width of Huber's quadratic zone, in log loss."""
+    """The objective of a fit by its name. delta: residual, in log loss, at which the Huber loss turns from quadratic to
+    linear; the others ignore it."""
     return huber(delta) if name == "huber" else {"lad": lad, "mse_log": mse_log, "mse": mse}[name]
 
 
@@ -63,20 +75,20 @@ def fit(
     panel: bool = False,
     origin: Mapping[str, Any] | None = None,
 ) -> SavedFit:
-    """A law fitted to a table, with intervals, warnings and what a forecast needs.
+    """Fits a law to a table: its parameters with intervals, warnings, and what a forecast needs.
 
     Args:
       law: a law, its name, or "chosen" to have it chosen by back-test.
-      settings: objective, weighting, held parameters, bounds, hold-out, draws; its law is replaced by `law`.
-      params_column: which count of parameters to fit against.
-      panel: also fit otherwise, to show how exponents and forecast move.
-      origin: path and sha256 of the table, columns and where of `load`; its rows are hashed unless given.
+      settings: objective, weighting, fixed parameters, bounds, hold-out, draws; their law is replaced by `law`.
+      params_column: the count of parameters to fit against. Default: `params` if the table has it, else params_matmul.
+      panel: also refit with other counts, windows, objectives and weights, to show how far the results depend on them.
+      origin: where the table comes from, as `load_with_origin` returns it. Default: only the hash of the table's rows.
     Raises:
       TableError: a table that cannot be fitted, or settings that do not go with the law.
     """
-    chosen = None if law == "chosen" else find_law(law) if isinstance(law, str) else law
-    settings = replace(settings or FitSettings(), law=chosen)
-    shape = chosen or chinchilla
+    named_law = None if law == "chosen" else find_law(law) if isinstance(law, str) else law
+    settings = replace(settings or FitSettings(), law=named_law)
+    shape = named_law or chinchilla
     free = len(shape.parameters) - len(settings.fixed)
     points = results.select_points(
         table, params_column, parameters=free, columns=shape.columns, response=shape.response
@@ -91,7 +103,7 @@ def fit(
 
 
 def find_law(name: str) -> Law:
-    """A law by its name. Raises TableError, with the nearest name."""
+    """The law of a name. Raises TableError, which suggests the nearest name, if there is none."""
     try:
         return get_law(name)
     except KeyError as error:
@@ -99,18 +111,21 @@ def find_law(name: str) -> Law:
 
 
 def forecast(law: SavedFit, params: ArrayLike, tokens: ArrayLike) -> pd.DataFrame:
-    """What a fit says of runs that nobody has trained: predicted, low, high (nats per token), a row each.
+    """Predicts the losses of runs: one row each, with columns predicted, low and high in nats per token.
 
-    params and tokens: numbers, or lists of them that broadcast.
+    params, tokens: numbers or arrays that broadcast with one another.
     """
     n, d = (np.ravel(part) for part in np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (params, tokens))))
     return pd.DataFrame(law.forecast(pd.DataFrame({"params": n, "tokens": d})))
 
 
 def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
-    """The compute-optimal run of each budget in FLOPs, 6 params tokens, as `forecast` has it, a row each.
+    """The compute-optimal run of each budget with its forecast: one row each, with columns flops, params, tokens,
+    predicted, low, high and level.
 
-    Raises TableError for a law not of loss in params and tokens.
+    flops: budgets, 6 params tokens.
+
+    Raises TableError for a law that is not one of loss in params and tokens.
     """
     if law.law.columns != results.SURFACE_COLUMNS or law.law.response != "loss":
         raise TableError(f"{law.law.name}: a frontier needs a law of loss in params and tokens, as chinchilla is")
@@ -122,50 +137,60 @@ def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
 
 
 MAX_EXTRAPOLATION, FRONTIER_POINTS = 1e6, 257
+"""`compute_to_reach` searches up to so many times the largest run's compute, on a grid of so many budgets."""
 
 
 def compute_to_reach(law: SavedFit, loss: float) -> pd.DataFrame:
-    """The least compute whose compute-optimal run reaches a loss, in one row: flops, params, tokens, low, high.
+    """The least compute whose compute-optimal run reaches a loss: one row with columns flops, params, tokens, low,
+    high.
 
-    low and high: the FLOPs at which the lower and the upper end of the forecast's interval first reach the loss; high
-    is infinite where that is not within 1e6 times the largest run's compute (ours: the band read sideways).
-    Raises TableError for a loss that the law reaches nowhere in that range, or a law without a frontier.
+    low and high are the FLOPs at which the lower and the upper end of the forecast's interval first reach the loss;
+    high is infinite if that takes more than MAX_EXTRAPOLATION times the largest run's compute. (Ours: the band of the
+    frontier, read at a given loss.)
+
+    loss: nats per token.
+
+    Raises TableError for a loss that the law does not reach in that range, or a law without a frontier.
     """
-    done = 6 * law.points["params"] * law.points["tokens"]
-    along = frontier(law, np.geomspace(done.min() / 10, done.max() * MAX_EXTRAPOLATION, FRONTIER_POINTS))
-    worst, best = along["predicted"].to_numpy()[[0, -1]].tolist()
+    flops_of_runs = 6 * law.points["params"] * law.points["tokens"]
+    budgets = np.geomspace(flops_of_runs.min() / 10, flops_of_runs.max() * MAX_EXTRAPOLATION, FRONTIER_POINTS)
+    path = frontier(law, budgets)
+    worst, best = path["predicted"].to_numpy()[[0, -1]].tolist()
     if not best <= loss <= worst:
         raise TableError(f"loss {loss:g}: compute-optimal runs of this law go from {worst:.4g} down to {best:.4g}")
-    flops, low, high = (_crossing(along["flops"], along[name], loss) for name in ("predicted", "low", "high"))
+    flops, low, high = (_crossing(path["flops"], path[name], loss) for name in ("predicted", "low", "high"))
     run = frontier(law, flops)[["flops", "params", "tokens"]]
     return run.assign(low=low, high=high, level=law.document["level"])
 
 
 def _crossing(flops: pd.Series, loss: pd.Series, target: float) -> float:
-    """FLOPs at which a curve first comes down to the target; infinite where it never does."""
-    at = int(np.argmax(loss.to_numpy() <= target))
-    if loss.iloc[at] > target:
+    """FLOPs at which a curve first comes down to the target; infinite if it never does."""
+    first = int(np.argmax(loss.to_numpy() <= target))
+    if loss.iloc[first] > target:
         return float("inf")
-    pair = slice(max(at - 1, 0), at + 1)
+    pair = slice(max(first - 1, 0), first + 1)
+    # np.interp needs ascending x: both losses negated; linear in log FLOPs between the two grid points
     return float(np.exp(np.interp(-target, -loss.iloc[pair], np.log(flops.iloc[pair]))))
 
 
 def design(runs: pd.DataFrame, budget: float, law: Law | str = chinchilla, **options: Any) -> Design:
-    """The runs to train next for a forecast, for so many FLOPs. Options: see analysis.design.next_runs.design_cells."""
+    """Proposes the runs to train next, with `budget` FLOPs, so that a forecast becomes more certain. options: see
+    analysis.design.next_runs.design_cells."""
     return design_cells(runs, budget, find_law(law) if isinstance(law, str) else law, **options)
 
 
 def plot(law: SavedFit, figure: str = "loss_by_tokens") -> Figure:
-    """One of the figures of a fit, by name (analysis.plots.fit.FIGURES). Raises TableError for another name or law."""
+    """One of the figures of a fit, by its name in analysis.plots.fit.FIGURES. Raises TableError for another name, or a
+    figure that this fit does not have."""
     if figure not in fit_plot.FIGURES:
         raise TableError(f"no figure is named {figure!r}; there are {', '.join(fit_plot.FIGURES)}")
     if figure not in fit_plot.drawable(law):
-        raise TableError("the figure sensitivity shows the panel of a fit, which this one lacks: fit with panel=True")
+        raise TableError("figure sensitivity: this fit has no sensitivity panel; fit it with panel=True")
     return fit_plot.FIGURES[figure](law, LIGHT)
 
 
 def _png(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """A figure as a notebook shows it: twice the resolution, at its own size."""
+    """(PNG of a figure at twice NOTEBOOK_DPI, the size in CSS pixels at which to show it)."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=2 * NOTEBOOK_DPI)
     width, height = (round(inches * NOTEBOOK_DPI) for inches in figure.get_size_inches())
@@ -176,7 +201,8 @@ NOTEBOOK_DPI = 96
 
 
 def _show_in_notebooks() -> None:
-    """A cell that ends in a figure shows it, where pyplot, which would see to that, has not been asked for."""
+    """Registers a formatter, so that a notebook cell that ends in a figure shows it. pyplot would do that, but is not
+    imported here."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         formatter = shell.display_formatter.formatters["image/png"]

@@ -1,4 +1,4 @@
-"""Files written by rename, so that a reader never sees half of one."""
+"""Writes files by rename, so that a reader sees the old file or the whole new one, never half of one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from analysis.errors import TableError
 
 
 def write_by_rename(path: Path, writer: Callable[[Path], Any]) -> Path:
-    """Writes a file beside its place and renames it in, so that a reader sees the old file or the whole new one.
+    """Calls `writer` with a temporary path in the same folder, then renames that file to `path` and returns `path`.
 
-    Raises TableError where there is no room, or no leave to write.
+    Raises TableError if the file cannot be written: no space, or no permission.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -30,6 +30,6 @@ def write_by_rename(path: Path, writer: Callable[[Path], Any]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Writes JSON by rename. Raises ValueError on a number that JSON lacks (infinite, not a number)."""
+    """Writes JSON by rename and returns the path. Raises ValueError for a number that is infinite or not a number."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     return write_by_rename(path, lambda temporary: temporary.write_text(text))

@@ -1,7 +1,7 @@
-"""The verbs of `scaling` that concern tables of runs and laws.
+"""The verbs of `scaling` that read tables of runs and fit laws to them.
 
-VERBS holds data alone, so that the command line can list the verbs without importing them:
-the words of a verb -> (module, function, the line that `scaling --help` prints).
+VERBS is data only, so that the command line can list the verbs without importing their modules:
+words of the verb -> (module, function, the line that `scaling --help` prints).
 """
 
 VERBS = {
@@ -15,16 +15,40 @@ VERBS = {
     "backtest": (
         "analysis.commands.backtest",
         "backtest",
-        "Forecast the largest runs from the rest, and score it.",
+        "Forecast the largest runs from the smaller ones, and score the forecasts.",
     ),
-    "coverage": ("analysis.commands.backtest", "coverage", "Back-test every public table; count what intervals cover."),
-    "downstream": ("analysis.commands.downstream", "downstream", "Fit how task accuracy rises with compute."),
-    "rates": ("analysis.commands.rates", "rates", "Find the best learning rate of each size, and their law."),
-    "curves": ("analysis.commands.curves", "curves", "Fit one-variable laws to many curves and extrapolate them."),
-    "isoflop": ("analysis.commands.isoflop", "isoflop", "Compute-optimal sizes by two approaches, with their biases."),
-    "design": ("analysis.commands.design", "design", "Propose the next runs for a forecast and a budget."),
+    "coverage": (
+        "analysis.commands.backtest",
+        "coverage",
+        "Back-test every public table, and count what the intervals cover.",
+    ),
+    "downstream": (
+        "analysis.commands.downstream",
+        "downstream",
+        "Fit how the accuracy of downstream tasks rises with compute.",
+    ),
+    "rates": (
+        "analysis.commands.rates",
+        "rates",
+        "Find the best learning rate of each model size, and the law through them.",
+    ),
+    "curves": (
+        "analysis.commands.curves",
+        "curves",
+        "Fit one-variable laws to many learning curves, and extrapolate them.",
+    ),
+    "isoflop": (
+        "analysis.commands.isoflop",
+        "isoflop",
+        "Fit compute-optimal sizes by two approaches, with the bias of each.",
+    ),
+    "design": (
+        "analysis.commands.design",
+        "design",
+        "Propose the runs to train next for a better forecast within a budget.",
+    ),
     "replicate": ("analysis.commands.replicate", "replicate", "Recompute published numbers from public tables."),
-    "report": ("analysis.commands.report", "report", "Draw the figures and write the page of a fitted sweep."),
+    "report": ("analysis.commands.report", "report", "Draw the figures of a fitted sweep and write its page."),
 }
 
 # Names of the last release that scripts may still use, for one release: old verb -> verb, and verb -> {old flag: flag}.

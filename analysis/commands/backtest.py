@@ -1,4 +1,5 @@
-"""`scaling backtest` and `scaling coverage`: forecasts of the largest runs from the rest, scored."""
+"""`scaling backtest` and `scaling coverage`: forecast the largest runs of a table from the smaller ones, and score
+that."""
 
 from __future__ import annotations
 
@@ -8,16 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from analysis import files
+from analysis import api, files
+from analysis.commands.printing import print_table, print_warnings
 from analysis.errors import TableError
 from analysis.forecasting import backtest as backtesting
 from analysis.forecasting.backtest import CHOSEN
 from analysis.tables import public, results, table_checks
-from analysis.tables import where as clauses
 
 
 def backtest(
@@ -30,29 +30,29 @@ def backtest(
     seed: int = 0,
     json: Path | None = None,
 ) -> pd.DataFrame:
-    """Hold out the top of compute, forecast it, and score the forecasts: every plain law, and the chosen one.
+    """Hold out the runs of the most compute, forecast them from the others, and score the forecasts of each law and of
+    the law that a back-test chooses.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file.
-      factors: The fit sees runs of at most Cmax over each of these.
-      columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
-      where: Rows to use, as in "corpus==c4".
-      params_column: Which count of parameters to fit against.
-      draws: Bootstrap resamples.
+      table: A sweep folder, or a CSV, Parquet or JSONL file; required.
+      factors: For each of these factors f, the fit sees the runs of at most Cmax / f FLOPs and forecasts the others.
+      columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they are.
+      where: Rows to use, as in "corpus==c4". Default: all rows.
+      params_column: The count of parameters to fit against. Default: params if the table has it, else params_matmul.
+      draws: Number of bootstrap resamples.
       seed: Seed of the bootstrap.
-      json: Also write the rows to this file.
+      json: Also write the rows to this file, as JSON. Default: no file.
     """
-    rows = clauses.filter_rows(results.read_table(table, results.parse_columns(columns)), where)
+    rows = api.load(table, columns=results.parse_columns(columns), where=where)
     points = results.select_points(rows, params_column).table
-    found = backtesting.backtest(points, _factors(factors), draws=draws, seed=seed)
-    if found.empty:
-        raise TableError(f"{table}: no factor of {factors} leaves enough runs below the cut and any above it")
-    print_scores(found, "factor")
-    for note in table_checks.flag_warnings(points):
-        Console(soft_wrap=True, highlight=False).print(f"[yellow]warning:[/] {escape(note)}")
+    scores = backtesting.backtest(points, _parse_factors(factors), draws=draws, seed=seed)
+    if scores.empty:
+        raise TableError(f"{table}: --factors {factors}: no factor leaves enough runs below the cut and any above it")
+    print_scores(scores, "factor")
+    print_warnings(table_checks.flag_warnings(points))
     if json:
-        files.write_json(json, _records(found))
-    return found
+        files.write_json(json, _records(scores))
+    return scores
 
 
 def coverage(
@@ -63,37 +63,39 @@ def coverage(
     out: Path | None = None,
     json: Path | None = None,
 ) -> pd.DataFrame:
-    """Back-test every public table: how far forecasts were off, and how many runs nominal 80 and 90 % bands held.
+    """Back-test every public table: how far the forecasts are off, and what share of the held-out runs the nominal 80
+    and 90 % intervals cover.
 
     Args:
-      data: Folder of the public tables.
-      factors: The fit sees runs of at most Cmax over each of these.
-      draws: Bootstrap resamples.
+      data: Folder of the public tables; `scaling replicate --fetch` fills one.
+      factors: For each of these factors f, the fit sees the runs of at most Cmax / f FLOPs and forecasts the others.
+      draws: Number of bootstrap resamples.
       seed: Seed of the bootstrap.
-      out: Also write the tables as Markdown to this file.
-      json: Also write the rows to this file.
+      out: Also write the tables as Markdown to this file. Default: no file.
+      json: Also write the rows to this file, as JSON. Default: no file.
     """
     parts = []
     for name in track(public.PUBLIC_TABLES, description="tables", transient=True, console=Console(stderr=True)):
         points = results.select_points(public.PUBLIC_TABLES[name].read(data), "params").table
-        parts.append(backtesting.backtest(points, _factors(factors), draws=draws, seed=seed).assign(table=name))
-    found = pd.concat(parts, ignore_index=True)
-    total = summarize(found)
-    print_scores(found[found["law"] == CHOSEN], "table", "factor")
-    print_scores(total, "factor")
+        parts.append(backtesting.backtest(points, _parse_factors(factors), draws=draws, seed=seed).assign(table=name))
+    scores = pd.concat(parts, ignore_index=True)
+    summary = summarize(scores)
+    print_scores(scores[scores["law"] == CHOSEN], "table", "factor")
+    print_scores(summary, "factor")
     if out:
-        files.write_by_rename(out, lambda path: path.write_text(to_markdown(found, total)))
+        files.write_by_rename(out, lambda path: path.write_text(to_markdown(scores, summary)))
     if json:
-        files.write_json(json, {"tables": _records(found), "summary": _records(total)})
-    return found
+        files.write_json(json, {"tables": _records(scores), "summary": _records(summary)})
+    return scores
 
 
-def summarize(found: pd.DataFrame) -> pd.DataFrame:
-    """Over tables, by factor and law: geometric mean of errors; coverage over all runs, and its mean over tables."""
+def summarize(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row for each factor and law, over all tables: the geometric mean of the errors; the coverage over all runs,
+    and its mean over tables (tables_90); the median half width."""
     rows = []
-    for (factor, law), part in found.groupby(["factor", "law"], sort=False):
+    for (factor, law), part in scores.groupby(["factor", "law"], sort=False):
         runs = part["n_test"]
-        pooled = {f"coverage_{l}": float(np.average(part[f"coverage_{l}"], weights=runs)) for l in (80, 90)}
+        pooled = {f"coverage_{level}": float(np.average(part[f"coverage_{level}"], weights=runs)) for level in (80, 90)}
         rows.append(
             {"factor": factor, "law": law, "tables": len(part), "n_test": int(runs.sum())}
             | {"mean_relative_error": float(np.exp(np.mean(np.log(part["mean_relative_error"]))))}
@@ -117,12 +119,12 @@ width: median over runs of half the 90 % band, in log loss.
 """
 
 
-def to_markdown(found: pd.DataFrame, total: pd.DataFrame) -> str:
-    """The tables, as the documents show them."""
-    wide = found.pivot_table(index="table", columns=["factor", "law"], values="mean_relative_error", sort=False)
+def to_markdown(scores: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """The page docs/coverage.md: the summary, the error of every table and law, and the chosen law's scores."""
+    wide = scores.pivot_table(index="table", columns=["factor", "law"], values="mean_relative_error", sort=False)
     flat = wide.set_axis([f"{factor:g}x {law}" for factor, law in wide.columns], axis=1).reset_index()
-    chosen = found[found["law"] == CHOSEN][["table", "factor", "n_train", "n_test", "choice", *_SHARES]]
-    parts = [_INTRO, "## Over tables\n", *_rows(total), "\n## Error, every table\n", *_rows(flat)]
+    chosen = scores[scores["law"] == CHOSEN][["table", "factor", "n_train", "n_test", "choice", *_SHARES]]
+    parts = [_INTRO, "## Over tables\n", *_rows(summary), "\n## Error, every table\n", *_rows(flat)]
     return "\n".join([*parts, "\n## The chosen law, every table\n", *_rows(chosen), ""])
 
 
@@ -130,6 +132,7 @@ _SHARES = ("mean_relative_error", "coverage_80", "coverage_90", "half_width_90")
 
 
 def _cell(name: Any, value: Any) -> str:
+    """Counts and factors as numbers, other floats as percentages, "-" for what is missing."""
     if isinstance(value, float):
         whole = name in ("factor", "n_train", "n_test", "tables")
         return ("-" if np.isnan(value) else f"{value:g}") if whole else "-" if np.isnan(value) else f"{value:.2%}"
@@ -137,27 +140,27 @@ def _cell(name: Any, value: Any) -> str:
 
 
 def _rows(table: pd.DataFrame) -> list[str]:
+    """The lines of a Markdown table."""
     head = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     body = (" | ".join(_cell(n, v) for n, v in row.items()) for row in table.to_dict("records"))
     return [*head, *(f"| {line} |" for line in body)]
 
 
-def print_scores(found: pd.DataFrame, *first: str) -> None:
-    """On one line a row, however narrow the terminal: a name or a number cut short says nothing."""
-    names = [*first, *[name for name in found.columns if name not in first]]
+def print_scores(scores: pd.DataFrame, *first: str) -> None:
+    """Prints the scores, one line a row. first: the columns that come first."""
+    names = [*first, *[name for name in scores.columns if name not in first]]
     table = Table(*[name.replace("_", "\n") for name in names], box=None, pad_edge=False)
-    for row in found.to_dict("records"):
+    for row in scores.to_dict("records"):
         table.add_row(*[_cell(name, row[name]) for name in names])
-    console = Console(soft_wrap=True, highlight=False)
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
+    print_table(table)
 
 
-def _records(found: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in found.to_dict("records")]
+def _records(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in scores.to_dict("records")]
 
 
-def _factors(text: str) -> tuple[float, ...]:
+def _parse_factors(text: str) -> tuple[float, ...]:
+    """ "3,10" -> (3.0, 10.0). Raises TableError for text of another form, or a factor of 1 or less."""
     try:
         factors = tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -1,7 +1,6 @@
-"""`scaling sweep collect`: what the runs of a sweep left, as tables.
+"""`scaling sweep collect`: writes the results and the logged steps of a sweep's runs as tables.
 
-Not in the design's list of modules: it is asked for again and again while a sweep runs, and does without JAX and the
-laws, which cost the other verbs two seconds to import.
+It imports neither JAX nor the laws, which take two seconds: it is called again and again while a sweep runs.
 """
 
 from __future__ import annotations
@@ -9,39 +8,43 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 
 from analysis import files
+from analysis.commands.printing import make_console
 from analysis.errors import TableError
-from analysis.tables import metrics, results, table_checks
+from analysis.tables import flags, metrics, results, table_checks
+from analysis.tables.run_files import RESULTS_CSV, RUNS
 
 
 def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
     """Write the results table of a sweep, one row a finished run, as results.parquet and results.csv, and every logged
-    step of every run as metrics.parquet. Again: only what has changed is read.
+    step of every run as metrics.parquet.
 
-    Runs with something wrong with them are named: diverged, undertrained, best at the edge of a scan of learning rates,
-    or off the collapse of the loss curves.
+    It can be run again while the sweep runs: only the logs that have changed are read. It names the runs that are
+    flagged: failed, diverged, undertrained, best at the edge of a learning-rate scan, rising in loss at the end, or off
+    the collapse of the loss curves.
 
     Args:
-      name: The sweep, as in `scaling sweep plan NAME`.
-      out: Folder of the sweeps.
-      json: Also write the rows to this file.
+      name: Name of the sweep, as in `scaling sweep plan NAME`; required.
+      out: Folder that holds the folders of the sweeps.
+      json: Also write the rows to this file, as JSON. Default: no file.
     """
     folder = out / name
-    if (folder / "runs").is_dir():
-        metrics.compact_metrics(folder)
     table = results.read_table(folder)
     if table.empty:
         raise TableError(f"{folder}: no run has finished; `scaling sweep run {name}` trains them")
+    if (folder / RUNS).is_dir():
+        metrics.compact_metrics(folder)
+        table = flags.add_flags(table, folder / RUNS)
     parquet, _ = results.write_table(table, folder)
     counts = ", ".join(f"{count} {status}" for status, count in table["status"].value_counts().items())
-    left = table.attrs["unfinished"]
-    unfinished = f", {left} unfinished left out" if left else ""
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(f"wrote {parquet} and results.csv: {counts}{unfinished}")
+    num_unfinished = table.attrs.get("unfinished", 0)
+    unfinished = f", {num_unfinished} unfinished left out" if num_unfinished else ""
+    console = make_console()
+    console.print(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}")
     for row in table[table["run_id"].isin(table_checks.flags_by_run(table))].to_dict("records"):
         console.print(f"[yellow]flagged:[/] run {row['run_id']} ({row['flags']}): {escape(row['reason'])}")
     if json:
-        files.write_json(json, [{k: None if pd.isna(v) else v for k, v in r.items()} for r in table.to_dict("records")])
+        rows = table.to_dict("records")
+        files.write_json(json, [{k: None if pd.isna(v) else v for k, v in row.items()} for row in rows])

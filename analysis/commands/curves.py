@@ -1,4 +1,4 @@
-"""`scaling curves`: fits one-variable laws to many curves and extrapolates them."""
+"""`scaling curves`: fits one-variable laws to many learning curves and extrapolates them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from analysis import files
+from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.errors import TableError
 from analysis.fitting.curves import CURVE_LAWS, WEIGHTINGS, fit_curves, summarize_scores
 from analysis.tables import results
@@ -28,26 +29,28 @@ def curves(
     """Fit one-variable laws to the first part of many learning curves, and score them on the rest.
 
     Args:
-      table: A CSV, Parquet or JSONL file, one row a point.
-      columns: Names of x, y and the flag of points to fit, as in "x=Seen Examples,y=Loss,train=Training".
-      by: Columns that tell the curves apart, as in Domain,Task,Model. Means are by the first of several.
-      laws: Which laws, of m1, m2, m3, m4, bnsl.
-      train_share: Share of each curve to fit, from its lowest x, where the table has no flag.
-      json: Also write the scores and means to this file.
+      table: A CSV, Parquet or JSONL file, one row a point of a curve; required.
+      columns: Names of the columns x, y and train (whether a point is fitted), as in "x=Seen Examples,y=Loss,
+        train=Training". Default: as they are.
+      by: Columns whose values name a curve, as in Domain,Task,Model; means are over each value of the first. Default:
+        the table is one curve.
+      laws: The laws to fit, of m1, m2, m3, m4 and bnsl.
+      train_share: Share of the points of each curve to fit, from its lowest x, if the table has no column train.
+      json: Also write the scores and their means to this file, as JSON. Default: no file.
     """
-    unknown = [name for name in _names(laws) if name not in CURVE_LAWS]
-    if unknown or not _names(laws):
+    unknown = [name for name in _split(laws) if name not in CURVE_LAWS]
+    if unknown or not _split(laws):
         raise TableError(f"--laws {laws}: no law {', '.join(unknown)}; choose from {', '.join(CURVE_LAWS)}")
-    keys = _names(by)
+    keys = _split(by)
     points = results.read_table(table, results.parse_columns(columns))
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("curves", total=None)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("curves", total=None)
         scores = fit_curves(
             points,
-            [CURVE_LAWS[name] for name in _names(laws)],
+            [CURVE_LAWS[name] for name in _split(laws)],
             by=keys,
             train_share=train_share,
-            on_progress=lambda done, of: bar.update(task, completed=done, total=of),
+            on_progress=lambda done, of: progress.update(task, completed=done, total=of),
         )
     means = summarize_scores(scores, keys)
     _print(means, scores.attrs["warnings"])
@@ -62,17 +65,17 @@ def curves(
     return facts
 
 
-def _names(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
+    """The names between the commas of a flag's value."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _print(means: pd.DataFrame, warnings: Sequence[str]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     rows = Table("", "law", "curves", "mean RMSLE", "median", "wins", box=None, pad_edge=False)
     for row in means.to_dict("records"):
         wins = "" if pd.isna(row["wins"]) else f"{row['wins']:.1%}"
         numbers = f"{row['mean']:.5f}", f"{row['median']:.5f}"
         rows.add_row(str(row["domain"]), str(row["law"]), str(row["curves"]), *numbers, wins)
-    console.print(rows)
-    for warning in warnings:
-        console.print(f"[yellow]warning:[/] {warning}")
+    print_table(rows, console)
+    print_warnings(warnings, console)

@@ -1,7 +1,4 @@
-"""The verbs of analysis: fit, isoflop, report; collect has a module of its own. Each returns the facts that it prints.
-
-Not in the design's list of modules: it keeps the command line, which lives with training, thin.
-"""
+"""`scaling fit`: fits a law to a results table and saves it as fit.json."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis import api, files
+from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.errors import TableError
 from analysis.forecasting import saved_fit, sensitivity
 from analysis.tables import results
@@ -38,35 +36,39 @@ def fit(
     out: Path | None = None,
     json: Path | None = None,
 ) -> dict[str, Any]:
-    """Fit a law to a results table and save it as fit.json, with the panel of how it moves when it is fitted otherwise.
+    """Fit a law to a results table and save it as fit.json, with a panel that shows how far the results depend on the
+    way of fitting.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file.
-      law: A law by name, such as chinchilla, interaction or data_constrained; `chosen` to choose it by back-test.
-      objective: Huber, least absolute deviation, or squares of log residuals; or squares of residuals.
-      delta: Width of the Huber objective's quadratic zone, in log loss.
-      columns: Names in a table made elsewhere, as in params=N,tokens=D,loss=L.
-      where: Rows to use, as in "corpus==c4", "flops>=1e18 and flops<1e21".
-      params_column: Which count of parameters to fit against: params_matmul (default for own tables), params_total, ...
-      holdout: Runs the fit must not see: largest, none, or a number of FLOPs, at or above which runs are held out.
-      weight_power: Weight points by training FLOPs to this power: towards the target of a forecast.
-      fix: Parameters held at a value, as in E=1.69,alpha=.34.
-      bound: Ranges of parameters, as in E=0.5:2,beta=.2:.6.
-      draws: Bootstrap resamples.
-      level: Nominal probability of the intervals.
+      table: A sweep folder, or a CSV, Parquet or JSONL file; required.
+      law: Name of the law, such as chinchilla, interaction or data_constrained; `chosen` lets a back-test choose it.
+      objective: Loss of a residual: huber, lad (absolute) or mse_log (squared), all of log losses; mse, squared, of
+        losses.
+      delta: Residual at which the Huber loss turns from quadratic to linear, in log loss. Only for --objective huber.
+      columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they are.
+      where: Rows to use, as in "corpus==c4" or "flops>=1e18 and flops<1e21". Default: all rows.
+      params_column: The count of parameters to fit against, such as params_matmul or params_total. Default: params if
+        the table has it, else params_matmul.
+      holdout: Runs that the fit must not see: none, largest, or a number of FLOPs at or above which runs are held out.
+      weight_power: Points are weighted by training FLOPs to this power; above 0 the largest runs count more.
+      fix: Parameters fixed at a value, as in E=1.69,alpha=.34. Default: none.
+      bound: Ranges of parameters, as in E=0.5:2,beta=.2:.6. Default: those of the law.
+      draws: Number of bootstrap resamples.
+      level: Nominal probability of the intervals, between 0 and 1.
       seed: Seed of the bootstrap.
-      panel: Also fit otherwise, and show how exponents and forecast move: by counting, window, objective, weights.
-      out: Where to save the fit; fit.json beside the table unless given.
-      json: Also write the facts printed to this file.
+      panel: Also refit with other counts of parameters, windows of compute, objectives and weights, and show how
+        exponents and forecast change.
+      out: File to save the fit in. Default: fit.json beside the table.
+      json: Also write what is printed to this file, as JSON. Default: no file.
     """
-    for name, right, good in (
-        ("delta", "above zero", delta > 0),
-        ("draws", "at least 2", draws >= 2),
-        ("level", "between 0 and 1", 0 < level < 1),
-        ("weight_power", "zero or more", weight_power >= 0),
+    for flag, value, rule, is_valid in (
+        ("--delta", delta, "above zero", delta > 0),
+        ("--draws", draws, "at least 2", draws >= 2),
+        ("--level", level, "between 0 and 1", 0 < level < 1),
+        ("--weight-power", weight_power, "zero or more", weight_power >= 0),
     ):
-        if not good:
-            raise TableError(f"--{name.replace('_', '-')} {locals()[name]}: must be {right}")
+        if not is_valid:
+            raise TableError(f"{flag} {value}: must be {rule}")
     settings = saved_fit.FitSettings(
         objective=api.objective(objective, delta),
         weight_power=weight_power,
@@ -77,9 +79,7 @@ def fit(
         level=level,
         seed=seed,
     )
-    named = results.parse_columns(columns)
-    rows = api.load(table, columns=named, where=where)
-    origin = {"path": str(table), "sha256": results.content_hash(table), "columns": named, "where": where}
+    rows, origin = api.load_with_origin(table, columns=results.parse_columns(columns), where=where)
     built = api.fit(rows, law, settings, params_column=params_column, panel=panel, origin=origin)
     path = saved_fit.write_fit(built, out or (table if table.is_dir() else table.parent) / "fit.json")
     facts = built.facts() | {"fit": str(path), "points": len(built.points)}
@@ -90,7 +90,7 @@ def fit(
 
 
 def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
-    """ "E=1.7,alpha=.3" -> pairs. Raises TableError on anything else."""
+    """ "E=1.7,alpha=.3" -> [("E", "1.7"), ("alpha", ".3")]. Raises TableError for text of another form."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if any(not name.strip() or not value.strip() for name, _, value in pairs):
         example = "E=1.69,alpha=.34" if flag == "fix" else "E=0.5:2,beta=.2:.6"
@@ -106,6 +106,7 @@ def _number(flag: str, name: str, text: str) -> float:
 
 
 def _range(name: str, text: str) -> tuple[float, float]:
+    """ "0.5:2" -> (0.5, 2.0), the bounds of a parameter. Raises TableError for text of another form."""
     low, colon, high = text.partition(":")
     if not colon:
         raise TableError(f"--bound {name}={text}: must be low:high, as in {name}=0.5:2")
@@ -114,17 +115,17 @@ def _range(name: str, text: str) -> tuple[float, float]:
 
 def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
     document = built.document
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     rows = Table("", "value", "standard error", f"{document['level']:.0%} interval", box=None, pad_edge=False)
     exponent = {} if document["exponent_a"] is None else {"exponent_a": document["exponent_a"]}
     for name, value in {**built.values, **exponent}.items():
         low, high = document["intervals"][name]
         rows.add_row(name, f"{value:.4g}", f"{document['standard_errors'][name]:.2g}", f"{low:.4g} to {high:.4g}")
     dropped = f", {document['dropped']} failed or diverged left out" if document["dropped"] else ""
-    counted = f"N = {document['params_column']}, " if "params" in built.law.columns else ""
+    counting = f"N = {document['params_column']}, " if "params" in built.law.columns else ""
     units = f"{built.law.response} in {document['units'][built.law.response]}"
-    console.print(f"[bold]{built.describe()}[/]   {counted}{units}")
-    console.print(rows)
+    console.print(f"[bold]{built.describe()}[/]   {counting}{units}")
+    print_table(rows, console)
     if exponent:
         a = document["exponent_a"]
         console.print(f"compute-optimal N ~ C^{a:.3f} for C = 6 N D; errors: {document['uncertainty']}")
@@ -138,9 +139,8 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
         console.print(f"learning rates of {count} of {len(built.points)}: {escape(how)}")
     _print_choice(document, console)
     if document.get("sensitivity"):
-        console.print(sensitivity.panel_table(document["sensitivity"]))
-    for note in document["warnings"]:
-        console.print(f"[yellow]warning:[/] {escape(note)}")
+        print_table(sensitivity.panel_table(document["sensitivity"]), console)
+    print_warnings(document["warnings"], console)
     console.print(f"saved {path}")
 
 
@@ -149,8 +149,8 @@ def _print_choice(document: Mapping[str, Any], console: Console) -> None:
     if choice is None or choice["drift"] is None:
         return
     ranked = sorted((c for c in choice["candidates"] if c["score"] is not None), key=lambda c: c["score"])
-    said = ", ".join(f"{c['name']} {c['score']:.2%}" for c in ranked[:3])
+    best = ", ".join(f"{c['name']} {c['score']:.2%}" for c in ranked[:3])
     console.print(
-        f"back-test inside these points (top 3x of compute held out): {said}; errors grow by "
+        f"back-test inside these points (top 3x of compute held out): {best}; errors grow by "
         f"{choice['drift']:.2%} per e-fold of compute beyond the largest run"
     )

@@ -1,4 +1,4 @@
-"""`scaling replicate`: published numbers beside ours, one table a study."""
+"""`scaling replicate`: recomputes published numbers from public tables, one table a study."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import files
+from analysis.commands.printing import make_console, print_table
 from analysis.errors import TableError
 from analysis.replicate import approach2, chinchilla, curves, datablations, gadre, nanochat, porian, steplaw
-from analysis.replicate import fetch as public
+from analysis.replicate import fetch as fetching
 from analysis.replicate.study import UNEXPLAINED, Row, Study
+from analysis.tables.public import DATA_FOLDER
 
 STUDIES = (
     chinchilla.STUDY, gadre.STUDY, datablations.STUDY, porian.STUDY, steplaw.STUDY, approach2.STUDY, nanochat.STUDY,
     curves.STUDY,
 )  # fmt: skip
-DATA, FETCHED = Path("../shared/data"), Path("out/public")
+FETCH_FOLDER = Path("out/public")
 COLOURS = {"differs": "red", "explained": "yellow", "not an optimum": "yellow"}
 UNEXPLAINED_DIFFERENCE = 1
 
@@ -33,23 +35,24 @@ def replicate(
     fetch: bool = False,
     json: Path | None = None,
 ) -> int:
-    """Recompute published numbers from the public tables: published | ours | difference | verdict.
+    """Recompute published numbers from the public tables, and print the published number, ours, the difference and a
+    verdict.
 
-    Exits with 1 if any number differs without a reason that was checked.
+    It exits with 1 if a number differs without a known reason.
 
     Args:
-      names: Studies; all unless given.
-      data: Folder of the public tables; ../shared/data where that exists.
-      fetch: Get what is missing from the original repositories, into --data or out/public.
-      json: Also write the rows to this file.
+      names: Studies to recompute, by name. Default: all.
+      data: Folder of the public tables. Default: ../shared/data if that exists, else out/public.
+      fetch: Download missing tables from their original repositories, into --data or out/public.
+      json: Also write the rows to this file, as JSON. Default: no file.
     """
     studies = choose_studies(names)
-    folder = data or (FETCHED if fetch or not DATA.is_dir() else DATA)
+    folder = data or (FETCH_FOLDER if fetch or not DATA_FOLDER.is_dir() else DATA_FOLDER)
     if data and not data.is_dir() and not fetch:
-        raise TableError(f"--data {data}: no such folder; with --fetch it is made and filled")
+        raise TableError(f"--data {data}: no such folder; --fetch makes and fills it")
     rows: list[Row] = []
     skipped: dict[str, str] = {}
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     for study in studies:
         missing = why_missing(study, folder, fetch)
         if missing and study.name in names:
@@ -58,9 +61,9 @@ def replicate(
             skipped[study.name] = missing
             console.print(f"\n[bold]{study.name}[/] skipped: {missing}")
             continue
-        found = study.run(folder / study.folder)
-        print_study(console, study, found)
-        rows += found
+        study_rows = study.run(folder / study.folder)
+        print_study(console, study, study_rows)
+        rows += study_rows
     counts = Counter(row.verdict for row in rows)
     console.print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if json:
@@ -70,7 +73,7 @@ def replicate(
 
 
 def choose_studies(names: tuple[str, ...]) -> list[Study]:
-    """The studies of those names, all for none. Raises TableError on a name that no study has."""
+    """The studies of these names; all if there are none. Raises TableError for a name that no study has."""
     known = {study.name: study for study in STUDIES}
     for name in names:
         if name not in known:
@@ -81,9 +84,9 @@ def choose_studies(names: tuple[str, ...]) -> list[Study]:
 
 
 def why_missing(study: Study, folder: Path, fetch: bool) -> str:
-    """Why the study cannot run on that folder, after fetching if asked; empty when it can."""
+    """Why the study cannot run on that folder, after downloading its tables if `fetch`; empty if it can."""
     if fetch and study.files:
-        public.fetch(study, folder)
+        fetching.fetch(study, folder)
     if not study.folder or (folder / study.folder).is_dir():
         return ""
     advice = study.unfetched or "--fetch gets it, or give --data"
@@ -91,7 +94,7 @@ def why_missing(study: Study, folder: Path, fetch: bool) -> str:
 
 
 def print_study(console: Console, study: Study, rows: list[Row]) -> None:
-    """Prints one study's rows, its notes numbered below."""
+    """Prints the rows of a study, and below them its notes, numbered."""
     table = Table("", box=None, pad_edge=False)
     for heading in ("published", "ours", "difference"):
         table.add_column(heading, justify="right")
@@ -103,6 +106,6 @@ def print_study(console: Console, study: Study, rows: list[Row]) -> None:
         numbers = f"{row.published:.6g}", f"{row.ours:.6g}", f"{row.difference:+.2g}"
         table.add_row(row.quantity, *numbers, verdict)
     console.print(f"\n[bold]{study.name}[/]  {study.source}")
-    console.print(table)
+    print_table(table, console)
     for number, note in enumerate(notes, 1):
         console.print(f"({number}) {note}")

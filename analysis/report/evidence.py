@@ -159,8 +159,8 @@ def _table(fit: SavedFit, path: Path) -> tuple[pd.DataFrame, bool | None]:
     """(table behind the fit, whether it still has the hash that the fit records)."""
     origin = fit.document["table"]
     try:
-        table = api.load(path, columns=origin.get("columns"), where=origin.get("where", ""))
-        return table, results.content_hash(path) == origin["sha256"]
+        table, now = api.load_with_origin(path, columns=origin.get("columns"), where=origin.get("where", ""))
+        return table, now["sha256"] == origin["sha256"]
     except TableError:
         return _all_points(fit), None
 

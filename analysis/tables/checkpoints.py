@@ -1,7 +1,4 @@
-"""What was found of checkpoints on the way, as one table.
-
-Not in the design's list of modules: `results` holds one row a run, this one row an evaluated checkpoint.
-"""
+"""The evaluated checkpoints of a sweep as one table, one row a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,56 +6,49 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import errors
+from analysis.errors import TableError
 from analysis.tables import results
+from analysis.tables.evaluations import read_run_evaluations
+from analysis.tables.run_files import RESULT, RUNS
+from analysis.tables.schema import RUN_COLUMNS
 
-_OF_A_RUN = (
-    "sweep",
-    "status",
-    "params_total",
-    "params_non_embedding",
-    "params_matmul",
-    "width",
-    "depth",
-    "seed",
-    "learning_rate",
-    "batch_tokens",
-    "schedule",
-    "branch_of",
-)
+FLOPS_COLUMNS = ("flops", "flops_6nd")
 
 
 def load_evaluations(folder: str | Path) -> pd.DataFrame:
-    """Every evaluated checkpoint of a sweep, or of one run: what `scaling eval --step all` found.
+    """Every evaluated checkpoint of a sweep, or of one run, as `scaling eval --step all` measures them.
 
-    Columns: run_id, step, tokens (trained on by then), flops and flops_6nd (spent by then), what the results table says
-    of the run whatever its length, and those of the measurements. Rows by size, tokens, seed and id. A checkpoint
-    before the last has not been through the end of its schedule.
+    Columns: run_id, step, tokens (trained on by then), flops and flops_6nd (spent by then), schema.RUN_COLUMNS, and
+    those of the measurements. Rows by parameters, tokens, seed and run_id. The learning rate of a checkpoint before the
+    last one has not decayed to the end of its schedule.
 
-    Raises TableError when the folder is neither, or nothing in it has been evaluated.
+    Raises TableError if there is no such folder, or nothing in it has been evaluated.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise errors.TableError(f"{folder}: no such folder")
-    runs = sorted((folder / "runs").iterdir()) if (folder / "runs").is_dir() else [folder]
+        raise TableError(f"{folder}: no such folder")
+    runs = sorted((folder / RUNS).iterdir()) if (folder / RUNS).is_dir() else [folder]
     rows = []
     for run in runs:
-        found = results.evaluated_steps(run)
-        whole = results.read_run(run) if found and (run / "result.json").exists() else {"run_id": run.name}
-        of_run = {name: whole[name] for name in ("run_id", *_OF_A_RUN) if name in whole}
-        for step, (tokens, columns) in found.items():
-            spent = {name: whole[name] * tokens / whole["tokens"] for name in ("flops", "flops_6nd") if name in whole}
-            rows.append({**of_run, "step": step, "tokens": tokens, **spent, **columns})
+        by_step = read_run_evaluations(run)
+        run_row = results.read_run(run) if by_step and (run / RESULT).exists() else {"run_id": run.name}
+        shared = {name: run_row[name] for name in ("run_id", *RUN_COLUMNS) if name in run_row}
+        for step, (tokens, columns) in by_step.items():
+            # FLOPs grow in proportion to the tokens trained on
+            share = {name: run_row[name] * tokens / run_row["tokens"] for name in FLOPS_COLUMNS if name in run_row}
+            rows.append({**shared, "step": step, "tokens": tokens, **share, **columns})
     if not rows:
-        raise errors.TableError(f"{folder}: no checkpoint has been evaluated: scaling eval {folder} --step all")
+        raise TableError(f"{folder}: no checkpoint has been evaluated: scaling eval {folder} --step all")
     return results.arrange(pd.DataFrame(rows))
 
 
 def load_evaluations_beside(table: Path) -> pd.DataFrame | None:
-    """The evaluated checkpoints of the sweep that a table is of, be it the sweep's folder or a file in it; None where
-    there are none."""
+    """The evaluated checkpoints of the sweep that a table belongs to; None if there are none.
+
+    table: the path of the sweep's folder, or of a file in it.
+    """
     folder = table if table.is_dir() else table.parent
     try:
-        return load_evaluations(folder) if (folder / "runs").is_dir() else None
-    except errors.TableError:
+        return load_evaluations(folder) if (folder / RUNS).is_dir() else None
+    except TableError:
         return None

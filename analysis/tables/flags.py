@@ -1,17 +1,15 @@
-"""What is wrong with single cells of a sweep, told by their rows and curves before any law is fitted.
+"""Flags: what is wrong with single runs of a sweep, judged from their rows and loss curves before any law is fitted.
 
-A flag is a word and a reason. A flagged row stays in the table; a fit that uses it says so (`checks.notes`), and
-`--where "flags=="` leaves it out. The bounds are ours, each with its ground beside it.
+A flag is a name and a reason. A flagged run stays in the table; a fit that uses it warns
+(`table_checks.flag_warnings`), and `--where "flags=="` leaves it out. The bounds are ours; each constant says why.
 
-    diverged       the run ended with a loss that is no number, or too high
+    diverged       the run ended with a loss that is not a number, or too high
     failed         the run never ended
-    undertrained   its learning rate had not come down at the end, its warm-up takes a large part of it, or it has too
-                   few steps: its loss is not what its size and tokens can reach
+    undertrained   its learning rate had not decayed at the end, its warm-up takes a large part of it, or it has too few
+                   steps: its loss is not what its size and tokens can reach
     lr_at_bound    the best learning rate of its scan is the lowest or the highest tried: a better one may lie beyond
-    off_collapse   its curve does not lie where those of the other cells have it (analysis.tables.curve_collapse)
+    off_collapse   its normalised loss curve lies away from those of the other runs (analysis.tables.curve_collapse)
     rising         its training loss ends above its own minimum
-
-Not in the design's list of modules: `checks` judges the points of a fit, this the runs behind them.
 """
 
 from __future__ import annotations
@@ -24,22 +22,27 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.tables import curve_collapse
+from analysis.tables import curve_collapse, metrics, results
 from analysis.tables.curve_collapse import Curve
+from analysis.tables.run_files import RUNS
 
 FlagName = Literal["diverged", "failed", "undertrained", "lr_at_bound", "off_collapse", "rising"]
 
 MAX_FINAL_RATE = 0.2
-"""Of its peak, at or under which a learning rate counts as decayed. Cosine to a tenth is usual; at the peak the loss of
-a run lies several percent above what it decays to (Hu et al. 2024)."""
+"""Share of its peak at or below which a learning rate counts as decayed. Cosine schedules usually end at a tenth; at
+the peak the loss lies several percent above what it decays to (Hu et al. 2024)."""
 MAX_WARMUP = 0.25
-"""Of the run. A fit takes every token for one trained at the full rate."""
+"""Share of the run. A fit counts every token as trained on at the full learning rate."""
 MIN_STEPS = 50
-"""Adam's average of squares with beta2 = .95 remembers 20 steps; fewer than 50 are its start, not its use."""
+"""Adam's average of squared gradients with beta2 = .95 spans 20 steps; a run of fewer than 50 has hardly left its
+start."""
 MIN_RATES = 3
+"""Distinct learning rates for a scan to have an inside."""
 MIN_RISE, MIN_RISE_ERRORS = 0.01, 5.0
-"""A rise counts from 1 % of the loss and five of its standard errors on: the lowest of 20 windows is low by chance."""
+"""A rise counts if it is more than 1 % of the loss and than five of its standard errors: the lowest of 20 windows is
+low partly by chance."""
 _WINDOWS = 20
+"""Windows of a run in which the training loss is averaged, to see whether it rises."""
 
 
 @dataclass(frozen=True)
@@ -54,79 +57,96 @@ def find_flags(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -
     """The flags of each row, in the order of the table.
 
     Args:
-      table: columns of the results table; a flag whose columns are not there is not raised.
-      curves: run_id -> curve. Without them only what the rows say is judged.
+      table: columns of the results table; a flag whose columns are missing is not raised.
+      curves: run_id -> curve. Without them only the rows are judged.
     """
-    status, runs, schedules = (_column(table, *one) for one in (("status", "done"), ("run_id", ""), ("schedule", "")))
+    statuses = _column(table, "status", "done")
+    run_ids = _column(table, "run_id", "")
+    schedules = _column(table, "schedule", "")
     steps = _numbers(table, "tokens") / _numbers(table, "batch_tokens")
-    off = curve_collapse.compare_curves(table, curves).explain_outliers() if curves and _comparable(table) else {}
-    at_bound = _at_bound(table)
-    found = []
-    for place, (state, run) in enumerate(zip(status, runs, strict=True)):
-        if state != "done":
-            found.append(tuple(_ended(state)))
+    can_compare = curves and _has_columns_of_collapse(table)
+    off_collapse = curve_collapse.compare_curves(table, curves or {}).explain_outliers() if can_compare else {}
+    at_bound = _rates_at_bound(table)
+    flags_of_rows = []
+    for place, (status, run_id) in enumerate(zip(statuses, run_ids, strict=True)):
+        if status != "done":
+            flags_of_rows.append(_flags_of_status(status))
             continue
-        flags, curve = [], (curves or {}).get(run)
+        flags, curve = [], (curves or {}).get(run_id)
         if steps[place] < MIN_STEPS:
             flags.append(Flag("undertrained", f"it has {steps[place]:.0f} steps, fewer than {MIN_STEPS}"))
         if curve is not None:
-            flags += [*_rate(curve, schedules[place]), *_rising(curve)]
+            flags += [*_flags_of_schedule(curve, schedules[place]), *_flags_of_rise(curve)]
         if place in at_bound:
             flags.append(Flag("lr_at_bound", at_bound[place]))
-        if run in off:
-            flags.append(Flag("off_collapse", off[run]))
-        found.append(tuple(flags))
-    return found
+        if run_id in off_collapse:
+            flags.append(Flag("off_collapse", off_collapse[run_id]))
+        flags_of_rows.append(tuple(flags))
+    return flags_of_rows
 
 
 def flag_names(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -> pd.Series:
-    """The words of each row's flags, joined by ", "; "" where there are none."""
-    return _text(table, [join_names(found) for found in find_flags(table, curves)]).rename("flags")
+    """The names of each row's flags, joined by ", "; "" for a row without flags."""
+    return _text(table, [join_names(flags) for flags in find_flags(table, curves)]).rename("flags")
+
+
+def read_flagged_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """As `results.read_table`, and the runs of a sweep folder are flagged."""
+    path = Path(path)
+    if not (path / RUNS).is_dir():
+        return results.read_table(path, columns)
+    return results.rename_columns(add_flags(results.read_table(path), path / RUNS), path, columns)
 
 
 def add_flags(table: pd.DataFrame, runs: Path) -> pd.DataFrame:
-    """The table of a sweep with its column `flags`, their reasons in `reason` where it holds nothing yet.
-
-    runs: the folder of the run folders.
-    """
-    found = find_flags(table, read_curves(runs, table["run_id"]))
-    reasons = _text(table, ["; ".join(flag.reason for flag in row) for row in found])
+    """The results table of a sweep with the columns `flags` and `reason`; the reasons of flags stand in `reason` where
+    it is empty. runs: <sweep>/runs."""
+    if table.empty:
+        return table
+    flags_of_rows = find_flags(table, read_curves(runs, table["run_id"]))
+    reasons = _text(table, ["; ".join(flag.reason for flag in flags) for flags in flags_of_rows])
     if "reason" in table:
         reasons = table["reason"].where(table["reason"].astype(bool), reasons)
-    return table.assign(flags=_text(table, [join_names(row) for row in found]), reason=reasons)
+    names = _text(table, [join_names(flags) for flags in flags_of_rows])
+    flagged_table = results.arrange(table.assign(flags=names, reason=reasons))
+    flagged_table.attrs = table.attrs
+    return flagged_table
 
 
 def flag_runs(rows: Sequence[Mapping[str, Any]], runs: Path) -> dict[str, tuple[Flag, ...]]:
     """run_id -> flags, for runs that ended but are in no table yet.
 
     Args:
-      rows: of the results table, run_id and status among their columns. runs: the folder of the run folders.
+      rows: rows of the results table, run_id and status among their columns.
+      runs: <sweep>/runs.
     """
     table = pd.DataFrame(list(rows), columns=None if rows else ["run_id"])
     return dict(zip(table["run_id"], find_flags(table, read_curves(runs, table["run_id"])), strict=True))
 
 
 def read_curves(runs: Path, names: Sequence[str] | pd.Series) -> dict[str, Curve]:
-    """run_id -> curve, of those runs of a sweep that logged one: torn lines and losses that are no numbers passed over.
+    """run_id -> curve, of the runs of a sweep that logged one; lines that are torn or whose loss is no finite number
+    are left out.
 
-    runs: <sweep>/runs. Imports the store here, because that reads with `results`, which flags what it reads.
+    Args:
+      runs: <sweep>/runs.
+      names: run_ids.
     """
-    from analysis.tables import metrics
-
     if not runs.is_dir():
         return {}
     table = metrics.load_metrics(runs.parent, names)
     logged = table[np.isfinite(table["loss"]) & (table["tokens"] > 0)]
-    found = logged[["tokens", "loss", "learning_rate"]].to_numpy(np.float64)
+    values = logged[["tokens", "loss", "learning_rate"]].to_numpy(np.float64)
+    # rows are sorted by run_id: a run starts where the code of its category changes
     starts = np.flatnonzero(np.diff(logged["run_id"].cat.codes, prepend=-1))
-    ends = np.append(starts, len(found))[1:]
-    ids = logged["run_id"].iloc[starts]
-    return {name: Curve(*found[a:b].T) for name, a, b in zip(ids, starts, ends, strict=True)}
+    ends = np.append(starts, len(values))[1:]
+    run_ids = logged["run_id"].iloc[starts]
+    return {name: Curve(*values[a:b].T) for name, a, b in zip(run_ids, starts, ends, strict=True)}
 
 
-def join_names(found: Sequence[Flag]) -> str:
-    """The distinct words, joined by ", "."""
-    return ", ".join(dict.fromkeys(flag.name for flag in found))
+def join_names(flags: Sequence[Flag]) -> str:
+    """The distinct names of flags, joined by ", "."""
+    return ", ".join(dict.fromkeys(flag.name for flag in flags))
 
 
 def _column(table: pd.DataFrame, name: str, missing: object) -> np.ndarray:
@@ -141,32 +161,32 @@ def _text(table: pd.DataFrame, values: list[str]) -> pd.Series:
     return pd.Series(np.array(values, object), table.index)
 
 
-def _comparable(table: pd.DataFrame) -> bool:
+def _has_columns_of_collapse(table: pd.DataFrame) -> bool:
     return {"run_id", "tokens", "loss"} <= set(table) and bool({"params", "params_matmul"} & set(table))
 
 
-def _ended(status: str) -> list[Flag]:
+def _flags_of_status(status: str) -> tuple[Flag, ...]:
     if status == "diverged":
-        return [Flag("diverged", "its loss diverged")]
-    return [Flag("failed", "the run failed")] if status == "failed" else []
+        return (Flag("diverged", "its loss diverged"),)
+    return (Flag("failed", "the run failed"),) if status == "failed" else ()
 
 
-def _rate(curve: Curve, schedule: str) -> list[Flag]:
-    """What the learning rate of a run says against it. A schedule that is constant on purpose need not decay."""
+def _flags_of_schedule(curve: Curve, schedule: str) -> list[Flag]:
+    """Flags a learning rate that has not decayed, unless its schedule is constant, and a long warm-up."""
     rate = curve.learning_rate
     if not np.isfinite(rate).all() or rate.max() <= 0:
         return []
-    found, last = [], rate[-1] / rate.max()
+    flags, last = [], rate[-1] / rate.max()
     if last > MAX_FINAL_RATE and schedule != "constant":
-        found.append(Flag("undertrained", f"its learning rate ends at {last:.0%} of its peak, not decayed"))
-    risen = curve.tokens[np.argmax(rate >= 0.999 * rate.max())] / curve.tokens[-1]
-    if risen > MAX_WARMUP:
-        found.append(Flag("undertrained", f"its warm-up takes {risen:.0%} of the run"))
-    return found
+        flags.append(Flag("undertrained", f"its learning rate ends at {last:.0%} of its peak, not decayed"))
+    warmup = curve.tokens[np.argmax(rate >= 0.999 * rate.max())] / curve.tokens[-1]
+    if warmup > MAX_WARMUP:
+        flags.append(Flag("undertrained", f"its warm-up takes {warmup:.0%} of the run"))
+    return flags
 
 
-def _rising(curve: Curve) -> list[Flag]:
-    """Whether the last of twenty windows lies above the lowest by more than their noise."""
+def _flags_of_rise(curve: Curve) -> list[Flag]:
+    """Flags a run whose mean loss in the last of twenty windows is above the lowest by more than their noise."""
     size, longer = divmod(len(curve.loss), _WINDOWS)
     if size < 3:
         return []
@@ -174,33 +194,35 @@ def _rising(curve: Curve) -> list[Flag]:
     starts = np.cumsum(sizes) - sizes
     means = np.add.reduceat(curve.loss, starts) / sizes
     squares = np.add.reduceat((curve.loss - np.repeat(means, sizes)) ** 2, starts)
+    # standard error of the difference of two window means, from the typical spread within a window
     error = np.median(np.sqrt(squares / (sizes - 1))) * np.sqrt(2 / size)
     lowest = int(np.argmin(means))
     rise = means[-1] - means[lowest]
     if rise <= max(MIN_RISE * means[lowest], MIN_RISE_ERRORS * error):
         return []
-    where = curve.tokens[-1] * (lowest + 1) / _WINDOWS
-    return [Flag("rising", f"its training loss ends {rise:.3f} nats above its minimum, near {where:.3g} tokens")]
+    minimum = curve.tokens[-1] * (lowest + 1) / _WINDOWS
+    return [Flag("rising", f"its training loss ends {rise:.3f} nats above its minimum, near {minimum:.3g} tokens")]
 
 
-def _at_bound(table: pd.DataFrame) -> dict[int, str]:
-    """place of a row -> reason, for the best of each scan of three learning rates or more if it is at an edge.
+def _rates_at_bound(table: pd.DataFrame) -> dict[int, str]:
+    """Place of a row -> reason, for the best run of each scan of MIN_RATES learning rates or more if its rate is the
+    lowest or the highest tried.
 
-    A rate that diverged was tried, and lost: with it at the edge, the best rate beside it is inside the scan.
+    A diverged run counts as tried, with an infinite loss: beyond it there is nothing better.
     """
     if not {"learning_rate", "loss"} <= set(table):
         return {}
     status, loss, rates = _column(table, "status", "done"), _numbers(table, "loss"), _numbers(table, "learning_rate")
     loss = np.where((status == "done") & np.isfinite(loss), loss, np.inf)
     scan, ended = curve_collapse.scan_ids(table).to_numpy(), np.isin(status, ("done", "diverged"))
-    found = {}
+    reasons = {}
     for rows in pd.Series(scan).groupby(scan).indices.values():
-        at = np.asarray(rows)[ended[rows]]
-        tried = np.unique(rates[at])
-        if len(tried) < MIN_RATES or not np.isfinite(loss[at]).any():
+        places = np.asarray(rows)[ended[rows]]
+        tried = np.unique(rates[places])
+        if len(tried) < MIN_RATES or not np.isfinite(loss[places]).any():
             continue
-        best = at[np.argmin(loss[at])]
-        for edge, word in ((tried[0], "lowest"), (tried[-1], "highest")):
+        best = places[np.argmin(loss[places])]
+        for edge, name in ((tried[0], "lowest"), (tried[-1], "highest")):
             if rates[best] == edge:
-                found[int(best)] = f"its learning rate, {edge:g}, is the best of {len(tried)} and the {word} tried"
-    return found
+                reasons[int(best)] = f"its learning rate, {edge:g}, is the best of {len(tried)} and the {name} tried"
+    return reasons

@@ -1,9 +1,7 @@
-"""Results tables: run folders, CSV, Parquet and JSONL read into one tidy table with canonical columns.
+"""Results tables: run folders, CSV, Parquet and JSONL files read into one tidy table, one row a finished run.
 
-The columns are those of the results schema (one row a finished run, losses in nats per token, counts as counts). Every
-row carries every counting convention; a fit names the one it used. For tables made here that is `params_matmul` unless
-told otherwise: the numbers that a token is multiplied by, so that training FLOPs are 6 N D exactly under that
-convention, and the head, which tiny models spend much of their compute on, is counted.
+The columns are those of analysis.tables.schema: losses in nats per token, counts as plain counts. Every row has every
+count of parameters, and a fit names the one that it used.
 """
 
 from __future__ import annotations
@@ -21,41 +19,46 @@ import pandas as pd
 
 from analysis.errors import TableError
 from analysis.files import write_by_rename
-from analysis.tables import evaluations, flags
+from analysis.tables import evaluations
+from analysis.tables.run_files import RESULT, RESULTS_CSV, RESULTS_PARQUET, RUNS
+from analysis.tables.schema import COLUMNS, DEFAULT_PARAMS_COLUMN, SORT_COLUMNS, SURFACE_COLUMNS, TEXT_COLUMNS
 
-DEFAULT_PARAMS_COLUMN = "params_matmul"
-_LEADING = ("run_id", "sweep", "status", "flags", "reason")
-_COUNTS = ("params_total", "params_non_embedding", "params_matmul", "width", "depth", "tokens", "unique_tokens")
-_LOSSES = ("flops", "flops_6nd", "loss", "loss_stderr", "bits_per_byte")
-_SETTINGS = ("seed", "learning_rate", "weight_decay", "batch_tokens", "budget_tokens", "unique_limit", "schedule")
-_KINDS = ("optimizer", "parametrization")
-_ORIGIN = ("branch_of", "flops_spent", "recipe", "overrides", "learning_rate_from", "seconds", "tokens_per_second")
-CANONICAL = _LEADING + _COUNTS + _LOSSES + _SETTINGS + _KINDS + _ORIGIN
-_TEXT = (*_LEADING, "schedule", "optimizer", "parametrization", "branch_of", *_ORIGIN[2:5])
 MAX_LISTED = 12
-_ORDER = ("params_total", "tokens", "seed", "run_id")
+"""Names or values that an error lists."""
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A sweep folder, CSV, Parquet or JSONL file as one table, rows in a fixed order.
 
     Failed and diverged runs stay, with their status. `attrs["unfinished"]` counts run folders that hold no result yet.
-    The runs of a folder are flagged (analysis.tables.flags).
+    The runs of a folder are not flagged: see `analysis.tables.flags.read_flagged_table`.
 
     Args:
-      columns: canonical name -> name in the file, for tables made elsewhere.
+      columns: our name -> name in the file, for tables made elsewhere.
     Raises:
-      TableError: no such path, unreadable or torn file, or a mapped column that the file lacks.
+      TableError: no such path, an unreadable or torn file, or a name in `columns` that the file lacks.
     """
     path = Path(path)
     if not path.exists():
         raise TableError(f"{path}: no such file or folder")
-    table = _read_folder(path) if path.is_dir() else _read_file(path)
-    for canonical, source in (columns or {}).items():
-        require_columns(table, [source], f"{path}: --columns {canonical}={source}")
-        table = table.drop(columns=canonical, errors="ignore") if canonical != source else table
-        table[canonical] = table[source]
-    for name in set(_TEXT) & set(table.columns):
+    return rename_columns(_read_folder(path) if path.is_dir() else _read_file(path), path, columns)
+
+
+def rename_columns(table: pd.DataFrame, path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The table with our names of columns beside those of the file; missing entries of text columns become "".
+
+    Args:
+      path: where the table was read; errors name it.
+      columns: our name -> name in the file.
+    Raises:
+      TableError: a name in `columns` that the file lacks.
+    """
+    file_table = table
+    for name, source in (columns or {}).items():
+        require_columns(file_table, [source], f"{path}: --columns {name}={source}")
+        if name != source:
+            table = table.drop(columns=name, errors="ignore").assign(**{name: file_table[source]})
+    for name in set(TEXT_COLUMNS) & set(table.columns):
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
     return table
 
@@ -75,23 +78,23 @@ def _read_file(path: Path) -> pd.DataFrame:
 
 
 def _read_folder(folder: Path) -> pd.DataFrame:
-    runs = folder / "runs"
+    runs = folder / RUNS
     if not runs.is_dir():
-        collected = folder / "results.parquet"
+        collected = folder / RESULTS_PARQUET
         if collected.exists():
             return _read_file(collected)
-        raise TableError(f"{folder}: holds neither runs/ nor results.parquet")
+        raise TableError(f"{folder}: holds neither {RUNS}/ nor {RESULTS_PARQUET}")
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
-    finished = [path for path in folders if (path / "result.json").exists()]
+    finished = [path for path in folders if (path / RESULT).exists()]
     table = arrange(pd.DataFrame([read_run(path) for path in finished]))
-    table = arrange(flags.add_flags(table, runs)) if finished else table
     table.attrs["unfinished"] = len(folders) - len(finished)
     return table
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The row of a finished run: its result, and what `scaling eval` found at its end. Raises TableError when torn."""
-    path = folder / "result.json"
+    """The row of a finished run: its result, and what `scaling eval` measured at its last step. Raises TableError when
+    a file is torn."""
+    path = folder / RESULT
     try:
         result = json.loads(path.read_text())
         row = {"run_id": folder.name, **result["row"], "status": result["status"], "reason": result.get("reason", "")}
@@ -99,41 +102,36 @@ def read_run(folder: Path) -> dict[str, Any]:
             row[name], row[f"{name}_stderr"] = value, stderr
     except (ValueError, KeyError, TypeError) as error:
         raise TableError(f"{path}: not a whole result ({error}): a torn write? delete it and run again") from None
-    at_the_end = (columns for tokens, columns in evaluated_steps(folder).values() if tokens == row.get("tokens"))
+    by_step = evaluations.read_run_evaluations(folder)
+    at_the_end = (columns for tokens, columns in by_step.values() if tokens == row.get("tokens"))
     return row | next(at_the_end, {})
 
 
-def evaluated_steps(folder: Path) -> dict[int, tuple[int, dict[str, float]]]:
-    """As `evaluated.columns`. Raises TableError on lines that are not ours."""
-    try:
-        return evaluations.read_run_evaluations(folder)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{folder / evaluations.FILE}: {error}; delete it and evaluate again") from None
-
-
 def arrange(table: pd.DataFrame) -> pd.DataFrame:
-    """Canonical columns first, measurements after in order of name, rows by size, horizon, seed and id."""
-    known = [name for name in CANONICAL if name in table]
+    """The table with the columns of the schema first and the others after them by name, rows by parameters, tokens,
+    seed and run_id. A column `reason` without any entry is dropped."""
+    known = [name for name in COLUMNS if name in table]
     table = table[known + sorted(set(table.columns) - set(known))]
     if "reason" in table and not table["reason"].astype(bool).any():
         table = table.drop(columns="reason")
-    order = [name for name in _ORDER if name in table]
+    order = [name for name in SORT_COLUMNS if name in table]
     return (table.sort_values(order, kind="stable") if order else table).reset_index(drop=True)
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
-    """Writes results.parquet and results.csv by rename. Equal sweeps give equal bytes, timing columns apart."""
+    """Writes results.parquet and results.csv by rename and returns their paths. Sweeps of equal results give equal
+    bytes, except in schema.TIMING_COLUMNS."""
     table = arrange(table).copy()
     table.attrs = {}
-    parquet, csv = folder / "results.parquet", folder / "results.csv"
+    parquet, csv = folder / RESULTS_PARQUET, folder / RESULTS_CSV
     write_by_rename(parquet, lambda path: table.to_parquet(path, index=False))
     write_by_rename(csv, lambda path: table.to_csv(path, index=False))
     return parquet, csv
 
 
-def content_hash(path: Path) -> str:
-    """sha256 of a table file; of a sweep folder, of the table that its runs make."""
-    return hash_table(read_table(path)) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+def hash_source(path: Path, table: pd.DataFrame) -> str:
+    """sha256 of where a table comes from: of the bytes of a file; of a folder, of the table as it was read from it."""
+    return hash_table(table) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def hash_table(table: pd.DataFrame) -> str:
@@ -145,26 +143,25 @@ def parse_columns(text: str) -> dict[str, str]:
     """ "params=N,tokens=D" -> {"params": "N", "tokens": "D"}. Raises TableError on anything else."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if any(not name.strip() or not source.strip() for name, _, source in pairs):
-        raise TableError(f"--columns {text}: write canonical=source pairs, as in params=N,tokens=D,loss=L")
+        raise TableError(f"--columns {text}: must be OUR_NAME=NAME_IN_THE_FILE pairs, as in params=N,tokens=D,loss=L")
     return {name.strip(): source.strip() for name, _, source in pairs}
 
 
 @dataclass(frozen=True)
 class Points:
-    """What a law is fitted to.
+    """The points that a law is fitted to.
 
-    table: columns run_id, cluster, flags and learning_rate_from where the table has them, those of the law, flops where
-      they can be told, and the response; all numbers finite and positive; by training FLOPs, ascending.
-    params_column: the counting convention behind `params`.
-    num_dropped: rows left out because their run failed or diverged.
+    Attributes:
+      table: columns run_id; cluster; flags and learning_rate_from if the results table has them; flops if they are
+        known or follow from params and tokens; those of the law; and the response. All numbers are finite and above
+        zero. Rows by training FLOPs, ascending.
+      params_column: the column of the results table that `params` holds.
+      num_dropped: rows left out because their run failed or diverged.
     """
 
     table: pd.DataFrame
     params_column: str
     num_dropped: int
-
-
-SURFACE_COLUMNS = ("params", "tokens")
 
 
 def select_points(
@@ -177,16 +174,17 @@ def select_points(
 ) -> Points:
     """The usable points of a table, checked.
 
-    `cluster` is the trunk that a run branched from, else the run itself: points of one trunk share its noise. `flops`
-    is the table's own column, else 6 * params * tokens.
+    `cluster` is the run whose trunk a run branched from, else the run itself: points of one trunk share its noise.
+    `flops` is the table's own column, else 6 * params * tokens.
 
     Args:
-      params_column: counting convention; `params` if the table has it, else params_matmul, unless given.
-      parameters: number of parameters of the law to be fitted.
-      columns: those that the law reads, `params` being the one that the convention names.
-      response: the one that it predicts.
+      params_column: the count of parameters to use as `params`. Default: `params` if the table has it, else
+        params_matmul.
+      parameters: number of free parameters of the law to be fitted.
+      columns: the columns that the law is a function of.
+      response: the column that it predicts.
     Raises:
-      TableError: missing columns, values that are not finite and positive, or fewer points than a law needs.
+      TableError: missing columns, values that are not finite and above zero, or fewer points than the law needs.
     """
     column = params_column or ("params" if "params" in table else DEFAULT_PARAMS_COLUMN)
     points = done_points(table, column, columns, response)
@@ -200,8 +198,8 @@ def select_points(
 def done_points(
     table: pd.DataFrame, params_column: str, columns: tuple[str, ...] = SURFACE_COLUMNS, response: str = "loss"
 ) -> pd.DataFrame:
-    """The rows that are done, in the order of the table, perhaps none: the columns of `Points.table`. Raises TableError
-    for missing columns, or values that are not finite and positive."""
+    """The rows whose status is done, perhaps none, with the columns of `Points.table` in the order of the table. Raises
+    TableError for missing columns, or values that are not finite and above zero."""
     sources = {name: params_column if name == "params" else name for name in (*columns, response)}
     require_columns(table, sources.values(), "the table")
     numbered = table.assign(row=(table.index if table.index.dtype.kind == "i" else np.arange(len(table))) + 1)
@@ -220,7 +218,7 @@ def done_points(
 
 
 def require_points(distinct: int, parameters: int, note: str = "", columns: tuple[str, ...] = SURFACE_COLUMNS) -> None:
-    """Raises TableError unless a law with that many parameters leaves at least one degree of freedom."""
+    """Raises TableError unless there are more distinct points than parameters. note: ends the message."""
     if distinct <= parameters:
         raise TableError(
             f"fewer points than parameters: {distinct} distinct ({', '.join(columns)}) for {parameters} parameters; "
@@ -229,27 +227,29 @@ def require_points(distinct: int, parameters: int, note: str = "", columns: tupl
 
 
 def _positive(table: pd.DataFrame, column: str) -> np.ndarray:
-    """The column as float64. Raises TableError naming the first row that is not a finite positive number."""
+    """The column as float64: [rows]. Raises TableError that names the first row whose entry is no finite number above
+    zero. table: with a column `row`, the place of each row in the file, from 1."""
     numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
     bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
     if len(bad):
-        entry = table.iloc[bad[0]]
-        run = f" (run {entry['run_id']})" if "run_id" in table else ""
+        first = bad[0]
+        run = f" (run {table['run_id'].iloc[first]})" if "run_id" in table else ""
         raise TableError(
-            f"row {entry['row']}{run}: {column} = {entry[column]}, must be a finite number above zero"
-            + (f"; {len(bad)} such rows" if len(bad) > 1 else "")
+            f"row {table['row'].iloc[first]}{run}: {column} = {table[column].iloc[first]}, must be a finite number "
+            f"above zero" + (f"; {len(bad)} such rows" if len(bad) > 1 else "")
         )
     return numbers
 
 
 def require_columns(table: pd.DataFrame, needed: Iterable[str], where: str) -> None:
+    """Raises TableError unless the table has these columns; the message begins with `where` and names near misses."""
     have = [str(name) for name in table.columns]
     missing = [name for name in needed if name not in have]
     if not missing:
         return
-    lower = {name.lower(): name for name in have}
-    close = {m: difflib.get_close_matches(m.lower(), lower, n=1) for m in missing}
-    hints = [f"{lower[found[0]]} for {name}" for name, found in close.items() if found]
+    by_lower_case = {name.lower(): name for name in have}
+    nearest = {name: difflib.get_close_matches(name.lower(), by_lower_case, n=1) for name in missing}
+    hints = [f"{by_lower_case[matches[0]]} for {name}" for name, matches in nearest.items() if matches]
     raise TableError(
         f"{where} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(have)}"
         + (f"; did you mean {', '.join(hints)}?" if hints else "")
