@@ -1,9 +1,8 @@
-"""What a run has been through: `attempts.jsonl` in its folder, one line as an attempt begins and one as it ends.
+"""attempts.jsonl of a run folder: one line when an attempt at the run begins, and one when it ends.
 
-The budgets of failures and of preemptions are counted from it, so that they hold whichever runner, on whichever
-machine, makes the next attempt. Only who holds the run's claim writes it.
-
-Not in the design's list of modules: run.py would pass 300 lines.
+The budgets of failures and preemptions are counted from these lines, so they hold across runners and machines. Only
+the holder of the run's claim writes the file. A line is {"at": Unix seconds, "event": "began" | "ended" | "reopened",
+...}; an "ended" line has a "kind" (`AttemptOutcome`) and a "reason".
 """
 
 from __future__ import annotations
@@ -21,30 +20,40 @@ from scaling.files import append_json_line, read_json_lines
 ATTEMPTS = "attempts.jsonl"
 BEGAN, REOPENED = "began", "reopened"
 AttemptOutcome = Literal["done", "diverged", "failed", "preempted", "memory", "lost", "stopped"]
-"""done, diverged: it left a result. failed: the program ended by itself, badly. preempted: a signal ended it, or it was
-asked to save and end. memory: it ran out of memory. lost: nobody saw it end, its runner is gone. stopped: the user, or
-the scheduler, stopped the runner, or what a dead runner left there still trains; counts nowhere."""
+"""How an attempt ended.
+
+    done, diverged  it wrote a result
+    failed          the program ended with an error of its own
+    preempted       a signal from outside ended it, or it was asked to save and end
+    memory          it ran out of memory
+    lost            its runner died, and nobody saw it end
+    stopped         its runner was stopped, its population ended, or a process that a dead runner left still trains in
+                    the folder; counts towards no budget
+"""
 ATTEMPT_OUTCOMES: tuple[AttemptOutcome, ...] = get_args(AttemptOutcome)
 
 
 @dataclass(frozen=True)
 class RetryBudgets:
-    """Attempts at a run that may end badly before it is recorded as failed, by whose fault that is: the run's own, or
-    its surroundings'."""
+    """How many attempts at a run may end badly before it is recorded as failed.
+
+    failures: attempts that failed by an error of the run itself. preemptions: attempts that ended from outside.
+    """
 
     failures: int = 2
     preemptions: int = 100
 
-    def exhausted_reason(self, past: Counter[str]) -> str:
-        """Why there is no further attempt, in words; empty while there may be one. past: `counts` of a folder."""
-        if past["failed"] >= self.failures:
-            return f"failed {format_times(past['failed'])}"
-        if past["preempted"] + past["lost"] >= self.preemptions:
-            return f"ended from outside {format_times(past['preempted'] + past['lost'])}"
+    def exhausted_reason(self, outcomes: Counter[str]) -> str:
+        """Why there is no further attempt, in words; empty while there may be one. outcomes: as of `count_outcomes`."""
+        if outcomes["failed"] >= self.failures:
+            return f"failed {format_times(outcomes['failed'])}"
+        if outcomes["preempted"] + outcomes["lost"] >= self.preemptions:
+            return f"ended from outside {format_times(outcomes['preempted'] + outcomes['lost'])}"
         return ""
 
 
 def format_times(count: int) -> str:
+    """`once`, `2 times`, and so on."""
     return "once" if count == 1 else f"{count} times"
 
 
@@ -52,47 +61,47 @@ DEFAULT_BUDGETS = RetryBudgets()
 
 
 def record_begin(folder: Path, **about: Any) -> None:
-    """Notes an attempt. One before it whose end nobody noted was lost with its runner."""
+    """Writes that an attempt begins, with the details `about` it. An earlier one without an end is marked as lost."""
     if has_unfinished_attempt(folder):
         record_end(folder, "lost", "its runner went away")
     _append(folder, {"event": BEGAN, "host": platform.node(), "pid": os.getpid()} | about)
 
 
 def record_end(folder: Path, kind: AttemptOutcome, reason: str = "", **about: Any) -> None:
-    """Notes how the attempt ended."""
+    """Writes how the attempt that began last has ended, with the details `about` it."""
     _append(folder, {"event": "ended", "kind": kind, "reason": reason} | about)
 
 
 def record_reopening(folder: Path) -> None:
-    """Notes that the user asked for the run again: what it was through before counts no more."""
+    """Writes that the user asked for a failed run again: earlier attempts no longer count towards its budgets."""
     _append(folder, {"event": REOPENED})
 
 
 def has_unfinished_attempt(folder: Path) -> bool:
-    """Whether the last attempt began and nobody noted its end."""
+    """Whether the last attempt has a beginning and no end."""
     lines = read_attempts(folder)
     return bool(lines) and lines[-1]["event"] == BEGAN
 
 
 def count_outcomes(folder: Path) -> Counter[str]:
-    """How the attempts since the last reopening ended, by kind."""
+    """The number of attempts since the last reopening by how they ended: {kind: count}."""
     return Counter(line["kind"] for line in read_since_reopening(folder) if line["event"] == "ended")
 
 
 def fewest_excessive_sequences(folder: Path) -> int | None:
-    """The fewest sequences on a device that have been too many for it since the last reopening; None for none."""
-    found = [line.get("sequences", 0) for line in read_since_reopening(folder) if line.get("kind") == "memory"]
-    return min(found, default=None)
+    """The fewest sequences per device that ran out of memory since the last reopening; None when nothing did."""
+    excessive = [line.get("sequences", 0) for line in read_since_reopening(folder) if line.get("kind") == "memory"]
+    return min(excessive, default=None)
 
 
 def read_since_reopening(folder: Path) -> list[dict[str, Any]]:
-    """The lines since the user last asked for a failed run again, or all."""
+    """The lines since the user last asked for a failed run again; all lines when that never happened."""
     lines = read_attempts(folder)
     return lines[max((i for i, line in enumerate(lines) if line["event"] == REOPENED), default=-1) + 1 :]
 
 
 def last_reason(folder: Path) -> str:
-    """Why the last attempt that ended did."""
+    """The reason on the last "ended" line; empty when there is none."""
     return next((line["reason"] for line in reversed(read_attempts(folder)) if line["event"] == "ended"), "")
 
 

@@ -1,15 +1,15 @@
-"""Who may write a run folder: one runner and its one child, never two.
+"""Claims on run folders: one runner and the process that it started may write a folder, never two runners.
 
-Not in the design's list of modules: it is the second concept that run.py held when it passed 300 lines.
+A claim is two locks, because neither is enough alone:
 
-Two locks, because each covers what the other cannot:
+    run.lock     an flock, held through a file descriptor that the child process inherits. The kernel releases it when
+                 runner AND child are gone. So on one machine a folder is free at once after both have died, and is
+                 not free while a child that outlived its runner still trains.
+    lease.json   created with O_EXCL; its mtime is the owner's last heartbeat. It holds between machines, where an
+                 flock on a shared folder may be seen by one machine only. After LEASE_SECONDS without a heartbeat
+                 another runner replaces it by rename; an owner that finds another's lease stops its child.
 
-    run.lock     flock, held through a descriptor that the child inherits. The kernel frees it when runner AND child
-                 are gone: on one machine, a folder whose orphan still trains cannot be claimed, a dead one can at once.
-    lease.json   created with O_EXCL, its mtime a heartbeat. Holds between machines, where a shared folder's flock may
-                 be local. A stale one is replaced by rename; an owner that finds its lease gone stops its child.
-
-O_EXCL and rename hold on local disks and NFSv4, not on object stores.
+O_EXCL and rename are atomic on local disks and NFSv4, but not on object stores.
 """
 
 from __future__ import annotations
@@ -29,19 +29,26 @@ from scaling.files import try_lock
 from scaling.record.run_folder import METRICS
 
 LOCK, LEASE = "run.lock", "lease.json"
-HEARTBEAT_SECONDS, LEASE_SECONDS = 5.0, 60.0
+HEARTBEAT_SECONDS = 5.0
+"""Seconds between two renewals of a lease."""
+LEASE_SECONDS = 60.0
+"""How long a lease lasts after its last heartbeat: an older one may be taken over."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to write a run folder until `release`. descriptor: of the flock, if any, for the child to inherit."""
+    """The right to write a run folder until `release`.
+
+    descriptor: the open run.lock, which the child process inherits; None where the file system has no flock.
+    nonce: tells this claim's lease from any other.
+    """
 
     folder: Path
     descriptor: int | None
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def renew(self) -> bool:
-        """Renews the lease. False when it is another's by now: stop the child and write nothing."""
+        """Sends a heartbeat. False when another runner has taken the lease over: stop the child and write nothing."""
         lease = self.folder / LEASE
         if read_lease(lease).get("nonce") != self.nonce:
             return False
@@ -50,7 +57,7 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Gives the folder back. The child must have ended."""
+        """Frees the folder. The child must have ended."""
         lease = self.folder / LEASE
         if read_lease(lease).get("nonce") == self.nonce:
             lease.unlink(missing_ok=True)
@@ -59,107 +66,122 @@ class Claim:
 
 
 class LeaseRenewer:
-    """Renews claims from a thread of its own, so that their owner may wait for something else. lost: nonces of those
-    that are another's by now. A context manager."""
+    """Renews claims from a thread of its own, so that a runner that waits for a disk keeps them. A context manager.
+
+    lost_nonces: nonces of the claims that other runners have taken over.
+    """
 
     def __init__(self) -> None:
         self.lost_nonces: set[str] = set()
-        self._held: dict[str, Claim] = {}
-        self._over = threading.Event()
+        self._claims: dict[str, Claim] = {}
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-renewer", daemon=True)
 
-    def add(self, held: Claim) -> None:
-        self._held[held.nonce] = held
+    def add(self, claim: Claim) -> None:
+        """Renews a claim from now on."""
+        self._claims[claim.nonce] = claim
 
-    def release(self, held: Claim) -> None:
-        """Gives a folder back, as Claim.release."""
-        self._held.pop(held.nonce, None)
-        held.release()
+    def release(self, claim: Claim) -> None:
+        """Stops renewing a claim, and releases it."""
+        self._claims.pop(claim.nonce, None)
+        claim.release()
 
     def __enter__(self) -> LeaseRenewer:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
-            for held in tuple(self._held.values()):
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            for claim in tuple(self._claims.values()):
+                # A disk that fails for a moment loses no claim; the next round renews it.
                 with contextlib.suppress(OSError):
-                    if not held.renew():
-                        self.lost_nonces.add(held.nonce)
+                    if not claim.renew():
+                        self.lost_nonces.add(claim.nonce)
 
 
 def claim_run(folder: Path) -> Claim | None:
-    """Claims a run folder; None when another holds it. What is in the folder must be read AFTER this returns."""
+    """Claims a run folder, which is created if it is absent; None when another runner holds it.
+
+    Read what is in the folder only AFTER this returns: what was read before may have changed since.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    held, descriptor = try_lock(folder / LOCK)
-    if not held:
+    locked, descriptor = try_lock(folder / LOCK)
+    if not locked:
         return None
-    mine = Claim(folder, descriptor)
+    claim = Claim(folder, descriptor)
     lease = folder / LEASE
-    if _create_lease(lease, mine.nonce) or _take_over(lease, mine):
-        return mine
+    if _create_lease(lease, claim.nonce) or _take_over(lease, claim):
+        return claim
     if descriptor is not None:
         os.close(descriptor)
     return None
 
 
 def is_claimable(folder: Path) -> bool:
-    """Whether a claim would be granted now: nobody holds the folder, or who did is certainly dead."""
+    """Whether `claim_run` would succeed now. Where there is a lease, this claims the folder for a moment to find out."""
     if not (folder / LEASE).exists():
         return True
-    if (held := claim_run(folder)) is not None:
-        held.release()
-    return held is not None
+    if (claim := claim_run(folder)) is not None:
+        claim.release()
+    return claim is not None
 
 
 def heartbeat_age(folder: Path, now: float | None = None) -> float:
-    """Seconds since the folder's owner last gave a sign of life; inf without an owner.
+    """Seconds since the folder's owner last renewed its lease or logged a step; inf where there is no lease.
 
-    now: the time, in Unix seconds; that of the folder's file system, which is asked by writing a file, unless given.
+    now: the time in Unix seconds by the clock that stamps the folder's files; where it is not given, a file is written
+    to read that clock.
     """
     try:
-        sign = (folder / LEASE).stat().st_mtime
+        last_sign = (folder / LEASE).stat().st_mtime
     except FileNotFoundError:
         return float("inf")
+    # A child whose runner died on another machine renews no lease, but it logs steps while it trains.
     with contextlib.suppress(FileNotFoundError):
-        sign = max(sign, (folder / METRICS).stat().st_mtime)
-    return (_file_system_time(folder) if now is None else now) - sign
+        last_sign = max(last_sign, (folder / METRICS).stat().st_mtime)
+    return (_file_system_time(folder) if now is None else now) - last_sign
 
 
 def clock_skew(folder: Path) -> float:
-    """Seconds by which the clock of a folder's file system is ahead of this machine's."""
+    """Seconds by which the clock of a folder's file system is ahead of this machine's clock."""
     return _file_system_time(folder) - time.time()
 
 
 def _file_system_time(folder: Path) -> float:
-    """The time by the clock of the folder's file system, which need not be this machine's."""
-    mark = folder / f".now.{os.getpid()}"
+    """Unix seconds by the clock that stamps the folder's files: of a shared folder, its server's clock.
+
+    Heartbeats are mtimes, so their age must be taken by that clock. Where nothing can be written, this machine's clock.
+    """
+    probe = folder / f".now.{os.getpid()}"
     try:
-        mark.touch()
-        return mark.stat().st_mtime
+        probe.touch()
+        return probe.stat().st_mtime
     except OSError:
         return time.time()
     finally:
         with contextlib.suppress(OSError):
-            mark.unlink(missing_ok=True)
+            probe.unlink(missing_ok=True)
 
 
 def read_lease(lease: Path) -> dict[str, Any]:
-    """What a lease says of its owner; empty when there is none, or when it is torn."""
+    """The owner's nonce, machine, host and pid in a lease; empty when it is absent or torn."""
     try:
-        found = json.loads(lease.read_text())
+        owner = json.loads(lease.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def kernel_id() -> str:
-    """Names the running kernel, within which flock is certain: a boot's id on Linux, the host's name elsewhere. Two
-    containers of one kernel may have mounted a shared folder apart, and are two."""
+    """Identifies the running kernel, within which an flock holds for certain.
+
+    On Linux the id of this boot and of the PID namespace: two containers of one kernel may each have mounted a shared
+    folder by themselves, so they count as two. Elsewhere the name of the host.
+    """
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -167,6 +189,7 @@ def kernel_id() -> str:
 
 
 def _create_lease(lease: Path, nonce: str) -> bool:
+    """Writes a lease of this process. False when the file exists: mode x is O_EXCL, so one of several callers wins."""
     try:
         with lease.open("x") as file:
             json.dump({"nonce": nonce, "machine": kernel_id(), "host": platform.node(), "pid": os.getpid()}, file)
@@ -175,21 +198,28 @@ def _create_lease(lease: Path, nonce: str) -> bool:
     return True
 
 
-def _take_over(lease: Path, mine: Claim) -> bool:
-    """Puts our lease in the place of a dead one. Thieves take turns, and judge in their turn."""
+def _take_over(lease: Path, claim: Claim) -> bool:
+    """Replaces a lease whose owner is dead by one of this claim. Returns whether it did.
+
+    The owner is dead if it ran under this kernel, for its flock would still be held; or if its last heartbeat is older
+    than LEASE_SECONDS. One runner at a time may judge and replace: the one that created the file `.lease.json.steal`.
+    Without that two runners could both see an old lease, and the second would replace the new lease of the first.
+    """
     turn = lease.with_name(f".{LEASE}.steal")
-    if not _create_lease(turn, mine.nonce):
+    if not _create_lease(turn, claim.nonce):
+        # Another runner has the turn. If it died meanwhile, remove its file, and let the next call try.
         with contextlib.suppress(FileNotFoundError):
             if _file_system_time(lease.parent) - turn.stat().st_mtime > LEASE_SECONDS:
                 turn.unlink()
         return False
     try:
-        dead_here = mine.descriptor is not None and read_lease(lease).get("machine") == kernel_id()
-        if not lease.exists() or not (dead_here or heartbeat_age(lease.parent) > LEASE_SECONDS):
+        died_here = claim.descriptor is not None and read_lease(lease).get("machine") == kernel_id()
+        if not lease.exists() or not (died_here or heartbeat_age(lease.parent) > LEASE_SECONDS):
             return False
-        ours = lease.with_name(f".{LEASE}.{mine.nonce}")
-        _create_lease(ours, mine.nonce)
-        ours.replace(lease)
+        # Write the new lease beside the old one and rename it: readers see one of the two, never none.
+        new_lease = lease.with_name(f".{LEASE}.{claim.nonce}")
+        _create_lease(new_lease, claim.nonce)
+        new_lease.replace(lease)
         return True
     finally:
         turn.unlink(missing_ok=True)

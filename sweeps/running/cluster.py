@@ -1,4 +1,4 @@
-"""What a cluster offers a sweep: workers that can be submitted, polled and cancelled."""
+"""The interface between a fleet (fleet.py) and a cluster: workers that can be submitted, polled and cancelled."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ WorkerState = Literal["queued", "running", "ended"]
 
 
 class WorkerHandle(Protocol):
-    """A runner that a cluster was asked for."""
+    """A worker that was submitted to a cluster."""
 
-    def state(self) -> WorkerState: ...
+    def state(self) -> WorkerState:
+        """Where it stands now: waiting for a machine, running, or gone."""
+        ...
 
     def describe(self) -> str:
-        """Its name on the cluster, and where its own output is: for a message about a worker that ended too early."""
+        """Its name on the cluster and the path of its output, for the message about a worker that ended too early."""
         ...
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What the workers of one kind are to do: the cells of a sweep folder that need `devices` devices.
+    """What a worker does: it trains the cells of a sweep folder that need `devices` devices. Picklable.
 
-    Picklable; a worker makes a runner of it (sweeps/running/fleet.py, `hire`). asked: devices of a run whose mesh
-    leaves its
-    data axis open. members: of a population, at most. crew: workers expected to share the work.
+    A worker makes a runner from it (sweeps/running/fleet.py, `make_worker_runner`).
+
+    Args:
+      folder: the sweep's folder, an absolute path that all machines see.
+      devices: devices of each run.
+      devices_per_run: devices of a run whose mesh leaves its data axis open, as the user gave them.
+      members: most runs in one population; None for as many as memory allows.
+      budgets: how many bad attempts a run may have.
+      total_slots: workers that are expected to share the cells.
     """
 
     folder: Path
@@ -40,20 +48,20 @@ class WorkerSpec:
 
 
 class Cluster(Protocol):
-    """A scheduler of machines. Its workers live on when this process ends; `cancel` ends them."""
+    """A scheduler of machines. Its workers go on when this process ends; only `cancel` ends them."""
 
     def check(self, devices: Sequence[int]) -> None:
-        """Raises InputError, one line, unless the cluster is reachable and has room for runs of so many devices."""
+        """Raises InputError unless the cluster can be reached and has machines for runs of each number of devices."""
         ...
 
     def workers(self, work: WorkerSpec) -> Sequence[WorkerHandle]:
-        """Workers of this work that an earlier command left there and that have not ended."""
+        """Workers with this spec that an earlier command started and that have not ended."""
         ...
 
     def start(self, work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
-        """Asks for `count` workers more."""
+        """Submits up to `count` more workers. Raises InputError when the cluster refuses."""
         ...
 
     def cancel(self, workers: Sequence[WorkerHandle]) -> None:
-        """Asks workers to let their runs save, and to end."""
+        """Asks workers to save their runs and end. Does not wait."""
         ...

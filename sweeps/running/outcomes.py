@@ -1,7 +1,4 @@
-"""What the runner writes into a run folder and reads from it; the run writes the rest.
-
-Not in the design's list of modules: run.py would pass 300 lines.
-"""
+"""The part of a run folder that the runner writes and reads: the config before an attempt, the verdict after it."""
 
 from __future__ import annotations
 
@@ -33,12 +30,12 @@ from sweeps.running import attempt_log
 from sweeps.running.claims import claim_run
 
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGSYS)
-"""Signals that a program brings upon itself."""
+"""Signals that a program causes by its own fault; any other comes from outside, as when a machine is taken away."""
 
 
 def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
-    """Puts the config of the next attempt in a claimed run folder, and returns it; a torn or failed result is set
-    aside. devices_per_run: devices of a run whose mesh leaves its data axis open."""
+    """Writes the config of the next attempt into a claimed run folder, and returns it; sets aside a result that is torn
+    or failed. devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh."""
     if (folder / RESULT).exists():
         set_result_aside(folder)
     config = attempt_config(folder, cell, devices_per_run)
@@ -68,7 +65,7 @@ def attempt_config(folder: Path, cell: Cell, devices_per_run: int | None = None)
 
 
 def _config_in_folder(folder: Path) -> RunConfig | None:
-    """The config in a run folder; None when there is none, or a torn one."""
+    """The config in a run folder; None when it is absent or torn."""
     try:
         return load_config(folder / CONFIG)
     except InputError:
@@ -76,51 +73,55 @@ def _config_in_folder(folder: Path) -> RunConfig | None:
 
 
 def _is_step(path: Path) -> bool:
+    """Whether a path is a whole checkpoint: Orbax names them by their step, and unfinished ones otherwise."""
     return path.name.isdigit()
 
 
-def with_fitting_microbatch(config: RunConfig, too_many: int | None, devices: int) -> RunConfig | None:
-    """The config with the largest microbatch that leaves each of `devices` fewer than `too_many` sequences at once;
-    None when there is none."""
+def with_fitting_microbatch(config: RunConfig, excessive: int | None, devices: int) -> RunConfig | None:
+    """The config with the largest microbatch that gives each of `devices` fewer than `excessive` sequences at once.
+
+    The config itself when `excessive` is None; None when no microbatch is small enough.
+    """
     fitting: RunConfig | None = config
-    while fitting is not None and too_many is not None and sequences_per_device(fitting, devices) >= too_many:
+    while fitting is not None and excessive is not None and sequences_per_device(fitting, devices) >= excessive:
         fitting = with_smaller_microbatch(fitting, devices)
     return fitting
 
 
 def count_devices(folder: Path, cell: Cell, devices_per_run: int | None) -> int:
-    """Devices of a run: what its mesh says or the user asked for; else those that its last session saw."""
-    demand = cell.devices_needed(devices_per_run)
+    """Devices of a run: as its mesh or the user fixes them, else as many as its last session recorded."""
+    needed = cell.devices_needed(devices_per_run)
     if devices_per_run or cell.config.mesh.data or not (folder / ENVIRONMENT).exists():
-        return demand
+        return needed
     try:
-        return max(demand, len(read_json(folder / ENVIRONMENT)["devices"]))
+        return max(needed, len(read_json(folder / ENVIRONMENT)["devices"]))
     except (InputError, KeyError, TypeError):
-        return demand
+        return needed
 
 
 def set_result_aside(folder: Path) -> None:
-    """A result that is to be made again stays beside the new one."""
+    """Renames result.json to result.json.old, so that the run is trained again and the old result stays readable."""
     (folder / RESULT).replace(folder / f"{RESULT}.old")
 
 
 def reopen_failed(folder: Path, cells: Sequence[Cell]) -> int:
-    """Sets aside the failed results of a sweep folder, and starts their count of attempts anew; returns how many."""
+    """Sets the failed results of a sweep folder aside and restarts their count of attempts. Returns how many."""
     reopened = 0
     for cell in cells:
         run = folder / RUNS / cell.run_id
-        if result_status(run) != "failed" or (held := claim_run(run)) is None:
+        if result_status(run) != "failed" or (claim := claim_run(run)) is None:
             continue
+        # Look again under the claim: another runner may have reopened and trained the run in the meantime.
         if result_status(run) == "failed":
             attempt_log.record_reopening(run)
             set_result_aside(run)
             reopened += 1
-        held.release()
+        claim.release()
     return reopened
 
 
 def result_status(folder: Path) -> str | None:
-    """Status of a run folder's result; None when there is none, or a torn one."""
+    """The status in a run folder's result.json: done, diverged or failed; None when it is absent or torn."""
     try:
         return (read_result(folder) or {}).get("status")
     except (InputError, AttributeError):
@@ -128,7 +129,7 @@ def result_status(folder: Path) -> str | None:
 
 
 def record_failure(folder: Path, cell: Cell, reason: str) -> None:
-    """A failed run keeps its row, who it was and what it had spent, and its traceback."""
+    """Writes the result of a failed run: its row, with the tokens it had trained on, the reason and the traceback."""
     config = _config_in_folder(folder) or cell.config
     tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
     row = result_row(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
@@ -136,21 +137,27 @@ def record_failure(folder: Path, cell: Cell, reason: str) -> None:
     write_result(folder, status="failed", row=row, measurements={}, reason=reason, traceback=last_traceback(folder))
 
 
-def classify_exit(code: int, folder: Path) -> tuple[attempt_log.AttemptOutcome, str]:
-    """What kind of end an attempt without a result came to, from its exit code, and why, in words."""
+def classify_exit(code: int, log_folder: Path) -> tuple[attempt_log.AttemptOutcome, str]:
+    """The outcome of an attempt that left no result, and the reason in words.
+
+    code: exit code of its process (scaling/exit_codes.py), negative for a signal. log_folder: the run folder whose
+    log.txt has the output of the process; of a population that of its first member.
+    """
     if code < 0:
         known = -code in set(signal.Signals)
         name = signal.Signals(-code).name if known else f"signal {-code}"
         return ("failed" if -code in CRASH_SIGNALS or not known else "preempted"), f"was killed by {name}"
     if code == STOPPED:
         return "preempted", "was stopped"
+    error = last_output_line(log_folder)
     if code == FOLDER_BUSY:
-        return "stopped", last_output_line(folder)
+        return "stopped", error
     if code == PROCESS_LOST:
-        return "lost", last_output_line(folder) or "lost another process of its own"
+        return "lost", error or "lost another process of its own"
     if code == OUT_OF_MEMORY:
-        return "memory", f"ran out of memory: {last_output_line(folder)}"
-    return "failed", (last_output_line(folder) or f"exit code {code}") if code else "ended without a result"
+        # A process that the kernel killed for memory has printed nothing.
+        return "memory", f"ran out of memory: {error}" if error else "ran out of memory"
+    return "failed", (error or f"exit code {code}") if code else "ended without a result"
 
 
 def exhausted_budget(
@@ -160,7 +167,7 @@ def exhausted_budget(
     budgets: attempt_log.RetryBudgets,
     devices_per_run: int | None,
 ) -> str:
-    """Why a run gets no further attempt, in words; empty where it gets one. devices_per_run: as in `prepare_run`."""
+    """Why a run gets no further attempt, in words; empty when it gets one. devices_per_run: as in `prepare_run`."""
     if kind == "memory":
         fits = with_fitting_microbatch(
             cell.config, attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
@@ -170,10 +177,10 @@ def exhausted_budget(
 
 
 def last_sequences_per_device(folder: Path, cell: Cell, devices_per_run: int | None) -> int:
-    """Sequences that each device had at once in a run's last attempt."""
+    """Sequences that each device held at once in a run's last attempt, by the config in its folder."""
     return sequences_per_device(_config_in_folder(folder) or cell.config, count_devices(folder, cell, devices_per_run))
 
 
 def is_final(code: int) -> bool:
-    """Whether the same attempt would end the same way."""
+    """Whether the next attempt would end with the same error, because the config or the data are wrong."""
     return code == BAD_INPUT

@@ -1,6 +1,6 @@
-"""One runner: it starts what may start, in the room there is, and settles what has ended.
+"""The runner: claims the cells of a plan, starts them in free slots, and records how each attempt ended.
 
-Not in the design's list of modules: run.py would pass 300 lines.
+`scaling sweep run` uses one on this machine (sweeps/commands/run.py); on a cluster every worker is one (fleet.py).
 """
 
 from __future__ import annotations
@@ -44,28 +44,52 @@ from sweeps.running.progress import read_cell_progress
 from sweeps.running.queue import WaitingCells
 from sweeps.running.running_attempts import Attempt, RunningAttempts
 
-POLL_SECONDS, HELD_ELSEWHERE_SECONDS, REFRESH_SECONDS = 0.05, 1.0, 1.0
+POLL_SECONDS = 0.05
+HELD_ELSEWHERE_SECONDS = 1.0
+"""How long a cell that another runner holds waits before this runner tries to claim it again."""
+REFRESH_SECONDS = 1.0
+"""Seconds between two drawings of the live table."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 RETRY_SECONDS: dict[AttemptOutcome, float] = {"failed": 1.0, "stopped": 10.0}
+"""How long a run waits after an attempt that ended so; 0 for the other outcomes."""
 NEXT_STEP: dict[AttemptOutcome, str] = {
     "memory": "halving its microbatch",
     "failed": "trying it again",
     "stopped": "waiting for that to end",
 }
+"""What a printed line says the runner does next after an attempt that ended so."""
 
 Command = Callable[..., list[str]]
-"""What trains the runs in some folders, one process for all: argv from their paths."""
+"""Returns the argv of the one process that trains the runs in the given folders."""
 
 
 @dataclass
 class Runner:
-    """The state of one runner.
+    """One runner. Call it to train its cells; it returns an exit code.
 
-    cells: those that it is to make, of the plan's. slots: where they run. asked: devices of a run whose mesh leaves
-    its data axis open. jobs: processes at once, at most. crew: slots that share the work, here and elsewhere. lingers:
-    whether it waits for runs that others hold, to take them over should those die. stops: signals received. alone: runs
-    whose population ended without their result, which are tried again by themselves. narrow: members at most of a shape
-    that ran out of memory. elsewhere: runs that others hold. mine: run_ids of `cells`.
+    Args:
+      folder: the sweep's folder.
+      plan: the whole plan.
+      cells: the cells of the plan that this runner trains.
+      command: builds the command line of a process (see `Command`).
+      slots: where processes run.
+      console: where lines are printed.
+      launcher: starts a process.
+      budgets: how many bad attempts a run may have.
+      members: most runs in one population; None for as many as memory allows.
+      devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh.
+      jobs: most processes at once; None for one in every slot.
+      total_slots: slots that share the waiting work, here and on other machines.
+      wait_for_others: whether to wait for runs that other runners hold, and take them over if those runners die.
+      live: the live table to redraw; None where there is no terminal.
+      pending: cells that have not started.
+      own_ids: the run_ids of `cells`.
+      attempts: the processes that run now.
+      unreported: run_ids of `cells` whose end has not been printed yet.
+      solo: run_ids that get a process of their own, because their population failed or they ran out of memory.
+      member_limit: program key -> most members of a population of that key, after one ran out of memory.
+      ids_elsewhere: run_ids that other runners held when this one last tried to claim them.
+      stops: signals received: the first asks the runs to save and end, the second kills them.
     """
 
     folder: Path
@@ -85,6 +109,7 @@ class Runner:
     pending: WaitingCells = field(init=False)
     own_ids: frozenset[str] = field(init=False)
     attempts: RunningAttempts = field(init=False)
+    unreported: set[str] = field(default_factory=set)
     solo: set[str] = field(default_factory=set)
     member_limit: dict[Hashable, int] = field(default_factory=dict)
     ids_elsewhere: set[str] = field(default_factory=set)
@@ -96,11 +121,14 @@ class Runner:
         self.own_ids = frozenset(cell.run_id for cell in self.cells)
 
     def __call__(self) -> int:
-        """Makes every cell that has not ended: by priority, then longest first. Returns the exit code."""
+        """Trains every cell that has no result. Returns 0, 1 when a run failed, STOPPED (75) after a signal."""
+        # Higher priority first. Then trunks before branches, which wait for them. Then the longest first, which keeps
+        # the last slots to finish close together (longest-processing-time scheduling).
         cells = sorted(
             self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.estimated_seconds)
         )
         left = [cell for cell in cells if not self.has_ended(cell)]
+        self.unreported = {cell.run_id for cell in left}
         self.solo = {
             cell.run_id for cell in left if attempt_log.fewest_excessive_sequences(self.run_folder(cell)) is not None
         }
@@ -114,8 +142,8 @@ class Runner:
         return int(any(result_status(self.run_folder(cell)) == "failed" for cell in self.cells))
 
     def run_until_done(self) -> None:
-        """Until every cell has ended, or others hold those that have not, or a signal comes."""
-        drawn = time.monotonic()
+        """Starts and collects runs until all cells have ended, others hold all that are left, or a signal comes."""
+        drawn_at = time.monotonic()
         try:
             while self.attempts or (self.pending and not self.stops):
                 self.collect_finished()
@@ -126,61 +154,69 @@ class Runner:
                     if not self.attempts and not self.wait_for_others and all(map(self.held_elsewhere, self.pending)):
                         break
                 self.drop_stolen()
-                if self.live and time.monotonic() - drawn > REFRESH_SECONDS:
+                if self.live and time.monotonic() - drawn_at > REFRESH_SECONDS:
                     now = [
                         read_cell_progress(self.run_folder(cell), cell)
                         for attempt in self.attempts
                         for cell in attempt.cells
                     ]
                     self.live.update(progress_board(self.plan, now), refresh=True)
-                    drawn = time.monotonic()
+                    drawn_at = time.monotonic()
                 time.sleep(POLL_SECONDS)
         finally:
             self.stop_all()
 
     def run_folder(self, cell: Cell) -> Path:
+        """<sweep>/runs/<run_id>."""
         return self.folder / RUNS / cell.run_id
 
     def print_line(self, text: str) -> None:
+        """Prints text as one line, however long, without markup."""
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def has_ended(self, cell: Cell) -> bool:
-        """Whether there is nothing left to do; a torn result has not ended."""
+        """Whether a cell has a whole result. A cell with a torn result is trained again."""
         return result_status(self.run_folder(cell)) is not None
 
     def held_elsewhere(self, cell: Cell) -> bool:
-        """Whether another runner holds a cell, or the trunk that it waits for, or is to make that trunk."""
+        """Whether a cell waits for another runner: one that holds it or its trunk, or that has its trunk to train."""
         trunk = cell.config.branch_of
-        waits = trunk and trunk not in self.own_ids and not self.is_ready(cell)
-        return bool({cell.run_id, trunk} & self.ids_elsewhere) or bool(waits)
+        waits_for_foreign_trunk = trunk and trunk not in self.own_ids and not self.is_ready(cell)
+        return bool({cell.run_id, trunk} & self.ids_elsewhere) or bool(waits_for_foreign_trunk)
 
     def start_ready(self) -> None:
-        """Starts pending cells while there is room."""
+        """Starts pending cells while slots are free. Raises InputError on a cell that needs more devices than exist."""
         while (
             self.attempts.has_room() and not self.stops and (first := self.pending.next(time.monotonic())) is not None
         ):
-            found = join_slots(self.attempts.free, first.devices_needed(self.devices_per_run))
-            if found is None and not self.attempts:
-                needed = first.devices_needed(self.devices_per_run)
-                raise InputError(f"{first.name}: needs {needed} devices, and there is no such room")
-            if found is None:
+            needed = first.devices_needed(self.devices_per_run)
+            joined = join_slots(self.attempts.free, needed)
+            if joined is None and not self.attempts:
+                raise InputError(
+                    f"cell {first.name}: needs {needed} devices, and all slots together have fewer; lower --devices, "
+                    "or run on a larger machine"
+                )
+            if joined is None:
+                # Wait until enough slots are free for this cell. Starting smaller cells in the meantime would keep a
+                # large one waiting for as long as small ones are left.
                 return
-            slots, slot = found
+            slots, slot = joined
             if self.runs_alone(first):
                 self.launch((first,), slots, slot)
             else:
                 most = self.member_limit.get(program_key(first.config), self.members)
-                company = self.pending.companions(first)
-                self.launch(choose_members(company, self.pending.seconds, slot, self.total_slots, most), slots, slot)
+                candidates = self.pending.companions(first)
+                members = choose_members(candidates, self.pending.seconds, slot, self.total_slots, most)
+                self.launch(members, slots, slot)
 
     def is_ready(self, cell: Cell) -> bool:
-        """Whether the trunk of a cell has come to where it leaves, or will not."""
+        """Whether a cell can start: it has no trunk, its trunk has saved the state it branches from, or has ended."""
         trunk = cell.config.branch_of
         waits = trunk and not branching.has_branch_state(self.run_folder(cell), cell.config)
         return not waits or result_status(self.folder / RUNS / trunk) is not None
 
     def runs_alone(self, cell: Cell) -> bool:
-        """Whether a cell starts in a process of its own, whatever the others are."""
+        """Whether a cell must have a process of its own: after a failed population, on several devices, simulated."""
         return (
             cell.run_id in self.solo
             or cell.devices_needed(self.devices_per_run) > 1
@@ -188,32 +224,37 @@ class Runner:
         )
 
     def group_key(self, cell: Cell) -> Hashable:
-        """What cells must have in common to start in one process."""
+        """The key that cells must share to train in one process (see scaling/training/population_limits.py)."""
         return cell.run_id if self.runs_alone(cell) else program_key(cell.config)
 
     def launch(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
-        """Starts cells in one process, but for those that another runner has or had."""
+        """Claims cells and starts those it got in one process, which writes its output to the first one's log.txt."""
         claims: dict[str, Claim] = {}
         try:
-            mine = tuple(cell for cell in cells if self.claim_cell(cell, claims))
-            if not mine:
+            claimed = tuple(cell for cell in cells if self.claim_cell(cell, claims))
+            if not claimed:
                 return
-            folders = [self.run_folder(cell) for cell in mine]
+            folders = [self.run_folder(cell) for cell in claimed]
             for folder in folders:
-                attempt_log.record_begin(folder, devices=slot.devices, members=len(mine))
-            inherited = [held.descriptor for held in claims.values() if held.descriptor is not None]
+                attempt_log.record_begin(folder, devices=slot.devices, members=len(claimed))
+            # The child keeps the flocks of its folders open, so that nobody claims them while it lives.
+            inherited = [claim.descriptor for claim in claims.values() if claim.descriptor is not None]
             process = self.launcher(self.command(*folders), folders[0], slot, inherited)
         except BaseException:
-            for held in claims.values():
-                self.attempts.renewer.release(held)
+            for claim in claims.values():
+                self.attempts.renewer.release(claim)
             raise
-        self.attempts.add(Attempt(claims, mine, process, slots))
+        self.attempts.add(Attempt(claims, claimed, process, slots))
 
     def claim_cell(self, cell: Cell, claims: dict[str, Claim]) -> bool:
-        """Claims a cell and prepares its folder; False when it is another runner's, or has ended, or ends here."""
+        """Claims a cell, puts the claim in `claims` and prepares the run folder. Returns whether it must be trained.
+
+        False when another runner holds the cell, when it has a result by now, when its budgets are exhausted, and when
+        it is simulated, which takes milliseconds and is done here.
+        """
         folder = self.run_folder(cell)
-        held = claim_run(folder)
-        if held is None:
+        claim = claim_run(folder)
+        if claim is None:
             if cell.run_id not in self.ids_elsewhere:
                 self.print_line(
                     f"another process holds {cell.run_id} {cell.name}" + "; waiting for it" * self.wait_for_others
@@ -223,13 +264,15 @@ class Runner:
             return False
         self.ids_elsewhere.discard(cell.run_id)
         self.pending.remove(cell)
-        claims[cell.run_id] = held
-        self.attempts.renewer.add(held)
+        claims[cell.run_id] = claim
+        self.attempts.renewer.add(claim)
+        # Look at the folder again now that it is claimed: another runner may have finished the cell, or have used up
+        # its budgets, between this runner's last look and its claim.
         if not self.has_ended(cell):
             if attempt_log.has_unfinished_attempt(folder):
                 attempt_log.record_end(folder, "lost", "its runner went away")
-            if spent := self.budgets.exhausted_reason(attempt_log.count_outcomes(folder)):
-                record_failure(folder, cell, f"{spent}: {attempt_log.last_reason(folder)}")
+            if exhausted := self.budgets.exhausted_reason(attempt_log.count_outcomes(folder)):
+                record_failure(folder, cell, f"{exhausted}: {attempt_log.last_reason(folder)}")
             else:
                 config = prepare_run(folder, cell, self.devices_per_run)
                 if not simulated_run.is_simulated(config):
@@ -240,14 +283,15 @@ class Runner:
         return False
 
     def simulate(self, cell: Cell, config: RunConfig) -> None:
-        """Makes a simulated cell here and now; its failure is its own."""
+        """Writes the run folder of a simulated cell in this process. An error is recorded as the run's failure."""
         try:
             simulated_run.simulate_run(config, self.run_folder(cell))
         except (InputError, ValueError) as error:
             record_failure(self.run_folder(cell), cell, f"{type(error).__name__}: {error}")
 
     def collect_finished(self) -> None:
-        """Settles the runs whose process has ended."""
+        """Records the outcome of every run whose process has ended, and frees its slots."""
+        # Runs that another runner took over are not this runner's to record: see `drop_stolen`.
         stolen = [attempt for attempt, _ in self.attempts.lost_claims()]
         for attempt in self.attempts:
             code = attempt.process.poll()
@@ -257,41 +301,55 @@ class Runner:
                 self.attempts.remove(attempt)
 
     def record_outcome(self, cell: Cell, code: int, attempt: Attempt) -> None:
-        """Takes the result, or notes how the attempt ended and tries again, or records a failure."""
-        folder, several = self.run_folder(cell), len(attempt.cells) > 1
+        """Records how an attempt at a cell ended by the exit code of its process, and starts or plans what follows.
+
+        A cell with a result is done. Any other is tried again, or recorded as failed when its budgets are exhausted.
+        Raises OSError when the disk is full.
+        """
+        folder, is_population = self.run_folder(cell), len(attempt.cells) > 1
+        log_folder = self.run_folder(attempt.cells[0])
         if (status := result_status(folder)) is not None:
             attempt_log.record_end(folder, "diverged" if status == "diverged" else "done")
             self.report(cell)
             return
         if code == DISK_FULL:
-            raise OSError(errno.ENOSPC, last_output_line(folder) or os.strerror(errno.ENOSPC))
-        kind, reason = classify_exit(code, folder)
+            raise OSError(errno.ENOSPC, last_output_line(log_folder) or os.strerror(errno.ENOSPC))
+        kind, reason = classify_exit(code, log_folder)
         if self.stops and kind == "preempted":
             attempt_log.record_end(folder, "stopped", reason)
             self.pending.add([cell])
-        elif several and kind in ("failed", "memory"):
+        elif is_population and kind in ("failed", "memory"):
             attempt_log.record_end(folder, "stopped", f"its population ended: {reason}")
             self.split_population(cell, kind, reason, attempt)
         else:
-            about = (
-                {"sequences": last_sequences_per_device(folder, cell, self.devices_per_run)} if kind == "memory" else {}
-            )
-            attempt_log.record_end(folder, kind, reason, **about)
-            self.solo |= {cell.run_id} if about else set()
+            details: dict[str, int] = {}
+            if kind == "memory":
+                # prepare_run gives the next attempt a microbatch with fewer sequences per device than this. Other
+                # members need not follow, so the run goes on alone.
+                details = {"sequences": last_sequences_per_device(folder, cell, self.devices_per_run)}
+                self.solo.add(cell.run_id)
+            attempt_log.record_end(folder, kind, reason, **details)
             self.retry(cell, kind, reason, is_final(code))
 
     def retry(self, cell: Cell, kind: AttemptOutcome, reason: str, last: bool) -> None:
-        """Another attempt at a run that ended badly, if its budgets have one left; else it is recorded as failed."""
-        spent = exhausted_budget(self.run_folder(cell), cell, kind, self.budgets, self.devices_per_run)
-        if spent or last:
-            record_failure(self.run_folder(cell), cell, f"{reason} ({spent})" if spent else reason)
+        """Puts a run that ended badly back in the queue, or records it as failed when its budgets are exhausted.
+
+        last: whether the next attempt would fail the same way, so that there is none.
+        """
+        exhausted = exhausted_budget(self.run_folder(cell), cell, kind, self.budgets, self.devices_per_run)
+        if exhausted or last:
+            record_failure(self.run_folder(cell), cell, f"{reason} ({exhausted})" if exhausted else reason)
             self.report(cell)
             return
         self.print_line(f"{cell.run_id} {cell.name} {reason}; {NEXT_STEP.get(kind, 'going on from its checkpoint')}")
         self.pending.add([cell], at_front=True, until=time.monotonic() + RETRY_SECONDS.get(kind, 0.0))
 
     def split_population(self, cell: Cell, kind: AttemptOutcome, reason: str, attempt: Attempt) -> None:
-        """A population ended without a member's result: too large a one is tried by halves, any other one by one."""
+        """Puts a member whose population ended without its result back in the queue.
+
+        After lack of memory the next populations of this shape have half as many members; otherwise, and when half is
+        one, the member gets a process of its own.
+        """
         half = len(attempt.cells) // 2
         if kind == "memory" and half > 1:
             self.member_limit[program_key(cell.config)] = half
@@ -304,27 +362,25 @@ class Runner:
         self.pending.add([cell])
 
     def report(self, cell: Cell) -> None:
-        left = len(self.pending) + sum(self.has_no_result(one) for attempt in self.attempts for one in attempt.cells)
+        """Prints the line of a cell that has ended, after how many of the plan's cells have: `[n/m]`, n never falls."""
+        self.unreported.discard(cell.run_id)
         total = len(self.plan.cells)
-        self.print_line(f"[{total - left}/{total}] {progress_line(read_cell_progress(self.run_folder(cell), cell))}")
-
-    def has_no_result(self, cell: Cell) -> bool:
-        """Whether a running cell has no result yet."""
-        return result_status(self.run_folder(cell)) is None
+        ended = total - len(self.unreported)
+        self.print_line(f"[{ended}/{total}] {progress_line(read_cell_progress(self.run_folder(cell), cell))}")
 
     def drop_stolen(self) -> None:
-        """Kills the runs of which one claim was taken over, for it has another owner."""
+        """Kills every process that trains a run which another runner took over, and queues its runs again."""
         for attempt, lost in self.attempts.lost_claims():
             attempt.process.kill()
             if attempt.process.poll() is None:
-                continue
+                continue  # Its processes on other hosts still end; the next round looks again.
             for cell in lost:
                 self.print_line(f"{cell.run_id} {cell.name} was taken over by another runner")
             self.pending.add(attempt.cells)
             self.attempts.remove(attempt)
 
     def stop_all(self) -> None:
-        """Leaves no run behind, whatever happened: each saves, ends, and is anybody's."""
+        """Asks every process to save and end, waits for it, and releases its claims. Runs on every way out."""
         while self.attempts:
             self.attempts.stop(now=self.stops > 1)
             for attempt in self.attempts:
@@ -336,8 +392,9 @@ class Runner:
             time.sleep(POLL_SECONDS)
 
     def handling_signals(self) -> contextlib.AbstractContextManager[None]:
-        """Hears what schedulers and users send: at first runs are asked to save and end, the second time killed."""
+        """While entered, counts the signals of schedulers and users in `stops`."""
         return handle_signals(STOP_SIGNALS, lambda number: self.request_stop())
 
     def request_stop(self) -> None:
+        """The first call asks the runs to save and end, the second kills them."""
         self.stops += 1

@@ -1,7 +1,4 @@
-"""The processes in which a runner makes runs, the room that they leave, and how they are asked to end.
-
-Not in the design's list of modules: runner.py would pass 300 lines.
-"""
+"""The processes that a runner has started: which slots are free, and how the processes are stopped."""
 
 from __future__ import annotations
 
@@ -14,11 +11,12 @@ from sweeps.planning.plan import Cell
 from sweeps.running.claims import Claim, LeaseRenewer
 
 GRACE_SECONDS = 120.0
+"""How long a process that was asked to save and end may take before it is killed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """Runs being made by one process: each under its claim, in these slots."""
+    """One process, and the runs that it trains. claims: by run_id. slots: those that it occupies."""
 
     claims: dict[str, Claim]
     cells: tuple[Cell, ...]
@@ -28,8 +26,16 @@ class Attempt:
 
 @dataclass
 class RunningAttempts:
-    """Those that run. free: slots without one. jobs: processes at once, at most. renewer: renews their claims. told:
-    those that were asked to save and end; patience: monotonic seconds at which they have had long enough."""
+    """The running attempts.
+
+    Args:
+      free: slots without a process.
+      jobs: most processes at once; None for one in every slot.
+      renewer: renews the claims of all attempts.
+      running: the attempts, in the order of their start.
+      stop_requested: the attempts whose process was asked to save and end.
+      kill_deadline: when those are killed, in seconds of time.monotonic(); 0 before the first request.
+    """
 
     free: list[Slot]
     jobs: int | None = None
@@ -45,7 +51,7 @@ class RunningAttempts:
         return len(self.running)
 
     def has_room(self) -> bool:
-        """Whether there may be one more."""
+        """Whether one more process may start."""
         return bool(self.free) and (self.jobs is None or len(self.running) < self.jobs)
 
     def add(self, attempt: Attempt) -> None:
@@ -54,15 +60,15 @@ class RunningAttempts:
             self.free.remove(slot)
 
     def remove(self, attempt: Attempt) -> None:
-        """Its process has ended: its runs are anybody's, and its slots free."""
-        for held in attempt.claims.values():
-            self.renewer.release(held)
+        """Releases the claims and frees the slots of an attempt whose process has ended."""
+        for claim in attempt.claims.values():
+            self.renewer.release(claim)
         self.running.remove(attempt)
         self.stop_requested.discard(attempt)
         self.free += attempt.slots
 
     def stop(self, *, now: bool) -> None:
-        """Asks all to save and end, once; kills them when it must be now, or when patience ends."""
+        """Asks every process once to save and end; kills them when `now`, or GRACE_SECONDS after the first call."""
         self.kill_deadline = self.kill_deadline or time.monotonic() + GRACE_SECONDS
         for attempt in self.running:
             if now or time.monotonic() > self.kill_deadline:
@@ -72,7 +78,7 @@ class RunningAttempts:
                 attempt.process.terminate()
 
     def lost_claims(self) -> Iterator[tuple[Attempt, list[Cell]]]:
-        """Those that lost the claim of a run, and which."""
+        """The attempts of which another runner took over a run, each with those cells."""
         for attempt in self if self.renewer.lost_nonces else ():
             if lost := [
                 cell for cell in attempt.cells if attempt.claims[cell.run_id].nonce in self.renewer.lost_nonces
