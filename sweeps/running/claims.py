@@ -122,7 +122,7 @@ def claim_run(folder: Path) -> Claim | None:
 
 
 def is_claimable(folder: Path) -> bool:
-    """Whether `claim_run` would succeed now. Where there is a lease, this claims the folder for a moment to find out."""
+    """Whether `claim_run` would succeed now. Where there is a lease, it claims the folder for a moment to find out."""
     if not (folder / LEASE).exists():
         return True
     if (claim := claim_run(folder)) is not None:

@@ -1,10 +1,8 @@
-"""Which waiting cells start together, as members of one population (scaling/training/population.py), or alone.
+"""Chooses which waiting cells start together, as members of one population (scaling/training/population.py).
 
-On an accelerator members of one shape fill a device that each of them alone would leave idle. On a CPU they take turns
-in one process: it starts and loads its program once. A pack is held to what memory allows, and to a fair share of the
-work that waits, so that no slot is left with a long one at the end.
-
-Not in the design's list of modules: run.py would pass 300 lines.
+On an accelerator the members run in one vmapped program and fill a device that a small model alone would leave idle. On
+a CPU they take turns in one process, which starts and compiles once for all. The size of a population is limited by
+memory, and by a fair share of the waiting work, so that no slot still has a long population when the others are done.
 """
 
 from __future__ import annotations
@@ -21,33 +19,39 @@ from sweeps.local.processes import uses_tpu
 from sweeps.planning.plan import Cell
 
 LARGE_PARAMS, LONG_SECONDS = 150_000, 60.0
-"""params_matmul and seconds of a run from which on turns in one process cost a CPU more than a start (LOG.md)."""
+"""params_matmul and estimated seconds above which a run on a CPU gets a process of its own: there taking turns costs
+more than it saves of start-up (measured, see LOG.md)."""
 POPULATIONS_PER_SLOT = 2
-"""Packs a slot that the work in sight is divided into, at least."""
+"""The waiting work is divided into at least this many populations a slot."""
 MIB = 2**20
 
 
-def choose_members(ready: Iterable[Cell], waiting: float, slot: Slot, slots: int, most: int | None) -> tuple[Cell, ...]:
-    """The first of `ready` and its companions, in the order of `ready`.
+def choose_members(
+    ready: Iterable[Cell], waiting_seconds: float, slot: Slot, slots: int, most: int | None
+) -> tuple[Cell, ...]:
+    """The first of `ready` and the cells that start with it, in the order of `ready`.
 
     Args:
       ready: cells that could start now, longest first; not empty.
-      waiting: seconds of all that have not started, ready or not: the work in sight.
-      slot, slots: where they would run, and how many such there are.
-      most: members at most, whatever memory allows; None for no such limit.
+      waiting_seconds: estimated wall time of all cells that have not started, ready or not.
+      slot: where they would run.
+      slots: how many such slots there are.
+      most: most members, whatever memory allows; None for no limit but memory.
     """
     rest = iter(ready)
     first, second = next(rest), next(rest, None)
-    big = (
+    too_large_to_share = (
         slot_platform(slot) == "cpu"
         and first.known_columns["params_matmul"] > LARGE_PARAMS
         and first.estimated_seconds > LONG_SECONDS
     )
-    if second is None or most == 1 or big:
+    if second is None or most == 1 or too_large_to_share:
         return (first,)
     fit = max(members_that_fit(first.config, slot_memory(slot, slots), slot_platform(slot)), 1)
     most = min(most or fit, fit)
-    limit = 1.001 * max(first.estimated_seconds, waiting / (POPULATIONS_PER_SLOT * slots))
+    # A population takes at most its fair share of the waiting time, but always its first member. 1.001: the estimates
+    # are rounded, and members that fill the share exactly must fit.
+    limit = 1.001 * max(first.estimated_seconds, waiting_seconds / (POPULATIONS_PER_SLOT * slots))
     key, chosen, seconds = program_key(first.config), [first], first.estimated_seconds
     for cell in itertools.chain([second], rest):
         if len(chosen) == most:
@@ -63,23 +67,26 @@ def choose_members(ready: Iterable[Cell], waiting: float, slot: Slot, slots: int
 
 
 def same_length(first: Cell, other: Cell, slot: Slot) -> bool:
-    """Whether two cells keep step: on an accelerator a member that has ended still takes its share of the device."""
+    """Whether two cells train for equally many steps, or are on a CPU, where it does not matter.
+
+    In a vmapped program a member that has ended goes on taking its share of the device until the last one ends.
+    """
     return slot_platform(slot) == "cpu" or first.config.own_steps == other.config.own_steps
 
 
 def slot_platform(slot: Slot) -> str:
-    """Where a slot's runs compute: cpu, gpu or tpu."""
+    """The kind of device that the runs of a slot use: cpu, gpu or tpu."""
     if slot.gpu:
         return "gpu"
     return "tpu" if uses_tpu() else "cpu"
 
 
 def slot_memory(slot: Slot, slots: int) -> float:
-    """Bytes that the runs of one slot may fill; 0, hence no packs, where nobody says."""
+    """Bytes of memory that the runs of one slot may fill; 0 where that is unknown, so that every run is alone."""
     if slot.gpu:
         query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={slot.gpu}"]
-        found = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which(query[0]) else None
-        lines = found.stdout.split() if found is not None and found.returncode == 0 else []
+        done = subprocess.run(query, capture_output=True, text=True, check=False) if shutil.which(query[0]) else None
+        lines = done.stdout.split() if done is not None and done.returncode == 0 else []
         return float(lines[0]) * MIB * slot.memory_fraction if lines and lines[0].isdigit() else 0.0
     if slot_platform(slot) == "tpu" or not hasattr(os, "sysconf"):
         return 0.0

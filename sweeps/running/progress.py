@@ -1,6 +1,6 @@
-"""How far each cell of a sweep is, read from its folder alone: it writes nothing there and needs no run to be alive.
+"""Reads how far each cell of a sweep is from its run folder, without writing there and without asking any process.
 
-Not in the design's list of modules: status.py, which shows this, would pass 300 lines.
+Used by `scaling sweep status`, the runner's live table and the fleet.
 """
 
 from __future__ import annotations
@@ -25,19 +25,29 @@ CellState = Literal["done", "diverged", "failed", "running", "waiting", "torn"]
 ENDED_STATES = ("done", "diverged", "failed")
 HEARTBEAT_TIMEOUT_SECONDS = 4 * HEARTBEAT_SECONDS
 TAIL_BYTES = 16_384
-"""Bytes at the end of metrics.jsonl in which its last line of a step is looked for."""
+"""Bytes at the end of metrics.jsonl in which the last logged step is searched."""
 
 
 @dataclass(frozen=True)
 class CellProgress:
-    """One cell now. loss: nats per token, of the result or else of the last step; eta_seconds: of a running cell.
+    """The progress of one cell. `--json` of `scaling sweep run` and `status` writes these fields.
 
-    flags: of a cell that ended (analysis/tables/flags.py), with their reasons in `reason` where that holds nothing
-    else.
-    attempts: begun since the user last asked for a failed run again; troubles: how those of them ended that came to no
-    result, by kind (sweeps/running/attempt_log.py). where: the machine, or the cluster's worker, that a running cell
-    is on.
-    ended_at: Unix seconds.
+    Args:
+      run_id: the run's id, which is the name of its folder.
+      name: the cell's name.
+      state: done, diverged and failed have a result; torn: result.json is not whole; running: its owner gave a sign of
+        life lately; waiting: any other.
+      tokens: tokens trained on so far.
+      budget: tokens that it trains on in all.
+      loss: nats per token, of the result, else of the last logged step.
+      tokens_per_second: speed, as logged.
+      eta_seconds: estimated seconds until it ends; only while it runs.
+      reason: why it failed or diverged, or why it is flagged.
+      flags: names of the flags of a cell that ended (analysis/tables/flags.py), separated by commas.
+      attempts: attempts begun since the user last asked for the failed run again.
+      troubles: attempts without a result by how they ended, {kind: count} (sweeps/running/attempt_log.py).
+      where: machine or cluster worker that a running cell is on.
+      ended_at: when its result was written, in Unix seconds.
     """
 
     run_id: str
@@ -58,7 +68,7 @@ class CellProgress:
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A cell that has a result. stamp: mtime (ns) and bytes of the file. row: of the results table."""
+    """A cell that has a result. stamp: mtime in ns and size of result.json. row: its row of the results table."""
 
     stamp: tuple[int, int]
     progress: CellProgress
@@ -66,26 +76,29 @@ class FinishedCell:
 
 
 def read_sweep_progress(
-    folder: Path, plan: Plan, known: dict[str, FinishedCell] | None = None, ahead: float = 0.0
+    folder: Path, plan: Plan, known: dict[str, FinishedCell] | None = None, clock_skew: float = 0.0
 ) -> tuple[CellProgress, ...]:
-    """Every cell of a plan, in its order.
+    """The progress of every cell of a plan, in the order of the plan.
 
-    known: run_id -> what earlier calls read of cells that ended, which is not read again while their results stay as
-      they are. Kept up to date.
-    ahead: seconds by which the clock that stamps the folder's files is ahead of this machine's.
+    Args:
+      folder: the sweep's folder.
+      plan: its plan.
+      known: run_id -> ended cell, a cache between calls, updated here: a result is read again only when its file has
+        changed.
+      clock_skew: seconds by which the clock that stamps the folder's files is ahead of this machine's clock.
     """
     known = {} if known is None else known
-    found = tuple(read_cell_progress(folder / RUNS / cell.run_id, cell, known, ahead) for cell in plan.cells)
-    for one in found:
-        if one.state not in ENDED_STATES:
-            known.pop(one.run_id, None)
-    return found
+    cells = tuple(read_cell_progress(folder / RUNS / cell.run_id, cell, known, clock_skew) for cell in plan.cells)
+    for cell in cells:
+        if cell.state not in ENDED_STATES:
+            known.pop(cell.run_id, None)
+    return cells
 
 
 def read_cell_progress(
-    run: Path, cell: Cell, known: dict[str, FinishedCell] | None = None, ahead: float = 0.0
+    run: Path, cell: Cell, known: dict[str, FinishedCell] | None = None, clock_skew: float = 0.0
 ) -> CellProgress:
-    """One cell, from its run folder. known, ahead: see `snapshot`."""
+    """The progress of one cell, from its run folder. known, clock_skew: see `read_sweep_progress`."""
     known = {} if known is None else known
     try:
         stat = (run / RESULT).stat()
@@ -94,11 +107,11 @@ def read_cell_progress(
             return ended.progress
         result = read_result(run)
         if result is None:
-            return _unfinished(run, cell, ahead)
+            return _unfinished(run, cell, clock_skew)
         known[run.name] = FinishedCell(stamp, _finished(run, cell, result, stat.st_mtime), result["row"])
         return known[run.name].progress
     except FileNotFoundError:
-        return _unfinished(run, cell, ahead)
+        return _unfinished(run, cell, clock_skew)
     except InputError as error:
         return CellProgress(run.name, cell.name, "torn", budget=_budget(cell), reason=str(error))
 
@@ -121,12 +134,14 @@ def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> Ce
     )
 
 
-def _unfinished(run: Path, cell: Cell, ahead: float) -> CellProgress:
-    """Whether it runs is judged by this machine's clock and what is known of the folder's, so that nothing is
-    written."""
+def _unfinished(run: Path, cell: Cell, clock_skew: float) -> CellProgress:
+    """A cell without a result: it runs if its owner gave a sign of life within HEARTBEAT_TIMEOUT_SECONDS.
+
+    The time comes from this machine's clock and `clock_skew`, so that nothing is written into the folder.
+    """
     last, budget = _last_step(run), _budget(cell)
     tokens, speed = last.get("tokens", 0), _finite(last.get("tokens_per_second"))
-    running = heartbeat_age(run, time.time() + ahead) < HEARTBEAT_TIMEOUT_SECONDS
+    running = heartbeat_age(run, time.time() + clock_skew) < HEARTBEAT_TIMEOUT_SECONDS
     lease = read_lease(run / LEASE) if running else {}
     attempts, troubles = _attempts(run)
     return CellProgress(
@@ -145,20 +160,21 @@ def _unfinished(run: Path, cell: Cell, ahead: float) -> CellProgress:
 
 
 def _budget(cell: Cell) -> int:
+    """Tokens that a cell trains on, shared trunk included."""
     return cell.config.steps * cell.config.data.batch_tokens
 
 
 def _last_step(run: Path) -> dict[str, Any]:
-    """The last whole line of a step that a run logged, from the end of its metrics.jsonl alone."""
+    """The last whole line at the end of metrics.jsonl that logs a step; empty when there is none."""
     try:
         with (run / METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = file.read()
     except FileNotFoundError:
         return {}
-    for one in reversed(text.splitlines()):
+    for line_text in reversed(text.splitlines()):
         try:
-            line = json.loads(one)
+            line = json.loads(line_text)
         except ValueError:
             continue
         if isinstance(line, dict) and "tokens" in line:
@@ -167,7 +183,7 @@ def _last_step(run: Path) -> dict[str, Any]:
 
 
 def _attempts(run: Path) -> tuple[int, dict[str, int]]:
-    """Progress.attempts and Progress.troubles, from the run's ledger."""
+    """CellProgress.attempts and CellProgress.troubles, from the run's attempts.jsonl."""
     lines = attempt_log.read_since_reopening(run)
     kinds = Counter(line["kind"] for line in lines if line["event"] == "ended")
     troubles = {kind: n for kind, n in kinds.items() if kind not in ("done", "diverged")}
@@ -175,24 +191,30 @@ def _attempts(run: Path) -> tuple[int, dict[str, int]]:
 
 
 def _finite(value: float | None) -> float | None:
+    """None in place of an infinity or NaN, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def estimate_seconds_left(plan: Plan, now: Sequence[CellProgress]) -> float | None:
-    """Wall seconds until every cell has ended, with as many at once as run now; None where nothing tells.
+    """Estimated wall seconds until every cell has ended, if as many run at once as now; None when no cell runs.
 
-    now: all cells, in the plan's order. What the plan says of cells that wait is held against what the running ones
-      really need.
+    now: all cells, in the order of the plan.
     """
     if len(now) != len(plan.cells):
         return None
-    cells = list(zip(now, (cell.estimated_seconds for cell in plan.cells), strict=True))
-    planned = {one.run_id: seconds * (1 - one.tokens / max(one.budget, 1)) for one, seconds in cells}
-    timed = {one.run_id: one.eta_seconds for one in now if one.eta_seconds is not None}
-    if not timed:
+    estimated_seconds = [cell.estimated_seconds for cell in plan.cells]
+    # What the plan estimated for the tokens that are left of each cell.
+    planned = {
+        cell.run_id: seconds * (1 - cell.tokens / max(cell.budget, 1))
+        for cell, seconds in zip(now, estimated_seconds, strict=True)
+    }
+    # What the running cells will take by their measured speed.
+    measured = {cell.run_id: cell.eta_seconds for cell in now if cell.eta_seconds is not None}
+    if not measured:
         return None
-    estimated = sum(planned[run_id] for run_id in timed)
-    pace = sum(timed.values()) / estimated if estimated else 1.0
-    ahead = [one.run_id for one in now if one.state not in ENDED_STATES]
-    room = sum(one.state == "running" for one in now)
-    return makespan((timed.get(run_id, pace * planned[run_id]) for run_id in ahead), room)
+    # The plan's estimates of the waiting cells are scaled by how wrong they are about the running ones.
+    planned_of_running = sum(planned[run_id] for run_id in measured)
+    slowdown = sum(measured.values()) / planned_of_running if planned_of_running else 1.0
+    left = [cell.run_id for cell in now if cell.state not in ENDED_STATES]
+    at_once = sum(cell.state == "running" for cell in now)
+    return makespan((measured.get(run_id, slowdown * planned[run_id]) for run_id in left), at_once)
