@@ -88,26 +88,6 @@ def lock_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def try_lock(path: Path) -> tuple[bool, int | None]:
-    """Takes an exclusive flock on a file, which it creates, without waiting.
-
-    Returns whether that succeeded, and the open descriptor. The lock lasts until the descriptor is closed here and in
-    every child process that inherited it. (True, None) where the file system, or Python, has no flock.
-    """
-    if fcntl is None:
-        return True, None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False, None
-    except OSError:
-        os.close(descriptor)
-        return True, None
-    return True, descriptor
-
-
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises InputError naming the file when it is absent or torn."""
     try:

@@ -106,7 +106,7 @@ def last_reason(folder: Path) -> str:
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ledger, torn ones left out."""
+    """The lines of a run's attempts.jsonl that this version knows, without torn ones; none where there is no file."""
     return [line for _, line in read_json_lines(folder / ATTEMPTS) if _is_event(line)]
 
 
