@@ -45,14 +45,12 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 def replace_folder(new: Path, folder: Path) -> None:
     """Renames the folder `new` to `folder`. An old `folder` is moved aside first and deleted last, so that a killed
     process leaves the old one or the new one whole. Both must have the same parent."""
-    if not folder.exists():
-        new.rename(folder)
-        return
     old = folder.with_name(f".replaced-{folder.name}")
     shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
+    if folder.exists():
+        folder.rename(old)
     new.rename(folder)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def try_lock(path: Path, *, wait: bool = False) -> tuple[bool, int | None]:

@@ -1,6 +1,7 @@
-"""Documents to token shards: one writer for both roads, the plain reader here and seqio in tasks.py.
+"""Writes a corpus as token shards, which shards.py reads: `scaling data prepare` and `scaling data mixture`.
 
-Not in the design's list of modules: tokens.py is what training imports, to read; this writes.
+Two backends yield the tokenized documents, the plain one here and seqio (seqio_corpora.py, in a subprocess);
+`write_shards` writes them, so that both produce the same bytes.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ from scaling.errors import InputError
 from scaling.files import lock_file, replace_folder, write_json
 
 SHARD_TOKENS = 1 << 26
+"""Tokens in a shard; the last shard of a split is shorter."""
 VALIDATION_TOKENS = 1 << 20
-TEMPORARY = ".writing-"
+"""Size of a mixture's validation split."""
+TEMPORARY_PREFIX = ".writing-"
+"""Begins the name of a folder that is not written completely."""
 Backend = Literal["auto", "plain", "seqio"]
 
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """What `prepare` left on disk. meta: the contents of meta.json. seconds: 0 when it was there already."""
+    """A corpus on disk. meta: the contents of meta.json. seconds: what writing it took; 0 when it was there already."""
 
     folder: Path
     meta: dict[str, Any]
@@ -58,24 +62,25 @@ def prepare(
     backend: Backend = "auto",
     shard_tokens: int = SHARD_TOKENS,
 ) -> PreparedCorpus:
-    """Writes the token shards of a corpus, unless they are there and their source has not changed since.
+    """Writes the token shards of a corpus, unless they exist and their source has not changed since.
 
-    backend: auto goes through seqio (a subprocess: TensorFlow) where that is installed. The shards are the same bytes.
-    Raises InputError on an unknown or empty corpus, an unreadable source, a token out of vocabulary, a full disk.
+    name: as `parse_corpus` reads it. vocabulary: "byte" or the path of a SentencePiece model. backend: auto is seqio
+    (in a subprocess, because it imports TensorFlow) when that is installed, else plain; both write the same bytes.
+    Raises InputError on an unknown or empty corpus, an unreadable source, an id that the tokenizer lacks, a full disk.
     """
     folder = shards_folder(directory, name, vocabulary)
     corpus = parse_corpus(name)
     started = time.monotonic()
     if isinstance(corpus, Mixture) and read_meta(folder) is not None:
-        return _prepared(folder)
+        return _open_prepared(folder)
     if current_meta(folder, corpus.source_hash()) is not None:
-        return _prepared(folder)
+        return _open_prepared(folder)
     if isinstance(corpus, Seqio) or backend == "seqio" or (backend == "auto" and importlib.util.find_spec("seqio")):
         options = ["--directory", str(directory), "--vocabulary", vocabulary, "--shard-tokens", str(shard_tokens)]
-        _by_seqio(corpus.name, ["prepare", name, *options])
+        _run_seqio(corpus.name, ["prepare", name, *options])
     else:
         _prepare_plain(corpus, folder, load_tokenizer(vocabulary), shard_tokens)
-    return _prepared(folder, time.monotonic() - started)
+    return _open_prepared(folder, time.monotonic() - started)
 
 
 def prepare_mixture(
@@ -87,141 +92,158 @@ def prepare_mixture(
     train_tokens: int,
     validation_tokens: int = VALIDATION_TOKENS,
 ) -> PreparedCorpus:
-    """Writes the token shards of `mixture:NAME` from CORPUS=RATE parts, through seqio. Raises InputError as `prepare`
-    does, and on a wrong part or size."""
+    """Writes the token shards of `mixture:NAME` through seqio.
+
+    parts: CORPUS=RATE; the rates are relative numbers of documents. train_tokens, validation_tokens: sizes of the
+    splits, rounded up to whole documents. Raises InputError as `prepare` does, and on a wrong part or size.
+    """
     sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
     for size, value in sizes.items():
         if value < 1:
-            raise InputError(f"mixture {name!r}: {size} = {value}: must be at least 1")
+            raise InputError(
+                f"mixture {name!r}: {size} = {value}: must be at least 1; give --{size.replace('_', '-')} N"
+            )
     parts = [f"{corpus}={rate}" for corpus, rate in parse_rates(name, parts).items()]
     folder = shards_folder(directory, Mixture(name).name, vocabulary)
     options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
     if current_meta(folder, mixture_source_hash(parse_rates(name, parts), train_tokens, validation_tokens)) is not None:
-        return _prepared(folder)
+        return _open_prepared(folder)
     started = time.monotonic()
-    _by_seqio(
+    _run_seqio(
         f"mixture:{name}", ["mixture", name, *parts, *options, f"--directory={directory}", "--vocabulary", vocabulary]
     )
-    return _prepared(folder, time.monotonic() - started)
+    return _open_prepared(folder, time.monotonic() - started)
 
 
 def mixture_source_hash(rates: Mapping[str, float], train_tokens: int, validation_tokens: int) -> str:
-    """What tells the shards of one mixture from another's of the same name: rates, sizes, sources of its corpora."""
+    """Hash of a mixture's rates, sizes and the sources of its corpora, 16 hex digits. When it changes,
+    `prepare_mixture` writes the shards again."""
     sizes = {"train": train_tokens, "validation": validation_tokens}
     recipe = [rates, sizes, [parse_corpus(part).source_hash() for part in rates]]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
-def _prepared(folder: Path, seconds: float = 0.0) -> PreparedCorpus:
+def _open_prepared(folder: Path, seconds: float = 0.0) -> PreparedCorpus:
     meta = read_meta(folder)
     assert meta is not None
     return PreparedCorpus(folder, meta, seconds)
 
 
 def current_meta(folder: Path, source: str | None) -> dict[str, Any] | None:
-    """meta.json of the shards in `folder` if they came from `source` (None: from any), else None."""
+    """meta.json of the shards in `folder` if they were written from the source with this hash (None: from any), else
+    None."""
     meta = read_meta(folder)
     return meta if meta is not None and source in (None, meta["source"]) else None
 
 
-def _prepare_plain(corpus: Corpus, folder: Path, vocabulary: Tokenizer, shard_tokens: int) -> None:
+def _prepare_plain(corpus: Corpus, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
+    """Tokenizes and writes a corpus in this process, with a progress bar on standard error."""
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
 
         def documents(split: SplitName) -> Iterator[np.ndarray]:
             task = progress.add_task(f"{corpus.name} {split} documents", total=None)
             for text in corpus.documents(split):
-                yield np.append(vocabulary.encode(text), vocabulary.eos_id)
+                yield np.append(tokenizer.encode(text), tokenizer.eos_id)
                 progress.advance(task)
 
-        write_shards(folder, corpus, vocabulary, {split: documents(split) for split in SPLITS}, shard_tokens)
+        write_shards(folder, corpus, tokenizer, {split: documents(split) for split in SPLITS}, shard_tokens)
 
 
-def _by_seqio(corpus: str, arguments: list[str]) -> None:
-    """Runs `python -m scaling.data.seqio_corpora ARGUMENTS`, unheard. Raises InputError with its last line when it
-    fails."""
+def _run_seqio(corpus: str, arguments: list[str]) -> None:
+    """Runs `python -m scaling.data.seqio_corpora ARGUMENTS` and hides its output. Raises InputError with its last line
+    when it fails."""
     if importlib.util.find_spec("seqio") is None:
         raise InputError(f"corpus {corpus!r} needs the package seqio: pip install 'scaling-laws[data]'")
-    quiet = {
+    environment = {
+        **os.environ,
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, "-m", "scaling.data.seqio_corpora", *arguments]
-    with Console(stderr=True).status(f"{corpus}: prepared through seqio"):
-        done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        plain = "" if isinstance(parse_corpus(corpus), Mixture | Seqio) else "; try --backend plain"
-        raise InputError(last if done.returncode == 2 else f"seqio could not prepare {corpus!r}: {last}{plain}")
+    with Console(stderr=True).status(f"{corpus}: preparing through seqio"):
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        last_line = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        hint = "" if isinstance(parse_corpus(corpus), Mixture | Seqio) else "; try --backend plain"
+        if process.returncode == 2:  # the last line is an InputError's own message
+            raise InputError(last_line)
+        raise InputError(f"corpus {corpus!r}: seqio failed: {last_line}{hint}")
 
 
 def write_shards(
     folder: Path,
     corpus: Corpus,
-    vocabulary: Tokenizer,
+    tokenizer: Tokenizer,
     documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int = SHARD_TOKENS,
     source: str | None = None,
 ) -> None:
-    """Writes documents (ids [n], end of document included) as shards of `shard_tokens`, and meta.json.
+    """Writes tokenized documents as shards of `shard_tokens` tokens, and meta.json.
 
-    Everything goes to a temporary folder that is renamed at the end: a killed writer leaves no half corpus. One writer
-    at a time a directory; a second waits, and returns when the first has written the same. Raises InputError on a
-    token out of vocabulary, a split without documents, a full disk.
+    documents: ids [n] of each document of a split, end of document included. source: hash of where they come from; by
+    default `corpus.source_hash()`. Everything goes into a temporary folder, which is renamed at the end, so that a
+    killed writer leaves no partial corpus. A lock admits one writer for each corpus folder; a second one waits, and
+    returns when the first has written the same. Raises InputError on an id that the tokenizer lacks, a split without
+    documents, a full disk.
     """
     source = corpus.source_hash() if source is None else source
-    with _full_disk_told(folder), lock_file(folder.parent / ".lock"):
+    with _full_disk_as_input_error(folder), lock_file(folder.parent / ".lock"):
         if current_meta(folder, source) is not None:
             return
-        for stale in folder.parent.glob(f"{TEMPORARY}*"):
+        for stale in folder.parent.glob(f"{TEMPORARY_PREFIX}*"):
             shutil.rmtree(stale)
-        written = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
         try:
-            meta = _write_all(written, corpus, vocabulary, documents, shard_tokens, source)
-            write_json(written / "meta.json", meta)
-            written.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-            replace_folder(written, folder)
+            meta = _write_splits(temporary, corpus, tokenizer, documents, shard_tokens, source)
+            write_json(temporary / "meta.json", meta)
+            temporary.chmod(0o755)  # mkdtemp gives 0o700, which would shut other users out
+            replace_folder(temporary, folder)
         finally:
-            shutil.rmtree(written, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
+def _full_disk_as_input_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(
-            f"{folder}: no space left on its disk, so nothing of it was kept; make room or name another --directory"
+            f"{folder}: no space left on its disk, and nothing was kept; free some, or give another --directory"
         ) from None
 
 
-def _write_all(
+def _write_splits(
     folder: Path,
     corpus: Corpus,
-    vocabulary: Tokenizer,
+    tokenizer: Tokenizer,
     documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int,
     source: str,
 ) -> dict[str, Any]:
-    dtype = np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
-    digest = hashlib.sha256(f"{vocabulary.size} {vocabulary.eos_id} {dtype.str}".encode())
-    digest.update(vocabulary.bytes_per_token.tobytes())
-    np.save(table := io.BytesIO(), vocabulary.bytes_per_token)
-    (folder / "bytes_per_token.npy").write_bytes(table.getvalue())  # numpy's own writing hides why it failed
+    """Writes all shards and the table bytes_per_token.npy, and returns the contents of meta.json.
+
+    The fingerprint in it is a hash of the tokenizer's table and of all tokens, but not of how they are cut into shards.
+    """
+    dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+    digest = hashlib.sha256(f"{tokenizer.size} {tokenizer.eos_id} {dtype.str}".encode())
+    digest.update(tokenizer.bytes_per_token.tobytes())
+    np.save(table := io.BytesIO(), tokenizer.bytes_per_token)
+    (folder / "bytes_per_token.npy").write_bytes(table.getvalue())  # np.save to a path hides why it failed
     splits = {}
     for split in SPLITS:
         digest.update(split.encode())
-        splits[split] = _write_split(folder, corpus, split, vocabulary, documents[split], shard_tokens, dtype, digest)
+        splits[split] = _write_split(folder, corpus, split, tokenizer, documents[split], shard_tokens, dtype, digest)
     return {
         "schema": SCHEMA,
         "corpus": corpus.name,
-        "vocabulary": vocabulary.slug,
-        "vocab_size": vocabulary.size,
-        "eos_id": vocabulary.eos_id,
+        "vocabulary": tokenizer.slug,
+        "vocab_size": tokenizer.size,
+        "eos_id": tokenizer.eos_id,
         "dtype": dtype.str,
         "shard_tokens": shard_tokens,
         "source": source,
@@ -235,21 +257,22 @@ def _write_split(
     folder: Path,
     corpus: Corpus,
     split: SplitName,
-    vocabulary: Tokenizer,
+    tokenizer: Tokenizer,
     documents: Iterable[np.ndarray],
     shard_tokens: int,
     dtype: np.dtype,
     digest: Any,
 ) -> dict[str, Any]:
+    """Writes the shards of a split, updates the hash `digest`, and returns the split's entry in meta.json."""
     shards: list[str] = []
     facts = {"tokens": 0, "documents": 0, "bytes": 0, "max_id": 0}
     with contextlib.ExitStack() as open_shard:
         file: Any = None
         for ids in documents:
-            facts["max_id"] = max(facts["max_id"], _checked_max(ids, corpus, split, facts["documents"], vocabulary))
+            facts["max_id"] = max(facts["max_id"], _checked_max_id(ids, corpus, split, facts["documents"], tokenizer))
             facts["documents"] += 1
-            facts["bytes"] += int(vocabulary.bytes_per_token[ids].sum())
-            while len(ids):
+            facts["bytes"] += int(tokenizer.bytes_per_token[ids].sum())
+            while len(ids):  # a document that does not fit into the open shard goes on in the next one
                 room = shard_tokens - facts["tokens"] % shard_tokens
                 if room == shard_tokens:
                     open_shard.close()
@@ -261,15 +284,16 @@ def _write_split(
                 facts["tokens"] += min(room, len(ids))
                 ids = ids[room:]
     if not facts["documents"]:
-        raise InputError(f"corpus {corpus.name!r} is empty: no document in the {split} split (both need one)")
+        raise InputError(f"corpus {corpus.name!r}: its {split} split is empty: each split needs a document; add some")
     return {"shards": shards, **facts}
 
 
-def _checked_max(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int, vocabulary: Tokenizer) -> int:
-    for worst in (int(ids.max()), int(ids.min())):
-        if not 0 <= worst < vocabulary.size:
+def _checked_max_id(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int, tokenizer: Tokenizer) -> int:
+    """The largest of the ids of document `number`. Raises InputError on an id that the tokenizer lacks."""
+    for token in (int(ids.max()), int(ids.min())):
+        if not 0 <= token < tokenizer.size:
             raise InputError(
-                f"corpus {corpus.name!r}, {split} document {number}: token {worst} is out of vocabulary "
-                f"{vocabulary.slug!r}, which has {vocabulary.size} ids"
+                f"corpus {corpus.name!r}, {split} document {number}: token {token}: must be in the tokenizer "
+                f"{tokenizer.slug!r}, which has {tokenizer.size} ids; give the corpus's own with --vocabulary"
             )
     return int(ids.max())

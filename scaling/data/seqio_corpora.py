@@ -1,7 +1,7 @@
-"""seqio: every corpus as a Task, mixtures at stated rates, and any of them into the shards that training reads.
+"""The seqio backend of `scaling data prepare` and `scaling data mixture`: corpora as seqio Tasks and Mixtures.
 
-Importing this module imports TensorFlow: `scaling.data.prepare` runs it as a subprocess, and training never does.
-Nothing is shuffled, trimmed or dropped, so that the shards are those of the plain reader, byte for byte.
+Importing this module imports TensorFlow, hence prepare.py runs it as a subprocess and training never imports it.
+Nothing is shuffled, trimmed or dropped, so that the shards equal those of the plain backend, byte for byte.
 """
 
 from __future__ import annotations
@@ -26,41 +26,44 @@ from scaling.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokeniz
 from scaling.errors import InputError, suggest_name
 
 FEATURE = "targets"
-_failures: list[InputError] = []
+_corpus_errors: list[InputError] = []
+"""InputErrors that corpora raised inside TensorFlow, which wraps them in errors of its own."""
 
 
 class LosslessSentencePiece(seqio.SentencePieceVocabulary):
-    """seqio's vocabulary, with a literal U+2581 spelt as its three bytes, as in `SentencePieceVocabulary`."""
+    """seqio's vocabulary, but with a literal U+2581 encoded as its three bytes, as `SentencePieceTokenizer` does."""
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         parts = self.tf_tokenizer.tokenize(tf.strings.split(s, SPACE_SYMBOL))
-        spelt = [self.tokenizer.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
-        marks = tf.repeat(tf.constant([spelt], parts.dtype), parts.nrows(), axis=0)
-        return tf.concat([parts, marks], axis=1).values[: -len(spelt)]
+        # Encode the parts between literal U+2581, append the ids of its three bytes to each, and drop the last three.
+        mark_ids = [self.tokenizer.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_SYMBOL.encode()]
+        marks = tf.repeat(tf.constant([mark_ids], parts.dtype), parts.nrows(), axis=0)
+        return tf.concat([parts, marks], axis=1).values[: -len(mark_ids)]
 
 
-def to_seqio_vocabulary(vocabulary: Tokenizer) -> seqio.Vocabulary:
-    """The seqio vocabulary of the same ids."""
-    if isinstance(vocabulary, SentencePieceTokenizer):
-        return LosslessSentencePiece(vocabulary.name)
+def to_seqio_vocabulary(tokenizer: Tokenizer) -> seqio.Vocabulary:
+    """The seqio vocabulary with the same ids."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return LosslessSentencePiece(tokenizer.name)
     return seqio.ByteVocabulary()
 
 
 def register_task(name: str, vocabulary: str = "byte") -> seqio.Task:
-    """Registers a corpus as a seqio Task, once; its feature is `targets`, end of document included."""
-    corpus, loaded = parse_corpus(name), load_tokenizer(vocabulary)
-    registered = _identifier(f"{corpus.slug}.{loaded.slug}")
-    if registered in seqio.TaskRegistry.names():
-        return seqio.TaskRegistry.get(registered)
+    """Registers a corpus as a seqio Task, unless it is registered. Its feature is `targets`: the ids of a document, end
+    of document included."""
+    corpus, tokenizer = parse_corpus(name), load_tokenizer(vocabulary)
+    task_name = _identifier(f"{corpus.slug}.{tokenizer.slug}")
+    if task_name in seqio.TaskRegistry.names():
+        return seqio.TaskRegistry.get(task_name)
     source: Any = seqio.FunctionDataSource(functools.partial(_dataset, corpus), splits=SPLITS)
     return seqio.TaskRegistry.add(
-        registered,
+        task_name,
         source=source,
         preprocessors=[
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
             seqio.preprocessors.append_eos,
         ],
-        output_features={FEATURE: seqio.Feature(to_seqio_vocabulary(loaded), add_eos=True, dtype=tf.int32)},
+        output_features={FEATURE: seqio.Feature(to_seqio_vocabulary(tokenizer), add_eos=True, dtype=tf.int32)},
     )
 
 
@@ -71,12 +74,13 @@ def register_mixture(name: str, rates: dict[str, float], vocabulary: str = "byte
     """
     for corpus, rate in rates.items():
         if not rate > 0:
-            raise InputError(f"mixture {name!r}: rate of {corpus!r} is {rate}, must be more than 0")
+            raise InputError(f"mixture {name!r}: rate of {corpus!r} = {rate}: must be more than 0")
     tasks = [(register_task(corpus, vocabulary), rate) for corpus, rate in rates.items()]
     return seqio.MixtureRegistry.add(_identifier(name), tasks)
 
 
 def _identifier(name: str) -> str:
+    """A name with only the characters that seqio allows in one."""
     return re.sub(r"[^\w.:#]", "_", name)
 
 
@@ -86,41 +90,42 @@ def _dataset(corpus: Corpus, split: str, shuffle_files: bool, seed: int | None =
             for text in corpus.documents("train" if split == "train" else "validation"):
                 yield {FEATURE: text.encode("utf-8")}
         except InputError as error:
-            _failures.append(error)
+            _corpus_errors.append(error)
             raise
 
     return tf.data.Dataset.from_generator(examples, output_signature={FEATURE: tf.TensorSpec((), tf.string)})
 
 
-def read_documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterator[np.ndarray]:
-    """int32 [n] ids of each document, end of document included, in the corpus's own order.
+def read_task_documents(provider: seqio.Task | seqio.Mixture, split: SplitName) -> Iterator[np.ndarray]:
+    """Yields the ids of each document, int32 [n], end of document included, in the corpus's own order.
 
-    A Mixture samples documents at its rates, the same every time, and repeats its tasks without end.
-    Raises InputError where the corpus does, instead of TensorFlow's wrapping of it.
+    A Mixture samples documents at its rates, the same ones every time, and repeats its tasks without end. Raises the
+    InputError that the corpus raised, in place of TensorFlow's error around it.
     """
     epochs = None if isinstance(provider, seqio.Mixture) else 1
     dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=epochs)
-    _failures.clear()
+    _corpus_errors.clear()
     try:
         for example in dataset.as_numpy_iterator():
             yield example[FEATURE]
     except tf.errors.OpError:
-        if _failures:
-            raise _failures[0] from None
+        if _corpus_errors:
+            raise _corpus_errors[0] from None
         raise
 
 
-def user_task(corpus: Seqio, vocabulary: Tokenizer) -> seqio.Task | seqio.Mixture:
+def user_task(corpus: Seqio, tokenizer: Tokenizer) -> seqio.Task | seqio.Mixture:
     """The Task or Mixture that the user's module registers.
 
-    Raises InputError when the module or the name is unknown, a split is missing, or the feature is absent, no sequence
-    of ids, or in another vocabulary.
+    Raises InputError when the module or the name is unknown, a split is missing, or the feature is absent, is not a
+    sequence of ids, or has other ids than `tokenizer`.
     """
     provider = load_registered(f"corpus {corpus.name!r}", corpus.module, corpus.path)
     for split in SPLITS:
         if split not in (provider.splits or ()):
             raise InputError(
-                f"corpus {corpus.name!r}: has no {split} split (both are needed); it has {', '.join(provider.splits)}"
+                f"corpus {corpus.name!r}: has no {split} split; it has {', '.join(provider.splits)}: must have both "
+                "train and validation"
             )
     features = provider.output_features
     if corpus.feature not in features:
@@ -129,18 +134,20 @@ def user_task(corpus: Seqio, vocabulary: Tokenizer) -> seqio.Task | seqio.Mixtur
         )
     feature = features[corpus.feature]
     if feature.rank != 1 or not tf.as_dtype(feature.dtype).is_integer:
-        raise InputError(f"corpus {corpus.name!r}: feature {corpus.feature!r} is no sequence of ids")
-    if not has_same_ids(feature.vocabulary, to_seqio_vocabulary(vocabulary)):
+        raise InputError(f"corpus {corpus.name!r}: feature {corpus.feature!r}: must be a sequence of ids; name another")
+    if not has_same_ids(feature.vocabulary, to_seqio_vocabulary(tokenizer)):
         raise InputError(
-            f"corpus {corpus.name!r}: feature {corpus.feature!r} is in {feature.vocabulary!r}, "
-            f"which is not the vocabulary {vocabulary.name!r}; name its own with --vocabulary"
+            f"corpus {corpus.name!r}: feature {corpus.feature!r} has the vocabulary {feature.vocabulary!r}, "
+            f"not {tokenizer.name!r}; give its own with --vocabulary"
         )
     return provider
 
 
 def load_registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mixture:
-    """The Task or Mixture of this name that a module registers. Raises InputError, beginning with `label`, when the
-    module cannot be imported or the name is unknown."""
+    """The Task or Mixture with this name, after importing the module that registers it.
+
+    Raises InputError, whose message begins with `label`, when the module cannot be imported or the name is unknown.
+    """
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -149,12 +156,12 @@ def load_registered(label: str, module: str, name: str) -> seqio.Task | seqio.Mi
         ) from None
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in names:
-        raise InputError(f"{label}: {module} registers no such Task or Mixture{suggest_name(name, names)}")
+        raise InputError(f"{label}: {module} registers no Task or Mixture {name!r}{suggest_name(name, names)}")
     return seqio.get_mixture_or_task(name)
 
 
 def has_same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
-    """Whether both write the same text in the same ids."""
+    """Whether both encode every text as the same ids."""
     if (one.vocab_size, one.eos_id) != (other.vocab_size, other.eos_id):
         return False
     if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(other, seqio.SentencePieceVocabulary):
@@ -165,7 +172,7 @@ def has_same_ids(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
 def read_user_documents(
     provider: seqio.Task | seqio.Mixture, split: SplitName, feature: str, eos_id: int
 ) -> Iterator[np.ndarray]:
-    """int [n] ids of the feature of each example, in order, with an end of document where it has none."""
+    """Yields the ids of a feature of each example, int [n], in order, and appends an end of document where none is."""
     dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, seed=0, num_epochs=1)
     for example in dataset.as_numpy_iterator():
         ids = example[feature]
@@ -173,7 +180,8 @@ def read_user_documents(
 
 
 def pack_windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequence_length: int) -> tf.data.Dataset:
-    """Packing by tf.data: documents end to end, cut every T tokens into windows [T+1], the rest dropped."""
+    """The windows of shards.py, cut by tf.data for tests to compare: documents end to end, cut every T tokens into
+    windows [T+1]; the rest is dropped."""
     dataset = provider.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     stream = dataset.flat_map(lambda example: tf.data.Dataset.from_tensor_slices(example[FEATURE]))
     cut = stream.window(sequence_length + 1, shift=sequence_length, drop_remainder=True)
@@ -181,16 +189,16 @@ def pack_windows(provider: seqio.Task | seqio.Mixture, split: SplitName, sequenc
 
 
 def write_task_shards(name: str, directory: Path | str, vocabulary: str, shard_tokens: int = SHARD_TOKENS) -> Path:
-    """Writes the shards of a corpus from its Task, or of the user's own Task or Mixture. Raises InputError as the plain
-    reader and `theirs` do."""
-    corpus, loaded = parse_corpus(name), load_tokenizer(vocabulary)
+    """Writes the shards of a corpus from its Task, or from the user's own Task or Mixture, and returns their folder.
+    Raises InputError as the plain backend and `user_task` do."""
+    corpus, tokenizer = parse_corpus(name), load_tokenizer(vocabulary)
     folder = shards_folder(directory, name, vocabulary)
     if isinstance(corpus, Seqio):
-        provider = user_task(corpus, loaded)
-        streams = {split: read_user_documents(provider, split, corpus.feature, loaded.eos_id) for split in SPLITS}
+        provider = user_task(corpus, tokenizer)
+        streams = {split: read_user_documents(provider, split, corpus.feature, tokenizer.eos_id) for split in SPLITS}
     else:
-        streams = {split: read_documents(register_task(name, vocabulary), split) for split in SPLITS}
-    write_shards(folder, corpus, loaded, streams, shard_tokens)
+        streams = {split: read_task_documents(register_task(name, vocabulary), split) for split in SPLITS}
+    write_shards(folder, corpus, tokenizer, streams, shard_tokens)
     return folder
 
 
@@ -204,21 +212,22 @@ def write_mixture_shards(
     validation_tokens: int,
     shard_tokens: int = SHARD_TOKENS,
 ) -> Path:
-    """Writes whole documents, drawn at these rates, until each split has at least so many tokens; prepared again only
-    when rates, sizes or sources change. Training then names the corpus `mixture:NAME`."""
+    """Writes the shards of the corpus `mixture:NAME` and returns their folder, unless its rates, sizes and sources are
+    unchanged. Whole documents are sampled at `rates` until each split has at least its number of tokens."""
     corpus = Mixture(name)
     sizes: dict[SplitName, int] = {"train": train_tokens, "validation": validation_tokens}
     source = mixture_source_hash(rates, train_tokens, validation_tokens)
     folder = shards_folder(directory, corpus.name, vocabulary)
     if current_meta(folder, source) is None:
-        mixed = register_mixture(f"{name}.{source}", rates, vocabulary)
-        streams = {split: _until(read_documents(mixed, split), size) for split, size in sizes.items()}
+        provider = register_mixture(f"{name}.{source}", rates, vocabulary)
+        streams = {split: _take_tokens(read_task_documents(provider, split), size) for split, size in sizes.items()}
         write_shards(folder, corpus, load_tokenizer(vocabulary), streams, shard_tokens, source)
     return folder
 
 
-def _until(stream: Iterable[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
-    for ids in stream:
+def _take_tokens(documents: Iterable[np.ndarray], tokens: int) -> Iterator[np.ndarray]:
+    """The first documents that together have at least `tokens` tokens."""
+    for ids in documents:
         if tokens <= 0:
             return
         tokens -= len(ids)
@@ -238,7 +247,7 @@ def _prepare(
     """Write the shards of a corpus through its seqio Task.
 
     Args:
-        name: name of a corpus.
+        name: corpus; required.
         directory: folder of the prepared corpora.
         vocabulary: "byte" or the path of a SentencePiece model.
         shard_tokens: tokens in a shard.
@@ -255,13 +264,13 @@ def _mixture(
     directory: str = "out/corpora",
     vocabulary: str = "byte",
 ) -> None:
-    """Write the shards of a mixture, to be trained on as corpus mixture:NAME.
+    """Write the shards of a mixture; training names the corpus mixture:NAME.
 
     Args:
-        name: name of the mixture.
-        parts: CORPUS=RATE, relative numbers of documents.
-        train_tokens: size of its training split, rounded up to whole documents.
-        validation_tokens: size of its validation split, likewise.
+        name: name of the mixture; required.
+        parts: CORPUS=RATE, where rates are relative numbers of documents; required.
+        train_tokens: tokens of its training split, rounded up to whole documents; required.
+        validation_tokens: tokens of its validation split, rounded up to whole documents.
         directory: folder of the prepared corpora.
         vocabulary: "byte" or the path of a SentencePiece model.
     """

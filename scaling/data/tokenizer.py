@@ -5,12 +5,10 @@ Corpora, shards, measurements, generation and exports use them; config.data.voca
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import io
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scaling.errors import InputError
+from scaling.files import write_bytes
 
 SPACE_SYMBOL = "▁"
 """U+2581: SentencePiece writes a space inside a piece as this character."""
@@ -230,22 +229,13 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: Path | str) -> Se
         if failures:
             raise failures[0] from None
         raise InputError(f"size = {size}: SentencePiece cannot train it: {' '.join(str(error).split())}") from None
-    _write_whole(path, model.getvalue())
-    return SentencePieceTokenizer(str(path))
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".writing-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_bytes(path, model.getvalue())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise InputError(
-            f"vocabulary {str(path)!r}: cannot be written ({error.strerror}: {error.filename or path})"
+            f"path = {str(path)!r}: cannot be written ({error.strerror}: {error.filename or path}); give another --path"
         ) from None
+    return SentencePieceTokenizer(str(path))
 
 
 def _sentences(texts: Iterable[str], failures: list[InputError], characters: int = 1000) -> Iterator[str]:

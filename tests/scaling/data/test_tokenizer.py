@@ -108,12 +108,10 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
     path = tmp_path / "m.model"
     old = train_sentencepiece(TEXTS, 300, path).slug
 
-    def full(part: Path, content: bytes) -> int:
-        with part.open("wb") as file:
-            file.write(content[:100])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(InputError, match=rf"m\.model.*{os.strerror(errno.ENOSPC)}"):
         train_sentencepiece(["other words"] * 50, 280, path)
     assert load_tokenizer(str(path)).slug == old
