@@ -42,11 +42,11 @@ from scaling.config.run_config import to_dict
 from scaling.data.prepare import prepare
 from scaling.files import write_json
 from scaling.record.run_folder import CONFIG, RESULT
+from scaling.record.run_folder import RUNS as FOLDERS
 from sweeps.catalog import smoke
 from sweeps.commands.run import run_locally
 from sweeps.grids import Sweep, apply, axis, overlay, product
 from sweeps.local.processes import make_slots, start_process
-from sweeps.planning.plan import RUNS as FOLDERS
 from sweeps.planning.plan import Plan, build_plan, freeze_plan, load_plan
 from sweeps.planning.wall_time import WallTimeModel
 from sweeps.running import attempt_log

@@ -5,7 +5,6 @@ Not in the design's list of modules: it keeps the command line thin, as the othe
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
-from scaling.record.run_folder import CONFIG, Value, read_result, to_json
+from scaling.record.run_folder import CONFIG, EVALUATIONS, Value, read_result, to_json
 from scaling.training import simulated_run
 from scaling.training.restore import checkpoint_steps, restore_model
 
@@ -94,9 +93,7 @@ def evaluate(
     ]
     console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
     hint = " (--rerun asks those anew)" if len(found) > fresh else ""
-    console.print(
-        f"{fresh} asked now, {len(found) - fresh} before{hint}; kept in {evaluations.FILE} of each run folder"
-    )
+    console.print(f"{fresh} asked now, {len(found) - fresh} before{hint}; kept in {EVALUATIONS} of each run folder")
     if json:
         write_json(json, [facts(folder, evaluation) for folder, evaluation in found])
 
@@ -106,8 +103,8 @@ def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
     none, or they are simulated."""
     if (path / CONFIG).exists():
         found = [(path, load_config(path / CONFIG))]
-    elif (path / "runs").is_dir():
-        folders = sorted(folder for folder in (path / "runs").iterdir() if (folder / CONFIG).exists())
+    elif (path / RUNS).is_dir():
+        folders = sorted(folder for folder in (path / RUNS).iterdir() if (folder / CONFIG).exists())
         done = [folder for folder in folders if (result := read_result(folder)) and result["status"] == "done"]
         if not done:
             raise InputError(f"{path}: none of its {len(folders)} runs is done: scaling sweep run {path.name}")

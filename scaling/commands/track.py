@@ -26,7 +26,7 @@ import tyro
 from scaling.config.run_config import load_config
 from scaling.errors import InputError
 from scaling.files import lock_file, read_json, write_json
-from scaling.record.run_folder import CONFIG, METRICS, RESULT, read_result
+from scaling.record.run_folder import CONFIG, METRICS, PLAN, RESULT, RUNS, read_result
 from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, load_tracker
 
 
@@ -67,7 +67,7 @@ def track(
     except OSError as error:
         raise InputError(f"{path}: {error}; mend it, and the same command goes on") from None
     ended = sum((run / RESULT).exists() for run in runs)
-    inside = path if path in runs else path / "runs"
+    inside = path if path in runs else path / RUNS
     look = f"tensorboard --logdir {inside}" if tracker == "tensorboard" else "W&B has it"
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "offline":
         look = f"wandb sync {inside / 'wandb' if path in runs else inside / '*' / 'wandb'}/offline-run-* sends it"
@@ -96,16 +96,16 @@ def find_run_folders(path: Path) -> list[Path]:
     """The run folders of a sweep, or a run folder itself. Raises InputError where it is neither."""
     if (path / CONFIG).exists():
         return [path]
-    if not (path / "runs").is_dir():
+    if not (path / RUNS).is_dir():
         raise InputError(
             f"{path}: {'neither a run folder nor a sweep with runs/' if path.is_dir() else 'no such folder'}"
         )
-    return sorted(run for run in (path / "runs").iterdir() if (run / CONFIG).exists())
+    return sorted(run for run in (path / RUNS).iterdir() if (run / CONFIG).exists())
 
 
 def count_planned_runs(path: Path, runs: list[Path]) -> int:
     """How many runs there will be: as many as the plan beside them has cells."""
-    return len(read_json(path / "plan.json")["cells"]) if (path / "plan.json").exists() else len(runs)
+    return len(read_json(path / PLAN)["cells"]) if (path / PLAN).exists() else len(runs)
 
 
 def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, sinks: dict[Path, TrackedRun], follow: bool) -> int:

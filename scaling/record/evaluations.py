@@ -14,9 +14,9 @@ from pathlib import Path
 
 from scaling.errors import InputError
 from scaling.files import append_json_line, read_json_lines
-from scaling.record.run_folder import Value, to_json
+from scaling.record.run_folder import EVALUATIONS, Value, to_json
 
-FILE, SCHEMA = "evaluations.jsonl", 1
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Evaluation:
 def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Adds an evaluation to a run folder. Numbers that are not finite become null."""
     line = asdict(evaluation) | {"measurements": to_json(evaluation.measurements)}
-    append_json_line(folder / FILE, {"schema": SCHEMA, **line})
+    append_json_line(folder / EVALUATIONS, {"schema": SCHEMA, **line})
 
 
 def read_evaluations(folder: Path) -> dict[tuple[str, int], Evaluation]:
     """The evaluations of a run folder by task and step. Raises InputError on a line of another schema, or
     of something else."""
-    path, found = folder / FILE, {}
+    path, found = folder / EVALUATIONS, {}
     for number, line in read_json_lines(path):
         if isinstance(line, dict) and (schema := line.pop("schema", None)) != SCHEMA:
             raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")

@@ -67,8 +67,12 @@ class Value(NamedTuple):
     stderr: float
 
 
+# Names inside a run folder.
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.json", "environment.json", "metrics.jsonl", "result.json"
-CHECKPOINTS, BRANCHES, LOCK = "checkpoints", "branches", "train.lock"
+CHECKPOINTS, BRANCHES, EVALUATIONS, ATTEMPTS = "checkpoints", "branches", "evaluations.jsonl", "attempts.jsonl"
+TRAIN_LOCK, RUN_LOCK, LEASE, LOG_FILE = "train.lock", "run.lock", "lease.json", "log.txt"
+# Names inside the folder of a sweep.
+PLAN, RUNS = "plan.json", "runs"
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -102,7 +106,7 @@ def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any
     """
     check_folder(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(folder / LOCK, wait=False) as is_ours:
+    with lock_file(folder / TRAIN_LOCK, wait=False) as is_ours:
         if not is_ours:
             raise BusyError(f"{folder}: another process trains in it; wait for it, or give another folder")
         write_config(folder, config)

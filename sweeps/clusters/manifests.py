@@ -22,7 +22,8 @@ from typing import Any, Literal
 from scaling.accounting.chips import Topology, parse_topology
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
-from sweeps.planning.plan import PLAN, find_sweep, load_plan
+from scaling.record.run_folder import PLAN
+from sweeps.planning.plan import find_sweep, load_plan
 from sweeps.running.running_attempts import GRACE_SECONDS
 
 HOST_CHIPS = 4

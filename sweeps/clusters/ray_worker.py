@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from scaling.record.run_folder import PLAN
 from sweeps.clusters.ray_connection import HostDemand
 from sweeps.clusters.ray_multihost import start_multi_host_run
 from sweeps.local import processes
 from sweeps.local.launch import Launcher, Slot
-from sweeps.planning.plan import PLAN
 from sweeps.running import fleet
 from sweeps.running.cluster import WorkerSpec
 

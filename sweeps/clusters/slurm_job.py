@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any, Literal
 
 from scaling.exit_codes import DIVERGED, OUT_OF_MEMORY, STOPPED
+from scaling.record.run_folder import LOG_FILE
 from scaling.training.out_of_memory import VMSTAT
 from sweeps.local import child
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
-from sweeps.local.processes import LOG_FILE, compilation_cache_variables, slot_environment, start_process
+from sweeps.local.processes import compilation_cache_variables, slot_environment, start_process
 from sweeps.running import fleet
 from sweeps.running.cluster import WorkerSpec
 from sweeps.running.runner import Runner

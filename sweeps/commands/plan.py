@@ -8,17 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling.files import write_json
+from scaling.record.run_folder import PLAN
 from sweeps.local.processes import make_slots
-from sweeps.planning.plan import (
-    PLAN,
-    Plan,
-    build_plan,
-    find_sweep,
-    freeze_plan,
-    plan_table,
-    plan_to_dict,
-    summarize_plan,
-)
+from sweeps.planning.plan import Plan, build_plan, find_sweep, freeze_plan, plan_table, plan_to_dict, summarize_plan
 from sweeps.planning.wall_time import TpuCost, estimate_tpu_cost, wall_time_model
 
 

@@ -18,11 +18,12 @@ from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.files import write_json
+from scaling.record.run_folder import PLAN
 from sweeps.clusters.ray_cluster import Ray
 from sweeps.clusters.slurm import Slurm
 from sweeps.local.launch import Slot
 from sweeps.local.processes import Local, device_capacity, join_slots, make_slots, start_process
-from sweeps.planning.plan import PLAN, Plan, find_sweep, format_duration, load_plan
+from sweeps.planning.plan import Plan, find_sweep, format_duration, load_plan
 from sweeps.running import fleet
 from sweeps.running.attempt_log import DEFAULT_BUDGETS, RetryBudgets
 from sweeps.running.board import describe_totals

@@ -12,7 +12,8 @@ from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.files import write_json
-from sweeps.planning.plan import PLAN, RUNS, Plan, load_plan
+from scaling.record.run_folder import PLAN, RUNS
+from sweeps.planning.plan import Plan, load_plan
 from sweeps.running.board import (
     FLAGS_SHARE,
     REFRESH_SECONDS,

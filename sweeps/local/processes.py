@@ -19,11 +19,12 @@ from pathlib import Path
 
 from scaling.errors import InputError
 from scaling.exit_codes import OUT_OF_MEMORY
+from scaling.record.run_folder import LOG_FILE
 from scaling.training.out_of_memory import count_oom_kills, oom_kill_since
 from sweeps.local import child
 from sweeps.local.launch import Slot
 
-LOG_FILE, CACHE_FOLDER = "log.txt", "xla"
+CACHE_FOLDER = "xla"
 MAX_REASON_CHARACTERS = 300  # characters of a reason; the log has the rest
 ONE_THREAD_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PEER_PREFIXES = ("SLURM_", "OMPI_", "PMIX_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

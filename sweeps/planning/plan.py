@@ -20,7 +20,7 @@ from scaling.config.run_config import RunConfig, from_dict, to_dict
 from scaling.errors import InputError, suggest_name
 from scaling.files import read_json, write_json
 from scaling.record.environment import package_version
-from scaling.record.run_folder import result_row
+from scaling.record.run_folder import PLAN, result_row
 from scaling.training import simulated_run
 from sweeps import catalog
 from sweeps.grids import Sweep, flatten
@@ -28,7 +28,6 @@ from sweeps.planning.wall_time import WallTimeModel
 from sweeps.trunks import share_trunks
 
 SCHEMA = 1
-PLAN, RUNS = "plan.json", "runs"
 PACKAGES = ("scaling-laws", "jax", "flax", "optax", "numpy")
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scaling.files import append_json_line, read_json_lines
+from scaling.record.run_folder import ATTEMPTS
 
-ATTEMPTS = "attempts.jsonl"
 BEGAN, REOPENED = "began", "reopened"
 AttemptOutcome = Literal["done", "diverged", "failed", "preempted", "memory", "lost", "stopped"]
 """How an attempt ended.

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling.files import try_lock
-from scaling.record.run_folder import METRICS
+from scaling.record.run_folder import LEASE, METRICS, RUN_LOCK
 
-LOCK, LEASE = "run.lock", "lease.json"
 HEARTBEAT_SECONDS = 5.0
 """Seconds between two renewals of a lease."""
 LEASE_SECONDS = 60.0
@@ -109,7 +108,7 @@ def claim_run(folder: Path) -> Claim | None:
     Read what is in the folder only AFTER this returns: what was read before may have changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    locked, descriptor = try_lock(folder / LOCK)
+    locked, descriptor = try_lock(folder / RUN_LOCK)
     if not locked:
         return None
     claim = Claim(folder, descriptor)

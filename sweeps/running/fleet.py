@@ -21,14 +21,15 @@ from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.exit_codes import STOPPED
+from scaling.record.run_folder import LEASE, RUNS
 from scaling.signals import handle_signals
 from scaling.training import branching
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import start_process, whole_machine_slot
-from sweeps.planning.plan import RUNS, Cell, Plan, load_plan
+from sweeps.planning.plan import Cell, Plan, load_plan
 from sweeps.running.attempt_log import RetryBudgets
 from sweeps.running.board import progress_board, progress_line
-from sweeps.running.claims import LEASE, clock_skew, is_claimable, read_lease
+from sweeps.running.claims import clock_skew, is_claimable, read_lease
 from sweeps.running.cluster import Cluster, WorkerHandle, WorkerSpec
 from sweeps.running.outcomes import reopen_failed, result_status
 from sweeps.running.progress import ENDED_STATES, CellProgress, FinishedCell, read_sweep_progress

@@ -16,6 +16,7 @@ from scaling.record.run_folder import (
     CONFIG,
     ENVIRONMENT,
     RESULT,
+    RUNS,
     read_metrics,
     read_result,
     result_row,
@@ -25,7 +26,7 @@ from scaling.record.run_folder import (
 from scaling.training import branching, simulated_run
 from scaling.training.out_of_memory import sequences_per_device, with_smaller_microbatch
 from sweeps.local.processes import last_output_line, last_traceback
-from sweeps.planning.plan import RUNS, Cell
+from sweeps.planning.plan import Cell
 from sweeps.running import attempt_log
 from sweeps.running.claims import claim_run
 

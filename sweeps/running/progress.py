@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scaling.errors import InputError
-from scaling.record.run_folder import METRICS, RESULT, read_result
-from sweeps.planning.plan import RUNS, Cell, Plan, makespan
+from scaling.record.run_folder import LEASE, METRICS, RESULT, RUNS, read_result
+from sweeps.planning.plan import Cell, Plan, makespan
 from sweeps.running import attempt_log
-from sweeps.running.claims import HEARTBEAT_SECONDS, LEASE, heartbeat_age, read_lease
+from sweeps.running.claims import HEARTBEAT_SECONDS, heartbeat_age, read_lease
 
 CellState = Literal["done", "diverged", "failed", "running", "waiting", "torn"]
 ENDED_STATES = ("done", "diverged", "failed")

@@ -20,12 +20,13 @@ from rich.live import Live
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.exit_codes import DISK_FULL, STOPPED
+from scaling.record.run_folder import RUNS
 from scaling.signals import handle_signals
 from scaling.training import branching, simulated_run
 from scaling.training.population_limits import program_key
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import join_slots, last_output_line, start_process
-from sweeps.planning.plan import RUNS, Cell, Plan
+from sweeps.planning.plan import Cell, Plan
 from sweeps.running import attempt_log
 from sweeps.running.attempt_log import DEFAULT_BUDGETS, AttemptOutcome, RetryBudgets
 from sweeps.running.board import progress_board, progress_line

@@ -28,10 +28,10 @@ import pandas as pd
 import pytest
 
 from scaling.exit_codes import BAD_INPUT, STOPPED
-from scaling.record.run_folder import METRICS, RESULT, read_metrics
+from scaling.record.run_folder import METRICS, RESULT, RUNS, read_metrics
 from sweeps.catalog import smoke
 from sweeps.grids import Sweep, apply, axis, overlay, product
-from sweeps.planning.plan import RUNS, Cell, Plan, build_plan, freeze_plan
+from sweeps.planning.plan import Cell, Plan, build_plan, freeze_plan
 from sweeps.running import attempt_log
 from sweeps.running.outcomes import result_status
 from tests.conftest import scaling

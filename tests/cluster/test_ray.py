@@ -19,8 +19,8 @@ import pytest
 
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.exit_codes import STOPPED
-from sweeps.planning.plan import RUNS, Plan
-from sweeps.running.claims import LEASE
+from scaling.record.run_folder import LEASE, RUNS
+from sweeps.planning.plan import Plan
 from tests.cluster.ray_cluster import MARK, RayCluster, Unavailable, ray_cluster
 from tests.cluster.watching import (
     PLAIN,

@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 
 from scaling.config.run_config import MeshConfig, RunConfig
-from scaling.record.run_folder import read_metrics
+from scaling.record.run_folder import RUNS, read_metrics
 from sweeps.local import processes as local
 from sweeps.local.launch import ProcessHandle, Slot
-from sweeps.planning.plan import RUNS, Plan
+from sweeps.planning.plan import Plan
 from sweeps.running import attempt_log
 from sweeps.running.fleet import train_command
 from sweeps.running.outcomes import prepare_run

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.files import read_json
+from scaling.record.run_folder import RUNS
 from sweeps.catalog import smoke
 from sweeps.grids import Sweep
-from sweeps.planning.plan import RUNS, Plan, build_plan, freeze_plan
+from sweeps.planning.plan import Plan, build_plan, freeze_plan
 from sweeps.planning.wall_time import WallTimeModel
 from sweeps.running.runner import Command
 

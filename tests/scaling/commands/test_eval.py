@@ -24,6 +24,7 @@ from scaling.measurements import registry
 from scaling.measurements.recall import recall
 from scaling.record import evaluations, run_folder
 from scaling.record.evaluations import Evaluation
+from scaling.record.run_folder import EVALUATIONS
 from scaling.training.restore import checkpoint_steps
 from scaling.training.train import train
 from tests.conftest import in_process
@@ -65,7 +66,7 @@ def with_length(run: Path, length: int) -> None:
 
 
 def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / evaluations.FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (run / EVALUATIONS).read_text().splitlines()]
 
 
 def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,10 +92,10 @@ def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys
     assert table["copy/accuracy"].isna().sum() == 1, "the run that diverged was not asked"
     assert "copy/chance_stderr" not in table
 
-    before = {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
+    before = {run: (run / EVALUATIONS).read_bytes() for run in runs(sweep)}
     eval.evaluate(sweep, budget=32)
     assert re.search(r"\b0\b\D*\b8\b.*--rerun", capsys.readouterr().out.splitlines()[-1])
-    assert before == {run: (run / evaluations.FILE).read_bytes() for run in runs(sweep)}
+    assert before == {run: (run / EVALUATIONS).read_bytes() for run in runs(sweep)}
 
 
 def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +112,9 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         eval.evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 3
-    whole = (one / evaluations.FILE).read_text() if (one / evaluations.FILE).exists() else ""
+    whole = (one / EVALUATIONS).read_text() if (one / EVALUATIONS).exists() else ""
     torn = two if len(whole.splitlines()) == 2 else one
-    with (torn / evaluations.FILE).open("a") as file:
+    with (torn / EVALUATIONS).open("a") as file:
         file.write('{"schema": 1, "st')
     monkeypatch.setattr(evaluations, "append_evaluation", lambda *given: calls.append(given) or plain(*given))
     eval.evaluate(sweep, MADE_UP, budget=16)
@@ -162,14 +163,14 @@ def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: py
     eval.evaluate(sweep, "recall", step=str(early), budget=16)
     assert re.search(rf"{other}\b.*--step\D*{early}\b\D*{last}\b", capsys.readouterr().out)
     assert [line["step"] for line in lines(many)] == [early]
-    assert not (other / evaluations.FILE).exists()
+    assert not (other / EVALUATIONS).exists()
     with pytest.raises(InputError, match=rf"--step\D*3\b.*\b{last}\b"):
         eval.evaluate(sweep, "recall", step="3")
     shutil.rmtree(other / run_folder.CHECKPOINTS)
     eval.evaluate(sweep, "recall", budget=16)
     assert str(other) in capsys.readouterr().out
     assert [line["step"] for line in lines(many)] == [early, last]
-    assert not (other / evaluations.FILE).exists()
+    assert not (other / EVALUATIONS).exists()
 
 
 def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
@@ -217,15 +218,15 @@ def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> N
     assert replace(back, measurements=one.measurements) == one
     assert back.measurements["t/y"] == (1.5, 5, 0.1)
     assert math.isnan(back.measurements["t/x"][2])
-    (tmp_path / evaluations.FILE).write_text('{"schema": 9}\n')
+    (tmp_path / EVALUATIONS).write_text('{"schema": 9}\n')
     with pytest.raises(InputError, match=r"evaluations\.jsonl.*schema\D*9\D*1\b"):
         evaluations.read_evaluations(tmp_path)
     with pytest.raises(errors.TableError, match=r"evaluations\.jsonl.*schema\D*9\b"):
         analysis.load_evaluations(tmp_path)
     for line in ("[1]", '{"schema": 1}', '{"schema": 1, "measurements": {"t/x": 0.5}}', '{"schema": 1, "odd": 2}'):
-        (tmp_path / evaluations.FILE).unlink()
+        (tmp_path / EVALUATIONS).unlink()
         evaluations.append_evaluation(tmp_path, one)
-        with (tmp_path / evaluations.FILE).open("a") as file:
+        with (tmp_path / EVALUATIONS).open("a") as file:
             file.write(f"{line}\n")
         with pytest.raises(InputError, match=r"evaluations\.jsonl\D*2\b"):
             evaluations.read_evaluations(tmp_path)

@@ -18,12 +18,13 @@ from scaling import exit_codes, files
 from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.files import write_json
 from scaling.record import run_folder as record
+from scaling.record.run_folder import RUNS
 from scaling.signals import handle_signals
 from sweeps.catalog import smoke
 from sweeps.clusters import process_supervision, slice_worker
 from sweeps.clusters.slice_worker import HostLeader
 from sweeps.local.launch import ProcessHandle, Slot
-from sweeps.planning.plan import RUNS, build_plan, freeze_plan
+from sweeps.planning.plan import build_plan, freeze_plan
 from tests.support.stand_in_sweep import WALL_TIME
 
 HOST_PROGRAM = (

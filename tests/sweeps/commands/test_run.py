@@ -17,12 +17,12 @@ import pytest
 from scaling.config.run_config import load_config
 from scaling.errors import InputError
 from scaling.exit_codes import OUT_OF_MEMORY, STOPPED
-from scaling.record.run_folder import CONFIG, RESULT, read_result, write_result
+from scaling.record.run_folder import CONFIG, PLAN, RESULT, RUNS, read_result, write_result
 from sweeps.commands.run import run, run_locally
 from sweeps.grids import Sweep, overlay
 from sweeps.local import processes
 from sweeps.local.processes import slot_environment
-from sweeps.planning.plan import PLAN, RUNS, Plan, build_plan, find_sweep, freeze_plan, load_plan
+from sweeps.planning.plan import Plan, build_plan, find_sweep, freeze_plan, load_plan
 from sweeps.running import attempt_log, claims
 from sweeps.running import runner as running
 from sweeps.running.attempt_log import RetryBudgets

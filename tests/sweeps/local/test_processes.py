@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from scaling.errors import InputError
+from scaling.record.run_folder import LOG_FILE
 from sweeps.local import processes
-from sweeps.local.processes import LOG_FILE, Slot, last_output_line, make_slots, slot_environment, start_process
+from sweeps.local.processes import Slot, last_output_line, make_slots, slot_environment, start_process
 
 LINUX = sys.platform == "linux"
 

@@ -12,12 +12,12 @@ from scaling.accounting.chips import parse_topology
 from scaling.config.run_config import from_dict
 from scaling.errors import InputError
 from scaling.performance import compile_ahead
+from scaling.record.run_folder import PLAN
 from sweeps.commands import plan as plan_
 from sweeps.grids import overlay
 from sweeps.local.processes import Slot
 from sweeps.planning import plan, wall_time
 from sweeps.planning.plan import (
-    PLAN,
     build_plan,
     find_sweep,
     freeze_plan,

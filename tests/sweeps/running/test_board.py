@@ -14,13 +14,12 @@ import pytest
 from rich.console import Console
 
 from scaling.errors import InputError
-from scaling.record.run_folder import METRICS, RESULT, append_metrics, write_result
+from scaling.record.run_folder import ATTEMPTS, LEASE, METRICS, PLAN, RESULT, append_metrics, write_result
 from sweeps.commands.run import run_locally
 from sweeps.commands.status import read_flags, status, watch_progress, with_flags
-from sweeps.planning.plan import PLAN
 from sweeps.running import attempt_log
 from sweeps.running.board import describe_attempts, progress_board, progress_line, select_cells
-from sweeps.running.claims import LEASE, claim_run
+from sweeps.running.claims import claim_run
 from sweeps.running.progress import (
     CellProgress,
     CellState,
@@ -179,7 +178,7 @@ def test_attempts_are_those_since_the_run_was_asked_for_again(tmp_path, capsys):
     attempt_log.record_begin(other)
     attempt_log.record_end(other, "memory")
     attempt_log.record_begin(once)
-    with (run / attempt_log.ATTEMPTS).open("a") as file:
+    with (run / ATTEMPTS).open("a") as file:
         file.write('{"event": "end')
     held = claim_run(run)
     assert held is not None

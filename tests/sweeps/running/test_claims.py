@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from scaling.record.run_folder import METRICS
+from scaling.record.run_folder import LEASE, METRICS, RUN_LOCK
 from sweeps.running import claims
-from sweeps.running.claims import LEASE, LEASE_SECONDS, LOCK, claim_run, heartbeat_age, read_lease
+from sweeps.running.claims import LEASE_SECONDS, claim_run, heartbeat_age, read_lease
 
 
 def test_a_claimed_folder_is_nobody_elses_until_released(tmp_path):
@@ -133,7 +133,7 @@ def test_a_torn_lease_is_foreign_until_stale(tmp_path, text):
     held = claim_run(tmp_path)
     assert held is not None
     held.release()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_LOCK]
 
 
 def test_a_thief_that_died_in_its_turn_blocks_nobody_for_long(tmp_path):

@@ -18,13 +18,13 @@ import pytest
 
 from scaling.errors import InputError
 from scaling.exit_codes import STOPPED
+from scaling.record.run_folder import LEASE, RUNS
 from sweeps.commands.run import run_locally
 from sweeps.grids import Sweep, overlay
 from sweeps.local.launch import Slot
-from sweeps.planning.plan import RUNS, build_plan, find_sweep, freeze_plan, load_plan
+from sweeps.planning.plan import build_plan, find_sweep, freeze_plan, load_plan
 from sweeps.running import claims, fleet, progress
 from sweeps.running.attempt_log import RetryBudgets
-from sweeps.running.claims import LEASE
 from sweeps.running.cluster import WorkerHandle, WorkerSpec, WorkerState
 from sweeps.running.fleet import Fleet, run_fleet
 from tests.conftest import ROOT
