@@ -5,6 +5,7 @@ Not in the design's list of modules: it keeps the command line thin, as the othe
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record import evaluations
 from scaling.record.evaluations import Evaluation
-from scaling.record.run_folder import CONFIG, EVALUATIONS, Value, read_result, to_json
+from scaling.record.run_folder import CONFIG, EVALUATIONS, RUNS, Value, read_result, to_json
 from scaling.training import simulated_run
 from scaling.training.restore import checkpoint_steps, restore_model
 

@@ -1,42 +1,21 @@
-"""The run folder and the results schema: the one contract between training and analysis.
+"""The run folder: the files that a run leaves, and how they are written and read. `analysis` reads nothing else.
 
     <sweep>/runs/<run_id>/
       config.json        the whole config and its schema version
       environment.json   versions, devices, commit, attention kernel that ran, of the last session
-      metrics.jsonl      one line a logged step, appended by host 0; a torn last line is legal and ignored
+      metrics.jsonl      one line a logged step, appended by process 0; a torn last line is legal and ignored
       attempts.jsonl     one line as an attempt at the run begins and one as it ends (sweeps/running/attempt_log.py)
-      checkpoints/       Orbax, to go on from
-      branches/          Orbax, states that other runs branch from (scaling/training/branching.py)
+      checkpoints/       Orbax checkpoints, from which the run resumes
+      branches/          Orbax checkpoints from which other runs branch (scaling/training/branching.py)
       evaluations.jsonl  one line an evaluation of a checkpoint (scaling/record/evaluations.py)
-      result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}; a failed
-                         run's has its "traceback" too
+      result.json        written once, by rename: {"schema", "status", "reason", "row", "measurements"}, and
+                         "traceback" where the run failed
+      train.lock         locked by the process that trains; run.lock and lease.json: by the runner that claimed the
+                         run (sweeps/running/claims.py)
+      log.txt            what the training process printed
 
-`row` holds the columns of the results table below; `measurements` maps "<name>/<metric>" to [value, n, stderr].
-
-Columns of the results table, one row per finished point:
-    run_id, sweep, status      identity; status is done | diverged | failed
-    flags, reason              what is wrong with the run, and why; written when a table is made
-    (analysis/tables/flags.py)
-    params_total               every trained number
-    params_non_embedding       total less the input embedding (a tied head counts as embedding)
-    params_matmul              numbers that a token is multiplied by: blocks and head, tied or not, no norms
-    width, depth               model width; number of layers
-    tokens, unique_tokens      target tokens trained on; how many of them were distinct (min of tokens and the corpus)
-    flops                      exact training FLOPs, head and attention included, causal attention halved
-    flops_6nd                  6 * params_matmul * tokens
-    loss, loss_stderr          validation loss, nats per token, and its standard error (over sequences)
-    bits_per_byte              the same loss in bits per byte of text
-    seed, learning_rate, schedule       as in the config
-    batch_tokens               tokens per optimizer step
-    budget_tokens              tokens that the run was to train on, whole batches; `tokens` where it did not diverge
-    unique_limit               data.unique_tokens: how many of the corpus it was to train on; null for all
-    parametrization, optimizer, weight_decay        as in the config
-    branch_of                  run_id of the trunk this run branched from; empty for a run of its own
-    flops_spent                the part of `flops` that this run spent itself: a branch leaves out what its trunk did
-    recipe, overrides          the rule that gave the config, and what was set beside it; empty when written by hand
-    learning_rate_from         how the learning rate was found: a rule, or the scan that measured it
-    seconds, tokens_per_second          wall time of the session that ended the run (not compile), and its rate
-    <name>/<metric>, <name>/<metric>_stderr     one pair per measurement
+`row` holds columns of the results table (scaling/record/schema.py); `measurements` maps "<task>/<metric>" to
+[value, n, stderr].
 """
 
 from __future__ import annotations
@@ -53,6 +32,7 @@ from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.errors import BusyError, InputError
 from scaling.files import append_json_line, lock_file, read_json, read_json_lines, write_json
 from scaling.record.environment import describe_environment
+from scaling.record.schema import check_row
 
 SCHEMA = 1
 Status = Literal["done", "diverged", "failed"]
@@ -173,8 +153,12 @@ def write_result(
     traceback: str = "",
     durable: bool = True,
 ) -> None:
-    """Writes result.json by rename. Non-finite numbers become null: JSON has none. traceback: of a failed run. durable:
-    as for `write_json`."""
+    """Writes result.json by rename. Numbers that are not finite become null, since JSON has none.
+
+    row: columns of scaling/record/schema.py; ValueError on any other. traceback: of a failed run. durable: as for
+    `write_json`.
+    """
+    check_row(row)
     write_json(
         folder / RESULT,
         {
