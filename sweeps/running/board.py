@@ -1,4 +1,4 @@
-"""Shows where a sweep stands: a live table in a terminal, plain lines elsewhere."""
+"""Formats the progress of a sweep: a live table for a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,62 +14,63 @@ from sweeps.planning.plan import Plan, format_duration
 from sweeps.running.progress import CellProgress, estimate_seconds_left
 
 REFRESH_SECONDS = 1.0
+"""Seconds between two drawings of the live table."""
 FLAGS_SHARE = 0.1
-"""Of the time of a live table that may go into flags, which are judged anew when a run has ended."""
+"""Share of the time of `scaling sweep status` that may go into flags, which are found again when a run has ended."""
 BAD_STATES = ("failed", "diverged", "torn")
 STATE_COLOURS = {"done": "green", "running": "cyan", **dict.fromkeys(BAD_STATES, "red")}
 WIDE_COLUMNS = 110
-"""Columns of a terminal from which on a run's id has room beside its name."""
+"""A terminal of at least this many columns shows a run's id beside its name."""
 MAX_NAME_CHARS = 30
-"""Characters of a name that are always shown."""
+"""A column is not made narrower than its content or this many characters, whichever is less."""
 OTHER_LINES = 3
-"""Lines of the table that are no cells: headings, the sum of what is left out, and the cursor's."""
+"""Lines of the table that show no cell: headings, the count of cells left out, and the cursor's line."""
 
 
-def progress_line(one: CellProgress) -> str:
-    """One cell in one plain line."""
-    facts = [f"{one.state:8} {one.run_id} {one.name:16}", f"{one.tokens:,} of {one.budget:,} tokens"]
-    if one.loss is not None:
-        facts.append(f"loss {one.loss:.4f}")
-    if one.tokens_per_second:
-        facts.append(f"{one.tokens_per_second:,.0f} tokens/s")
-    if one.eta_seconds is not None:
-        facts.append(f"{format_duration(one.eta_seconds)} to go")
-    if one.where:
-        facts.append(f"on {one.where}")
-    if tries := describe_attempts(one):
-        facts.append(tries)
-    if one.flags not in ("", one.state):
-        return f"{', '.join(facts)}, flagged {one.flags.replace(', ', ' and ')}: {one.reason}"
-    return ", ".join([*facts, *([one.reason] if one.reason else [])])
+def progress_line(cell: CellProgress) -> str:
+    """One cell as one plain line."""
+    facts = [f"{cell.state:8} {cell.run_id} {cell.name:16}", f"{cell.tokens:,} of {cell.budget:,} tokens"]
+    if cell.loss is not None:
+        facts.append(f"loss {cell.loss:.4f}")
+    if cell.tokens_per_second:
+        facts.append(f"{cell.tokens_per_second:,.0f} tokens/s")
+    if cell.eta_seconds is not None:
+        facts.append(f"{format_duration(cell.eta_seconds)} to go")
+    if cell.where:
+        facts.append(f"on {cell.where}")
+    if attempts := describe_attempts(cell):
+        facts.append(attempts)
+    if cell.flags not in ("", cell.state):
+        return f"{', '.join(facts)}, flagged {cell.flags.replace(', ', ' and ')}: {cell.reason}"
+    return ", ".join([*facts, *([cell.reason] if cell.reason else [])])
 
 
-def describe_attempts(one: CellProgress) -> str:
-    """The attempts at a cell, where there was more than one or one went badly."""
-    if one.attempts < 2 and not one.troubles:
+def describe_attempts(cell: CellProgress) -> str:
+    """The number of attempts at a cell and how the bad ones ended; empty after one good attempt."""
+    if cell.attempts < 2 and not cell.troubles:
         return ""
-    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(one.troubles.items(), key=lambda item: -item[1]))
-    return f"{one.attempts} attempt{'s' * (one.attempts != 1)}" + (f": {kinds}" if kinds else "")
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(cell.troubles.items(), key=lambda item: -item[1]))
+    return f"{cell.attempts} attempt{'s' * (cell.attempts != 1)}" + (f": {kinds}" if kinds else "")
 
 
 def describe_totals(now: Sequence[CellProgress]) -> str:
-    """How many cells are in each state, and how many that are done are flagged."""
-    found = Counter(one.state for one in now)
-    flags = sum(one.state == "done" and bool(one.flags) for one in now)
-    said = ", ".join(f"{n} {state}" for state, n in found.items()) + f" of {len(now)}"
-    return said + (f"; {flags} done but flagged" if flags else "")
+    """How many cells are in each state, and how many of the done ones are flagged."""
+    states = Counter(cell.state for cell in now)
+    flagged = sum(cell.state == "done" and bool(cell.flags) for cell in now)
+    text = ", ".join(f"{n} {state}" for state, n in states.items()) + f" of {len(now)}"
+    return text + (f"; {flagged} done but flagged" if flagged else "")
 
 
 def describe_outlook(plan: Plan, now: Sequence[CellProgress]) -> str:
-    """How fast the sweep is, and when it will have ended, where that can be told."""
-    speed = sum(one.tokens_per_second or 0 for one in now if one.state == "running")
+    """The speed of the sweep and the estimated time until it ends; empty where no cell runs."""
+    speed = sum(cell.tokens_per_second or 0 for cell in now if cell.state == "running")
     left = estimate_seconds_left(plan, now)
     return (f"; {speed:,.0f} tokens/s" if speed else "") + (f", about {format_duration(left)} to go" if left else "")
 
 
 @dataclass(frozen=True)
 class ProgressBoard:
-    """Cells for a terminal, in as many lines and columns as it has."""
+    """A rich renderable: the cells of a sweep in as many lines and columns as the terminal has."""
 
     plan: Plan
     now: tuple[CellProgress, ...]
@@ -83,51 +84,58 @@ class ProgressBoard:
         shown = self.now if len(self.now) <= room else select_cells(self.now, max(room, 1))
         yield title
         yield cell_table(shown, wide)
-        if left := Counter(one.state for one in self.now) - Counter(one.state for one in shown):
-            said = f"and {sum(left.values())} more: " + ", ".join(f"{n} {state}" for state, n in left.items())
-            yield Text(said, "dim", no_wrap=True, overflow="ellipsis")
+        if left := Counter(cell.state for cell in self.now) - Counter(cell.state for cell in shown):
+            text = f"and {sum(left.values())} more: " + ", ".join(f"{n} {state}" for state, n in left.items())
+            yield Text(text, "dim", no_wrap=True, overflow="ellipsis")
 
 
 def progress_board(plan: Plan, now: Sequence[CellProgress]) -> ProgressBoard:
-    """Every cell, for a terminal; of more than it has lines the running, the failed and the newest."""
+    """All cells for a terminal. Where it has too few lines: the running, the failed and the newest (`select_cells`)."""
     return ProgressBoard(plan, tuple(now))
 
 
 def select_cells(now: Sequence[CellProgress], room: int) -> list[CellProgress]:
-    """Of many cells those to be looked at: the running, the newest of those that went wrong, which have a third of the
-    room if they need it, the newest of the others that ended, those that wait."""
-    newest = sorted(now, key=lambda one: -(one.ended_at or 0))
-    running = [one for one in now if one.state == "running"]
-    bad = [one for one in newest if one.state in BAD_STATES]
-    rest = [one for one in newest if one.state not in ("running", *BAD_STATES)]
+    """The `room` cells that matter most, in this order: running ones; the newest failed, diverged and torn ones, which
+    get a third of the lines if they need it; the newest of the others that ended; waiting ones."""
+    newest = sorted(now, key=lambda cell: -(cell.ended_at or 0))
+    running = [cell for cell in now if cell.state == "running"]
+    bad = [cell for cell in newest if cell.state in BAD_STATES]
+    rest = [cell for cell in newest if cell.state not in ("running", *BAD_STATES)]
     bad = bad[: max(room // 3, room - len(running))]
     running = running[: room - len(bad)]
     return [*running, *bad, *rest[: room - len(running) - len(bad)]]
 
 
 def cell_table(shown: Sequence[CellProgress], wide: bool) -> Table:
-    """One line a cell. wide: there is room for the run's id beside its name."""
+    """A table with one line a cell. wide: whether to show the run's id even where the names tell the cells apart."""
     out = Table(box=None, pad_edge=False, expand=False)
-    named = len({one.name for one in shown}) == len(shown)
-    elsewhere = wide and len({one.where for one in shown if one.where}) > 1
-    left = ["run"] * (wide or not named) + ["name"] * (wide or named) + ["state"]
-    for heading in (*left, "tokens", "loss", "tokens/s", "to go", *["on"] * elsewhere, "what happened"):
+    names_differ = len({cell.name for cell in shown}) == len(shown)
+    show_id, show_name = wide or not names_differ, wide or names_differ
+    show_where = wide and len({cell.where for cell in shown if cell.where}) > 1
+    left = ["run"] * show_id + ["name"] * show_name + ["state"]
+    for heading in (*left, "tokens", "loss", "tokens/s", "to go", *["on"] * show_where, "what happened"):
         numbers = heading in ("tokens", "loss", "tokens/s", "to go")
         out.add_column(heading, justify="right" if numbers else "left", no_wrap=True, overflow="ellipsis")
-    for one in shown:
-        what = "; ".join(
-            part for part in (one.flags if one.flags != one.state else "", one.reason, describe_attempts(one)) if part
+    for progress in shown:
+        what_happened = "; ".join(
+            part
+            for part in (
+                progress.flags if progress.flags != progress.state else "",
+                progress.reason,
+                describe_attempts(progress),
+            )
+            if part
         )
         out.add_row(
-            *[one.run_id] * (wide or not named),
-            *[Text(one.name)] * (wide or named),
-            Text(one.state, STATE_COLOURS.get(one.state, "dim")),
-            f"{one.tokens / one.budget:.0%}" if one.budget else "",
-            "" if one.loss is None else f"{one.loss:.4f}",
-            "" if not one.tokens_per_second else f"{one.tokens_per_second:,.0f}",
-            "" if one.eta_seconds is None else format_duration(one.eta_seconds),
-            *[Text(one.where)] * elsewhere,
-            Text(what.replace("\n", " "), "yellow" if one.flags and one.state == "done" else ""),
+            *[progress.run_id] * show_id,
+            *[Text(progress.name)] * show_name,
+            Text(progress.state, STATE_COLOURS.get(progress.state, "dim")),
+            f"{progress.tokens / progress.budget:.0%}" if progress.budget else "",
+            "" if progress.loss is None else f"{progress.loss:.4f}",
+            "" if not progress.tokens_per_second else f"{progress.tokens_per_second:,.0f}",
+            "" if progress.eta_seconds is None else format_duration(progress.eta_seconds),
+            *[Text(progress.where)] * show_where,
+            Text(what_happened.replace("\n", " "), "yellow" if progress.flags and progress.state == "done" else ""),
         )
     for column in out.columns[:-1]:
         column.min_width = min(max(len(str(cell)) for cell in (column.header, *column.cells)), MAX_NAME_CHARS)

@@ -1,10 +1,8 @@
-"""A sweep on a cluster: keeps as many workers coming as there is work, and watches. The work itself is the runner's.
+"""The fleet: runs a sweep on a cluster. It starts as many workers as there is work, and shows how far the runs are.
 
-A worker is a runner on the machine that it was given, over the cells that need as many devices. So runs, claims,
-budgets and checkpoints are on a cluster what they are on a laptop, and it matters little who dies: a worker is
-replaced, this process is started again by the same command, which finds the workers that are left.
-
-Not in the design's list of modules: what all clusters share.
+A worker is a runner (runner.py) on a machine of the cluster; it trains the cells that need as many devices as it has.
+So claims, budgets and checkpoints work on a cluster as they do on one machine. Any process may die: the fleet replaces
+a worker, and the same command again starts a new fleet, which finds the workers that are left.
 """
 
 from __future__ import annotations
@@ -36,15 +34,18 @@ from sweeps.running.progress import ENDED_STATES, CellProgress, FinishedCell, re
 from sweeps.running.runner import Command, Runner
 from sweeps.running.running_attempts import GRACE_SECONDS
 
-WATCH_SECONDS, LONGEST_WAIT_SECONDS = 2.0, 60.0
+WATCH_SECONDS = 2.0
+"""Seconds between two looks at the sweep and the workers."""
+LONGEST_WAIT_SECONDS = 60.0
+"""The longest wait before more workers are submitted, after useless ones or a refusal."""
 MAX_FRUITLESS = 3
-"""Workers a place that may end one after the other, with work to do, without any run's having come further."""
+"""This many workers for each of `jobs` may end in a row, with work to do, without any progress of a run."""
 MAX_REFUSALS = 20
-"""Times in a row that the cluster or the shared folder may fail."""
+"""How many times in a row the cluster may refuse workers, or the shared folder may fail."""
 
 
 def train_command(*folders: Path) -> list[str]:
-    """The command that trains the run in a folder, from its checkpoint if there is one; of several, as one program."""
+    """The command that trains the run in a folder, or the runs in several as a population, from their checkpoints."""
     verb = ["train", "--quiet", "--folder"] if len(folders) == 1 else ["population", "--quiet"]
     return [sys.executable, "-m", "scaling.cli", *verb, *map(str, folders)]
 
@@ -55,8 +56,11 @@ def make_worker_runner(
     slots: Sequence[Slot] | None = None,
     command: Command = train_command,
 ) -> Runner:
-    """A worker's runner: over the cells of its kind, in all that this process was given unless `slots` says. It tries
-    no run again that has failed, and ends when others hold all that is left. Call it; it returns an exit code."""
+    """The runner of a worker. It trains the cells that need `work.devices` devices and do not have a result.
+
+    It does not reopen failed runs, and it ends when other runners hold all that is left. slots: where it runs; all
+    devices of this process as one slot when not given.
+    """
     plan = load_plan(work.folder)
     cells = [cell for cell in plan.cells if cell.devices_needed(work.devices_per_run) == work.devices]
     return Runner(
@@ -66,17 +70,17 @@ def make_worker_runner(
         command,
         slots or (whole_machine_slot(work.devices),),
         Console(soft_wrap=True),
-        launch,
-        work.budgets,
-        work.members,
-        work.devices_per_run,
-        work.total_slots,
+        launcher=launch,
+        budgets=work.budgets,
+        members=work.members,
+        devices_per_run=work.devices_per_run,
+        jobs=work.total_slots,
         wait_for_others=False,
     )
 
 
 def run_worker(work: WorkerSpec, launch: Launcher = start_process, slots: Sequence[Slot] | None = None) -> int:
-    """What a worker does. Returns 0, 1 when a run failed, 75 when it was stopped."""
+    """Runs a worker until nothing is left for it. Returns 0, 1 when a run failed, STOPPED (75) after a signal."""
     runner = make_worker_runner(work, launch, slots)
     with runner.handling_signals():
         return runner()
@@ -84,12 +88,18 @@ def run_worker(work: WorkerSpec, launch: Launcher = start_process, slots: Sequen
 
 @dataclass
 class WorkerGroup:
-    """The workers of one kind.
+    """The workers for runs of one number of devices.
 
-    work: what they do. cells: those it is about. reached: how far these were at the last look: cells that ended, tokens
-    trained on, attempts begun. wanted: whether there was something to do then. fruitless: workers that have ended
-    since, in a row, though there was. granted, refused: whether the cluster ever gave workers, and requests in a row
-    that it refused. not_before: monotonic seconds before which nobody more is asked for.
+    Args:
+      spec: what each of them does.
+      cells: the cells that they train.
+      workers: those that have been submitted and have not ended, as far as is known.
+      last_totals: cells that have ended, tokens trained on and attempts begun at the last look; more is progress.
+      had_work: whether a cell could start at the last look.
+      fruitless: workers that have ended in a row since the last progress, although there was work.
+      granted: whether the cluster has ever accepted workers.
+      refusals: how many times in a row it has refused them.
+      not_before: when more workers may be submitted, in seconds of time.monotonic().
     """
 
     spec: WorkerSpec
@@ -103,26 +113,34 @@ class WorkerGroup:
     not_before: float = 0.0
 
     def drop_ended(self, now: Sequence[CellProgress], most: int) -> None:
-        """Lets go of workers that have ended, and judges whether they were of use. Raises InputError when more than
-        `most` were of none."""
+        """Removes workers that have ended, and counts those that ended without progress.
+
+        now: the cells of the group. Raises InputError when more than `most` workers in a row made no progress.
+        """
         ended = [worker for worker in self.workers if worker.state() == "ended"]
         self.workers = [worker for worker in self.workers if worker not in ended]
-        finished = sum(one.state in ENDED_STATES for one in now)
-        reached = finished, sum(one.tokens for one in now), sum(one.attempts for one in now)
-        if reached != self.last_totals:
-            self.fruitless, self.last_totals = 0, reached
+        finished = sum(cell.state in ENDED_STATES for cell in now)
+        totals = finished, sum(cell.tokens for cell in now), sum(cell.attempts for cell in now)
+        if totals != self.last_totals:
+            self.fruitless, self.last_totals = 0, totals
         elif ended and self.had_work:
             self.fruitless += len(ended)
+            # Twice as long after each useless worker: 4, 8, 16, ... seconds.
             self.not_before = time.monotonic() + min(WATCH_SECONDS * 2**self.fruitless, LONGEST_WAIT_SECONDS)
         if self.fruitless > most:
             raise InputError(
-                f"{self.fruitless} workers ended one after the other and no run came further: {ended[-1].describe()}"
+                f"{self.fruitless} workers ended one after the other, and no run made progress; read the output of the "
+                f"last one: {ended[-1].describe()}"
             )
 
 
 @dataclass
 class Fleet:
-    """The workers of one sweep. jobs: at most so many; asked, members, budgets: as in Work."""
+    """All workers of one sweep, in one group for each number of devices that its cells need.
+
+    jobs: most workers at once; None for as many as there are runs that could start. budgets, members, devices_per_run:
+    see `WorkerSpec`. stops: signals received.
+    """
 
     folder: Path
     plan: Plan
@@ -135,37 +153,44 @@ class Fleet:
     stops: int = 0
 
     def __post_init__(self) -> None:
-        kinds: dict[int, list[Cell]] = {}
+        by_devices: dict[int, list[Cell]] = {}
         for cell in self.plan.cells:
-            kinds.setdefault(cell.devices_needed(self.devices_per_run), []).append(cell)
+            by_devices.setdefault(cell.devices_needed(self.devices_per_run), []).append(cell)
         self.groups = [
-            WorkerGroup(self.worker_spec(devices, len(cells)), cells) for devices, cells in sorted(kinds.items())
+            WorkerGroup(self.worker_spec(devices, len(cells)), cells) for devices, cells in sorted(by_devices.items())
         ]
 
     def worker_spec(self, devices: int, cells: int) -> WorkerSpec:
-        """What the workers of one kind do."""
+        """The spec of the workers for runs of so many devices, of which there are `cells`."""
         total_slots = min(self.jobs or cells, cells)
         return WorkerSpec(
             self.folder.absolute(), devices, self.devices_per_run, self.members, self.budgets, total_slots
         )
 
     def scale_up(self, now: Sequence[CellProgress]) -> None:
-        """Asks for the workers that are missing. Raises InputError when they end one after the other for nothing, or
-        when the cluster refuses for minutes on end."""
-        states = {one.run_id: one for one in now}
+        """Submits the workers that are missing. Raises InputError when they end one after the other without progress,
+        or when the cluster refuses for minutes.
+
+        now: all cells of the plan.
+        """
+        progress = {cell.run_id: cell for cell in now}
         for group in self.groups:
-            group.drop_ended([states[cell.run_id] for cell in group.cells], MAX_FRUITLESS * (self.jobs or 1))
-            waiting = [c for c in group.cells if states[c.run_id].state in ("waiting", "torn") and self.is_ready(c)]
-            holders = {self.lease_owner(cell) for cell in group.cells if states[cell.run_id].state == "running"}
+            group.drop_ended([progress[cell.run_id] for cell in group.cells], MAX_FRUITLESS * (self.jobs or 1))
+            waiting = [c for c in group.cells if progress[c.run_id].state in ("waiting", "torn") and self.is_ready(c)]
+            owners = {self.lease_owner(cell) for cell in group.cells if progress[cell.run_id].state == "running"}
             group.had_work = bool(waiting)
-            missing = len(waiting) + len(holders) - len(group.workers)
+            # Wanted: a worker for each run that could start, beside the workers that train now. A worker that trains a
+            # population owns several runs, so owners are counted, not running cells. Submitted workers that have not
+            # begun are in group.workers too.
+            missing = len(waiting) + len(owners) - len(group.workers)
             if self.jobs is not None:
-                missing = min(missing, self.jobs - sum(len(one.workers) for one in self.groups))
+                missing = min(missing, self.jobs - sum(len(other.workers) for other in self.groups))
             if waiting and missing > 0 and time.monotonic() >= group.not_before:
                 self.request_workers(group, missing)
 
     def request_workers(self, group: WorkerGroup, count: int) -> None:
-        """Asks for workers; again later where the cluster refuses, which large ones do for minutes at a time."""
+        """Submits workers. When a cluster refuses that has granted some before, tries again later: large clusters
+        refuse for minutes at a time. Raises InputError when it has granted none, or has refused too often."""
         try:
             group.workers += self.cluster.start(group.spec, count)
             group.refusals, group.granted = 0, True
@@ -176,7 +201,8 @@ class Fleet:
             group.not_before = time.monotonic() + LONGEST_WAIT_SECONDS
 
     def is_ready(self, cell: Cell) -> bool:
-        """Whether a cell could start: its trunk has come to where it leaves, or has ended; nobody holds it."""
+        """Whether a cell could start now: its trunk has saved the state that it branches from, or has ended; and no
+        runner holds it."""
         trunk, run = cell.config.branch_of, self.folder / RUNS / cell.run_id
         waits = (
             trunk
@@ -186,32 +212,35 @@ class Fleet:
         return not waits and is_claimable(run)
 
     def lease_owner(self, cell: Cell) -> tuple[object, object]:
-        """The runner that holds a cell."""
+        """(host, process id) of the runner that holds a cell."""
         lease = read_lease(self.folder / RUNS / cell.run_id / LEASE)
         return lease.get("host"), lease.get("pid")
 
     def request_stop(self) -> None:
+        """Lets `run_fleet` cancel the workers and end."""
         self.stops += 1
 
     def cancel(self) -> None:
-        """Asks all workers to let their runs save, and waits."""
+        """Asks all workers to save their runs and end, and waits for them, GRACE_SECONDS at most."""
         workers = [worker for group in self.groups for worker in group.workers]
         self.cluster.cancel(workers)
-        patience = time.monotonic() + GRACE_SECONDS
-        while any(worker.state() != "ended" for worker in workers) and time.monotonic() < patience:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(worker.state() != "ended" for worker in workers) and time.monotonic() < deadline:
             time.sleep(WATCH_SECONDS)
 
 
 def run_fleet(fleet: Fleet, reopened: Sequence[Cell]) -> int:
-    """Brings up workers until every cell has ended, and shows how far they are. reopened: cells of which those that
-    failed before are tried again. Returns 0, 1 when a run failed, 75 when stopped by a signal, the workers with it; a
-    hang-up leaves them at work."""
+    """Starts workers until every cell has ended, and shows how far the cells are.
+
+    reopened: cells to train again if they failed before. Returns 0, 1 when a run failed, STOPPED (75) after SIGTERM or
+    SIGINT, which stop the workers too. A hang-up (SIGHUP) ends this process and leaves the workers running.
+    """
     console = Console()
     fleet.cluster.check([group.spec.devices for group in fleet.groups])
     try:
         reopen_failed(fleet.folder, reopened)
     except OSError as error:
-        raise InputError(f"{fleet.folder}: {error}; mend it, and the same command goes on") from None
+        raise InputError(f"{fleet.folder}: {error}; mend this, then run the same command again") from None
     for group in fleet.groups:
         group.workers = list(fleet.cluster.workers(group.spec))
     left = sum(len(group.workers) for group in fleet.groups)
@@ -226,36 +255,36 @@ def run_fleet(fleet: Fleet, reopened: Sequence[Cell]) -> int:
 
 
 def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:
-    """Until all cells have ended, or a signal. A shared folder that does not answer for a while is waited for."""
-    known: set[str] = set()
-    read: dict[str, FinishedCell] = {}
-    troubles = 0
+    """Watches the sweep until all cells have ended or a signal comes. Waits while the shared folder does not answer."""
+    reported: set[str] = set()
+    known: dict[str, FinishedCell] = {}
+    folder_errors = 0
     while True:
         try:
-            now = read_sweep_progress(fleet.folder, fleet.plan, read, clock_skew(fleet.folder))
-            ended = [one for one in now if one.state in ENDED_STATES]
-            for one in ended:
-                if one.run_id not in known:
-                    known.add(one.run_id)
-                    print_line(console, f"[{len(known)}/{len(now)}] {progress_line(one)}")
+            now = read_sweep_progress(fleet.folder, fleet.plan, known, clock_skew(fleet.folder))
+            ended = [cell for cell in now if cell.state in ENDED_STATES]
+            for cell in ended:
+                if cell.run_id not in reported:
+                    reported.add(cell.run_id)
+                    print_line(console, f"[{len(reported)}/{len(now)}] {progress_line(cell)}")
             if live:
                 live.update(progress_board(fleet.plan, now), refresh=True)
             if len(ended) == len(now):
-                return int(any(one.state == "failed" for one in now))
+                return int(any(cell.state == "failed" for cell in now))
             if fleet.stops:
-                print_line(console, "asking the workers to let their runs save")
+                print_line(console, "asking the workers to save their runs and end")
                 fleet.cancel()
-                print_line(console, f"stopped, {len(now) - len(ended)} runs to go; the same command goes on")
+                print_line(console, f"stopped, {len(now) - len(ended)} runs to go; run the same command again to go on")
                 return STOPPED
             fleet.scale_up(now)
-            troubles = 0
+            folder_errors = 0
         except OSError as error:
-            troubles += 1
-            if troubles > MAX_REFUSALS:
-                raise InputError(f"{fleet.folder}: {error}; mend it, and the same command goes on") from None
+            folder_errors += 1
+            if folder_errors > MAX_REFUSALS:
+                raise InputError(f"{fleet.folder}: {error}; mend this, then run the same command again") from None
         time.sleep(WATCH_SECONDS)
 
 
 def print_line(console: Console, text: str) -> None:
-    """One line."""
+    """Prints text as one line, however long, without markup."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
