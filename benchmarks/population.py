@@ -64,8 +64,7 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
     import numpy as np
 
     from scaling.model import sharding
-    from scaling.training.population import member_kernel
-    from scaling.training.population_loop import batched_step
+    from scaling.training.population_step import batched_step, member_kernel
     from scaling.training.train_step import build_program
 
     mesh = sharding.make_mesh(one.mesh, jax.devices()[:1])

@@ -1,12 +1,10 @@
-"""What a run reads, where it begins and what it writes, one function each: shared by whatever trains.
-
-Not in the design's list of modules: train.py steps one run, population.py several; all else about a run is here.
-"""
+"""What a run reads, the state that it starts from and what it writes, one function each. The loop is in train.py."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import jax
 from scaling.config.run_config import RunConfig, load_config
 from scaling.data.shards import TokenShards, check_batches, limit_unique_tokens, open_shards
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
-from scaling.measurements import Measurement
+from scaling.measurements import Measurement, validation_loss
 from scaling.record import run_folder
 from scaling.training import branching, simulated_run
 from scaling.training.checkpoints import Checkpoints
@@ -27,7 +25,7 @@ from scaling.training.train_step import Program, TrainState
 
 @dataclass(frozen=True)
 class Session:
-    """What training one run needs, in one hand."""
+    """What training one run needs: its folder, which is locked, its data, its compiled program and its checkpoints."""
 
     config: RunConfig
     folder: Path
@@ -36,8 +34,24 @@ class Session:
     tokenizer: Tokenizer
     measurement: Measurement
     checkpoints: Checkpoints
-    stop: Callable[[], bool]
-    show: Callable[[int, float, float], None]
+
+
+@contextlib.contextmanager
+def open_session(config: RunConfig, folder: Path, program: Program, **environment: Any) -> Iterator[Session]:
+    """Opens a run's data, locks its folder and opens its checkpoints. environment: more of environment.json.
+
+    Raises InputError when the data do not suit the run, or the folder holds another run, and BusyError when another
+    process trains in it. Of several processes that train the run the first alone locks and writes.
+    """
+    tokens, tokenizer = open_data(config)
+    measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
+    is_first = jax.process_index() == 0
+    lock = run_folder.locked_run_folder(folder, config, program.model.kernel, **environment)
+    with (
+        lock if is_first else contextlib.nullcontext(),
+        Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
+    ):
+        yield Session(config, folder, program, tokens, tokenizer, measurement, checkpoints)
 
 
 def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunConfig:
@@ -103,13 +117,14 @@ def crosses(s: Session, step: int, every: int | None) -> bool:
     return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
 
 
-def record_step(s: Session, step: int, metrics: Mapping[str, Any], clock: Clock, watch: DivergenceMonitor) -> str:
-    """Records one step's metrics, which are numbers by now; returns why the run diverged, or nothing."""
-    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+def record_step(
+    s: Session, step: int, metrics: Mapping[str, float], clock: Clock, divergence: DivergenceMonitor
+) -> str:
+    """Records the metrics of step `step` (from 0); returns why the run diverged in it, or ""."""
+    loss, grad_norm = metrics["loss"], metrics["grad_norm"]
     clock.tick()
     done = step + 1
-    reason = watch.divergence_reason(done, loss)
-    s.show(done, loss, clock.tokens_per_second)
+    reason = divergence.divergence_reason(done, loss)
     if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
         line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}
         record_metrics(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.rates())

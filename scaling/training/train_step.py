@@ -22,6 +22,8 @@ from scaling.model.loss import chunk_count, chunked_training_loss
 from scaling.model.weights import check_param_counts
 from scaling.training.optimizer import Rates, gradient_transformation
 
+Metrics = dict[str, jax.Array]
+
 
 @struct.dataclass
 class TrainState:
@@ -42,8 +44,8 @@ class Program:
     mesh: Mesh
     abstract_state: Any
     init: Callable[[jax.Array], TrainState]
-    step: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, dict[str, jax.Array]]]
-    update: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, dict[str, jax.Array]]]
+    step: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, Metrics]]
+    update: Callable[[TrainState, jax.Array, Rates], tuple[TrainState, Metrics]]
 
 
 def build_program(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -> Program:
@@ -63,7 +65,7 @@ def build_program(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -
             jnp.zeros((), jnp.int32), params, gradient_transformation(config.optimizer, 0.0, config.model).init(params)
         )
 
-    def step(state: TrainState, tokens_BS: jax.Array, rates: Rates) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, tokens_BS: jax.Array, rates: Rates) -> tuple[TrainState, Metrics]:
         grads, nats = batch_gradients(model, config, state.params, tokens_BS)
         optimizer = gradient_transformation(config.optimizer, rates.weight_decay, config.model)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)

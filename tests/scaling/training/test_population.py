@@ -23,9 +23,9 @@ from scaling.record import run_folder
 from scaling.training.memory import estimate_bytes
 from scaling.training.monitor import Stopped
 from scaling.training.optimizer import Rates
-from scaling.training.population import member_kernel, train_population
+from scaling.training.population import train_population
 from scaling.training.population_limits import MEMORY_FRACTION, STATE_BYTES_PER_PARAM, members_that_fit, program_key
-from scaling.training.population_loop import batched_step
+from scaling.training.population_step import batched_step, member_kernel
 from scaling.training.train import train
 from scaling.training.train_step import build_program
 from tests.scaling.training.test_train import facts, final_state
@@ -83,8 +83,7 @@ def test_side_by_side_survivors_are_their_solo_runs(
     tiny: RunConfig, alone: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on accelerators, vmapped, with XLA's attention; half die, and the others are stepped without them."""
-    for module in ("population_loop", "population"):
-        monkeypatch.setattr(f"scaling.training.{module}.sequential_on_device", lambda mesh: False)
+    monkeypatch.setattr("scaling.training.population_step.sequential_on_device", lambda mesh: False)
     chosen = [members(tiny)[i] for i in (1, 2, 4, 3)]
     folders = place(chosen, tmp_path)
     assert list(train_population(folders, quiet=True).values()) == ["done", "diverged", "diverged", "done"]
@@ -206,8 +205,7 @@ def test_only_those_of_the_mask_change(
     tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, turns: bool, count: int
 ) -> None:
     """Taking turns as on CPUs, and side by side; a batch and a rate that would ruin the others."""
-    monkeypatch.setattr("scaling.training.population_loop.sequential_on_device", lambda mesh: turns)
-    monkeypatch.setattr("scaling.training.population.sequential_on_device", lambda mesh: turns)
+    monkeypatch.setattr("scaling.training.population_step.sequential_on_device", lambda mesh: turns)
     mesh = make_mesh(tiny.mesh)
     program = build_program(tiny, mesh, member_kernel(tiny, mesh))
     before = [jax.device_get(program.init(jax.random.key(seed))) for seed in range(count)]
