@@ -131,7 +131,7 @@ class Member:
             return ""
         step, row, metrics = self.pending
         self.pending = None
-        own = {name: float(np.atleast_1d(value)[row]) for name, value in metrics.items()}
+        own = {name: float(np.atleast_1d(value)[row]) for name, value in jax.device_get(metrics).items()}
         self.loss = own["loss"]
         return record_step(self.session, step, own, self.clock, self.divergence)
 
