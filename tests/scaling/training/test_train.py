@@ -340,7 +340,7 @@ def test_an_error_in_the_input_ends_the_run_with_that_error(
             raise InputError("the shard is torn")
         return gather_batch(tokens, step=step, **options)
 
-    monkeypatch.setattr("scaling.training.train.batch", torn)
+    monkeypatch.setattr("scaling.training.train.gather_batch", torn)
     with pytest.raises(InputError, match="the shard is torn"):
         train(tiny, tmp_path, quiet=True)
     assert [line["step"] for line in run_folder.read_metrics(tmp_path)] == [1, 2, 3, 4]
