@@ -41,14 +41,15 @@ OUTPUT_CLOSED = 141
 
 
 def combined_exit_code(codes: Sequence[int]) -> int:
-    """The exit code of several processes that trained one run, from theirs, negative for a signal as subprocess has it.
+    """The exit code of a run that several processes trained, from theirs: negative for a signal, as in subprocess.
 
-    When one ends all others end, of its loss or killed by who started them: what counts is why the first ended. So, in
-    this order: what a process said of itself, a signal other than those that end the rest of a gang, that it lost
-    another, those signals, of which SIGABRT is how JAX ends who lost the first process, any other ending.
+    When one process ends, the others end too: they report its loss, or are killed. The code that counts is that of the
+    first, which is looked for in this order: an error that a process reported; a signal such as SIGSEGV, which nobody
+    sends to the others; PROCESS_LOST; SIGKILL, SIGTERM and SIGABRT, by which the others end (JAX aborts a process that
+    has lost process 0); any other end.
     """
-    said = [code for code in codes if code > 0 and code not in (PROCESS_LOST, STOPPED)]
+    errors = [code for code in codes if code > 0 and code not in (PROCESS_LOST, STOPPED)]
     signals = sorted((code for code in codes if code < 0), key=lambda code: code == -signal.SIGABRT)
-    own = [code for code in signals if -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT)]
+    own_signals = [code for code in signals if -code not in (signal.SIGKILL, signal.SIGTERM, signal.SIGABRT)]
     lost = [code for code in codes if code == PROCESS_LOST]
-    return next(iter([*said, *own, *lost, *signals, *codes]), 0) if any(codes) else 0
+    return next(iter([*errors, *own_signals, *lost, *signals, *codes]), 0) if any(codes) else 0

@@ -1,7 +1,4 @@
-"""Several processes that train one run: how they meet, how they agree, and that the loss of one is the loss of all.
-
-Not in the design's list of modules: sharding.py says what lies on which device, this what processes tell each other.
-"""
+"""One run in several processes, one per host or per device: how they join, agree to stop, and end together."""
 
 from __future__ import annotations
 
@@ -26,27 +23,30 @@ from scaling.training.monitor import Stopped, timeout_with_notice
 from scaling.training.out_of_memory import first_line, is_out_of_memory
 
 START_TIMEOUT_SECONDS = 1800
-"""Large jobs start slowly."""
+"""How long a process waits for the others to join: large jobs start slowly."""
 
 HEARTBEAT_TIMEOUT_SECONDS = 100
-"""After how long without a sign of life a process counts as lost, and XLA aborts the others: JAX's own default. Less is
-risky: pinning memory has kept hosts of eight GPUs silent for longer than ten seconds (jax issue 23599)."""
+"""A process that sends no heartbeat for so long counts as lost, and XLA aborts the others. This is JAX's own default; a
+shorter time is risky, because pinning memory has kept hosts of eight GPUs silent for more than ten seconds (jax issue
+23599)."""
 
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 LOST_PEER_MESSAGE = re.compile(
     r"Gloo|ncclRemoteError|remote process|UNAVAILABLE|heartbeat|barrier|closed by peer|reset by peer", re.IGNORECASE
 )
-"""How XLA's collectives and JAX's coordination service say that another process does not answer."""
-
+"""Occurs in the errors of XLA's collectives and of JAX's coordination service when another process does not answer."""
 
 STATUS_PREFIX = re.compile("(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
-"""How a message of XLA's begins, also where JAX raises a ValueError of it."""
+"""How the message of an XLA error begins, also where JAX raises it as a ValueError."""
 
 
 def join_processes() -> None:
-    """Joins the other processes of a run, if there are any. Raises InputError when the environment names a process
-    that cannot be; ends this one, as lost, when the others do not come, just before XLA would abort it."""
+    """Joins the other processes of a run, if there are any.
+
+    Raises InputError when the variables in PROCESS_VARIABLES make no sense. When the others do not join in time, ends
+    this process with PROCESS_LOST, two seconds before XLA would abort it.
+    """
     given = [f"{name}={os.environ[name]}" for name in PROCESS_VARIABLES if name in os.environ]
     others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
     try:
@@ -57,16 +57,17 @@ def join_processes() -> None:
 
 
 def initialize_distributed() -> None:
-    """Makes this process one of several. A process alone does nothing, and so does a second call.
+    """Calls jax.distributed.initialize when the environment says that this process is one of several. Does nothing for
+    a process alone, and at a second call.
 
-    srun, mpirun and TPU pods tell JAX who they are. Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say it, all three: InputError otherwise. JAX's preemption service is off: it would keep SIGTERM to
-    itself, which monitor.signals hears.
+    Under srun, mpirun and on TPU pods, JAX finds the other processes itself. Elsewhere JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set; raises InputError when only some of them are. JAX's preemption
+    service is switched off: it would take SIGTERM, which the training loop handles (monitor.stop_signals).
     """
     environment = os.environ
     if jax.distributed.is_initialized():
         return
-    begin = functools.partial(
+    initialize = functools.partial(
         jax.distributed.initialize,
         initialization_timeout=START_TIMEOUT_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
@@ -76,51 +77,57 @@ def initialize_distributed() -> None:
             raise InputError(f"{', '.join(given)} without the others: set {', '.join(PROCESS_VARIABLES)}, or none")
         address, count, index = (environment[name] for name in PROCESS_VARIABLES)
         jax.config.update("jax_enable_preemption_service", False)
-        begin(address, int(count), int(index))
+        initialize(address, int(count), int(index))
     elif (
         int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     ):
         jax.config.update("jax_enable_preemption_service", False)
-        begin()
+        initialize()
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called this. what: names the place, the same in all processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def any_process_asks(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Callable[[], bool]]:
-    """Opens polls on a flag: each call asks every process, and returns what tells, when called, whether any said yes.
+    """Returns a function `ask` that finds out whether `flag()` is true in any process.
 
-    All must open a poll at the same place, and get the same answer. Opening one does not wait; the answer takes the
-    turn of the devices, one small all-reduce, so ask before a step is dispatched and read after. Alone, the answer is
-    the flag when it is read.
+    `ask()` starts one small all-reduce and returns a function that waits for its result. All processes must call `ask`
+    at the same step, and all get the same answer. The all-reduce waits its turn on the devices, so call `ask` before a
+    training step is dispatched, and read the result after. In a process alone the answer is the value of the flag when
+    it is read.
     """
     if jax.process_count() == 1:
         return lambda: flag
-    each = NamedSharding(mesh, P(mesh.axis_names))
-    cards = {
-        up: jax.make_array_from_callback((mesh.size,), each, lambda _, up=up: np.full(1, up, np.int32))
-        for up in (False, True)
+    # One element per device of the whole mesh; this process fills only those of its own devices, all with its vote.
+    one_per_device = NamedSharding(mesh, P(mesh.axis_names))
+    votes = {
+        vote: jax.make_array_from_callback(
+            (mesh.size,), one_per_device, lambda _, vote=vote: np.full(1, vote, np.int32)
+        )
+        for vote in (False, True)
     }
-    count = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
+    # A replicated sum over sharded elements: XLA makes it an all-reduce.
+    count_votes = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
 
     def ask() -> Callable[[], bool]:
-        raised = count(cards[bool(flag())])
-        return lambda: bool(raised)
+        count = count_votes(votes[bool(flag())])
+        return lambda: bool(count)
 
     return ask
 
 
 @contextlib.contextmanager
 def exit_together() -> Iterator[None]:
-    """Inside, whatever ends one of several processes ends all: with exit code PROCESS_LOST where another is gone.
+    """Inside this block, an error in one of several processes ends all of them, with PROCESS_LOST in the others.
 
-    At once, because what would follow waits for processes that do not answer: checkpoints that are being written, and
-    the farewell when Python ends (86 s were seen). A process alone raises as usual.
+    The process exits at once, without Python's usual clean-up: checkpoints that are being written and the shutdown of
+    jax.distributed would wait for processes that no longer answer (86 s were seen). In a process alone, errors are
+    raised as usual.
     """
     try:
         yield
@@ -135,6 +142,7 @@ def exit_together() -> Iterator[None]:
 
 
 def _report_error(error: Exception) -> int:
+    """Prints the error and returns the exit code for it."""
     if not lost_peer(error):
         return report_failure(error)
     print(f"error: another process of this run is gone: {first_line(error)}", file=sys.stderr, flush=True)
@@ -142,7 +150,7 @@ def _report_error(error: Exception) -> int:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error of XLA's, or one that it came from, says that another process is gone."""
+    """Whether an XLA error, or one from which it was raised, says that another process is gone."""
     if is_out_of_memory(error):
         return False
     return any(

@@ -1,14 +1,11 @@
-"""The verb `scaling sweep manifest`: YAML by which others' schedulers start workers on TPU slices. Generated, and never
-run by this project: it has no TPU and no cluster of theirs.
+"""The verb `scaling sweep manifest`: YAML by which SkyPilot or Kubernetes starts workers on TPU slices.
 
-One worker is one slice; it takes cells from the sweep's folder as any other worker does (sweeps/running/fleet.py), on
-one host
-or several (sweeps/clusters/slice_worker.py). Field names: docs.skypilot.co/en/latest/reference/yaml-spec.html
-and tpu.html,
-jobset.sigs.k8s.io (v1alpha2), kueue.sigs.k8s.io/docs/tasks/run/jobsets. Hosts and names of chips: plan-tpus in
+It is generated, and has never run on a cluster. One worker is one slice of one host or several
+(sweeps/clusters/slice_worker.py); it takes runs from the sweep's folder like any other worker.
+
+Sources. Field names: docs.skypilot.co/en/latest/reference/yaml-spec.html and tpu.html, jobset.sigs.k8s.io (v1alpha2),
+kueue.sigs.k8s.io/docs/tasks/run/jobsets. Hosts and chip names: plan-tpus in
 cloud.google.com/kubernetes-engine/docs/concepts, and cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
-
-Not in the design's list of modules: executors start workers themselves, these are started by others.
 """
 
 from __future__ import annotations
@@ -27,24 +24,25 @@ from sweeps.planning.plan import find_sweep, load_plan
 from sweeps.running.running_attempts import GRACE_SECONDS
 
 HOST_CHIPS = 4
-"""Chips of a host of a slice of several hosts."""
+"""Chips of each host of a slice of several hosts."""
 FLAT_HOST_CHIPS = 8
-"""Chips that one host of v5e or v6e has at most; a slice of no more has one host."""
+"""The most chips that one host of v5e or v6e has; a slice with no more chips has one host."""
 MAX_RESTARTS = 100
+"""How often the scheduler starts a slice again."""
 RUNNER_SECONDS = 30
-"""Seconds after the runner's patience with its runs, for the runner itself."""
+"""Seconds that a stopped runner needs to end after its runs have ended."""
 
 Scheduler = Literal["skypilot", "jobset"]
 
 
 @dataclass(frozen=True)
 class ChipNames:
-    """What Google calls a chip. node: on GKE's nodes; type: in Cloud TPU's types, before a count of chips, or of cores
-    where a chip is counted as two."""
+    """Google's names of a chip. node: the label of GKE's nodes. type: Cloud TPU's type, before a count. cores_per_chip:
+    what that count adds per chip: 2 for types that count cores."""
 
     node: str
     type: str
-    cores: int = 1
+    cores_per_chip: int = 1
 
 
 CHIP_NAMES = {
@@ -57,8 +55,7 @@ CHIP_NAMES = {
 
 @dataclass(frozen=True)
 class ManifestSpec:
-    """What is asked for. folder: of the sweeps, as the machines see it; volume: what is mounted there; infra: where
-    SkyPilot looks for machines."""
+    """The arguments of the verb. slice: of one worker. folder: of the sweeps, as the machines see it."""
 
     name: str
     slice: Topology
@@ -71,11 +68,12 @@ class ManifestSpec:
     spot: bool
 
     @property
-    def place(self) -> str:
+    def sweep_folder(self) -> str:
         return f"{self.folder.rstrip('/')}/{self.name}"
 
     @property
-    def grace(self) -> int:
+    def grace_seconds(self) -> int:
+        """Time between SIGTERM and SIGKILL in which the runs save."""
         return int(GRACE_SECONDS) + RUNNER_SECONDS
 
 
@@ -93,39 +91,45 @@ def manifest(
     out: Path = Path("out"),
     file: Path | None = None,
 ) -> None:
-    """Write YAML for workers on TPU slices. GENERATED, NEVER RUN HERE: read it before you start it.
+    """Write YAML that starts workers on TPU slices. It has never run on a cluster: read it before you start it.
 
-    A worker takes runs of the sweep until none is left that is not another's; losing one loses nothing but what was
-    trained since the last checkpoint. The plan must lie in the folder that the machines share. That is a POSIX folder
-    (Filestore, NFS): claims need files that are created by one only, and a bucket mounted as a folder has none.
+    A worker trains runs of the sweep until none is left that no other worker holds. A worker that is lost costs the
+    steps since the last checkpoint. The plan of the sweep must lie in the folder that the machines share. That must be
+    a POSIX folder (Filestore, NFS): claims need files that only one process can create, which a bucket mounted as a
+    folder does not offer.
 
     Args:
-        name: the sweep, as in `scaling sweep plan NAME`.
-        scheduler: skypilot, a managed job for each worker; or jobset, a Kubernetes JobSet for each, queued by Kueue.
-        topology: the slice of one worker, as v5e:4x4. Must be given.
-        workers: slices at once.
-        folder: of the sweeps, as the machines see it: it has NAME in it.
-        volume: what is mounted there: a persistent volume claim, ReadWriteMany (jobset), or SERVER:/PATH (skypilot).
-        image: container image with this package and jax[tpu]. Must be given for jobset.
-        queue: the local queue of Kueue.
-        infra: where SkyPilot looks for machines, as gcp or gcp/us-central2/us-central2-b.
-        spot: machines that may be taken away.
-        out: folder of the sweeps here, whose plan is checked against the topology; without a plan, the sweep is.
-        file: write here, not to the terminal.
+        name: required: the sweep, as in `scaling sweep plan NAME`.
+        scheduler: required: skypilot (a managed job per worker) or jobset (a Kubernetes JobSet per worker, queued by
+            Kueue).
+        topology: required: the slice of one worker, as v5e:4x4.
+        workers: how many slices work at the same time.
+        folder: folder of the sweeps as the machines see it, absolute; NAME lies in it.
+        volume: required: what the machines mount at the folder: for jobset a persistent volume claim (ReadWriteMany),
+            for skypilot an NFS share as SERVER:/PATH.
+        image: container image with this package and jax[tpu]; required for jobset.
+        queue: Kueue's local queue (jobset).
+        infra: where SkyPilot looks for machines, as gcp or gcp/us-central2/us-central2-b (skypilot).
+        spot: use machines that may be preempted, which cost less.
+        out: folder of the sweeps on this machine. The plan of the sweep in it is checked against the topology; without
+            a plan, the sweep's definition is.
+        file: file to write; by default the YAML goes to standard output.
     """
     if not topology:
         raise InputError("topology: must be given, as --topology v5e:4x4")
     if workers < 1:
         raise InputError(f"workers = {workers}: must be 1 or more")
     if "://" in folder + volume:
-        given = folder if "://" in folder else volume
-        raise InputError(f"{given}: a bucket; claims need a POSIX folder that all machines share, as Filestore or NFS")
+        flag, bucket = ("folder", folder) if "://" in folder else ("volume", volume)
+        raise InputError(
+            f"{flag} = {bucket}: must be a POSIX folder that all machines share (Filestore, NFS), not a bucket"
+        )
     if not folder.startswith("/"):
         raise InputError(f"folder = {folder}: must be absolute, as /mnt/sweeps")
     target = parse_topology(topology)
     check_meshes(name, out, target)
-    order = ManifestSpec(name, target, workers, folder, volume, image, queue, infra, spot)
-    text = skypilot_manifest(order) if scheduler == "skypilot" else jobset_manifest(order)
+    spec = ManifestSpec(name, target, workers, folder, volume, image, queue, infra, spot)
+    text = skypilot_manifest(spec) if scheduler == "skypilot" else jobset_manifest(spec)
     if file is None:
         sys.stdout.write(text)
     else:
@@ -133,13 +137,13 @@ def manifest(
 
 
 def check_meshes(name: str, out: Path, target: Topology) -> None:
-    """Raises InputError unless every run of the sweep can be laid out on the chips of a slice."""
+    """Raises InputError unless the mesh of every run of the sweep fits the chips of a slice."""
     from scaling.model.sharding import axis_sizes
 
     folder = out / name
-    planned = (folder / PLAN).exists()
+    has_plan = (folder / PLAN).exists()
     configs: Iterator[RunConfig] = iter(
-        [cell.config for cell in load_plan(folder).cells] if planned else find_sweep(name).cells
+        [cell.config for cell in load_plan(folder).cells] if has_plan else find_sweep(name).cells
     )
     for mesh in {config.mesh: None for config in configs}:
         try:
@@ -149,85 +153,87 @@ def check_meshes(name: str, out: Path, target: Topology) -> None:
 
 
 def count_hosts(target: Topology) -> int:
-    """Machines of a slice: one where its chips fit one, else one for every four chips."""
-    one = FLAT_HOST_CHIPS if len(target.dims) == 2 else HOST_CHIPS
-    return 1 if target.chips <= one else target.chips // HOST_CHIPS
+    """Hosts of a slice: one when its chips fit one host, else one per four chips. v5e and v6e have two dimensions."""
+    most = FLAT_HOST_CHIPS if len(target.dims) == 2 else HOST_CHIPS
+    return 1 if target.chips <= most else target.chips // HOST_CHIPS
 
 
-def host_command(order: ManifestSpec, gang: str, rank: str) -> str:
-    """The command of each host of a slice, for a shell."""
-    arguments = [order.place, gang, rank, str(count_hosts(order.slice)), str(order.slice.chips)]
+def host_command(spec: ManifestSpec, slice_name: str, rank: str) -> str:
+    """The shell command of each host of a slice. rank: a shell expression for the rank of the host."""
+    arguments = [spec.sweep_folder, slice_name, rank, str(count_hosts(spec.slice)), str(spec.slice.chips)]
     return " ".join(["exec python -m sweeps.clusters.slice_worker", *arguments])
 
 
-def skypilot_manifest(order: ManifestSpec) -> str:
-    """A task; each `sky jobs launch` of it is a worker. SkyPilot runs it on every host of the slice."""
+def skypilot_manifest(spec: ManifestSpec) -> str:
+    """A SkyPilot task. Each `sky jobs launch` of it is a worker; SkyPilot runs it on every host of the slice."""
     from scaling.exit_codes import PROCESS_LOST, STOPPED
 
-    if not order.volume or ":/" not in order.volume:
-        raise InputError(f"volume = {order.volume!r}: must be what NFS serves, as SERVER:/PATH")
-    names = CHIP_NAMES[order.slice.chip.name]
+    if not spec.volume or ":/" not in spec.volume:
+        raise InputError(f"volume = {spec.volume!r}: must be an NFS share, as --volume SERVER:/PATH")
+    names = CHIP_NAMES[spec.slice.chip.name]
     resources: dict[str, Any] = {
-        "infra": order.infra,
-        "accelerators": f"{names.type}-{order.slice.chips * names.cores}",
-        "use_spot": order.spot,
+        "infra": spec.infra,
+        "accelerators": f"{names.type}-{spec.slice.chips * names.cores_per_chip}",
+        "use_spot": spec.spot,
         "job_recovery": {
             "strategy": "FAILOVER",
             "max_restarts_on_errors": MAX_RESTARTS,
             "recover_on_exit_codes": [PROCESS_LOST, STOPPED],
         },
     }
-    if order.image:
-        resources["image_id"] = f"docker:{order.image}"
+    if spec.image:
+        resources["image_id"] = f"docker:{spec.image}"
     mount = [
         "sudo apt-get update && sudo apt-get install -y nfs-common",
-        f"sudo mkdir -p {order.folder}",
-        f"mountpoint -q {order.folder} || sudo mount -t nfs {order.volume} {order.folder}",
+        f"sudo mkdir -p {spec.folder}",
+        f"mountpoint -q {spec.folder} || sudo mount -t nfs {spec.volume} {spec.folder}",
     ]
     task: dict[str, Any] = {
-        "name": order.name.replace("_", "-"),
+        "name": spec.name.replace("_", "-"),
         "workdir": ".",
         "resources": resources,
-        "setup": "\n".join(["set -e", *mount, *([] if order.image else ["pip install -e '.[tpu]'"])]) + "\n",
-        "run": host_command(order, '"$SKYPILOT_TASK_ID"', '"$SKYPILOT_NODE_RANK"') + "\n",
+        "setup": "\n".join(["set -e", *mount, *([] if spec.image else ["pip install -e '.[tpu]'"])]) + "\n",
+        "run": host_command(spec, '"$SKYPILOT_TASK_ID"', '"$SKYPILOT_NODE_RANK"') + "\n",
     }
-    if order.image:
+    if spec.image:
         del task["workdir"]
-    start = f"# Start {order.workers}: for i in $(seq {order.workers}); do sky jobs launch --yes --async FILE; done\n"
-    return header_comment(order, "SkyPilot") + start + to_yaml(task)
+    start = f"# Start {spec.workers}: for i in $(seq {spec.workers}); do sky jobs launch --yes --async FILE; done\n"
+    return header_comment(spec, "SkyPilot") + start + to_yaml(task)
 
 
-def jobset_manifest(order: ManifestSpec) -> str:
-    """A JobSet for each worker, so that one which is restarted disturbs no other and Kueue admits each by itself."""
-    if not order.image:
-        raise InputError("image: must be given, a container image with this package and jax[tpu]")
-    if not order.volume:
-        raise InputError("volume: must be given, the name of a persistent volume claim that many pods may write")
+def jobset_manifest(spec: ManifestSpec) -> str:
+    """One JobSet per worker, so that Kueue admits each by itself, and the restart of one does not touch the others."""
+    if not spec.image:
+        raise InputError("image: must be given, as --image with a container image that has this package and jax[tpu]")
+    if not spec.volume:
+        raise InputError("volume: must be given, as --volume with the name of a ReadWriteMany persistent volume claim")
     start = "# Start: kubectl apply -f FILE\n---\n"
     return (
-        header_comment(order, "JobSet")
+        header_comment(spec, "JobSet")
         + start
-        + "---\n".join(to_yaml(worker_jobset(order, i)) for i in range(order.workers))
+        + "---\n".join(to_yaml(worker_jobset(spec, i)) for i in range(spec.workers))
     )
 
 
-def worker_jobset(order: ManifestSpec, index: int) -> dict[str, Any]:
-    """The JobSet of one worker: a pod a host. If one fails, all are made anew."""
-    hosts, own = count_hosts(order.slice), f"{order.name.replace('_', '-')}-{index}"
-    about: dict[str, Any] = {"name": own, "labels": {"kueue.x-k8s.io/queue-name": order.queue}}
+def worker_jobset(spec: ManifestSpec, index: int) -> dict[str, Any]:
+    """The JobSet of one worker, with one pod per host. When a pod fails, its job fails (backoffLimit 0), and the
+    failure policy starts all pods of the JobSet again."""
+    hosts, own_name = count_hosts(spec.slice), f"{spec.name.replace('_', '-')}-{index}"
+    metadata: dict[str, Any] = {"name": own_name, "labels": {"kueue.x-k8s.io/queue-name": spec.queue}}
     if hosts > 1:
-        about["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        # All pods on the node pool of one slice, and no other job on it.
+        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     job = {
         "parallelism": hosts,
         "completions": hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
-        "template": {"spec": pod_spec(order, own)},
+        "template": {"spec": pod_spec(spec, own_name)},
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": about,
+        "metadata": metadata,
         "spec": {
             "failurePolicy": {"maxRestarts": MAX_RESTARTS},
             "replicatedJobs": [{"name": "slice", "replicas": 1, "template": {"spec": job}}],
@@ -235,59 +241,59 @@ def worker_jobset(order: ManifestSpec, index: int) -> dict[str, Any]:
     }
 
 
-def pod_spec(order: ManifestSpec, gang: str) -> dict[str, Any]:
-    """One host."""
+def pod_spec(spec: ManifestSpec, slice_name: str) -> dict[str, Any]:
+    """The pod of one host."""
     selector = {
-        "cloud.google.com/gke-tpu-accelerator": CHIP_NAMES[order.slice.chip.name].node,
-        "cloud.google.com/gke-tpu-topology": "x".join(map(str, order.slice.dims)),
+        "cloud.google.com/gke-tpu-accelerator": CHIP_NAMES[spec.slice.chip.name].node,
+        "cloud.google.com/gke-tpu-topology": "x".join(map(str, spec.slice.dims)),
     }
     tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if order.spot:
+    if spec.spot:
         selector["cloud.google.com/gke-spot"] = "true"
         tolerations.append(
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         )
-    chips = {"google.com/tpu": order.slice.chips // count_hosts(order.slice)}
+    chips = {"google.com/tpu": spec.slice.chips // count_hosts(spec.slice)}
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": order.grace,
+        "terminationGracePeriodSeconds": spec.grace_seconds,
         "nodeSelector": selector,
         "tolerations": tolerations,
         "containers": [
             {
                 "name": "worker",
-                "image": order.image,
-                "command": ["sh", "-c", host_command(order, gang, '"$JOB_COMPLETION_INDEX"')],
+                "image": spec.image,
+                "command": ["sh", "-c", host_command(spec, slice_name, '"$JOB_COMPLETION_INDEX"')],
                 "resources": {"requests": chips, "limits": chips},
-                "volumeMounts": [{"name": "sweeps", "mountPath": order.folder}],
+                "volumeMounts": [{"name": "sweeps", "mountPath": spec.folder}],
             }
         ],
-        "volumes": [{"name": "sweeps", "persistentVolumeClaim": {"claimName": order.volume}}],
+        "volumes": [{"name": "sweeps", "persistentVolumeClaim": {"claimName": spec.volume}}],
     }
 
 
-def header_comment(order: ManifestSpec, scheduler: str) -> str:
-    """The comment above: what this is, and what it needs."""
-    hosts = count_hosts(order.slice)
+def header_comment(spec: ManifestSpec, scheduler: str) -> str:
+    """The comment above the YAML: what it is, and what it needs."""
+    hosts = count_hosts(spec.slice)
     return (
         f"# GENERATED by `scaling sweep manifest` for {scheduler}, and NEVER RUN by its authors: read it first.\n"
-        f"# Sweep {order.name}: {order.workers} workers, each a slice {order.slice.name} of {order.slice.chips} chips "
+        f"# Sweep {spec.name}: {spec.workers} workers, each a slice {spec.slice.name} of {spec.slice.chips} chips "
         f"on {hosts} hosts.\n"
-        f"# {order.folder} must be a POSIX folder that all machines share (Filestore, NFS), not a bucket, "
-        f"with {order.name}/plan.json in it.\n"
+        f"# {spec.folder} must be a POSIX folder that all machines share (Filestore, NFS), not a bucket, "
+        f"with {spec.name}/plan.json in it.\n"
     )
 
 
 def to_yaml(value: dict[str, Any]) -> str:
-    """As YAML, in the order given, scripts as blocks of lines."""
+    """YAML with keys in the order given, and strings of several lines as blocks."""
     import yaml
 
-    class Blocks(yaml.SafeDumper):
+    class BlockDumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
-    def text(dumper: yaml.SafeDumper, given: str) -> yaml.ScalarNode:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", given, style="|" if "\n" in given else None)
+    def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
-    Blocks.add_representer(str, text)
-    return yaml.dump(value, Dumper=Blocks, sort_keys=False, width=1000)
+    BlockDumper.add_representer(str, represent_text)
+    return yaml.dump(value, Dumper=BlockDumper, sort_keys=False, width=1000)

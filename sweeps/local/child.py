@@ -1,11 +1,11 @@
-"""Becomes the command it is given, tied to its parent's life and to its cores. Run as a script; standard library only.
+"""Ties a command to the life of its parent process and to its cores, and becomes it (exec). Run as a script:
 
-    python leash.py PARENT_PID CORES COMMAND...      CORES as in 0,2 or - for any
+    python child.py PARENT_PID CORES COMMAND...      CORES: as in 0,2; or - for any
 
-When the parent dies, even by SIGKILL, Linux sends SIGTERM: the run saves a checkpoint and ends. Elsewhere the run goes
-on to its end, and holds its folder's lock meanwhile (sweeps/running/claims.py). SIGUSR1 and SIGUSR2, which SLURM
-sends to all
-processes of a job, are for the worker above, which asks the run to end; they must not kill one that is still starting.
+It imports the standard library alone, because sweeps/local/processes.py starts it with `python -I -S`, before each run.
+
+When the parent dies, even by SIGKILL, Linux sends this process SIGTERM: the run saves a checkpoint and ends. On other
+systems the run goes on to its end, and holds the lock of its folder meanwhile (sweeps/running/claims.py).
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
+"""From <sys/prctl.h>: the signal that the kernel sends to a process when its parent dies; exec keeps the setting."""
+
 ORPHAN_EXIT_CODE = 75
+"""STOPPED of scaling/exit_codes.py, which this script cannot import."""
 
 
 def main(arguments: list[str]) -> None:
     parent, cores, *command = arguments
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    # SLURM sends these to all processes of a job. They are meant for the worker, which then asks the run to end; they
+    # must not kill a run that has not installed its handlers yet. An ignored signal stays ignored across exec.
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    # The parent may have died before prctl took effect: then the kernel sends nothing, and the parent is another one.
     if os.getppid() != int(parent):
         sys.exit(ORPHAN_EXIT_CODE)
     if cores != "-" and hasattr(os, "sched_setaffinity"):

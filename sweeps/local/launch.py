@@ -1,11 +1,7 @@
-"""Where runs go: this machine, a SLURM cluster, a Ray cluster.
+"""How the runner starts a run: the interface `Launcher`, and the `Slot` that a run gets.
 
-Two interfaces, both small, and everything else about a sweep is above them and the same everywhere:
-
-    Launcher   starts one attempt at a run, or at a population: local.start, and how a cluster starts one over hosts.
-               The runner (sweeps/running/runner.py) uses it; it holds the claims and judges how an attempt ended.
-    Cluster    brings up workers elsewhere, each of which is a runner on what it was given. The fleet
-               (sweeps/running/fleet.py) uses it; it decides how many there should be.
+The runner (sweeps/running/runner.py) holds the claims and decides what follows from the exit code of an attempt; a
+launcher only starts its process, on this machine (sweeps/local/processes.py) or on several hosts (sweeps/clusters).
 """
 
 from __future__ import annotations
@@ -18,8 +14,14 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one run: these cores (none: any), or these GPUs, as CUDA_VISIBLE_DEVICES names them, of which it may
-    take a fraction of the memory. devices: how many the run is to see."""
+    """Room for one run on this machine.
+
+    Args:
+        cores: the cores that the run may use; none means any.
+        gpu: names of its GPUs as in CUDA_VISIBLE_DEVICES, joined by commas; empty for a run on cores.
+        memory_fraction: the part of the memory of each GPU that the run may take, below 1 when runs share a GPU.
+        devices: number of devices that the run sees.
+    """
 
     cores: tuple[int, ...] = ()
     gpu: str = ""
@@ -28,26 +30,27 @@ class Slot:
 
 
 class ProcessHandle(Protocol):
-    """An attempt that was started."""
+    """The process, or the processes on several hosts, of one attempt at a run."""
 
     def poll(self) -> int | None:
-        """None while it runs; else its exit code, negative for a signal, as subprocess has it."""
+        """The exit code, negative for a signal as in subprocess; None while it runs."""
         ...
 
     def terminate(self) -> None:
-        """Asks it to save and end; does not wait."""
+        """Asks the run to save and end; does not wait."""
         ...
 
     def kill(self) -> None:
-        """Ends it and all that it started. Returns when nothing of it runs; over several hosts it may return after some
-        seconds, and `poll` says when that is so."""
+        """Ends the run and every process that it started. Returns when none of them runs; over several hosts it may
+        return some seconds earlier, and `poll` then returns None until none of them runs."""
         ...
 
 
 class Launcher(Protocol):
-    """Starts a command for a run folder in a slot. What it prints goes to the folder's log.txt.
+    """Starts a command for a run folder in a slot. The command's output is appended to log.txt of the folder.
 
-    inherit: descriptors that it keeps open where it can, such as its claim's lock. Raises OSError where it cannot.
+    inherit: file descriptors that stay open in the new process where possible, such as the lock of its claim. Raises
+    OSError when the process cannot be started.
     """
 
     def __call__(

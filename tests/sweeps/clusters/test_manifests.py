@@ -79,7 +79,7 @@ def test_its_head_says_what_it_is_and_needs_and_how_it_is_started(name: str, tmp
 
 
 def words(command: str) -> Sequence[str]:
-    """The arguments of a host: folder, gang, rank, hosts, chips."""
+    """The arguments of a host: folder, name of the slice, rank, hosts, chips."""
     program, _, rest = command.strip().partition(" sweeps.clusters.slice_worker ")
     assert program == "exec python -m"
     return rest.split()
@@ -105,9 +105,9 @@ def test_pods_times_chips_are_the_slice(topology: str, tmp_path: Path) -> None:
     assert (job["backoffLimit"], pod["restartPolicy"]) == (0, "Never"), "one host lost, all made anew"
     assert one["spec"]["failurePolicy"]["maxRestarts"] > 0
     assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
-    folder, gang, rank, hosts, devices = words(container["command"][-1])
+    folder, slice_name, rank, hosts, devices = words(container["command"][-1])
     assert folder == f"{container['volumeMounts'][0]['mountPath']}/isoflop_1gpu"
-    assert gang == one["metadata"]["name"]
+    assert slice_name == one["metadata"]["name"]
     assert rank == '"$JOB_COMPLETION_INDEX"'
     assert (int(hosts), int(devices)) == (count_hosts(target), target.chips)
     alone = "alpha.jobset.sigs.k8s.io/exclusive-topology" not in one["metadata"].get("annotations", {})
@@ -121,7 +121,7 @@ def test_a_task_asks_for_the_slice(topology: str, tmp_path: Path) -> None:
     kind, _, count = task["resources"]["accelerators"].rpartition("-")
     names = CHIP_NAMES[target.chip.name]
     assert kind == names.type
-    assert int(count) == target.chips * names.cores
+    assert int(count) == target.chips * names.cores_per_chip
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [PROCESS_LOST, STOPPED]
     assert "mount -t nfs 10.0.0.2:/share /mnt/sweeps" in task["setup"]
     *_, hosts, devices = words(task["run"])
@@ -184,5 +184,5 @@ def test_a_mesh_that_does_not_fit_the_slice_is_refused(tmp_path: Path, monkeypat
 
 
 if __name__ == "__main__":
-    for case, asked in CASES.items():
-        manifest("isoflop_1gpu", file=GOLDEN / f"{case}.yaml", out=Path("absent"), **asked)
+    for case, options in CASES.items():
+        manifest("isoflop_1gpu", file=GOLDEN / f"{case}.yaml", out=Path("absent"), **options)

@@ -28,17 +28,17 @@ low*|3|64|gpu:a100:8(S:0-1),shard:4|1:00:00
 cpu|10|32|(null)|infinite
 long|1|16+|(null)|7-12:30:00
 """
-GPUS = Partition("low", (NodeKind(2, 8, 2), NodeKind(3, 64, 8)), 60, default=True)
+GPUS = Partition("low", (NodeKind(2, 8, 2), NodeKind(3, 64, 8)), 60, is_default=True)
 CPUS = Partition("cpu", (NodeKind(10, 32, 0),))
 
 
 def jobs(tmp_path, partition=GPUS, **options) -> SlurmJobs:
-    return SlurmJobs(Slurm(**options), tmp_path / "sweep", found=partition)
+    return SlurmJobs(Slurm(**options), tmp_path / "sweep", known_partition=partition)
 
 
 def test_partitions_are_read():
     found = parse_partitions(SINFO)
-    assert found["low"] == Partition("low", (NodeKind(2, 2, 2), NodeKind(3, 64, 8)), 60, default=True)
+    assert found["low"] == Partition("low", (NodeKind(2, 2, 2), NodeKind(3, 64, 8)), 60, is_default=True)
     assert found["cpu"] == Partition("cpu", (NodeKind(10, 32, 0),), None)
     assert found["long"] == Partition("long", (NodeKind(1, 16, 0),), (7 * 24 + 12) * 60 + 30)
 
@@ -78,12 +78,12 @@ def test_a_cpu_node_counts_as_one_device(tmp_path):
 
 
 def test_room_counts_the_nodes_that_hold_a_share():
-    assert GPUS.room(2, 1) == 5
-    assert GPUS.room(8, 8) == 3
-    assert GPUS.room(8, 9) == 0
-    assert CPUS.room(4, 8) == 10
+    assert GPUS.count_nodes(2, 1) == 5
+    assert GPUS.count_nodes(8, 8) == 3
+    assert GPUS.count_nodes(8, 9) == 0
+    assert CPUS.count_nodes(4, 8) == 10
     mixed = Partition("both", (*GPUS.nodes, *CPUS.nodes))
-    assert mixed.room(1, 1) == 5, "a node without GPUs is no room for runs that take them"
+    assert mixed.count_nodes(1, 1) == 5, "a node without GPUs is no room for runs that take them"
 
 
 def program(path: Path, does: str) -> None:
@@ -110,10 +110,10 @@ def test_what_sbatch_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_run_on_one_node_is_one_task(tmp_path):
-    asked = jobs(tmp_path, cpus=3, minutes=7, signal=60).parameters(WorkerSpec(tmp_path, devices=2), GPUS)
+    asked = jobs(tmp_path, cpus=3, minutes=7, signal=60).executor_parameters(WorkerSpec(tmp_path, devices=2), GPUS)
     assert (asked["nodes"], asked["ntasks_per_node"], asked["cpus_per_task"], asked["time"]) == (1, 1, 6, 7)
     assert asked["additional_parameters"]["gres"] == "gpu:2"
-    assert "gres" not in jobs(tmp_path, CPUS).parameters(WorkerSpec(tmp_path), CPUS)["additional_parameters"]
+    assert "gres" not in jobs(tmp_path, CPUS).executor_parameters(WorkerSpec(tmp_path), CPUS)["additional_parameters"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_no_submitit_is_one_line(tmp_path, monkeypatch):
 def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monkeypatch):
     answers = ["7_0|n|RUNNING|None\n7_1|n|PENDING|Resources\n", None, "7_1|n|RUNNING|None\n"]
     asked = []
-    monkeypatch.setattr(slurm, "ask", lambda *command: asked.append(command) or answers[len(asked) - 1])
+    monkeypatch.setattr(slurm, "slurm_output", lambda *command: asked.append(command) or answers[len(asked) - 1])
     queue = SlurmQueue()
     workers = [SlurmJob(number, tmp_path, queue) for number in ("7_0", "7_1", "7_2")]
     for states in (["running", "queued", "ended"], ["running", "queued", "ended"], ["ended", "running", "ended"]):
@@ -178,11 +178,11 @@ def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monke
         WorkerSpec(tmp_path, members=4),
         WorkerSpec(tmp_path, budgets=RetryBudgets(failures=9)),
     ]
-    names = [mine.name(work), other.name(work), mine.name(larger), *map(mine.name, before)]
+    names = [mine.job_name(work), other.job_name(work), mine.job_name(larger), *map(mine.job_name, before)]
     assert len(set(names)) == 6
     states = ["RUNNING"] * 4 + ["PENDING", "RUNNING"]
     queue = "".join(f"{i}|{name}|{state}|None\n" for i, (name, state) in enumerate(zip(names, states, strict=True)))
-    monkeypatch.setattr(slurm, "ask", lambda *command: said.append(command) or queue)
+    monkeypatch.setattr(slurm, "slurm_output", lambda *command: said.append(command) or queue)
     assert [worker.number for worker in mine.workers(work)] == ["0"]
     assert [worker.number for worker in mine.workers(larger)] == ["2"]
     assert [one for one in said if one[0] == "scancel"] == [("scancel", "--signal=USR1", "3", "5"), ("scancel", "4")]
@@ -193,13 +193,13 @@ def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monke
 def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
     sweep, said = jobs(tmp_path), []
     queue = "1|n|RUNNING|None\n2|n|PENDING|BeginTime\n"
-    monkeypatch.setattr(slurm, "ask", lambda *command: said.append(command) or queue)
+    monkeypatch.setattr(slurm, "slurm_output", lambda *command: said.append(command) or queue)
     sweep.cancel([sweep.job("1"), sweep.job("2"), sweep.job("3")])
     assert said[1:] == [("scancel", "--signal=USR1", "1"), ("scancel", "2")]
 
 
 def test_a_worker_is_pickled_without_what_it_does(tmp_path):
-    pilot = SlurmWorker(WorkerSpec(tmp_path, devices=4), nodes=2, per_node=2)
+    pilot = SlurmWorker(WorkerSpec(tmp_path, devices=4), nodes=2, devices_per_node=2)
     pilot.runner = object()
     again = pickle.loads(pickle.dumps(pilot))
     assert (again.work, again.nodes, again.runner) == (pilot.work, 2, None)
@@ -292,8 +292,11 @@ def test_only_a_signal_becomes_one(said, srun, code):
 @pytest.fixture
 def controller(tmp_path, monkeypatch) -> Path:
     """A folder whose squeue and scancel do what the controller's would for a step that ignores all but a kill: while
-    the file `away` is there they hang and fail, `steps` is what squeue lists, `told` what scancel was asked."""
-    for name, does in (("squeue", "cat steps"), ("scancel", 'echo "$@" >>told; [ $# = 2 ] || echo "7.1|other" >steps')):
+    the file `away` is there they hang and fail, `steps` is what squeue lists, `scancelled` what scancel was asked."""
+    for name, does in (
+        ("squeue", "cat steps"),
+        ("scancel", 'echo "$@" >>scancelled; [ $# = 2 ] || echo "7.1|other" >steps'),
+    ):
         program(tmp_path / name, f"cd {tmp_path}\nif [ -e away ]; then sleep 1; exit 1; fi\n{does}")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "steps").write_text("7.1|other\n")
@@ -314,14 +317,14 @@ def test_a_step_is_asked_to_save_once_there_is_one_and_slurm_answers(controller)
     step = SlurmStep(subprocess.Popen(["sleep", "60"]), "name", controller / "first")
     (controller / "away").touch()
     step.terminate()
-    soon(lambda: step.due, step.poll)
+    soon(lambda: step.next_cancel_at, step.poll)
     (controller / "away").unlink()
     pause = step.pause
     soon(lambda: step.pause > pause, step.poll)
-    assert not (controller / "told").exists()
+    assert not (controller / "scancelled").exists()
     (controller / "steps").write_text("7.1|other\n7.2|name\n")
-    soon(lambda: not step.stopping, step.poll)
-    assert (controller / "told").read_text() == "--signal=TERM 7.2\n"
+    soon(lambda: not step.is_stopping, step.poll)
+    assert (controller / "scancelled").read_text() == "--signal=TERM 7.2\n"
     step.popen.kill()
     step.popen.wait()
 
@@ -335,14 +338,14 @@ def test_a_killed_step_has_not_ended_until_slurm_says_so(controller, monkeypatch
     (controller / "steps").write_text("7.1|other\n7.2|name\n")
     time.sleep(0.2)
     step.kill()
-    soon(lambda: step.due, step.poll)
+    soon(lambda: step.next_cancel_at, step.poll)
     assert step.popen.returncode == -signal.SIGKILL, "srun did not end by itself"
     (controller / "away").unlink()
     late = time.monotonic() + 20
     while step.poll() is None and time.monotonic() < late:
         time.sleep(0.02)
     assert step.poll() == -signal.SIGKILL
-    assert (controller / "told").read_text() == "7.2\n"
+    assert (controller / "scancelled").read_text() == "7.2\n"
 
 
 def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path):

@@ -244,8 +244,8 @@ def test_an_ending_that_nobody_knows_is_a_failure_with_a_name(tmp_path, code):
 def test_a_run_that_the_runner_killed_did_not_run_out_of_memory(tmp_path, monkeypatch):
     """The kernel's count is of the whole machine, and rises for others too."""
     counts = iter(range(1, 1000))
-    monkeypatch.setattr(processes, "kills", lambda: next(counts))
-    monkeypatch.setattr(processes, "killed_for_memory", lambda before: True)
+    monkeypatch.setattr(processes, "count_oom_kills", lambda: next(counts))
+    monkeypatch.setattr(processes, "oom_kill_since", lambda before: True)
     process = processes.start_process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, processes.Slot())
     process.kill()
     assert process.poll() == -signal.SIGKILL

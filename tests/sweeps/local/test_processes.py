@@ -135,7 +135,7 @@ def test_an_orphan_is_told_to_end(tmp_path):
     program = (
         "import sys; from pathlib import Path; from sweeps.local.processes import *\n"
         "code = 'import time; print(1, flush=True); time.sleep(60)'\n"
-        f"p = start([sys.executable, '-c', code], Path({str(tmp_path)!r}), Slot()).popen\n"
+        f"p = start_process([sys.executable, '-c', code], Path({str(tmp_path)!r}), Slot()).popen\n"
         "print(p.pid, flush=True); p.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
