@@ -1,1 +1,1 @@
-"""The decoder: attention, loss, parametrization, sharding."""
+"""The decoder: weights, attention, loss, parametrization, sharding."""

@@ -1,7 +1,7 @@
-"""Causal attention behind one function: XLA's reference, blocks for CPUs, cuDNN's flash, splash for TPUs.
+"""Causal attention with four kernels: XLA's reference, blocks for CPUs, cuDNN's flash attention, splash for TPUs.
 
-A kernel that is asked for by name runs or raises; "auto" is resolved once, by `choose`, and the run records what it
-became. There is no fall-back after that.
+A kernel that the config names either runs or raises. `choose_kernel` resolves "auto" once, before compilation, and the
+run records its choice; no other kernel is tried later.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ PLATFORMS: dict[Kernel, tuple[str, ...]] = {
     "splash": ("tpu",),
 }
 CUDNN_HEAD_WIDTH = 128
-SPLASH_LANES = 128
+SPLASH_LANES = 128  # the width of a TPU's vector registers, of which a block is a multiple
 SPLASH_BLOCK = 512
 
 
 def choose_kernel(model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str) -> Kernel:
-    """The kernel that will run. platform: "cpu", "gpu" or "tpu", of the devices compiled for.
+    """The kernel that a model runs with on a platform ("cpu", "gpu" or "tpu", that of the devices compiled for).
 
-    "auto" takes blocks on CPUs, cuDNN on GPUs and splash on TPUs, and XLA's where these cannot run. Raises InputError
-    when the kernel that the config names cannot run there.
+    "auto" takes blocks on CPUs, cuDNN on GPUs and splash on TPUs, and the XLA reference where these cannot run. Raises
+    InputError when the config names a kernel that cannot run there.
     """
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     preferred: dict[str, Kernel] = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}
     if model.attention == "auto":
-        wanted = preferred.get(platform, "xla")
-        return "xla" if unsupported_reason(wanted, model, dtype, sequence_length, platform) else wanted
+        fastest = preferred.get(platform, "xla")
+        return "xla" if unsupported_reason(fastest, model, dtype, sequence_length, platform) else fastest
     if reason := unsupported_reason(model.attention, model, dtype, sequence_length, platform):
-        able = [k for k in get_args(Kernel) if not unsupported_reason(k, model, dtype, sequence_length, platform)]
+        usable = [k for k in get_args(Kernel) if not unsupported_reason(k, model, dtype, sequence_length, platform)]
         raise InputError(
-            f"model.attention = {model.attention!r}: {reason}; here it must be auto or {' or '.join(able)}"
+            f"model.attention = {model.attention!r}: {reason}; here it must be auto or {' or '.join(usable)}"
         )
     return model.attention
 
@@ -53,7 +53,7 @@ def choose_kernel(model: ModelConfig, dtype: jnp.dtype, sequence_length: int, pl
 def unsupported_reason(
     kernel: Kernel, model: ModelConfig, dtype: jnp.dtype, sequence_length: int, platform: str
 ) -> str:
-    """Why a kernel cannot run; empty when it can."""
+    """Why a kernel cannot run, in words for an error; empty when it can."""
     if platform not in PLATFORMS[kernel]:
         return f"runs on {' and '.join(PLATFORMS[kernel])}, not on {platform}"
     D = model.head_width
@@ -84,8 +84,8 @@ def attend(
     """Causal grouped-query attention. [B, T, H, D] in and out, in the dtype of q; softmax in float32.
 
     Query head h reads key-value head h // (H // K) (Ainslie et al. 2023). segments_BT: integers; a position sees
-    those before it in its own segment only (packed documents; padding is a segment like any other). mesh: where the
-    arrays are sharded (sharding.py), needed by the kernels that the compiler cannot split.
+    itself and those before it in its own segment only (packed documents; padding is one more segment). mesh: the mesh
+    over which the arrays are sharded (sharding.py); kernels that the compiler cannot partition need it.
     """
     if kernel == "xla":
         return _reference_attention(q_BTHD, k_BTKD, v_BTKD, segments_BT)
@@ -94,6 +94,7 @@ def attend(
     run = _cudnn_attention if kernel == "cudnn" else splash_attention
     if mesh is None:
         return run(q_BTHD, k_BTKD, v_BTKD, segments_BT)
+    # The compiler cannot partition these kernels: each device runs one on its own rows and heads.
     batch, heads = P(BATCH_AXES), P(BATCH_AXES, None, "tensor")
     specs = (heads, heads, heads, None if segments_BT is None else batch)
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(
@@ -102,8 +103,11 @@ def attend(
 
 
 def attend_cached(q_BTHD: jax.Array, k_BKSD: jax.Array, v_BKSD: jax.Array, cached_B: jax.Array) -> jax.Array:
-    """As `attend`, for queries of T positions that follow cached_B others: row b's first query sees the first
-    cached_B[b] + 1 of its S keys and values, which are kept by head."""
+    """Attention of T new queries over a cache of S keys and values, which holds the new ones already.
+
+    [B, T, H, D] in and out, as in `attend`. cached_B: tokens that were in each row's cache before. Query t of row b
+    sees the first cached_B[b] + t + 1 positions of the cache, whose arrays have the head axis before the position.
+    """
     k_BSKD, v_BSKD = k_BKSD.transpose(0, 2, 1, 3), v_BKSD.transpose(0, 2, 1, 3)
     return _reference_attention(q_BTHD, k_BSKD, v_BSKD, None, cached_B)
 
@@ -115,24 +119,29 @@ def _reference_attention(
     segments_BT: jax.Array | None,
     cached_B: jax.Array | None = None,
 ) -> jax.Array:
-    """In plain operations, which any platform runs. The query heads of a group are folded into rows, N = (H // K) * T,
-    and weights are normalised after they have met the values: D divisions a row, not T."""
+    """Attention in plain operations, for any platform.
+
+    The query heads that share a key-value head are folded into rows, N = (H // K) * T, so that each group is one matrix
+    product. Weights are normalised after the product with the values: D divisions a row in place of T.
+    """
     B, T, H, D = q_BTHD.shape
     K = k_BTKD.shape[2]
     N = H // K * T
+    # Row n of a group is query head n // T of that group at position n % T.
     q_BKND = (q_BTHD * D**-0.5).reshape(B, T, K, H // K, D).transpose(0, 2, 3, 1, 4).reshape(B, K, N, D)
     scores_BKNS = jnp.matmul(q_BKND, k_BTKD.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
     if cached_B is None:
-        row_N1, column_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
-        seen = column_S <= row_N1
+        query_position_N1, key_position_S = jnp.arange(N)[:, None] % T, jnp.arange(T)
+        visible = key_position_S <= query_position_N1
     else:
-        row_B1N1 = cached_B[:, None, None, None] + jnp.arange(N)[:, None] % T
-        seen = jnp.arange(k_BTKD.shape[1]) <= row_B1N1
+        query_position_B1N1 = cached_B[:, None, None, None] + jnp.arange(N)[:, None] % T
+        visible = jnp.arange(k_BTKD.shape[1]) <= query_position_B1N1
     if segments_BT is not None:
-        seen &= jnp.tile(segments_BT[:, :, None] == segments_BT[:, None, :], (1, H // K, 1))[:, None]
-    scores_BKNS = jnp.where(seen, scores_BKNS, -1e30)
-    top_BKN1 = jax.lax.stop_gradient(scores_BKNS.max(axis=-1, keepdims=True))
-    weights_BKNS = jnp.exp(scores_BKNS - top_BKN1)
+        visible &= jnp.tile(segments_BT[:, :, None] == segments_BT[:, None, :], (1, H // K, 1))[:, None]
+    scores_BKNS = jnp.where(visible, scores_BKNS, -1e30)
+    # Softmax is unchanged by a shift of its row, so the maximum only guards exp and needs no gradient.
+    max_BKN1 = jax.lax.stop_gradient(scores_BKNS.max(axis=-1, keepdims=True))
+    weights_BKNS = jnp.exp(scores_BKNS - max_BKN1)
     total_BKN1 = weights_BKNS.sum(axis=-1, keepdims=True)
     out_BKND = jnp.matmul(weights_BKNS.astype(v_BTKD.dtype), v_BTKD.transpose(0, 2, 1, 3)) / total_BKN1
     out_BTHD = out_BKND.reshape(B, K, H // K, T, D).transpose(0, 3, 1, 2, 4).reshape(B, T, H, D)
@@ -142,15 +151,19 @@ def _reference_attention(
 def _cudnn_attention(
     q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None
 ) -> jax.Array:
-    """cuDNN's flash attention through JAX, which raises where it cannot run. Segments become an additive mask."""
-    own_B1TS = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
-    return jax.nn.dot_product_attention(q_BTHD, k_BTKD, v_BTKD, mask=own_B1TS, is_causal=True, implementation="cudnn")
+    """cuDNN's flash attention as JAX calls it; JAX raises where it cannot run. Segments become a mask."""
+    same_segment_B1TS = (
+        None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+    )
+    return jax.nn.dot_product_attention(
+        q_BTHD, k_BTKD, v_BTKD, mask=same_segment_B1TS, is_causal=True, implementation="cudnn"
+    )
 
 
 def splash_attention(
     q_BTHD: jax.Array, k_BTKD: jax.Array, v_BTKD: jax.Array, segments_BT: jax.Array | None, *, interpret: bool = False
 ) -> jax.Array:
-    """The splash kernel that JAX ships for TPUs. interpret: run it step by step on any platform, for tests."""
+    """The splash attention kernel that JAX ships for TPUs. interpret: run it slowly on any platform, for tests."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -169,10 +182,12 @@ def splash_attention(
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * H)
     kernel = kernels.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret)
 
-    def row(q_HTD: jax.Array, k_KTD: jax.Array, v_KTD: jax.Array, segments_T: jax.Array | None) -> jax.Array:
+    def attend_sequence(
+        q_HTD: jax.Array, k_KTD: jax.Array, v_KTD: jax.Array, segments_T: jax.Array | None
+    ) -> jax.Array:
         ids = None if segments_T is None else kernels.SegmentIds(segments_T, segments_T)
         return cast(jax.Array, kernel(q_HTD, k_KTD, v_KTD, ids))
 
     q_BHTD, k_BKTD, v_BKTD = (x.transpose(0, 2, 1, 3) for x in (q_BTHD * D**-0.5, k_BTKD, v_BTKD))
-    out_BHTD = jax.vmap(row)(q_BHTD, k_BKTD, v_BKTD, segments_BT)
+    out_BHTD = jax.vmap(attend_sequence)(q_BHTD, k_BKTD, v_BKTD, segments_BT)
     return out_BHTD.transpose(0, 2, 1, 3).astype(q_BTHD.dtype)

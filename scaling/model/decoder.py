@@ -1,7 +1,8 @@
-"""The decoder: Llama-shaped (Touvron et al. 2023), Flax Linen, layers stacked and scanned.
+"""The decoder-only transformer of every run: Llama's shape (Touvron et al. 2023) in Flax Linen.
 
-Weights are float32 and cast to `dtype` where they are used. Activations are folded to [N, M], N = B * T, around
-every product: XLA on CPU differentiates products on [B, T, M] three to four times slower.
+Layers are stacked and scanned, so block weights have a leading layer axis L. Weights are float32 and are cast to
+`dtype` where they are used. Activations are folded to [N, M], N = B * T, around every product: XLA on CPU
+differentiates products on [B, T, M] three to four times slower.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from scaling.model.sharding import BATCH_AXES
 
 
 class KVCache(NamedTuple):
-    """A layer's keys and values of up to S tokens a row, so that a token that follows them is one step of work."""
+    """One layer's keys and values of up to S tokens a row, so that a new token costs one position of work."""
 
     k_BKSD: jax.Array
     v_BKSD: jax.Array
 
     @property
     def length(self) -> int:
+        """Tokens that a row has room for, S."""
         return self.k_BKSD.shape[-2]
 
     def extend(self, k_BTKD: jax.Array, v_BTKD: jax.Array, cached_B: jax.Array) -> KVCache:
-        """With T more tokens a row, from place cached_B on."""
+        """The cache with T more tokens in each row, written from position cached_B[b] on."""
 
         def write(cached_KSD: jax.Array, new_TKD: jax.Array, cached: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(cached_KSD, new_TKD.transpose(1, 0, 2), (0, cached, 0))
@@ -43,11 +45,13 @@ class KVCache(NamedTuple):
 
 
 def apply_rope(x_BTHD: jax.Array, theta: float, cached_B: jax.Array | None = None, length: int = 0) -> jax.Array:
-    """Rotary positions, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021).
+    """Rotary position embedding, half-split layout: dimension d pairs with d + D/2 (Su et al. 2021). [B, T, H, D].
 
-    Positions begin at 0, or at cached_B and end below `length`; their angles are the same numbers either way.
+    Positions begin at 0; with cached_B row b begins at cached_B[b], and all positions are below `length`. A position
+    has the same angles either way, to the last digit.
     """
     T, D = x_BTHD.shape[1], x_BTHD.shape[-1]
+    # The angles are computed once, in float64 on the host; D here is the half D / 2.
     frequency_D = theta ** (-np.arange(0, D, 2) / D)
     angle_T1D = np.arange(T if cached_B is None else length)[:, None, None] * frequency_D
     cos_T1D, sin_T1D = np.cos(angle_T1D).astype(np.float32), np.sin(angle_T1D).astype(np.float32)
@@ -55,12 +59,12 @@ def apply_rope(x_BTHD: jax.Array, theta: float, cached_B: jax.Array | None = Non
         position_BT = cached_B[:, None] + jnp.arange(T)
         cos_T1D, sin_T1D = jnp.asarray(cos_T1D)[position_BT], jnp.asarray(sin_T1D)[position_BT]
     low, high = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D], axis=-1)
-    return turned.astype(x_BTHD.dtype)
+    rotated = jnp.concatenate([low * cos_T1D - high * sin_T1D, high * cos_T1D + low * sin_T1D], axis=-1)
+    return rotated.astype(x_BTHD.dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in float32 (Zhang & Sennrich 2019)."""
+    """x / rms(x) * scale over the last axis, computed in float32, in the dtype of x (Zhang & Sennrich 2019)."""
 
     epsilon: float
 
@@ -73,7 +77,8 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x_NI @ kernel_IO without bias. Initial standard deviation: gain / sqrt(I). out: dtype of the result."""
+    """x_NI @ kernel_IO without bias. gain: the initial standard deviation is gain / sqrt(I). out: dtype of the result,
+    that of x where None."""
 
     out_features: int
     gain: float = 1.0
@@ -85,14 +90,17 @@ class Linear(nn.Module):
 
     @nn.compact
     def kernel(self, fan_in: int) -> jax.Array:
-        """The weights alone, float32."""
+        """The weights themselves, float32 [fan_in, out_features]."""
         init = nn.initializers.normal(self.gain * fan_in**-0.5)
         return self.param("kernel", init, (fan_in, self.out_features), jnp.float32)
 
 
 def fused_linear(x_NI: jax.Array, mesh: Mesh | None, *layers: Linear) -> list[jax.Array]:
-    """What each layer makes of x. One product in place of several: x is read once, forward and backward. Where
-    outputs are sharded over tensor, one would have to be dealt out again: there each layer runs alone."""
+    """The output of each layer for the same x, computed as one product of the concatenated kernels.
+
+    x is then read once, forward and backward. Where outputs are sharded over the mesh axis tensor, splitting the joint
+    output would move it between devices, so each layer runs on its own there.
+    """
     if mesh is not None and mesh.shape["tensor"] > 1:
         return [layer(x_NI) for layer in layers]
     kernel_IO = jnp.concatenate([layer.kernel(x_NI.shape[-1]) for layer in layers], axis=1)
@@ -101,6 +109,8 @@ def fused_linear(x_NI: jax.Array, mesh: Mesh | None, *layers: Linear) -> list[ja
 
 
 class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped keys and values (Ainslie et al. 2023)."""
+
     config: ModelConfig
     kernel: Kernel
     mesh: Mesh | None
@@ -113,6 +123,8 @@ class Attention(nn.Module):
         cached_B: jax.Array | None = None,
         cache: KVCache | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
+        """[B, T, M] -> [B, T, M]. With a cache, x_BTM follows the first cached_B[b] tokens of row b's cache, and the
+        cache that is returned holds it too."""
         c = self.config
         B, T, M = x_BTM.shape
         H, K, D = c.heads, c.num_kv_heads, c.head_width
@@ -131,17 +143,19 @@ class Attention(nn.Module):
             q_BTHD, k_BTKD = (apply_rope(x, c.rope_theta, cached_B, cache.length) for x in (q_BTHD, k_BTKD))
             cache = cache.extend(k_BTKD, v_BTKD, cached_B)
             out_BTHD = attend_cached(q_BTHD, *cache, cached_B)
+        # The residual stream sums 2 * depth branches; their last kernels start smaller (Radford et al. 2019).
         gain = (2 * c.depth) ** -0.5 * multipliers(c, "blocks/attention/o/kernel").init
         return Linear(M, gain=gain, name="o")(out_BTHD.reshape(B * T, H * D)).reshape(B, T, M), cache
 
 
 @jax.custom_vjp
 def gated_silu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up. Only the two arguments are kept for the backward pass, in which each gradient is one pass."""
+    """silu(gate) * up. The backward pass stores only the two arguments and computes each gradient in one pass."""
     return nn.silu(gate) * up
 
 
 def _gated_silu_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """With s = sigmoid(gate): silu(gate) = gate * s, and its derivative is s * (1 + gate * (1 - s))."""
     gate, up = saved
     sigmoid = nn.sigmoid(gate)
     return gradient * up * sigmoid * (1 + gate * (1 - sigmoid)), gradient * gate * sigmoid
@@ -151,7 +165,7 @@ gated_silu.defvjp(lambda gate, up: (gated_silu(gate, up), (gate, up)), _gated_si
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+    """The feed-forward branch: down(silu(gate(x)) * up(x)), [B, T, M] in and out (Shazeer 2020)."""
 
     config: ModelConfig
     mesh: Mesh | None
@@ -168,6 +182,8 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: attention and feed-forward, each with its norm before it and added to the residual stream."""
+
     config: ModelConfig
     kernel: Kernel
     mesh: Mesh | None = None
@@ -183,25 +199,25 @@ class Block(nn.Module):
         c = self.config
         attention, ff = Attention(c, self.kernel, self.mesh, name="attention"), SwiGLU(c, self.mesh, name="ff")
         normed_BTM = RMSNorm(c.norm_epsilon, name="attention_norm")(x_BTM)
-        read_BTM, cache = attention(normed_BTM, segments_BT, cached_B, cache)
-        x_BTM = x_BTM + scale(read_BTM, residual_multiplier(c))
+        attended_BTM, cache = attention(normed_BTM, segments_BT, cached_B, cache)
+        x_BTM = x_BTM + scale(attended_BTM, residual_multiplier(c))
         x_BTM = x_BTM + scale(ff(RMSNorm(c.norm_epsilon, name="ff_norm")(x_BTM)), residual_multiplier(c))
         return shard_batch(x_BTM, self.mesh), cache
 
 
 def shard_batch(x_BTM: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Activations sharded as the batch is (sharding.py); as they are without a mesh."""
+    """Tells the compiler to shard activations as the batch is (sharding.py). Unchanged without a mesh."""
     if mesh is None:
         return x_BTM
     return jax.lax.with_sharding_constraint(x_BTM, NamedSharding(mesh, P(BATCH_AXES, None, None)))
 
 
 class Decoder(nn.Module):
-    """tokens_BT -> float32 logits_BTV. Block weights carry a leading layer axis L.
+    """tokens_BT -> float32 logits_BTV.
 
-    dtype: of activations and products. kernel: of attention, as `attention.choose` gives it. mesh: where the weights
-    and the batch are sharded; None on one device. unroll: layers per step of the scan; None: as the config says, or 1.
-    segments_BT: see `attend`.
+    dtype: of activations and products. kernel: of attention, from `attention.choose_kernel`. mesh: the mesh over which
+    weights and batch are sharded, None on one device. unroll: layers per step of the scan; where None, the config's
+    number or 1. segments_BT: see `attention.attend`.
     """
 
     config: ModelConfig
@@ -230,15 +246,17 @@ class Decoder(nn.Module):
         return logits_NV.reshape(*tokens_BT.shape, self.config.vocab_size)
 
     def features(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        """What the head multiplies, [B, T, M] in `dtype`: the multiplier of the logits included."""
+        """The input of the head, [B, T, M] in `dtype`, with the multiplier of the logits."""
         x_BTM = shard_batch(self.embedding[tokens_BT].astype(self.dtype), self.mesh)
         x_BTM, _ = self.blocks(x_BTM, segments_BT)
         return scale(self.final_norm(x_BTM), logit_multiplier(self.config))
 
     def _blocks(self) -> nn.Module:
+        """All layers as one module, scanned over the layer axis of the weights."""
         c = self.config
         unroll = min(self.unroll or c.unroll or 1, c.depth)
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+        # In a loop the compiler cannot merge the recomputation with the forward pass; in unrolled code it would.
         looped = unroll == 1 < c.depth
         block = Block if c.remat == "none" else nn.remat(Block, policy=policies[c.remat], prevent_cse=not looped)
         axes: dict[str, Any] = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
@@ -247,35 +265,35 @@ class Decoder(nn.Module):
 
 
 def matmul_precision(model: Decoder) -> Any:
-    """A context in which products of float32 are float32 everywhere; GPUs and TPUs would round them by default."""
+    """A context in which a float32 model's products are float32 everywhere: GPUs and TPUs round them by default."""
     return jax.default_matmul_precision("highest" if model.dtype == jnp.float32 else "default")
 
 
 def logits(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-    """Float32 [B, T, V]."""
+    """Float32 logits [B, T, V] of the token after each position."""
     with matmul_precision(model):
         return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT))
 
 
 def features(model: Decoder, params: Any, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-    """What the head multiplies, [B, T, M] in the dtype of the products: for a loss in chunks."""
+    """The input of the head, [B, T, M] in the model's dtype, for a loss that computes logits in chunks."""
     with matmul_precision(model):
         return cast(jax.Array, model.apply({"params": params}, tokens_BT, segments_BT, method="features"))
 
 
 def head_weights(model: Decoder, params: Any) -> jax.Array:
-    """The weights that turn `hidden` into logits, float32 [M, V]."""
+    """The weights that turn `features` into logits, float32 [M, V]; the transposed embedding where it is tied."""
     return params["embedding"].T if model.config.tied else params["head"]["kernel"]
 
 
 def split_layers(params: Any) -> Any:
-    """The same weights, each layer's an array of its own: what `following` takes."""
+    """The same weights with a list of layers under "blocks" in place of stacked arrays, as `decode_step` takes them."""
     depth = len(params["blocks"]["attention_norm"]["scale"])
     return params | {"blocks": [jax.tree.map(operator.itemgetter(l), params["blocks"]) for l in range(depth)]}
 
 
 def empty_cache(model: Decoder, rows: int, length: int) -> list[KVCache]:
-    """For `following`: room for `length` tokens in each of `rows`, layer by layer."""
+    """One cache a layer for `decode_step`, with room for `length` tokens in each of `rows` rows."""
     c = model.config
     shape_BKSD = (rows, c.num_kv_heads, length, c.head_width)
     return [KVCache(jnp.zeros(shape_BKSD, model.dtype), jnp.zeros(shape_BKSD, model.dtype)) for _ in range(c.depth)]
@@ -284,19 +302,22 @@ def empty_cache(model: Decoder, rows: int, length: int) -> list[KVCache]:
 def decode_step(
     model: Decoder, layered: Any, tokens_BT: jax.Array, cached_B: jax.Array, last_B: jax.Array, cache: Sequence[KVCache]
 ) -> tuple[jax.Array, list[KVCache]]:
-    """Float32 logits [B, V] of what comes after place last_B of tokens_BT, which follow the first cached_B tokens of a
-    cache; and the cache that holds them too. layered: weights as `by_layer` gives them. A layer's keys and values are
-    an array of their own, since a stack of them would be copied at every step."""
+    """Logits of the next token, and the cache with the tokens read.
+
+    tokens_BT follow the first cached_B[b] tokens of row b's cache. The logits, float32 [B, V], are those of the token
+    after position last_B[b] of tokens_BT. layered: weights from `split_layers`. Each layer's keys and values are arrays
+    of their own, because a stacked cache would be copied at every step.
+    """
     c = model.config
-    block, out = Block(c, "xla"), []
+    block, caches = Block(c, "xla"), []
     with matmul_precision(model):
         x_BTM = layered["embedding"][tokens_BT].astype(model.dtype)
-        for weights, kept in zip(layered["blocks"], cache, strict=True):
-            x_BTM, kept = cast(Any, block.apply({"params": weights}, x_BTM, None, cached_B, kept))
-            out.append(kept)
+        for weights, layer_cache in zip(layered["blocks"], cache, strict=True):
+            x_BTM, layer_cache = cast(Any, block.apply({"params": weights}, x_BTM, None, cached_B, layer_cache))
+            caches.append(layer_cache)
         x_BM = x_BTM[jnp.arange(len(last_B)), last_B]
         x_BM = scale(
             cast(Any, RMSNorm(c.norm_epsilon).apply({"params": layered["final_norm"]}, x_BM)), logit_multiplier(c)
         )
         head_MV = head_weights(model, layered).astype(model.dtype)
-        return jnp.matmul(x_BM, head_MV, preferred_element_type=jnp.float32), out
+        return jnp.matmul(x_BM, head_MV, preferred_element_type=jnp.float32), caches

@@ -1,7 +1,7 @@
-"""The mesh (data, fsdp, tensor), and one table of (path pattern, PartitionSpec) that raises on no match.
+"""The device mesh (data, fsdp, tensor), and how the batch and the training state are sharded over it.
 
-The batch is sharded over data and fsdp, never replicated; weights and optimizer state over fsdp and tensor.
-pjit is `jax.jit` with `NamedSharding` today; axes are Auto, so the compiler places what the table leaves open.
+The batch is sharded over data and fsdp, never replicated; weights and optimizer state over fsdp and tensor, as the
+table of weights.py says. The axes are Auto: the compiler chooses the sharding of everything in between.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ BATCH_SPEC = P(BATCH_AXES)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, or those given (of a topology that is not there); neighbours on it are neighbours.
+    """A mesh over all devices, or over those given (of a topology that is compiled for and absent).
 
-    Over several TPU slices, which only a data-centre network joins, the data axis runs over the slices, fsdp and
-    tensor stay within one. Raises InputError when the axes do not multiply to the devices or slices.
+    Devices that are neighbours on the mesh are neighbours in the machine. Over several TPU slices, which only a
+    data-centre network joins, the data axis runs over the slices; fsdp and tensor stay within one. Raises InputError
+    when the axes do not multiply to the number of devices, or data is no multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = sizes = axis_sizes(config, len(devices), slices := slice_count(devices))
@@ -44,21 +45,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    """Several CPU devices in one process share one pool of threads, in which their collectives wait for one another:
-    a device that takes every thread for its own work leaves the others none, for good. One thread a device, then."""
+    """XLA options for programs on a mesh: one thread a device where one process has several CPU devices, else None.
+
+    Such devices share one pool of threads, and their collectives wait for one another in it. A device that takes every
+    thread for its own products would leave the others none, and the program would hang.
+    """
     several = sum(d.process_index == jax.process_index() for d in mesh.devices.flat) > 1
     return {"xla_cpu_multi_thread_eigen": False} if several and mesh.devices.flat[0].platform == "cpu" else None
 
 
 def slice_count(devices: Sequence[Any]) -> int:
-    """How many TPU slices the devices lie on. GPUs carry a slice index too: there it is a host, not a network."""
+    """Number of TPU slices that the devices belong to; 1 for other devices (a GPU's slice index is its host)."""
     if devices[0].platform != "tpu":
         return 1
     return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def axis_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, int, int]:
-    """Devices along data, fsdp and tensor. Raises InputError, with the nearest mesh, where they do not multiply."""
+    """Devices along data, fsdp and tensor. Raises InputError, with the nearest mesh that fits, where their product is
+    not `devices` or the slices do not divide data."""
     data = config.data or max(devices // (config.fsdp * config.tensor), 1)
     sizes = (data, config.fsdp, config.tensor)
     if math.prod(sizes) != devices:
@@ -77,49 +82,53 @@ def axis_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, 
 def _suggest_mesh(
     sizes: tuple[int, int, int], devices: int, slices: int, fits: Callable[[tuple[int, int, int]], bool] | None = None
 ) -> str:
-    """The mesh over all devices, data over slices, that changes fewest axes, and those least; in words."""
+    """In words, the valid mesh over all devices that changes the fewest axes, and those by the least.
 
-    def change(other: tuple[int, int, int]) -> tuple[int, float, int]:
-        moved = [abs(math.log2(a / b)) for a, b in zip(sizes, other, strict=True)]
-        return sum(m > 0 for m in moved), sum(moved), other[2]
+    fits: a further condition on (data, fsdp, tensor).
+    """
+
+    def difference(other: tuple[int, int, int]) -> tuple[int, float, int]:
+        """Axes that change, by how many factors of two in all, and last the smaller tensor axis."""
+        doublings = [abs(math.log2(a / b)) for a, b in zip(sizes, other, strict=True)]
+        return sum(d > 0 for d in doublings), sum(doublings), other[2]
 
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     meshes = [(devices // (f * t), f, t) for t in divisors for f in divisors if devices % (f * t) == 0]
-    near = [mesh for mesh in meshes if mesh[0] % slices == 0 and (fits is None or fits(mesh))]
-    if not near:
+    valid = [mesh for mesh in meshes if mesh[0] % slices == 0 and (fits is None or fits(mesh))]
+    if not valid:
         return "no mesh over these devices would fit"
-    best = min(near, key=change)
+    best = min(valid, key=difference)
     return "nearest that fits: " + ",".join(f"{axis}={size}" for axis, size in zip(AXES, best, strict=True))
 
 
 def check_divisibility(config: RunConfig, mesh: Mesh) -> None:
-    """Raises InputError, before anything is spent, when a batch or a weight does not divide over the mesh.
+    """Raises InputError, before anything is compiled, when the batch or a weight does not divide over the mesh.
 
-    It names the smallest change that would fit: the nearest batch, or the nearest mesh of as many devices.
+    The error names the smallest change that fits: the nearest batch, or the nearest mesh of as many devices.
     """
     sizes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
     rows = sizes[0] * sizes[1]
     micro = config.data.microbatch_sequences or config.data.batch_sequences
     if micro % rows:
         field = "microbatch_sequences" if config.data.microbatch_sequences else "batch_sequences"
-        close = max(round(micro / rows), 1) * rows
+        nearest = max(round(micro / rows), 1) * rows
         raise InputError(
             f"data.{field} = {micro}: must be a multiple of the {rows} devices of mesh axes data and fsdp; "
-            f"nearest that fits: {close}"
+            f"nearest that fits: {nearest}"
         )
-    refused = _divisibility_error(config.model, sizes)
-    if refused:
-        close = _suggest_mesh(
+    reason = _divisibility_error(config.model, sizes)
+    if reason:
+        suggestion = _suggest_mesh(
             sizes,
             math.prod(sizes),
             1,
             lambda mesh: not _divisibility_error(config.model, mesh) and micro % (mesh[0] * mesh[1]) == 0,
         )
-        raise InputError(f"{refused}; {close}")
+        raise InputError(f"{reason}; {suggestion}")
 
 
 def _divisibility_error(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
-    """What of a model does not divide over a mesh, in words; empty when all does."""
+    """Which size of a model does not divide over a mesh, in words for an error; empty when all do."""
     _, fsdp, tensor = sizes
     for name, value in (("heads", model.heads), ("kv_heads", model.num_kv_heads), ("ff_width", model.num_ff)):
         if value % tensor:
@@ -130,35 +139,40 @@ def _divisibility_error(model: ModelConfig, sizes: tuple[int, int, int]) -> str:
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
-    """Shardings of a whole training state: scalars replicated, each copy of a parameter as that parameter.
+    """A NamedSharding for every leaf of a training state: scalars are replicated, weights follow the table of weights.
 
-    A parameter is found below any key named `params`, `mu` or `nu` (Adam's moments have the parameters' tree).
+    Adam's moments, under the keys `mu` and `nu`, have the tree of the parameters and are sharded as these. Raises
+    LookupError on a leaf that the table does not have.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if leaf.ndim == 0:
             return NamedSharding(mesh, P())
-        name = re.sub(r"^.*?(^|/)(params|mu|nu)/(params/)?", "", path_name(path))
-        return NamedSharding(mesh, weight_kind(name).spec)
+        # What follows params, mu or nu in the path of a leaf is the path of a weight.
+        path_of_weight = re.sub(r"^.*?(^|/)(params|mu|nu)/(params/)?", "", path_name(path))
+        return NamedSharding(mesh, weight_kind(path_of_weight).spec)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
 def batch_shards(mesh: Mesh | None) -> int:
-    """Over how many devices the rows of a batch are dealt; one without a mesh."""
+    """Number of devices over which the rows of a batch are split; 1 without a mesh."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; further axes whole."""
+    """The sharding of a batch: rows over data and fsdp, further axes not split."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
-def put_batch(rows_of: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
-    """A global array of `shape` whose every shard is made where it lives: rows_of(slice) -> that slice's rows."""
+def put_batch(load_rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
+    """A global array of `shape`, sharded by rows; each process makes only the rows of its own devices.
+
+    load_rows: slice of rows -> those rows, [rows, ...].
+    """
 
     def shard(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        return rows_of(slice(*index[0].indices(shape[0])))
+        return load_rows(slice(*index[0].indices(shape[0])))
 
     return jax.make_array_from_callback(shape, batch_sharding(mesh), shard)
