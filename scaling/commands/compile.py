@@ -134,7 +134,7 @@ def show(made: Estimate, name: str) -> None:
 def rows(made: Estimate) -> list[tuple[str, str]]:
     """What the table says, line by line."""
     gib = {key: getattr(made, key) / GIB for key in ("peak", "hbm", "arguments", "live", "code")}
-    best, worst = made.fastest, made.slowest
+    best, worst = made.overlapped_seconds, made.sequential_seconds
     engines = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in made.engines.items() if value)
     repeated = made.flops_chip * made.chips / made.flops
     return [

@@ -1,9 +1,7 @@
-"""What one train step costs on chips that are not there: what the compiler said, and the roofline that follows.
+"""The cost of one train step on chips that are compiled for and absent: memory, FLOPs, and the roofline.
 
 A roofline is the least time that each engine of a chip needs for its part of the step: matrix products, HBM, the links
 to other chips (ICI), the network between slices (DCN). It is a bound, not a measurement: real runs are slower.
-
-Not in the design's list of modules: it keeps ahead.py to the compiling.
 """
 
 from __future__ import annotations
@@ -28,7 +26,10 @@ FLOAT32_PASSES = 6  # bfloat16 products that make one float32 product at the hig
 
 @dataclass(frozen=True)
 class CollectiveCost:
-    """All collectives of one kind over the same mesh axes, in one step. sent: bytes that each chip sends."""
+    """All collectives of one kind over the same mesh axes in one step.
+
+    devices: size of a group; count: collectives; sent: bytes that each chip sends; seconds: see collective_seconds.
+    """
 
     kind: str
     axes: str
@@ -40,12 +41,15 @@ class CollectiveCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One train step on a topology. Memory in bytes on each chip; flops of matrix products, recomputation included;
-    seconds are rooflines: the least each engine needs for its part of a step.
+    """The cost of one train step on a topology.
 
-    live: at the worst moment, arguments in it. temporaries: all that are ever made, in HBM and in VMEM; they do not
-    live at once. flops: of all chips, as traced. flops_chip: of one chip, as compiled; more than its share where chips
-    repeat work. useful_flops: by the convention exact_causal, without recomputation. tokens: the run's budget.
+    Memory is in bytes on each chip. FLOPs are those of matrix products, recomputation included. Seconds are rooflines:
+    the least that each engine needs for its part of a step.
+
+    live: memory at the worst moment, arguments included. temporaries: all that are ever allocated, in HBM and VMEM,
+    not all at once. code: of the program. hbm: what a chip has. flops: of all chips, as traced. flops_chip: of one
+    chip, as compiled; more than its share where chips repeat work. useful_flops: by the convention exact_causal,
+    without recomputation. tokens: the run's budget. compile_seconds: what compiling took.
     """
 
     topology: str
@@ -80,11 +84,12 @@ class Estimate:
 
     @property
     def peak(self) -> int:
-        """Bytes of HBM on each chip at the worst moment of the step, and its code."""
+        """Bytes of HBM on each chip at the worst moment of the step, the program's code included."""
         return self.live + self.code
 
     @property
     def engines(self) -> dict[str, float]:
+        """Roofline seconds of a step by engine."""
         return {
             "compute": self.compute_seconds,
             "HBM": self.hbm_seconds,
@@ -93,31 +98,33 @@ class Estimate:
         }
 
     @property
-    def fastest(self) -> float:
+    def overlapped_seconds(self) -> float:
         """Seconds of a step when the engines overlap perfectly: the slowest of them."""
         return max(self.engines.values())
 
     @property
-    def slowest(self) -> float:
+    def sequential_seconds(self) -> float:
         """Seconds of a step when nothing overlaps: their sum."""
         return sum(self.engines.values())
 
     @property
     def batch_tokens(self) -> int:
+        """Tokens of a step."""
         return self.batch_sequences * self.sequence_length
 
     def mfu(self, step: float) -> float:
-        """Useful FLOPs over what the chips could do in a step of so many seconds; attention counted halved (causal)."""
+        """Model FLOPs utilisation of a step of `step` seconds: useful FLOPs over what the chips could do in that time.
+        Attention counts half of the positions (causal)."""
         rate = self.flops_chip / self.compute_seconds
         return self.useful_flops / (step * rate * self.chips)
 
     def chip_hours(self, step: float) -> float:
-        """Chip-hours of the whole token budget at so many seconds a step."""
+        """Chip-hours of the whole token budget at `step` seconds a step."""
         return self.tokens / self.batch_tokens * step * self.chips / 3600
 
     def facts(self) -> dict[str, Any]:
-        """All of it for machines, derived figures included."""
-        bounds = {"overlapped": self.fastest, "in_turn": self.slowest}
+        """All fields and derived figures, for JSON."""
+        bounds = {"overlapped": self.overlapped_seconds, "in_turn": self.sequential_seconds}
         return dataclasses.asdict(self) | {
             "peak": self.peak,
             "fits": True,
@@ -136,18 +143,21 @@ def make_estimate(
     kernel: str,
     jaxpr: Any,
     memory: Any,
-    moved: StepCosts,
-    took: float,
+    costs: StepCosts,
+    compile_seconds: float,
 ) -> Estimate:
-    """The estimate of a compiled step. mesh: over all slices; kernel: of attention; jaxpr: of the step; memory: the
-    compiler's memory analysis; moved: the traffic of one chip; took: seconds of compiling."""
+    """The estimate of a compiled step.
+
+    mesh: over all slices; kernel: of attention; jaxpr: of the step; memory: the compiler's memory analysis; costs: of
+    one chip, from the compiled program; compile_seconds: what compiling took.
+    """
     chip, data = topology.chip, config.data
-    kernels = kernel_flops(jaxpr) / topology.chips
-    per_chip = moved.flops + kernels
-    rate = chip.peak_bfloat16 / (1 if config.precision.compute == "bfloat16" else FLOAT32_PASSES)
+    # XLA does not see into Pallas kernels, so their FLOPs come from the traced program.
+    flops_per_chip = costs.flops + kernel_flops(jaxpr) / topology.chips
+    peak = chip.peak_bfloat16 / (1 if config.precision.compute == "bfloat16" else FLOAT32_PASSES)
     slice_mesh = Mesh(mesh.devices[: mesh.shape["data"] // topology.slices], mesh.axis_names)
-    talks = collective_costs(moved, slice_mesh, topology)
-    crossing = sum(one.seconds for one in talks if one.axes == SLICE_AXIS[0])
+    collectives = collective_costs(costs, slice_mesh, topology)
+    between_slices = sum(cost.seconds for cost in collectives if cost.axes == SLICE_AXIS[0])
     params = counts.count_params(config.model).total
     useful = counts.train_flops(config.model, data.sequence_length, data.batch_tokens, "exact_causal")
     return Estimate(
@@ -171,33 +181,33 @@ def make_estimate(
         code=memory.generated_code_size_in_bytes,
         hbm=chip.memory_bytes,
         flops=program_flops(jaxpr),
-        flops_chip=per_chip,
+        flops_chip=flops_per_chip,
         useful_flops=useful,
-        hbm_bytes=moved.memory,
-        collectives=talks,
-        compute_seconds=per_chip / rate,
-        hbm_seconds=moved.memory / chip.hbm_bandwidth,
-        ici_seconds=sum(one.seconds for one in talks) - crossing,
-        dcn_seconds=crossing,
-        compile_seconds=took,
+        hbm_bytes=costs.memory_bytes,
+        collectives=collectives,
+        compute_seconds=flops_per_chip / peak,
+        hbm_seconds=costs.memory_bytes / chip.hbm_bandwidth,
+        ici_seconds=sum(cost.seconds for cost in collectives) - between_slices,
+        dcn_seconds=between_slices,
+        compile_seconds=compile_seconds,
     )
 
 
-def collective_costs(moved: StepCosts, mesh: Mesh, topology: Topology) -> tuple[CollectiveCost, ...]:
-    """Collectives gathered by kind and axes, those that take longest first. mesh: that of one slice."""
+def collective_costs(costs: StepCosts, mesh: Mesh, topology: Topology) -> tuple[CollectiveCost, ...]:
+    """The collectives of a step by kind and mesh axes, those that take longest first. mesh: that of one slice."""
     groups = defaultdict(list)
-    for one in moved.collectives:
-        if one.axes:
-            groups[one.kind, one.axes, one.group].append(one)
-    made = [
+    for collective in costs.collectives:
+        if collective.axes:
+            groups[collective.kind, collective.axes, collective.group_size].append(collective)
+    summed = [
         CollectiveCost(
             kind,
             "+".join(axes),
             math.prod(mesh.shape[name] for name in axes) if axes != SLICE_AXIS else topology.slices,
-            sum(one.times for one in ones),
-            sum(one.times * one.sent for one in ones),
-            sum(collective_seconds(one, mesh, topology) for one in ones),
+            sum(each.runs_per_step for each in group),
+            sum(each.runs_per_step * each.sent_bytes for each in group),
+            sum(collective_seconds(each, mesh, topology) for each in group),
         )
-        for (kind, axes, _), ones in groups.items()
+        for (kind, axes, _), group in groups.items()
     ]
-    return tuple(sorted(made, key=lambda one: -one.seconds))
+    return tuple(sorted(summed, key=lambda cost: -cost.seconds))

@@ -1,7 +1,7 @@
-"""What a profiler's trace says of a training step: when the devices were busy, with which operations, and when not.
+"""Reads a profiler's trace of training steps: when the devices were busy, with which operations, and when idle.
 
-Read with jax.profiler.ProfileData, so without TensorBoard. Operations are named as in the compiled program, whose text
-says of what kind each is. Not in the design's list of modules: the reading half of `scaling profile`.
+jax.profiler.ProfileData reads the trace, so TensorBoard is not needed. Operations have the names of the compiled
+program's instructions, whose text gives the kind of each. Used by `scaling profile`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Kind = Literal["product", "attention", "elementwise", "collective", "copy"]
 Interval = tuple[float, float]
 
 CONTAINERS = ("while", "call", "conditional")
-"""Their bodies are in the trace too."""
+"""Instructions that only contain others, whose own operations are in the trace too."""
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast")
 DATA_MOVEMENT = {
     *("copy", "copy-start", "copy-done", "transpose", "bitcast", "reshape", "broadcast", "slice", "dynamic-slice"),
@@ -32,22 +32,22 @@ DATA_MOVEMENT = {
     *("parameter", "constant"),
 }
 ATTENTION = re.compile(r"/attention/(?!([qkvo]|[qk]_norm)/)")
-"""In the names that JAX gives operations: all of the module but its projections and norms. RoPE counts."""
+"""Matches the op_name of all that runs in the module Attention except its projections and norms; RoPE is part."""
 KIND_PATTERNS: tuple[tuple[Kind, str], ...] = (
     ("collective", "nccl|" + "|".join(COLLECTIVES)),
     ("attention", "fmha|flash|sdpa|splash|attention"),
     ("product", "gemm|cutlass|nvjet|xmma|cublas|matmul|dot|conv"),
     ("copy", "memcpy|memset|copy|transpose|slice|concatenate|gather|broadcast"),
 )
-"""For operations that the program does not name, such as kernels inside a CUDA graph."""
-BUSY_SHARE = 0.9
+"""Kinds by the name of a kernel, for operations that the program does not name, such as those in a CUDA graph."""
+BUSY_SHARE = 0.9  # from this busy share of the wall time on, a run is compute-bound
 COMPUTE_BOUND, WAITING_FOR_HOST, IDLE_WITHIN_STEP = "compute-bound", "waiting for the host", "idle within the step"
-"""What a verdict begins with."""
+"""The words that a verdict begins with."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One execution of one operation. Nanoseconds."""
+    """One execution of one operation; start and end in nanoseconds."""
 
     name: str
     start: float
@@ -56,7 +56,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Trace:
-    """Operations by device, loops and calls left out, cut to the window; and the window, in nanoseconds."""
+    """Operations by device, without loops and calls, cut to the window; and the window, in nanoseconds."""
 
     devices: dict[str, tuple[Op, ...]]
     window: Interval
@@ -64,7 +64,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class OpShare:
-    """share: of the time of all operations. milliseconds and calls: of one step of one device."""
+    """One operation's part of a step. share: of the time of all operations; milliseconds, calls: a step and device."""
 
     name: str
     kind: Kind
@@ -75,9 +75,13 @@ class OpShare:
 
 @dataclass(frozen=True)
 class Activity:
-    """busy: share of the wall in which an operation ran, mean over devices; least_busy: of the idlest one. gap: the
-    longest idle stretch of a step, hence what the host leaves between two when it is late, median of steps, mean over
-    devices; None where steps cannot be told apart. kinds: shares of the time of all operations. Milliseconds a step."""
+    """What the devices did in a step. Times are in milliseconds a step.
+
+    wall: wall time. busy: share of it in which some operation ran, mean over devices; least_busy: that of the idlest
+    device. gap: the longest idle stretch of a step, which is the wait for the host when the host is late: median over
+    steps, mean over devices, None where steps cannot be told apart. op_time: time of all operations, a device. kinds:
+    shares of op_time.
+    """
 
     wall: float
     busy: float
@@ -89,6 +93,7 @@ class Activity:
 
     @property
     def verdict(self) -> str:
+        """One sentence on what limits the step."""
         idle = self.wall * (1 - self.busy)
         if self.busy >= BUSY_SHARE:
             return f"{COMPUTE_BOUND}: the devices are busy {self.busy:.0%} of the time"
@@ -97,18 +102,21 @@ class Activity:
         return f"{IDLE_WITHIN_STEP}: {idle:.3f} ms a step, in many short stretches"
 
 
-def read_trace(folder: Path, window: str, left_out: Iterable[str] = ()) -> Trace:
-    """The newest trace under `folder`. window: name of the TraceAnnotation around the steps. left_out: operations that
-    only contain others. Raises InputError when there is no trace in it, or no operation, or no such annotation."""
-    found = sorted(folder.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError(f"{folder}: holds no trace (*.xplane.pb)")
-    return parse_profile(ProfileData.from_file(str(found[-1])), window, left_out)
+def read_trace(folder: Path, window: str, containers: Iterable[str] = ()) -> Trace:
+    """The newest trace under `folder`.
+
+    window: name of the TraceAnnotation around the steps; containers: names of operations that only contain others,
+    which are left out. Raises InputError when the folder has no trace, or the trace no operation or no such annotation.
+    """
+    traces = sorted(folder.glob("**/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    if not traces:
+        raise InputError(f"{folder}: has no trace (*.xplane.pb)")
+    return parse_profile(ProfileData.from_file(str(traces[-1])), window, containers)
 
 
-def parse_profile(profile: ProfileData, window: str, left_out: Iterable[str] = ()) -> Trace:
-    """See `read`."""
-    marks = [
+def parse_profile(profile: ProfileData, window: str, containers: Iterable[str] = ()) -> Trace:
+    """As `read_trace`, from a profile that is read already."""
+    windows = [
         (event.start_ns, event.end_ns)
         for plane in profile.planes
         if plane.name.startswith("/host:")
@@ -116,10 +124,10 @@ def parse_profile(profile: ProfileData, window: str, left_out: Iterable[str] = (
         for event in line.events
         if event.name == window
     ]
-    if not marks:
+    if not windows:
         raise InputError(f"the trace has no annotation {window!r}: the profiler did not see the steps")
-    start, end = marks[-1]
-    skipped, devices = set(left_out), defaultdict(list)
+    start, end = windows[-1]
+    skipped, devices = set(containers), defaultdict(list)
     for device, op in _operations(profile):
         if op.name not in skipped and op.end > start and op.start < end:
             devices[device].append(Op(op.name, max(op.start, start), min(op.end, end)))
@@ -129,7 +137,8 @@ def parse_profile(profile: ProfileData, window: str, left_out: Iterable[str] = (
 
 
 def _operations(profile: ProfileData) -> Iterator[tuple[str, Op]]:
-    """GPUs have a line for each stream, TPUs one of operations, CPUs the threads of XLA."""
+    """Every operation with its device. In a trace GPUs have a line for each stream, TPUs one line of operations, CPUs
+    the threads of XLA."""
     planes = list(profile.planes)
     accelerators = [plane for plane in planes if re.match(r"/device:(GPU|TPU):\d+$", plane.name)]
     for plane in accelerators:
@@ -142,15 +151,16 @@ def _operations(profile: ProfileData) -> Iterator[tuple[str, Op]]:
 
 
 def _operation_name(event: Any) -> str:
-    """As in the program. A TPU writes the whole instruction, `%fusion.1 = ...`; a GPU's kernel carries a stat."""
-    named = dict(event.stats).get("hlo_op")
-    return str(named) if named else event.name.split(" = ")[0].lstrip("%")
+    """The name of an event's instruction. A GPU's kernel has it as a stat, a TPU writes `%fusion.1 = ...`."""
+    hlo_op = dict(event.stats).get("hlo_op")
+    return str(hlo_op) if hlo_op else event.name.split(" = ")[0].lstrip("%")
 
 
 def _host_operations(plane: Any) -> Iterator[tuple[str, Op]]:
-    """XLA:CPU. A product is handed to other threads: its own event ends at once, "end: NAME" is when it was done."""
-    begun: dict[str, tuple[str, Op]] = {}
-    done: dict[str, float] = {}
+    """Operations of XLA on CPUs. A product runs on other threads: its own event ends at once, and the event
+    "end: NAME" marks when it was done."""
+    started: dict[str, tuple[str, Op]] = {}
+    ended: dict[str, float] = {}
     for line in plane.lines:
         for event in line.events:
             if event.name.startswith("ThreadpoolListener"):
@@ -158,58 +168,65 @@ def _host_operations(plane: Any) -> Iterator[tuple[str, Op]]:
             stats = dict(event.stats)
             if "hlo_op" in stats:
                 op = Op(str(stats["hlo_op"]), event.start_ns, event.end_ns)
-                begun[str(stats.get("_p", len(begun)))] = (f"CPU:{stats.get('device_ordinal', 0)}", op)
+                started[str(stats.get("_p", len(started)))] = (f"CPU:{stats.get('device_ordinal', 0)}", op)
             elif event.name.startswith("end: "):
-                done[str(stats.get("_c"))] = event.start_ns
-    for key, (device, op) in begun.items():
-        yield device, Op(op.name, op.start, max(op.end, done.get(key, op.end)))
+                ended[str(stats.get("_c"))] = event.start_ns
+    for key, (device, op) in started.items():
+        yield device, Op(op.name, op.start, max(op.end, ended.get(key, op.end)))
 
 
 def operation_kinds(program: str) -> tuple[dict[str, Kind], frozenset[str]]:
     """From the text of a compiled program: the kind of each operation, and the names of those that contain others."""
     module = hlo.parse_module(program)
-    every = [one for computation in module.computations.values() for one in computation.instructions.values()]
-    contain = frozenset(one.name for one in every if one.opcode in CONTAINERS)
-    return {one.name: _operation_kind(module, one) for one in every if one.name not in contain}, contain
+    kinds: dict[str, Kind] = {}
+    containers: set[str] = set()
+    for instruction in itertools.chain(*(c.instructions.values() for c in module.computations.values())):
+        if instruction.opcode in CONTAINERS:
+            containers.add(instruction.name)
+        else:
+            kinds[instruction.name] = _operation_kind(module, instruction)
+    return kinds, frozenset(containers)
 
 
-def _operation_kind(module: hlo.Module, one: hlo.Instruction) -> Kind:
-    """Collectives first, then all of attention, then what holds a product; what only moves numbers is a copy."""
-    opcodes = set(_opcodes(module, one))
+def _operation_kind(module: hlo.Module, instruction: hlo.Instruction) -> Kind:
+    """The first that applies: a collective, part of attention, a custom call by its name, with a product in it, a copy
+    where it only moves numbers, else elementwise."""
+    opcodes = set(_opcodes(module, instruction))
     if any(opcode.startswith(COLLECTIVES) for opcode in opcodes):
         return "collective"
-    op_name = re.search(r'op_name="([^"]*)"', one.attributes)
+    op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
     if op_name and ATTENTION.search(op_name[1]):
         return "attention"
-    if one.opcode == "custom-call":
-        return kind_from_name(one.attribute("custom_call_target") or _quoted(one, "custom_call_target"))
+    if instruction.opcode == "custom-call":
+        return kind_from_name(instruction.attribute("custom_call_target") or _quoted(instruction, "custom_call_target"))
     if opcodes & {"dot", "convolution"}:
         return "product"
     return "copy" if opcodes <= DATA_MOVEMENT else "elementwise"
 
 
-def _opcodes(module: hlo.Module, one: hlo.Instruction) -> Iterator[str]:
-    """Its own, or those of what it fuses or starts."""
-    called = one.attribute("calls") if one.opcode in ("fusion", "async-start") else None
-    if called is None:
-        yield one.opcode
+def _opcodes(module: hlo.Module, instruction: hlo.Instruction) -> Iterator[str]:
+    """The opcode of an instruction, or those of the computation that it fuses or starts."""
+    callee = instruction.attribute("calls") if instruction.opcode in ("fusion", "async-start") else None
+    if callee is None:
+        yield instruction.opcode
     else:
-        for inner in module.computations[called].instructions.values():
+        for inner in module.computations[callee].instructions.values():
             yield from _opcodes(module, inner)
 
 
-def _quoted(one: hlo.Instruction, name: str) -> str:
-    found = re.search(rf'\b{name}="([^"]*)"', one.attributes)
-    return found[1] if found else one.name
+def _quoted(instruction: hlo.Instruction, name: str) -> str:
+    """The value of the attribute `name="x"`; the instruction's name where it is absent."""
+    match = re.search(rf'\b{name}="([^"]*)"', instruction.attributes)
+    return match[1] if match else instruction.name
 
 
 def kind_from_name(name: str) -> Kind:
-    """The kind of a kernel of which only the name is known."""
+    """The kind of a kernel, from its name alone."""
     return next((kind for kind, pattern in KIND_PATTERNS if re.search(pattern, name.lower())), "elementwise")
 
 
 def merge_intervals(intervals: Iterable[Interval]) -> list[Interval]:
-    """Their union as disjoint intervals in order."""
+    """The union of intervals, as disjoint intervals in order."""
     out: list[Interval] = []
     for start, end in sorted(intervals):
         if out and start <= out[-1][1]:
@@ -220,13 +237,13 @@ def merge_intervals(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def measure_activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> Activity:
-    """What the devices did in a window of `steps` steps."""
+    """What the devices did in a window of `steps` steps. of_kind: operation -> kind, from `operation_kinds`."""
     start, end = trace.window
     covered = {device: merge_intervals((op.start, op.end) for op in ops) for device, ops in trace.devices.items()}
     busy = [sum(b - a for a, b in intervals) / (end - start) for intervals in covered.values()]
     gaps = [_idle_gap(trace.devices[device], intervals, steps) for device, intervals in covered.items()]
-    known = [gap for gap in gaps if gap is not None]
-    per_step = 1e6 * steps * len(covered)
+    step_gaps = [gap for gap in gaps if gap is not None]
+    per_step = 1e6 * steps * len(covered)  # nanoseconds of all devices -> milliseconds a step and device
     time: defaultdict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     for op in (op for ops in trace.devices.values() for op in ops):
@@ -250,7 +267,7 @@ def measure_activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> A
         wall=(end - start) / 1e6 / steps,
         busy=statistics.fmean(busy),
         least_busy=min(busy),
-        gap=statistics.fmean(known) / 1e6 if known else None,
+        gap=statistics.fmean(step_gaps) / 1e6 if step_gaps else None,
         op_time=total / per_step,
         kinds=dict(sorted(shares.items(), key=lambda item: -item[1])),
         ops=tuple(ops),
@@ -258,13 +275,13 @@ def measure_activity(trace: Trace, of_kind: Mapping[str, Kind], steps: int) -> A
 
 
 def _idle_gap(ops: tuple[Op, ...], covered: list[Interval], steps: int) -> float | None:
-    """Median over steps of the longest idle stretch between the starts of two, in nanoseconds. A step starts with the
-    first operation that runs once in each."""
-    often = Counter(op.name for op in ops)
-    once = next((op.name for op in ops if often[op.name] == steps), None)
-    if once is None or steps < 2:
+    """Nanoseconds of the longest idle stretch of a step of one device, median over steps; None where steps cannot be
+    told apart. A step is taken to start with the first operation that runs once a step."""
+    counts = Counter(op.name for op in ops)
+    once_a_step = next((op.name for op in ops if counts[op.name] == steps), None)
+    if once_a_step is None or steps < 2:
         return None
-    starts = [op.start for op in ops if op.name == once]
+    starts = [op.start for op in ops if op.name == once_a_step]
     idle = [(a[1], b[0]) for a, b in itertools.pairwise(covered)]
     longest = [
         max((b - a for a, b in idle if begin <= a and b <= finish), default=0.0)

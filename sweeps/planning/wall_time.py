@@ -113,5 +113,5 @@ def estimate_tpu_cost(
         key = (config.model, shapes, config.optimizer.kind, config.precision, config.mesh)
         step = made[key] = made.get(key) or cost(config, target)
         hours = config.own_steps * target.chips / 3600
-        overlapped, in_turn = overlapped + hours * step.fastest, in_turn + hours * step.slowest
+        overlapped, in_turn = overlapped + hours * step.overlapped_seconds, in_turn + hours * step.sequential_seconds
     return TpuCost(target.name, target.chips, len(made), overlapped, in_turn)

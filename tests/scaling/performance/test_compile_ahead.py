@@ -231,7 +231,7 @@ def slice_mesh(data: int, fsdp: int, dims: tuple[int, int]) -> Mesh:
 def test_collectives_take_as_long_as_their_links_need() -> None:
     """v5e: 50 GB/s a link. A ring of 16 has two links out of each chip, a line of 4 one, 4 x 4 two lines."""
     pod, small = parse_topology("v5e:16x16"), parse_topology("v5e:4x4")
-    gather = Collective("all-gather", ("fsdp",), 16, times=2, sent=50e9, memory=0.0)
+    gather = Collective("all-gather", ("fsdp",), 16, runs_per_step=2, sent_bytes=50e9, memory_bytes=0.0)
     assert physical_span(slice_mesh(16, 16, (16, 16)), ("fsdp",), pod).spans == ((16, True),)
     assert collective_seconds(gather, slice_mesh(16, 16, (16, 16)), pod) == pytest.approx(1.0)
     assert collective_seconds(gather, slice_mesh(4, 4, (4, 4)), small) == pytest.approx(2.0)

@@ -72,12 +72,12 @@ def totals(programs: dict[str, dict[str, Any]], name: str) -> Any:
     return step_costs(parse_module(programs[name]["text"]), {"data": 2, "fsdp": 4})
 
 
-def by_kind(moved: Any) -> dict[tuple[str, tuple[str, ...]], tuple[int, float]]:
+def by_kind(costs: Any) -> dict[tuple[str, tuple[str, ...]], tuple[int, float]]:
     """Count and bytes sent of each kind of collective over each set of axes."""
     out: dict[tuple[str, tuple[str, ...]], tuple[int, float]] = {}
-    for one in moved.collectives:
+    for one in costs.collectives:
         count, sent = out.get((one.kind, one.axes), (0, 0.0))
-        out[one.kind, one.axes] = (count + one.times, sent + one.times * one.sent)
+        out[one.kind, one.axes] = (count + one.runs_per_step, sent + one.runs_per_step * one.sent_bytes)
     return out
 
 
@@ -87,9 +87,9 @@ LAYER_GATHER = (64 / 4) * 64 * 4 * 3  # a quarter of [64, 64] float32, sent to t
 
 @pytest.mark.parametrize(("name", "layers"), [("scan", 6), ("unrolled", 6), ("half", 6), ("while", 6)])
 def test_loops_are_multiplied_out(programs: dict[str, dict[str, Any]], name: str, layers: int) -> None:
-    moved = totals(programs, name)
-    assert moved.flops == layers * LAYER_FLOPS
-    count, sent = by_kind(moved)["all-gather", ("fsdp",)]
+    costs = totals(programs, name)
+    assert costs.flops == layers * LAYER_FLOPS
+    count, sent = by_kind(costs)["all-gather", ("fsdp",)]
     assert sent == (layers if name != "while" else 1) * LAYER_GATHER or sent == layers * LAYER_GATHER
     assert count * LAYER_GATHER == sent
 
@@ -101,16 +101,16 @@ def test_the_trap_is_real(programs: dict[str, dict[str, Any]]) -> None:
 
 def test_scanned_and_unrolled_read_the_same_bytes(programs: dict[str, dict[str, Any]]) -> None:
     """Up to what the loop itself carries."""
-    scanned, unrolled = (totals(programs, name).memory for name in ("scan", "unrolled"))
+    scanned, unrolled = (totals(programs, name).memory_bytes for name in ("scan", "unrolled"))
     assert scanned == pytest.approx(unrolled, rel=0.25)
     assert scanned > 6 * LAYER_GATHER / 3 * 4
 
 
 def test_gradients_are_summed_over_data_and_stay_sharded(programs: dict[str, dict[str, Any]]) -> None:
-    moved = totals(programs, "grad")
-    crossed = {one.axes for one in moved.collectives if one.kind in ("all-reduce", "reduce-scatter")}
+    costs = totals(programs, "grad")
+    crossed = {one.axes for one in costs.collectives if one.kind in ("all-reduce", "reduce-scatter")}
     assert any("data" in axes for axes in crossed)
-    assert moved.flops == 3 * 6 * LAYER_FLOPS
+    assert costs.flops == 3 * 6 * LAYER_FLOPS
 
 
 def test_a_permutation_is_found_by_its_pairs(programs: dict[str, dict[str, Any]]) -> None:
@@ -203,7 +203,7 @@ FileNames
 "note":"a = b {"
 }}, metadata={op_name="more lines than one"}
   %sent = (f32[16]{0}, token[]) send(%r, %after), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
-  %moved = (f32[16]{0}, token[]) send(%r, %after), frontend_attributes={_xla_megascale_transfer_type="ONE_TO_ONE"}
+  %costs = (f32[16]{0}, token[]) send(%r, %after), frontend_attributes={_xla_megascale_transfer_type="ONE_TO_ONE"}
   ROOT %out = (s32[], bf16[8,4]{1,0}, bf16[8,64]{1,0}, bf16[16,16]{1,0}, f32[64]{0}) tuple(%next, %p, %q, %y, %g)
 }
 
@@ -232,17 +232,17 @@ ENTRY %main (p: bf16[8,4], x: bf16[16,16], g: f32[64]) -> bf16[8,64] {
 def test_what_tpus_write_is_read() -> None:
     """Counter from 0 by 2 below 9: five trips. The gather that is spread over the loop's fusions runs once, an
     all-reduce whose slice alone is kept is a reduce-scatter, a send to other slices is what it says."""
-    moved = step_costs(parse_module(TPU), MESH, slices=2)
-    assert by_kind(moved) == {
+    costs = step_costs(parse_module(TPU), MESH, slices=2)
+    assert by_kind(costs) == {
         ("all-gather", ("data", "fsdp", "tensor")): (1, 8 * 4 * 2 * 15),
         ("reduce-scatter", ("fsdp",)): (5, 5 * 64 * 4 * 3 / 4),
         ("all-reduce", ("slices",)): (5, 5 * 16 * 4),
         ("collective-permute", ("slices",)): (5, 5 * 16 * 4),
     }
-    assert moved.flops == 5 * 2 * 16**3
+    assert costs.flops == 5 * 2 * 16**3
     own = 5 * (2 * 16 * 16 * 2 + 3 * 4)  # each trip reads x and writes y, and adds two numbers into a third
     collectives = 8 * 4 * 2 * 17 + 5 * (64 * 4 + 16 * 4) + 5 * 2 * 2 * 16 * 4
-    assert moved.memory == own + collectives
+    assert costs.memory_bytes == own + collectives
 
 
 def test_a_loop_of_unknown_length_raises() -> None:

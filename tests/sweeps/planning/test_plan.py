@@ -189,7 +189,7 @@ def test_a_price_compiles_each_shape_once_and_sums_the_runs():
 
     def cost(config, target):
         asked.append(config.model)
-        return SimpleNamespace(fastest=2.0 * config.model.width, slowest=3.0 * config.model.width)
+        return SimpleNamespace(overlapped_seconds=2.0 * config.model.width, sequential_seconds=3.0 * config.model.width)
 
     cells = find_sweep("smoke").cells
     priced = estimate_tpu_cost(cells, parse_topology("v5e:2x2"), wall_time)
@@ -209,7 +209,7 @@ def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
     target = parse_topology("v5e:4x4")
 
     def cost(config, target):
-        return SimpleNamespace(fastest=1.0, slowest=2.0)
+        return SimpleNamespace(overlapped_seconds=1.0, sequential_seconds=2.0)
 
     priced = [estimate_tpu_cost([config], target, wall_time).overlapped for config in (trunk, alone, branch)]
     assert priced[1] == pytest.approx(priced[0] / 2)
@@ -223,7 +223,9 @@ def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "find_sweep", lambda name: None)
     monkeypatch.setattr(plan, "wall_time_model", lambda slot: WALL_TIME)
     monkeypatch.setattr(
-        compile_ahead, "estimate_step", lambda config, target: SimpleNamespace(fastest=1.0, slowest=2.0)
+        compile_ahead,
+        "estimate_step",
+        lambda config, target: SimpleNamespace(overlapped_seconds=1.0, sequential_seconds=2.0),
     )
     plan_.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
     assert "v5e:4x4" in capsys.readouterr().out
