@@ -1,5 +1,8 @@
-"""Functional forms. A law is one object; nothing else in the package knows its name, so a new law is a new object in
-one of these modules and nothing more."""
+"""Functional forms of scaling laws: loss surfaces, learning curves, optimiser settings and accuracy.
+
+A law is one `Law` object, found by its name with `get_law`. To add one, define it in one of these modules
+(docs/add_a_law.md).
+"""
 
 from __future__ import annotations
 
@@ -28,15 +31,15 @@ _MODULES = (surface, curve, tuning, accuracy)
 
 
 def all_laws() -> Iterator[Law]:
-    """Every law of these modules."""
+    """Yields every law that these modules define."""
     return (value for module in _MODULES for value in vars(module).values() if isinstance(value, Law))
 
 
 def get_law(name: str) -> Law:
-    """The law of that name, as a saved fit or a command line gives it. Raises KeyError, with the nearest name."""
-    known = {law.name: law for law in all_laws()}
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ";"
-        raise KeyError(f"no law is named {name!r}{hint} known: {', '.join(known)}")
-    return known[name]
+    """Returns the law of a name that a saved fit or a command line gives. Raises KeyError, with the nearest name."""
+    law_by_name = {law.name: law for law in all_laws()}
+    if name not in law_by_name:
+        nearest = difflib.get_close_matches(name.lower(), law_by_name, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ";"
+        raise KeyError(f"no law is named {name!r}{hint} known: {', '.join(law_by_name)}")
+    return law_by_name[name]

@@ -1,4 +1,4 @@
-"""Right and wrong answers as a function of loss, compute, or samples."""
+"""Laws of accuracy, and of error, in loss, compute, bits per byte, or samples drawn a problem."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ sigmoid_accuracy = Law(
 
 
 def _sigmoid_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Middles over the range of bits per byte and beyond both ends, steepness in units of that range."""
+    """Starts with the midpoint x0 over the range of bits per byte and beyond both ends, and the steepness k in units of
+    one over that range."""
     low, high = float(np.min(x.bits_per_byte)), float(np.max(x.bits_per_byte))
     spread = max(high - low, 1e-6)
     k, x0 = np.meshgrid(
@@ -64,13 +65,13 @@ log_accuracy = Law(
 )
 
 
-def _between(x: Any, share: Any) -> Any:
-    """Accuracy from its share of the way between chance and ceiling."""
+def _rescale(x: Any, share: Any) -> Any:
+    """Accuracy from the normalised accuracy: 0 at chance, 1 at the ceiling."""
     return x.chance + (x.ceiling - x.chance) * share
 
 
-def _share(x: Any, y: np.ndarray) -> float:
-    """The median accuracy as a share of that way, kept off both ends: where a start aims."""
+def _median_share(x: Any, y: np.ndarray) -> float:
+    """Median of the normalised accuracy, clipped to 0.05..0.95, for starts to pass through."""
     return float(np.clip(np.median((y - x.chance) / (x.ceiling - x.chance)), 0.05, 0.95))
 
 
@@ -79,7 +80,7 @@ log_centred = Law(
     formula="-ln((accuracy - chance)/(ceiling - chance)) = A C^-alpha",
     parameters=("A", "alpha"),
     columns=("flops", "chance", "ceiling"),
-    predict=lambda p, x: _between(x, jnp.exp(-p.A * x.flops**-p.alpha)),
+    predict=lambda p, x: _rescale(x, jnp.exp(-p.A * x.flops**-p.alpha)),
     source="arXiv 2512.08894, eq. 2 on accuracy normalised by chance; ours: fitted as accuracy, so that runs at or "
     "below chance stay (their line through ln(-ln) drops them)",
     bounds={"A": (1e-12, 1e60), "alpha": (1e-3, 5.0)},
@@ -89,9 +90,10 @@ log_centred = Law(
 
 
 def _log_centred_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Curves of several slopes through the median run, and through half and twice its height."""
+    """Starts of several slopes alpha that put -ln of normalised accuracy, at the median budget, at the median run's, at
+    half of it and at twice it."""
     s = all_combinations(alpha=np.array([0.03, 0.1, 0.2, 0.4, 0.8, 1.5]), height=np.array([0.5, 1.0, 2.0]))
-    return {"alpha": s["alpha"], "A": -np.log(_share(x, y)) * s["height"] * np.median(x.flops) ** s["alpha"]}
+    return {"alpha": s["alpha"], "A": -np.log(_median_share(x, y)) * s["height"] * np.median(x.flops) ** s["alpha"]}
 
 
 log_centred_surface = Law(
@@ -99,7 +101,7 @@ log_centred_surface = Law(
     formula="-ln((accuracy - chance)/(ceiling - chance)) = A N^-alpha + B D^-beta",
     parameters=("A", "alpha", "B", "beta"),
     columns=("params", "tokens", "chance", "ceiling"),
-    predict=lambda p, x: _between(x, jnp.exp(-p.A * x.params**-p.alpha - p.B * x.tokens**-p.beta)),
+    predict=lambda p, x: _rescale(x, jnp.exp(-p.A * x.params**-p.alpha - p.B * x.tokens**-p.beta)),
     source="arXiv 2512.08894, eq. 4 on accuracy normalised by chance; fitted as accuracy, as log_centred is",
     bounds={"A": (1e-12, 1e60), "alpha": (1e-3, 5.0), "B": (1e-12, 1e60), "beta": (1e-3, 5.0)},
     starts=lambda x, y: _surface_starts(x, y),
@@ -108,14 +110,14 @@ log_centred_surface = Law(
 
 
 def _surface_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Both terms are given a share of what the median run needs, over several slopes."""
+    """Starts of several slopes at which -ln of normalised accuracy at the median run is split between the two terms."""
     slopes = np.array([0.1, 0.3, 0.7, 1.5])
-    s = all_combinations(alpha=slopes, beta=slopes, part=np.array([0.1, 0.5, 0.9]))
-    needed = -np.log(_share(x, y))
+    s = all_combinations(alpha=slopes, beta=slopes, n_share=np.array([0.1, 0.5, 0.9]))
+    log_error = -np.log(_median_share(x, y))
     return {
-        "A": needed * s["part"] * np.median(x.params) ** s["alpha"],
+        "A": log_error * s["n_share"] * np.median(x.params) ** s["alpha"],
         "alpha": s["alpha"],
-        "B": needed * (1 - s["part"]) * np.median(x.tokens) ** s["beta"],
+        "B": log_error * (1 - s["n_share"]) * np.median(x.tokens) ** s["beta"],
         "beta": s["beta"],
     }
 
@@ -125,7 +127,7 @@ sigmoid_centred = Law(
     formula="accuracy = chance + (ceiling - chance)/(1 + e^(k (x - x0))), x the task's bits per byte",
     parameters=("k", "x0"),
     columns=("bits_per_byte", "chance", "ceiling"),
-    predict=lambda p, x: _between(x, expit(p.k * (p.x0 - x.bits_per_byte))),
+    predict=lambda p, x: _rescale(x, expit(p.k * (p.x0 - x.bits_per_byte))),
     source="Bhagia et al. 2024, the second of two steps; ours: its two levels held at chance and ceiling",
     bounds={"k": (1e-2, 50.0), "x0": (-20.0, 20.0)},
     starts=lambda x, y: _sigmoid_starts(x, y),

@@ -1,4 +1,4 @@
-"""Error as a function of one amount of training: learning curves."""
+"""Laws of learning curves: an error y as a function of one amount of training x."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.laws.law import Law, all_combinations
 _RATES = (0.05, 0.15, 0.3, 0.5, 0.9, 1.5)
 _POSITIVE = (1e-100, 1e100)
 _RATE = (1e-4, 10.0)
-_STEPS = 6  # to rounding error for al within its bounds, from the start that _root takes
+_STEPS = 6  # Newton steps that take _root to rounding error for every al within its bounds
 _XY = {"columns": ("x",), "response": "y"}
 _SOURCE = "Alabdulmohsin et al. 2022"
 
@@ -56,10 +56,11 @@ m3 = Law(
 
 @jax.custom_jvp
 def _root(al: jax.Array, target: jax.Array) -> jax.Array:
-    """The logit z of a share s at which ln s - al ln(1 - s) = target, by Newton steps.
+    """Solves ln s - al ln(1 - s) = target for the logit z of s, by Newton's method.
 
-    The left side is convex in z where al > 1, else concave, and its two asymptotes meet it on the side from which
-    Newton's method cannot overshoot. The derivatives are those of the implicit function.
+    In z the left side is al softplus(z) - softplus(-z): convex where al > 1, else concave, with the asymptotes z and
+    al z. They give a start from which Newton's method cannot overshoot. The derivatives of the root come from the
+    implicit function theorem, below.
     """
     z = jnp.where(target < 0, target, target / al)
     for _ in range(_STEPS):
@@ -72,6 +73,7 @@ def _root(al: jax.Array, target: jax.Array) -> jax.Array:
 def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     (al, target), (d_al, d_target) = primals, tangents
     z = _root(al, target)
+    # With g(z, al) = al softplus(z) - softplus(-z) = target: dz = (d target - dg/dal d al) / (dg/dz).
     slope = jax.nn.sigmoid(-z) + al * jax.nn.sigmoid(z)
     return z, (d_target - jnp.logaddexp(0.0, z) * d_al) / slope
 
@@ -80,21 +82,20 @@ _logit = jax.jit(_root)
 
 
 def _m4(p: Any, x: Any) -> Any:
-    """The root y = e + (e0 - e) s of the formula, found in the share s."""
+    """M4 solved for y: with y = e + (e0 - e) s it becomes ln s - al ln(1 - s) = ln b - c ln x + (al - 1) ln(e0 - e)."""
     gap = p.e0 - p.e
     target = jnp.log(p.b) - p.c * jnp.log(x.x) + (p.al - 1) * jnp.log(gap)
     return p.e + gap * jax.nn.sigmoid(_logit(jnp.broadcast_to(p.al, jnp.shape(target)), target))
 
 
 def _m4_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """b puts the curve through the middle of the points."""
+    """Starts over c, al, e and e0 whose b puts the curve through the medians of x and y."""
     s = all_combinations(
         c=_RATES, al=np.array([0.3, 1.0, 3.0]), e=np.array([0.05, 0.5, 0.9]) * np.min(y),
         e0=np.array([1.05, 1.5, 5.0]) * np.max(y),
     )  # fmt: skip
-    middle, at = np.median(y), np.median(x.x)
-    middle = np.clip(middle, 1.001 * s["e"], 0.999 * s["e0"])
-    return s | {"b": (middle - s["e"]) / (s["e0"] - middle) ** s["al"] * at ** s["c"]}
+    y_median = np.clip(np.median(y), 1.001 * s["e"], 0.999 * s["e0"])
+    return s | {"b": (y_median - s["e"]) / (s["e0"] - y_median) ** s["al"] * np.median(x.x) ** s["c"]}
 
 
 m4 = Law(
@@ -110,6 +111,7 @@ m4 = Law(
 
 
 def _bnsl(p: Any, x: Any) -> Any:
+    """In log x: (1 + (x/d1)^(1/f1))^(-c1 f1) is exp(-c1 f1 softplus(ln(x/d1)/f1)), which cannot overflow."""
     log = jnp.log(x.x)
     bend = p.c1 * p.f1 * jnp.logaddexp(0.0, (log - jnp.log(p.d1)) / p.f1)
     return p.a + p.b * jnp.exp(-p.c0 * log - bend)
@@ -141,22 +143,22 @@ bnsl = Law(
 
 
 def bounds_from_points(law: Law, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Bounds that the points themselves put on a law of this module, for `fit_law(..., bounds=)`.
+    """Returns bounds on the parameters of a law of this module that follow from the points, to pass to `fit_law`.
 
-    What error is left at infinity lies below every point, as Alabdulmohsin et al. 2022 require; error before training
-    lies above every point, and at most 100 times above; a plateau begins after the first point and may lie a million
-    times beyond the last; a break has two points after it. The last three are ours: without them the search ends in
-    valleys where the points do not tell one value from another.
+    The error that is left at infinite x (e, a) lies below every point, as Alabdulmohsin et al. 2022 require. Ours:
+    error before training (e0) lies above every point, and at most 100 times above; a plateau (1/g) begins after the
+    first point and at most a million times beyond the last; a break (d1) has two points after it. Without these three
+    the search ends in valleys where the points do not tell one value from another.
 
     Args:
       x, y: [points], positive.
     """
-    places = np.unique(x)
+    x_sorted = np.unique(x)
     bounds = {
         "e": (1e-9 * y.min(), y.min()),
         "a": (1e-9 * y.min(), y.min()),
         "e0": (y.max(), 100 * y.max()),
-        "g": (1e-6 / places[-1], 1 / places[0]),
-        "d1": (places[0], places[max(len(places) - 3, 0)]),
+        "g": (1e-6 / x_sorted[-1], 1 / x_sorted[0]),
+        "d1": (x_sorted[0], x_sorted[max(len(x_sorted) - 3, 0)]),
     }
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items() if name in law.parameters}

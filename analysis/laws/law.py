@@ -1,8 +1,4 @@
-"""What a law is: a function of named columns with named parameters.
-
-`analysis.laws` is a package because its laws would pass 300 lines in one module: surfaces in (params, tokens), curves
-of one variable, the settings of an optimiser, and accuracy.
-"""
+"""The class of a law: a function of named columns of a table with named parameters to fit."""
 
 from __future__ import annotations
 
@@ -42,47 +38,50 @@ UNITS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """A function of named columns with named parameters.
-
-    predict(p, x) reads parameters as attributes of p and columns as attributes of x, and broadcasts. It must be made of
-    operators and jax.numpy functions, so that it differentiates twice.
-    """
+    """A function of named columns with named parameters."""
 
     name: str
     formula: str
     parameters: tuple[str, ...]
     columns: tuple[str, ...]
     predict: Callable[[Any, Any], Any]
+    """predict(p, x) reads parameters as attributes of p and columns as attributes of x, and broadcasts them. It is made
+    of operators and jax.numpy functions, so that JAX can differentiate it twice."""
     source: str
+    """The paper, and the equation in it."""
     bounds: Mapping[str, tuple[float, float]]
-    """Widest values a fit may take. A parameter whose lower bound is above zero is searched in its logarithm."""
+    """Lowest and highest value of each parameter. A parameter whose lower bound is above zero is searched in its
+    logarithm."""
     starts: Starts
-    """Starting values of the parameters not in linear_in, which are projected out. A mapping of tuples: every
-    combination is tried. A function of the columns and the response: arrays of one length, a start each."""
+    """Starting values of the parameters that are not in linear_in. As a mapping of tuples, every combination is a
+    start. As a function of (columns, response), it returns arrays of one length, whose i-th entries are start i."""
     linear_in: tuple[str, ...] = ()
-    """Parameters that the prediction is linear in, all others held."""
+    """Parameters in which the prediction is linear when all others are constant: a fit solves for them at each start
+    by least squares (analysis.fitting.variable_projection)."""
     response: str = "loss"
-    """The column that is predicted."""
+    """The column that the law predicts."""
     optimum: Callable[[Any], tuple[Any, Any]] | None = None
-    """(G, a) of the compute-optimal params = G (flops / 6)^a, where there is a closed form."""
+    """Maps parameters to (G, a) of the compute-optimal params = G (flops / 6)^a, where a closed form exists."""
     format_values: Callable[[Any], str] | None = None
-    """The law written out with its numbers; the formula followed by them unless given."""
+    """Writes the law out with its fitted numbers; None: the formula, followed by the numbers."""
 
     def __call__(self, values: Values, columns: Columns) -> np.ndarray:
-        """Predictions in float64. Values may be arrays (bootstrap draws): they broadcast against the columns."""
+        """Predicts the response in float64. Values may be arrays, such as bootstrap draws [draws, 1], that broadcast
+        against the columns [points]."""
         with jax.enable_x64(True):
             p = SimpleNamespace(**{name: np.asarray(values[name], np.float64) for name in self.parameters})
             x = SimpleNamespace(**{name: np.asarray(columns[name], np.float64) for name in self.columns})
             return np.asarray(self.predict(p, x), np.float64)
 
     def describe(self, values: Values) -> str:
+        """Writes the law out with its fitted numbers, on one line."""
         if self.format_values is not None:
             return self.format_values(SimpleNamespace(**values))
         return f"{self.formula}; " + ", ".join(f"{name} = {values[name]:.4g}" for name in self.parameters)
 
     @property
     def units(self) -> Mapping[str, str]:
-        """Units of the columns read and of the response."""
+        """The unit of each column that the law reads and of its response."""
         return {name: UNITS[name] for name in (*self.columns, self.response)}
 
     def __repr__(self) -> str:
@@ -90,5 +89,5 @@ class Law:
 
 
 def all_combinations(**choices: Any) -> dict[str, np.ndarray]:
-    """Every combination of the choices, as arrays of one length: starts that a function works further on."""
+    """Returns every combination of the choices: one array a name, all of one length, for functions that make starts."""
     return dict(zip(choices, (axis.ravel() for axis in np.meshgrid(*choices.values())), strict=True))

@@ -1,4 +1,7 @@
-"""Loss as a function of parameters and tokens. N and D stand for the columns params and tokens."""
+"""Laws of loss (nats per token) in parameters and training tokens.
+
+In formulas N stands for the column params, D for tokens and U for unique_tokens; C = 6 N D is training FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ _ADDITIVE = {"E": _FLOOR, "A": _POSITIVE, "B": _POSITIVE, "alpha": _EXPONENT, "b
 
 
 def _chinchilla_optimum(p: Any) -> tuple[Any, Any]:
-    """Hoffmann et al. 2022, eq. 4."""
+    """(G, a) of N* = G (C/6)^a: a = beta/(alpha + beta), G = (alpha A / (beta B))^(1/(alpha + beta)) (Hoffmann et al.
+    2022, eq. 4)."""
     a = p.beta / (p.alpha + p.beta)
     return (p.alpha * p.A / (p.beta * p.B)) ** (1 / (p.alpha + p.beta)), a
 
@@ -51,7 +55,8 @@ kaplan = Law(
 
 
 def _kaplan_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Each term alone is given a share of the median loss: (Nc/N)^alpha_N = share_N L, (Dc/D)^alpha_D = share_D L."""
+    """Starts at which each term alone makes a share of the median loss at the median point: (Nc/N)^alpha_N = share_N L
+    and (Dc/D)^alpha_D = share_D L, solved for Nc and Dc."""
     s = all_combinations(alpha_N=(*_FEW[:3], 0.07), alpha_D=(*_FEW[:3], 0.07), share_N=(0.5, 0.9), share_D=(0.5, 0.9))
     n, d, loss = np.median(x.params), np.median(x.tokens), np.median(y)
     return {
@@ -82,22 +87,26 @@ _SIZE = 1e8  # N at which Farseer's three functions are given by a value and a s
 
 
 def _bent(n: Any, power: Any) -> Any:
-    """((N/1e8)^power - 1)/power: ln(N/1e8) where power is nought, bent upwards above it and downwards below."""
+    """Box-Cox transform ((N/1e8)^power - 1)/power of the size; ln(N/1e8) at power 0."""
     log = jnp.log(n / _SIZE)
     t = power * log
+    # expm1(t)/t is 0/0 at t = 0: near it its Taylor series stands in, and the other branch gets a harmless argument, so
+    # that neither value nor derivative is NaN.
     small = jnp.abs(t) < 1e-4
     safe = jnp.where(small, 1.0, t)
     return log * jnp.where(small, 1 + t / 2 + t**2 / 6, jnp.expm1(safe) / safe)
 
 
 def _farseer(p: Any, x: Any) -> Any:
+    """L = E(N) + B(N) D^-beta(N), with each of E, B and beta = value at N = 1e8 times exp(slope * Box-Cox of N)."""
     exponent = p.beta * jnp.exp(p.beta1 * _bent(x.params, p.beta2))
     data = jnp.exp(p.B1 * _bent(x.params, p.B2) - exponent * jnp.log(x.tokens))
     return p.E * jnp.exp(p.E1 * _bent(x.params, p.E2)) + p.B * data
 
 
 def _farseer_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """B falls or rises with N so that the second term at the median horizon does so a little."""
+    """Starts whose data term B(N) D^-beta(N) depends on N only through the B1 of the grid at the median token count: B1
+    is shifted by beta beta1 ln D, which cancels the change of D^-beta(N) with N there."""
     s = all_combinations(
         E1=np.array([-0.05, -0.15]), E2=np.array([-0.3, 0.1]), B1=np.array([-0.3, 0.0, 0.2]), B2=np.array([-0.2, 0.2]),
         beta=_FEW[:3], beta1=np.array([-0.1, 0.1]), beta2=np.array([-0.2, 0.2]),
@@ -121,12 +130,14 @@ farseer = Law(
 
 
 def _saturating(p: Any, x: Any) -> Any:
+    """L = E + (L0 - E) h/(1 + h): a sum of powers h for small h, and the loss L0 before training for large h."""
     h = p.a * x.params**-p.alpha + p.b * x.tokens**-p.beta + p.c * x.params**p.gamma * x.tokens**-p.delta
     return p.E + (p.L0 - p.E) * h / (1 + h)
 
 
 def _saturating_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """h is given a value at the median point, shared between its first two terms; the third starts small."""
+    """Starts at which h has a given value at the median point: half from each of its first two terms. The third term
+    starts at a tenth of h."""
     s = all_combinations(alpha=_FEW, beta=_FEW, h=(0.1, 0.5), gamma=(-0.2, 0.2))
     n, d = np.median(x.params), np.median(x.tokens)
     return {
@@ -156,7 +167,11 @@ saturating = Law(
 
 
 def _data_constrained(p: Any, x: Any) -> Any:
+    """Chinchilla's form in effective parameters and tokens, where each repetition is worth less than the one before
+    (Muennighoff et al. 2023, eqs. 5 and 6)."""
     g, a = _chinchilla_optimum(p)
+    # U_D unique tokens are seen 1 + R_D times. U_N is the compute-optimal size for U_D: with N = G F^a and
+    # D = F^(1-a) / G, where F = C/6, it is G (G U_D)^(a/(1-a)). R_N counts the parameters beyond it likewise.
     unique = jnp.minimum(x.tokens, x.unique_tokens)
     repeats = x.tokens / unique - 1
     useful = jnp.minimum(x.params, g * (g * unique) ** (a / (1 - a)))
@@ -180,7 +195,7 @@ data_constrained = Law(
 
 
 def _data_constrained_starts(x: Any, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Both terms are given a tenth of the median loss at the median point, or four tenths."""
+    """Starts at which each of the two terms is a tenth, or four tenths, of the median loss at the median point."""
     s = all_combinations(alpha=_FEW[:3], beta=_FEW[:3], share=(0.1, 0.4), R_N=(1.0, 5.0, 30.0), R_D=(3.0, 15.0, 100.0))
     scale = s["share"] * np.median(y)
     return {name: s[name] for name in ("alpha", "beta", "R_N", "R_D")} | {

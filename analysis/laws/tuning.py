@@ -1,4 +1,4 @@
-"""The best settings of an optimiser as a function of parameters and tokens."""
+"""Laws of the best settings of an optimiser: peak learning rate and batch size, in parameters and tokens."""
 
 from __future__ import annotations
 
