@@ -1,4 +1,5 @@
-"""Compute-optimal allocation: how a budget is best split between parameters and tokens, for flops = 6 params tokens."""
+"""Compute-optimal allocation: the split of a budget between parameters and tokens, flops = 6 params tokens, at which a
+law of loss is least."""
 
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ import numpy as np
 from analysis.laws import Law, Values
 
 BISECTIONS = 100
-LOG_PARAMS_RANGE = (0.0, 35.0)  # natural log of params between which an optimum is looked for: 1 to 1.6e15
+LOG_PARAMS_RANGE = (0.0, 35.0)  # natural log of params that bisection searches: 1 to 1.6e15 parameters
 
 
 def closed_form(law: Law, values: Values) -> tuple[Any, Any] | None:
-    """(G, a) of params = G (flops / 6)^a, where the law has a closed form; else None. Values may be arrays."""
+    """(G, a) of the optimal params = G (flops / 6)^a, or None for a law without a closed form. Values may be arrays."""
     if law.optimum is None:
         return None
     return law.optimum(SimpleNamespace(**{name: np.asarray(values[name], np.float64) for name in law.parameters}))
 
 
 def optimal_allocation(law: Law, values: Values, flops: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Compute-optimal (params, tokens) for each budget in FLOPs."""
+    """Compute-optimal (params, tokens) of each budget in FLOPs."""
     budget = np.asarray(flops, np.float64) / 6
     closed = closed_form(law, values)
     params = closed[0] * budget ** closed[1] if closed else bisect_optimum(law, values, flops)
@@ -31,9 +32,10 @@ def optimal_allocation(law: Law, values: Values, flops: Any) -> tuple[np.ndarray
 
 
 def bisect_optimum(law: Law, values: Values, flops: Any) -> np.ndarray:
-    """Compute-optimal params without a closed form: the zero of d loss / d log params along flops = 6 params tokens.
+    """Compute-optimal params of a law without a closed form.
 
-    Values may be arrays: they broadcast against the budgets.
+    Bisects for the zero of d loss / d log params along flops = 6 params tokens, where the loss is taken to fall before
+    the optimum and to rise after it. Values may be arrays, which broadcast against the budgets.
     """
     with jax.enable_x64(True):
         budget = jnp.asarray(flops, jnp.float64) / 6
@@ -56,7 +58,8 @@ def bisect_optimum(law: Law, values: Values, flops: Any) -> np.ndarray:
 
 
 def allocation_exponent(law: Law, values: Values, flops: float) -> Any:
-    """a of params ~ flops^a: exact where the law has a closed form, else the local slope at that budget."""
+    """The exponent a of optimal params ~ flops^a: exact where the law has a closed form, else the local log-log slope
+    at that budget."""
     closed = closed_form(law, values)
     if closed:
         return closed[1]

@@ -1,8 +1,9 @@
-"""Estimators: a law fitted to points, from a full grid of starts, all at once.
+"""Fits of a law to points, from every start of a grid at once.
 
-The objective is the SUM over points (averaging it stops optimisers early: Besiroglu et al. 2024). Parameters that a
-law bounds above zero are searched in their logarithm, which is the log-sum-exp form of a law that is a sum of powers;
-those it is linear in start from a non-negative least-squares projection. Resamples are weights on points.
+The objective is the SUM over points; its mean stops optimisers early (Besiroglu et al. 2024). Parameters that a law
+bounds above zero are searched in their logarithm, which for a law that is a sum of powers is the log-sum-exp form of
+Hoffmann et al. 2022. Parameters in which the law is linear start from a non-negative least-squares projection.
+Resamples are weights on the points. Search coordinates are called theta (analysis.fitting.newton).
 """
 
 from __future__ import annotations
@@ -38,18 +39,16 @@ __all__ = [
     "refit_with_objectives",
 ]
 
-COLD_ZONES, WARM_ZONES = (
-    (100.0, 10.0, 3.0, 1.0),
-    (3.0, 1.0),
-)  # widths of the robust zone gone through, in units of delta
-MAX_STARTS = 32  # starts kept of those that a law offers, the best by their objective
-MAX_STARTS_PER_ROW = 10  # of them where many fits are made at once
-SAME_OPTIMUM = 1e-6  # a start reached the optimum when its objective is this close, relatively
+# Widths of Huber's zone to go through, in units of delta: from a start of the grid, and from near the optimum.
+COLD_ZONES, WARM_ZONES = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)
+MAX_STARTS = 32  # starts of a grid that are searched: those of the lowest objective
+MAX_STARTS_PER_ROW = 10  # the same where many weightings are fitted at once
+SAME_OPTIMUM = 1e-6  # relative difference from the best objective within which a start counts as having reached it
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law's fitted values and how far to trust the search that found them."""
+    """A law's fitted values, and diagnostics of the search that found them."""
 
     law: Law
     values: Mapping[str, float]
@@ -57,29 +56,30 @@ class Fit:
     objective_value: float
     starts: int
     starts_at_optimum: int
-    """Starts that ended within 1e-6 (relative) of the best objective."""
+    """How many starts ended within SAME_OPTIMUM of the best objective."""
     bounds_hit: tuple[str, ...]
     identifiability_warning: str
-    """Which parameters the points cannot tell apart, why, and which run would; empty when they can."""
+    """Which parameters the points do not determine, why, and a run to add; empty when they determine all."""
     condition_ratio: float
-    """Smallest over largest singular value of the Jacobian of log predictions, columns scaled to one length."""
+    """Smallest over largest singular value of the Jacobian of log predictions, columns scaled to unit length."""
     points: int
     fixed: tuple[str, ...] = ()
     box: Box = field(default=Box(np.zeros(0), np.zeros(0)), repr=False)
 
     def predict(self, columns: Columns) -> np.ndarray:
+        """Predictions of the response, [points]."""
         return self.law(self.values, columns)
 
     def residuals(self, columns: Columns, response: Any) -> np.ndarray:
-        """Log measured over predicted."""
+        """Log of measured over predicted, [points]."""
         return np.log(np.asarray(response) / self.predict(columns))
 
     def vector(self) -> np.ndarray:
-        """Values in the order of law.parameters."""
+        """Values in the order of law.parameters, [parameters]."""
         return np.array([self.values[name] for name in self.law.parameters])
 
     def warnings(self) -> list[str]:
-        """What a reader must know before quoting the values; empty when all is well."""
+        """Doubts about the fit: a parameter at a bound, parameters undetermined, an optimum that few starts reached."""
         notes = []
         if self.bounds_hit:
             notes.append(f"bound hit: {', '.join(self.bounds_hit)}; the points ask for a value outside the law's range")
@@ -90,6 +90,7 @@ class Fit:
         return notes
 
     def facts(self) -> dict[str, Any]:
+        """The fit as JSON, under the keys that fit.json has."""
         delta = self.objective.delta
         return {
             "law": self.law.name,
@@ -126,24 +127,26 @@ def fit_law(
     fixed: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Fit:
-    """The best fit over every start of the law's grid.
+    """Fits a law to points and returns the best minimum over the starts of its grid.
 
     Args:
-      columns: one array for each of law.columns, positive; params as counts, tokens as counts.
-      response: measured values of law.response, positive.
+      columns: an array [points] for each of law.columns, positive; params and tokens are counts.
+      response: measured values of law.response, [points], positive.
       objective: Huber of log residuals with delta 1e-3 unless given.
-      weights: a factor on each point's term; 1 unless given. See compute_weights.
-      fixed: parameters held at a value.
-      bounds: ranges narrower (or wider) than the law's own. A parameter bounded above zero by the law stays so.
+      weights: a factor on each point's term, [points]; 1 unless given. See compute_weights.
+      fixed: parameters that keep a given value.
+      bounds: lowest and highest values, in place of the law's own. A parameter that the law bounds above zero stays
+        above the law's lower bound.
     Raises:
-      ValueError: fixed or bounds name no parameter of the law, or leave it an empty range.
+      ValueError: fixed or bounds name a parameter that the law lacks, or leave one an empty range; or no start has a
+        finite objective.
     """
     objective = objective or huber()
     x, y = _points(law, columns, response)
     weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
     box = _box(law, fixed or {}, bounds or {})
-    offered = _starts(law, x, y, weight, box)
-    starts = _screened(law, objective, x, y, weight, offered, MAX_STARTS)
+    all_starts = _starts(law, x, y, weight, box)
+    starts = _lowest_starts(law, objective, x, y, weight, all_starts, MAX_STARTS)
     thetas, values = solve(
         law, objective.is_log, x, Problems(starts, weight[None], y[None], box), objective.zone_widths(COLD_ZONES)
     )
@@ -184,18 +187,20 @@ def fit_each_weighting(
     fixed: Mapping[str, float] | None = None,
     keep: int = MAX_STARTS_PER_ROW,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A cold fit for each row of weights, as windows, hold-outs and weightings need: from the best `keep` starts each.
+    """Fits a law anew for each row of weights, as hold-outs, windows and weightings of one table.
 
     Args:
       weights: [rows, points]; 0 leaves a point out.
+      keep: how many starts of the grid are searched for each row, those of the lowest objective.
     Returns:
-      values [rows, parameters] and objectives as minimised [rows]; NaN where no start gave a finite one.
+      Values, [rows, parameters], NaN where no start has a finite objective; and the objectives as the solver has them
+      (up to a constant factor), [rows], infinite there.
     """
     x, y = _points(law, columns, response)
     box = _box(law, fixed or {}, {})
     rows = []
     for weight in weights:
-        rows.append(_screened(law, objective, x, y, weight, _starts(law, x, y, weight, box), keep))
+        rows.append(_lowest_starts(law, objective, x, y, weight, _starts(law, x, y, weight, box), keep))
     lengths = [len(starts) for starts in rows]
     problems = Problems(np.concatenate(rows), np.repeat(weights, lengths, axis=0), y[None], box)
     thetas, values = solve(law, objective.is_log, x, problems, objective.zone_widths(COLD_ZONES))
@@ -204,17 +209,17 @@ def fit_each_weighting(
     best = [
         end - length + int(np.argmin(values[end - length : end])) for end, length in zip(ends, lengths, strict=True)
     ]
-    found = np.where(np.isfinite(values[best])[:, None], values_from_theta(law, thetas[best]), np.nan)
-    return found, values[best]
+    fitted = np.where(np.isfinite(values[best])[:, None], values_from_theta(law, thetas[best]), np.nan)
+    return fitted, values[best]
 
 
 def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None) -> np.ndarray:
-    """Values refitted to other problems, warm-started from a fit: [problems, parameters].
+    """Fits the law to other problems, each searched from the values of a fit: [problems, parameters].
 
     Args:
-      response: [points], or [problems, points] for simulated or jittered responses.
+      response: [points], or [problems, points] for simulated responses.
       weights: [problems, points]; ones unless given.
-      box: rows of bounds, one a problem (profiles); the fit's own unless given.
+      box: bounds of theta, one row a problem, as profiles need; the fit's own unless given.
     """
     return refit_with_objectives(fit, columns, response, weights, box=box)[0]
 
@@ -222,7 +227,7 @@ def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box
 def refit_with_objectives(
     fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """refit, and each problem's objective: [problems, parameters], [problems]."""
+    """As `refit`, with the objectives: values [problems, parameters], objectives [problems]."""
     count = max(
         len(np.atleast_2d(response)), 1 if weights is None else len(weights), 1 if box is None else len(box.low)
     )
@@ -239,24 +244,25 @@ def refit_from_starts(
     weights: Any = None,
     box: Box | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values and objectives of problems that start near their optimum: [problems, parameters], [problems].
+    """Solves problems that start near their optimum: values [problems, parameters], objectives [problems].
 
     Args:
-      starts: values, [problems, parameters].
+      starts: parameter values, [problems, parameters].
       response: [points], or [problems, points].
       weights: [problems, points]; ones unless given.
-      box: one row, or one a problem; the law's own unless given.
+      box: bounds of theta, one row, or one a problem; the law's own unless given.
     """
     x, y = _points(law, columns, np.atleast_2d(np.asarray(response, np.float64)))
     weights = np.ones((1, y.shape[1])) if weights is None else np.asarray(weights, np.float64)
     problems = Problems(theta_from_values(law, starts), weights, y, box or _box(law, {}, {}))
     thetas, values = solve(law, objective.is_log, x, problems, objective.zone_widths(WARM_ZONES))
+    # The solver minimises Huber's function, LAD_ZONE |r| for least absolute deviations and r^2 / 2 for squares.
     scale = 1 / LAD_ZONE if objective.is_absolute else 2.0 if objective.delta is None else 1.0
     return values_from_theta(law, thetas), values * scale
 
 
 def compute_weights(flops: Any, power: float) -> np.ndarray:
-    """Weights that grow with compute, (C / Cmax)^power: towards the target of a forecast. Mean 1."""
+    """Weights (C / Cmax)^power, scaled to mean 1: more weight on the runs nearest to the target of a forecast."""
     flops = np.asarray(flops, np.float64)
     weights = (flops / flops.max()) ** power
     return weights / weights.mean()
@@ -267,7 +273,7 @@ def _points(law: Law, columns: Columns, response: Any) -> tuple[dict[str, np.nda
 
 
 def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> Box:
-    """[1, parameters] each, as searched."""
+    """Bounds of theta, one row: the law's, or those given; both ends equal for a fixed parameter."""
     for name in (*fixed, *bounds):
         if name not in law.parameters:
             raise ValueError(f"{law.name} has no parameter {name}; it has {', '.join(law.parameters)}")
@@ -275,8 +281,8 @@ def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float,
     for name in law.parameters:
         low, high = law.bounds[name]
         if name in bounds:
-            asked_low, asked_high = bounds[name]
-            low, high = (max(asked_low, low) if low > 0 else asked_low), asked_high
+            given_low, given_high = bounds[name]
+            low, high = (max(given_low, low) if low > 0 else given_low), given_high
         if name in fixed:
             if law.bounds[name][0] > 0 >= fixed[name]:
                 raise ValueError(f"{name} = {fixed[name]:g}: {law.name} needs it above zero")
@@ -289,28 +295,28 @@ def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float,
 
 
 def _starts(law: Law, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, box: Box) -> np.ndarray:
-    """Every start that the law offers, the linear parameters projected out: [starts, parameters], as searched."""
+    """theta of every start of the law, with its linear parameters solved for, within the box: [starts, parameters]."""
     if callable(law.starts):
-        seen = SimpleNamespace(**{name: column[weight > 0] for name, column in x.items()})
-        values = {name: np.asarray(v, np.float64) for name, v in law.starts(seen, y[weight > 0]).items()}
+        weighted = SimpleNamespace(**{name: column[weight > 0] for name, column in x.items()})
+        values = {name: np.asarray(v, np.float64) for name, v in law.starts(weighted, y[weight > 0]).items()}
     else:
         grid = np.array(list(itertools.product(*law.starts.values())), np.float64)
         values = dict(zip(law.starts, grid.T, strict=True))
     count = len(next(iter(values.values())))
-    held = {
+    fixed = {
         n: float(values_from_theta(law, box.low[0])[i])
         for i, n in enumerate(law.parameters)
         if box.low[0, i] == box.high[0, i]
     }
-    values |= {name: np.full(count, value) for name, value in held.items()}
-    linear = tuple(name for name in law.linear_in if name not in held)
+    values |= {name: np.full(count, value) for name, value in fixed.items()}
+    linear = tuple(name for name in law.linear_in if name not in fixed)
     if linear:
         values |= project_linear(law, linear, values, x, y, weight)
     stacked = np.stack([values[name] for name in law.parameters], 1)
     return np.unique(np.clip(theta_from_values(law, stacked), box.low, box.high), axis=0)
 
 
-def _screened(
+def _lowest_starts(
     law: Law,
     objective: Objective,
     x: Mapping[str, np.ndarray],
@@ -319,7 +325,7 @@ def _screened(
     starts: np.ndarray,
     keep: int,
 ) -> np.ndarray:
-    """The best of many starts by their objective, all of few."""
+    """The `keep` starts of lowest objective, or all when there are no more: [starts, parameters], theta."""
     if len(starts) <= keep:
         return starts
     vectors = values_from_theta(law, starts)

@@ -1,10 +1,10 @@
-"""Whether points can tell a law's parameters apart, and which run would help most.
+"""Whether the points determine each parameter of a law, and which further run would help most.
 
-The spread that a fit's own residuals imply for each parameter (Gauss-Newton, in the parameters as searched) is
-compared with what a reader may quote: an exponent or a floor that is uncertain by half its value is not a result, and
-the verdict says which parameters trade against each other, why, and which run would tell them apart.
-
-Not in the design's list of modules: a fit needs the verdict, and none of fit.py's other concepts does.
+With J the Jacobian of log predictions by theta, J'J is the Gauss-Newton Hessian of the squared log residuals, and its
+spectrum says which combinations of parameters the points determine: a small singular value of J is a direction of theta
+along which the predictions hardly change. The residuals' own size turns the spectrum into a standard error of each
+parameter. An exponent or a floor (the irreducible loss) that is uncertain by half its value is not a result: the
+warning then names the parameters whose estimates trade against each other, the reason, and a run to add.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import numpy as np
 from analysis.fitting.newton import log_prediction_jacobian, values_from_theta
 from analysis.laws.law import Law
 
-MIN_CONDITION_RATIO = (
-    1e-5  # smallest over largest singular value of the scaled Jacobian below which nothing can be said
-)
-MAX_ERROR = 0.5  # standard error of a logarithm (or of a signed exponent) that is no result
-HIGH_CORRELATION = 0.95  # correlation between estimates, or between log params and log tokens, that is named
-MAX_EXTRAPOLATION = 8.0  # how far beyond the points' own sizes and horizons a run is proposed
-MAX_LINE_SPREAD = 0.01  # spread of log tokens around a line in log params below which they are one variable
-NEGLIGIBLE = 1e-12
+# Smallest over largest singular value of the scaled Jacobian: below it the Jacobian counts as singular.
+MIN_CONDITION_RATIO = 1e-5
+MAX_ERROR = 0.5  # standard error of theta (a logarithm, or a signed exponent) above which a parameter is undetermined
+HIGH_CORRELATION = 0.95  # correlation of estimates, or of log params and log tokens, that the warning names
+MAX_EXTRAPOLATION = 8.0  # a proposed run lies within this factor of the points' own ranges of params and tokens
+MAX_LINE_SPREAD = 0.01  # standard deviation of log tokens around a line in log params: below it they are one variable
+NEGLIGIBLE = 1e-12  # relative to the largest: shorter columns and smaller singular values are rounding errors
 
 
 def condition_ratio(slopes: np.ndarray) -> float:
-    """Smallest over largest singular value of a Jacobian [points, parameters], columns scaled to one length."""
+    """Smallest over largest singular value of a Jacobian [points, parameters], its columns scaled to unit length.
+
+    1 where parameters are determined independently of each other, 0 where a combination of them is not determined.
+    """
     length = np.linalg.norm(slopes, axis=0)
     if slopes.size == 0 or not np.isfinite(slopes).all() or not np.all(length > 0):
         return 0.0
@@ -38,11 +40,13 @@ def condition_ratio(slopes: np.ndarray) -> float:
 def describe_unidentified(
     law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], y: np.ndarray, free: np.ndarray
 ) -> str:
-    """What the points leave open: empty when every free parameter is determined.
+    """Names the parameters that the points do not determine, why, and a run to add; empty when all are determined.
 
     Args:
-      theta: [parameters] as searched, at the optimum.
-      free: [parameters], False where a parameter is held or at a bound.
+      theta: search coordinates of the optimum, [parameters].
+      x: the law's columns, [points] each.
+      y: response, [points].
+      free: [parameters], False where a parameter is fixed or at a bound.
     """
     names = np.asarray(law.parameters)[free]
     slopes = log_prediction_jacobian(law, theta, x)[:, free]
@@ -50,37 +54,43 @@ def describe_unidentified(
         return ""
     length = np.linalg.norm(slopes, axis=0)
     length = np.maximum(length, NEGLIGIBLE * length.max())
+    # J / length = U diag(singular) V': rows of `directions` (V') are combinations of scaled parameters, the last the
+    # least determined. The covariance of theta, noise^2 (J'J)^-1, is spread spread' with
+    # spread = noise diag(1/length) V diag(1/singular).
     _, singular, directions = np.linalg.svd(slopes / length, full_matrices=False)
-    residual = np.log(y / law(_named(law, theta), x))
+    residual = np.log(y / law(_values_by_name(law, theta), x))
     noise = max(float(np.sqrt(np.sum(residual**2) / max(len(y) - len(names), 1))), NEGLIGIBLE)
     spread = noise * (directions / np.maximum(singular, NEGLIGIBLE * singular[0])[:, None]).T / length[:, None]
     error = np.linalg.norm(spread, axis=1)
-    loose = _judged(law)[free] & (error > MAX_ERROR)
-    if singular[-1] / singular[0] > MIN_CONDITION_RATIO and not loose.any() and not (free.all() and _on_a_line(x)):
+    undetermined = _needs_small_error(law)[free] & (error > MAX_ERROR)
+    is_singular = singular[-1] / singular[0] <= MIN_CONDITION_RATIO
+    if not is_singular and not undetermined.any() and not (free.all() and _tokens_follow_params(x)):
         return ""
-    weak = np.abs(directions[-1]) > 0.1
-    blamed = (
-        [str(n) for n in names[weak | loose]]
-        if singular[-1] / singular[0] <= MIN_CONDITION_RATIO
-        else _traded(names, spread)
-    )
-    return f"{' and '.join(blamed)} not separable: {_cause(x)}{_advice(law, theta, x, free, directions[-1] / length)}"
+    in_weak_direction = np.abs(directions[-1]) > 0.1
+    if is_singular:
+        blamed = [str(name) for name in names[in_weak_direction | undetermined]]
+    else:
+        blamed = _correlated_with_worst(names, spread)
+    proposal = _propose_run(law, theta, x, free, directions[-1] / length)
+    return f"{' and '.join(blamed)} not separable: {_describe_cause(x)}{proposal}"
 
 
-def _named(law: Law, theta: np.ndarray) -> dict[str, float]:
+def _values_by_name(law: Law, theta: np.ndarray) -> dict[str, float]:
     return dict(zip(law.parameters, values_from_theta(law, theta), strict=True))
 
 
-def _judged(law: Law) -> np.ndarray:
-    """Which parameters' errors are judged: exponents and floors.
-
-    A prefactor may be uncertain by a factor when its exponent is sound: it is the loss at N = 1, far from any run.
-    """
+def _needs_small_error(law: Law) -> np.ndarray:
+    """Whether each parameter must have a small error, [parameters]: exponents and floors must, which have bounds of at
+    most 1e3. A prefactor may be uncertain by a factor though its exponent is determined, because it is the loss at
+    N = 1, far from any run."""
     return np.array([law.bounds[name][1] <= 1e3 for name in law.parameters])
 
 
-def _traded(names: np.ndarray, spread: np.ndarray) -> list[str]:
-    """The parameter that is worst determined for its kind, and those whose estimates move with it."""
+def _correlated_with_worst(names: np.ndarray, spread: np.ndarray) -> list[str]:
+    """Names of the parameter of largest error and of those whose estimates are correlated with its estimate.
+
+    spread: [parameters, parameters], a square root of the covariance: covariance = spread spread'.
+    """
     covariance = spread @ spread.T
     error = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(error, error)
@@ -88,8 +98,8 @@ def _traded(names: np.ndarray, spread: np.ndarray) -> list[str]:
     return [str(name) for name, c in zip(names, np.abs(correlation[worst]), strict=True) if c > HIGH_CORRELATION]
 
 
-def _on_a_line(x: Mapping[str, np.ndarray]) -> bool:
-    """Whether tokens follow params so closely that their terms could change places."""
+def _tokens_follow_params(x: Mapping[str, np.ndarray]) -> bool:
+    """Whether log tokens are so nearly a line in log params that the terms of the two cannot be told apart."""
     if not {"params", "tokens"} <= set(x):
         return False
     n, d = np.log(x["params"]), np.log(x["tokens"])
@@ -98,7 +108,8 @@ def _on_a_line(x: Mapping[str, np.ndarray]) -> bool:
     return bool(np.std(d - np.polyval(np.polyfit(n, d, 1), n)) < MAX_LINE_SPREAD)
 
 
-def _cause(x: Mapping[str, np.ndarray]) -> str:
+def _describe_cause(x: Mapping[str, np.ndarray]) -> str:
+    """Why parameters are undetermined: params and tokens are correlated, or their ranges are short."""
     if not {"params", "tokens"} <= set(x):
         return "the points span too little"
     n, d = np.log(x["params"]), np.log(x["tokens"])
@@ -108,8 +119,11 @@ def _cause(x: Mapping[str, np.ndarray]) -> str:
     return f"the points span too little for their noise ({spans})"
 
 
-def _advice(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], free: np.ndarray, weak: np.ndarray) -> str:
-    """The affordable run (no more FLOPs than the largest) to which the undetermined direction matters most."""
+def _propose_run(
+    law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], free: np.ndarray, weak_direction: np.ndarray
+) -> str:
+    """Text that proposes a run: of those with at most the FLOPs of the largest run, the one whose prediction changes
+    most along the least determined direction of theta."""
     if set(law.columns) != {"params", "tokens"}:
         return "; add runs over a wider range"
     axes = [
@@ -119,6 +133,6 @@ def _advice(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray], free: np.n
     n, d = (axis.ravel() for axis in np.meshgrid(*axes))
     affordable = n * d <= np.max(x["params"] * x["tokens"]) * (1 + 1e-9)
     n, d = n[affordable], d[affordable]
-    gain = np.abs(log_prediction_jacobian(law, theta, {"params": n, "tokens": d})[:, free] @ weak)
+    gain = np.abs(log_prediction_jacobian(law, theta, {"params": n, "tokens": d})[:, free] @ weak_direction)
     best = int(np.argmax(gain))
     return f"; add runs at about N = {n[best]:.2g}, D = {d[best]:.2g}"

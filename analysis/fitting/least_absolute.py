@@ -1,10 +1,9 @@
-"""Least absolute deviations, to the vertex: successive linear programs.
+"""Least absolute deviations, solution to the exact minimum by successive linear programs.
 
-The sum of absolute residuals has its optimum where as many residuals are zero as there are parameters, a kink that
-Newton's method on a rounded objective approaches and does not reach. Linearised, the problem is a linear program; a
-trust region makes the sequence of them converge, quadratically near a vertex (Osborne & Watson 1971).
-
-Not in the design's list of modules: no other objective needs it.
+The sum of absolute residuals usually has its minimum at a vertex, where as many residuals are zero as there are free
+parameters. Newton's method on the rounded objective comes close to it without reaching it. With the law linearised, the
+problem is a linear program; solution again and again inside a trust region, it converges, quadratically near a vertex
+(Osborne & Watson 1971). Used by `analysis.fitting.fit.fit_law` for the objective `lad`.
 """
 
 from __future__ import annotations
@@ -18,16 +17,20 @@ from scipy.optimize import linprog
 from analysis.fitting.newton import Box, log_prediction_jacobian, values_from_theta
 from analysis.laws.law import Law
 
-MAX_PROGRAMS = 60
-SMALLEST_MOVE = 1e-12
+MAX_PROGRAMS = 60  # most linear programs solution
+SMALLEST_MOVE = 1e-12  # in theta: a step or a trust region below it ends the search
 
 
 def descend_to_vertex(
     law: Law, log: bool, x: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray, theta: np.ndarray, box: Box
 ) -> np.ndarray:
-    """Parameters as searched, moved from a point near the optimum to it.
+    """Returns the theta of the minimum, from a theta near it.
 
-    log: residuals of the log response instead of the response.
+    Args:
+      log: whether residuals are those of the log response instead of the response.
+      y, weight: response and weight, [points].
+      theta: search coordinates, [parameters] (analysis.fitting.newton).
+      box: bounds of theta, one row.
     """
 
     def predicted(t: np.ndarray) -> np.ndarray:
@@ -36,19 +39,25 @@ def descend_to_vertex(
     def residual(t: np.ndarray) -> np.ndarray:
         return np.log(predicted(t) / y) if log else predicted(t) - y
 
-    kept = weight > 0
+    is_weighted = weight > 0
     radius, value = 0.1, float(np.sum(weight * np.abs(residual(theta))))
     for _ in range(MAX_PROGRAMS):
+        # Derivatives of the residuals: of log predictions, or of predictions, which are those times the prediction.
         slopes = log_prediction_jacobian(law, theta, x) * (1.0 if log else predicted(theta)[:, None])
-        move = _solve_linear_program(
-            slopes[kept], residual(theta)[kept], weight[kept], box.low[0] - theta, box.high[0] - theta, radius
+        step = _solve_linear_program(
+            slopes[is_weighted],
+            residual(theta)[is_weighted],
+            weight[is_weighted],
+            box.low[0] - theta,
+            box.high[0] - theta,
+            radius,
         )
-        new = float(np.sum(weight * np.abs(residual(theta + move))))
-        if new < value:
-            theta, value, radius = theta + move, new, min(2 * radius, 1.0)
+        new_value = float(np.sum(weight * np.abs(residual(theta + step))))
+        if new_value < value:
+            theta, value, radius = theta + step, new_value, min(2 * radius, 1.0)
         else:
             radius /= 4
-        if radius < SMALLEST_MOVE or np.max(np.abs(move)) < SMALLEST_MOVE:
+        if radius < SMALLEST_MOVE or np.max(np.abs(step)) < SMALLEST_MOVE:
             break
     return theta
 
@@ -56,13 +65,19 @@ def descend_to_vertex(
 def _solve_linear_program(
     slopes: np.ndarray, residual: np.ndarray, weight: np.ndarray, low: np.ndarray, high: np.ndarray, radius: float
 ) -> np.ndarray:
-    """min over |move| <= radius of sum weight |residual + slopes move|, in unknowns (move, size of each residual)."""
+    """The step of least sum weight |residual + slopes step|, with |step| <= radius and low <= step <= high.
+
+    The linear program has the unknowns (step, s), s being the size of each residual: minimise weight . s subject to
+    -s <= residual + slopes step <= s. Columns of slopes are scaled to a largest entry of 1.
+    """
     count, width = slopes.shape
     length = np.max(np.abs(slopes), axis=0) + 1e-300
     scaled, eye = slopes / length, sparse.identity(count)
     rows = sparse.vstack([sparse.hstack([scaled, -eye]), sparse.hstack([-scaled, -eye])]).tocsr()
     ranges = np.stack([np.maximum(low, -radius) * length, np.minimum(high, radius) * length], 1)
-    limits = [*map(tuple, ranges), *[(0, None)] * count]
+    variable_bounds = [*map(tuple, ranges), *[(0, None)] * count]
     cost = np.concatenate([np.zeros(width), weight])
-    solved = linprog(cost, A_ub=rows, b_ub=np.concatenate([-residual, residual]), bounds=limits, method="highs")
-    return np.zeros(width) if solved.x is None else solved.x[:width] / length
+    solution = linprog(
+        cost, A_ub=rows, b_ub=np.concatenate([-residual, residual]), bounds=variable_bounds, method="highs"
+    )
+    return np.zeros(width) if solution.x is None else solution.x[:width] / length

@@ -1,11 +1,13 @@
-"""The engine under every fit: a damped Newton method that solves many small problems of one law at once.
+"""The solver under every fit: a damped Newton method that solves many small problems of one law at once.
 
-A problem is a start, a loss and a weight for every point; starts of a grid, resamples, simulated sweeps and profiles
-are all problems, so one compiled program serves them all. LANES problems are advanced together inside one loop on the
-device; a lane that finishes writes its answer and takes the next problem, so none waits for the slowest. Each step
-evaluates the residuals, their Jacobian and their curvature once, at the trial point, and keeps them if it is better.
+A problem is a start, a response and a weight for every point, and bounds. The starts of a grid, bootstrap resamples,
+simulated sweeps and profiles are all problems, so one compiled program serves them all. SLOTS problems advance side by
+side (a vmap) inside one loop on the device; a slot whose problem is done writes its answer and takes the next problem,
+so that no problem waits for the slowest of its batch. Each step evaluates the residuals, their Jacobian and their
+curvature once, at the proposed point, and moves there if the objective is lower.
 
-Not in the design's list of modules: fit.py says what is minimised, this says how.
+Laws are fitted in search coordinates `theta`: the logarithm of each parameter that the law bounds above zero, and the
+value itself of the others.
 """
 
 from __future__ import annotations
@@ -21,30 +23,33 @@ import numpy as np
 
 from analysis.laws import Law
 
-SLOTS = 32  # problems advanced together: few, so that little waits for the last ones of a small batch
-MIN_PADDED_POINTS = 64  # points that fewer are padded to
-MAX_SLOT_POINTS = 64 * 1024  # lanes times points held at once: more points, fewer lanes
-PROBLEMS_PER_CALL = 2048  # problems sent to the device at once, always: one size, so that little is compiled
-LARGE_TABLE = 4096  # points beyond which they are sent by FEWEST
-FIRST_DAMPING = 1e-2  # of the first step
-MAX_ZONES = 6  # widths of the zone at most
-QUADRATIC_ZONE = 1e9  # a Huber zone that no residual leaves
-MAX_STEPS = 150  # Newton steps at most, at each width of the zone
-ROUGH_TOLERANCE, FINAL_TOLERANCE = (
-    1e-2,
-    1e-11,
-)  # relative decrease still expected, below which a width is left: all but the last, the last
+SLOTS = 32  # problems solved side by side: few, so that few slots idle while the last ones of a small batch end
+MIN_PADDED_POINTS = 64  # tables are padded to this many points, or to a power of two times as many
+MAX_SLOT_POINTS = 64 * 1024  # slots times points in memory at once: a larger table gets fewer slots
+PROBLEMS_PER_CALL = 2048  # problems sent to the device in one call, padded to exactly this, so that little is compiled
+LARGE_TABLE = 4096  # points beyond which a call takes only MIN_PADDED_POINTS problems, to bound its memory
+FIRST_DAMPING = 1e-2  # damping of the first step of each zone
+MAX_ZONES = 6  # most widths of the Huber zone that one call goes through
+QUADRATIC_ZONE = 1e9  # a Huber zone wider than any residual: least squares
+MAX_STEPS = 150  # most Newton steps at one width of the zone
+# A width is done when a step is expected to lower the objective by less than this share of it: at all widths but the
+# last, and at the last.
+ROUGH_TOLERANCE, FINAL_TOLERANCE = 1e-2, 1e-11
 
 
 class Box(NamedTuple):
-    """Bounds of the parameters as searched, [1 or problems, parameters] each. Equal bounds hold one fixed."""
+    """Bounds of theta, [1 or problems, parameters] each. Equal bounds fix a parameter."""
 
     low: np.ndarray
     high: np.ndarray
 
 
 class Problems(NamedTuple):
-    """starts [problems, parameters] as searched; weights [problems, points]; losses and boxes of one row are shared."""
+    """A batch of problems.
+
+    starts: theta, [problems, parameters]. weights, losses: [problems, points]; one row is shared by all problems. box:
+    one row, shared, or one a problem. `losses` holds the response, whatever the law predicts.
+    """
 
     starts: np.ndarray
     weights: np.ndarray
@@ -53,33 +58,34 @@ class Problems(NamedTuple):
 
 
 def is_log_searched(law: Law) -> np.ndarray:
-    """Which parameters are searched in their logarithm: those that the law bounds above zero."""
+    """Whether each parameter is searched in its logarithm, as one that the law bounds above zero is: [parameters]."""
     return np.array([law.bounds[name][0] > 0 for name in law.parameters])
 
 
 def values_from_theta(law: Law, theta: Any) -> Any:
-    """Values of parameters as searched."""
+    """Parameter values of search coordinates, [..., parameters] both."""
+    # The inner where keeps exp from overflowing on parameters that are not logarithms.
     return np.where(is_log_searched(law), np.exp(np.where(is_log_searched(law), theta, 0.0)), theta)
 
 
 def theta_from_values(law: Law, values: Any) -> Any:
-    """Inverse of natural."""
+    """Search coordinates of parameter values: the inverse of values_from_theta."""
     return np.where(is_log_searched(law), np.log(np.where(is_log_searched(law), values, 1.0)), values)
 
 
 def parameter_namespace(law: Law, theta: jax.Array) -> SimpleNamespace:
-    """Parameters as law.predict reads them, from one vector as searched."""
+    """Parameters as law.predict reads them, attributes of one object, from one theta [parameters]."""
     values = [jnp.exp(t) if above else t for t, above in zip(theta, is_log_searched(law), strict=True)]
     return SimpleNamespace(**dict(zip(law.parameters, values, strict=True)))
 
 
 def padded_length(count: int) -> int:
-    """The number of points that a table is padded to: few numbers, so that few programs are compiled."""
+    """The number of points that `count` are padded to: 64, 128, 256, ..., so that few programs are compiled."""
     return MIN_PADDED_POINTS * 2 ** max(int(np.ceil(np.log2(count / MIN_PADDED_POINTS))), 0)
 
 
 def log_prediction_jacobian(law: Law, theta: np.ndarray, x: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Derivatives of log predictions by the parameters as searched: [points, parameters]."""
+    """Derivatives of the log of each prediction by theta: [points, parameters]."""
     count = len(next(iter(x.values())))
     columns = {name: np.pad(column, (0, padded_length(count) - count), mode="edge") for name, column in x.items()}
     with jax.enable_x64(True):
@@ -94,65 +100,81 @@ def _log_prediction_jacobian(law: Law, theta: Any, x: Any) -> jax.Array:
 def solve(
     law: Law, log: bool, x: Mapping[str, np.ndarray], problems: Problems, zones: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Local optima of sum over points of weight * rho(residual): parameters as searched, and objectives.
+    """Finds local minima of sum over points of weight * rho(residual).
 
-    rho is r^2 / 2 up to the zone and linear beyond. The zones are gone through in turn, each from the optimum of the
-    one before: a robust objective is reached from a wider, smoother one.
+    rho is Huber's function: r^2 / 2 for |r| up to the width of the zone, linear beyond. Each problem goes through the
+    widths in turn, from the minimum at one to the next (continuation), so that a robust objective is reached from a
+    wider, smoother one.
 
     Args:
-      log: residuals of log loss instead of loss.
-      x: the law's columns, [points].
-      zones: widths of the quadratic zone, widest first; the last is the objective's own.
+      log: whether residuals are those of the log response instead of the response.
+      x: the law's columns, [points] each.
+      zones: widths of the quadratic zone, widest first, at most MAX_ZONES; the last is the objective's own.
+    Returns:
+      theta of each minimum, [problems, parameters], and the objectives, [problems].
     """
-    count = problems.losses.shape[1]
-    points = padded_length(count)
-    lanes = int(np.clip(MAX_SLOT_POINTS // points, 1, SLOTS))
-    room = MIN_PADDED_POINTS if points > LARGE_TABLE else PROBLEMS_PER_CALL
-    columns = {name: np.pad(column, (0, points - count), mode="edge") for name, column in x.items()}
-    widths = np.concatenate([np.full(MAX_ZONES - len(zones), zones[0]), zones])
-    parts = []
-    for first in range(0, len(problems.starts), room):
-        jobs = min(room, len(problems.starts) - first)
+    num_points = problems.losses.shape[1]
+    padded_points = padded_length(num_points)
+    slots = int(np.clip(MAX_SLOT_POINTS // padded_points, 1, SLOTS))
+    block_size = MIN_PADDED_POINTS if padded_points > LARGE_TABLE else PROBLEMS_PER_CALL
+    columns = {name: np.pad(column, (0, padded_points - num_points), mode="edge") for name, column in x.items()}
+    # Every call has MAX_ZONES widths, so that one program serves every objective; problems begin at the first real one.
+    first_zone = MAX_ZONES - len(zones)
+    zone_widths = np.concatenate([np.full(first_zone, zones[0]), zones])
+    blocks = []
+    for first in range(0, len(problems.starts), block_size):
+        count = min(block_size, len(problems.starts) - first)
 
-        def part(array: np.ndarray, fill: int = 0, mode: Any = "edge", first: int = first, jobs: int = jobs) -> Any:
-            rows = np.broadcast_to(array, (jobs, array.shape[1])) if len(array) == 1 else array[first : first + jobs]
-            return np.pad(np.pad(rows, ((0, room - jobs), (0, 0)), mode="edge"), ((0, 0), (0, fill)), mode=mode)
+        def rows_of(
+            array: np.ndarray, fill: int = 0, mode: Any = "edge", first: int = first, count: int = count
+        ) -> Any:
+            """This block's rows of an array, a single row repeated, padded to block_size rows and by `fill` columns."""
+            rows = np.broadcast_to(array, (count, array.shape[1])) if len(array) == 1 else array[first : first + count]
+            return np.pad(np.pad(rows, ((0, block_size - count), (0, 0)), mode="edge"), ((0, 0), (0, fill)), mode=mode)
 
-        box = Box(part(problems.box.low), part(problems.box.high))
-        weights = part(problems.weights, points - count, "constant")
-        block = Problems(part(problems.starts), weights, part(problems.losses, points - count), box)
+        box = Box(rows_of(problems.box.low), rows_of(problems.box.high))
+        fill = padded_points - num_points
+        weights = rows_of(problems.weights, fill, "constant")  # padding points have weight 0
+        block = Problems(rows_of(problems.starts), weights, rows_of(problems.losses, fill), box)
         with jax.enable_x64(True):
-            found = _solve(law, log, lanes, columns, block, widths, np.int32(MAX_ZONES - len(zones)), np.int32(jobs))
-            parts.append([array[:jobs] for array in jax.device_get(found)])
-    thetas, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            solved = _solve(law, log, slots, columns, block, zone_widths, np.int32(first_zone), np.int32(count))
+            blocks.append([array[:count] for array in jax.device_get(solved)])
+    thetas, values = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
     return thetas, values
 
 
 class _Slot(NamedTuple):
-    """One problem under way. gradient, curvature and gauss are those at theta."""
+    """One problem in progress.
 
-    job: jax.Array
+    problem: its index. theta: [parameters]. value, gradient, curvature (the Hessian) and gauss_newton (its Gauss-Newton
+    part, reweighted): of the objective at theta. zone_index: of the width in use. step: steps taken at that width.
+    is_new: theta has not been evaluated at this width yet.
+    """
+
+    problem: jax.Array
     theta: jax.Array
     value: jax.Array
     gradient: jax.Array
     curvature: jax.Array
-    gauss: jax.Array
+    gauss_newton: jax.Array
     damping: jax.Array
-    stage: jax.Array
+    zone_index: jax.Array
     step: jax.Array
-    fresh: jax.Array
+    is_new: jax.Array
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _solve(
-    law: Law, log: bool, lanes: int, x: Any, problems: Problems, zones: Any, opening: Any, jobs: Any
+    law: Law, log: bool, slots: int, x: Any, problems: Problems, zones: Any, first_zone: Any, count: Any
 ) -> tuple[jax.Array, jax.Array]:
+    """The device's part of `solve`, for one block. count: how many of its problems are real; the rest pad it."""
     columns = SimpleNamespace(**x)
     starts, weights, losses, (lows, highs) = jax.tree.map(jnp.asarray, problems)
     width, last = starts.shape[1], MAX_ZONES - 1
 
-    def evaluate(theta: jax.Array, job: jax.Array, stage: jax.Array):
-        weight, y, zone = weights[job], losses[job], zones[stage]
+    def evaluate(theta: jax.Array, problem: jax.Array, zone_index: jax.Array):
+        """Objective, gradient, Hessian and reweighted Gauss-Newton matrix at theta."""
+        weight, y, zone = weights[problem], losses[problem], zones[zone_index]
 
         def residual(t: jax.Array) -> jax.Array:
             predicted = law.predict(parameter_namespace(law, t), columns)
@@ -162,69 +184,88 @@ def _solve(
         size = jnp.abs(r)
         inside = size <= zone
         value = jnp.sum(weight * jnp.where(inside, r**2 / 2, zone * (size - zone / 2)))
-        slope = weight * jnp.where(inside, r, zone * jnp.sign(r))
-        majorised = weight * jnp.minimum(1.0, zone / jnp.maximum(size, 1e-300))
+        slope = weight * jnp.where(inside, r, zone * jnp.sign(r))  # weight rho'(r)
+        # The weight of iteratively reweighted least squares, rho'(r)/r. The quadratic with this weight touches rho at r
+        # and lies above it elsewhere, so that its Gauss-Newton matrix is positive and bounds the curvature of rho.
+        irls_weight = weight * jnp.minimum(1.0, zone / jnp.maximum(size, 1e-300))
         jacobian = jax.jacfwd(residual)(theta)
-        pull = jax.grad(lambda t: jnp.vdot(slope, residual(t)))
-        bend = jax.jacfwd(pull)(theta)
-        curvature = jacobian.T @ ((weight * inside)[:, None] * jacobian) + bend
-        return value, jacobian.T @ slope, curvature, jacobian.T @ (majorised[:, None] * jacobian)
+        # Hessian = J' diag(weight rho'') J + sum over points of slope * Hessian of the residual; the second term is the
+        # derivative of J' slope with the slope constant. rho'' is 1 inside the zone and 0 outside.
+        slope_dot_residual = jax.grad(lambda t: jnp.vdot(slope, residual(t)))
+        residual_curvature = jax.jacfwd(slope_dot_residual)(theta)
+        curvature = jacobian.T @ ((weight * inside)[:, None] * jacobian) + residual_curvature
+        return value, jacobian.T @ slope, curvature, jacobian.T @ (irls_weight[:, None] * jacobian)
 
-    def trial(lane: _Slot) -> tuple[jax.Array, jax.Array]:
-        """Newton, blended by damping towards reweighted Gauss-Newton; saddle-free; parameters at a bound held."""
-        low, high = lows[lane.job], highs[lane.job]
-        gradient = lane.gradient
-        free = ~(((lane.theta <= low) & (gradient >= 0)) | ((lane.theta >= high) & (gradient <= 0)))
-        length = jnp.sqrt(jnp.diag(lane.gauss)) + 1e-30
-        blend = lane.curvature + lane.damping * (lane.gauss + 1e-6 * jnp.diag(length**2))
+    def propose(slot: _Slot) -> tuple[jax.Array, jax.Array]:
+        """The next theta, and by how much the gradient says the objective falls on the way there.
+
+        A Newton step with Levenberg-Marquardt damping, which blends in the reweighted Gauss-Newton matrix, positive
+        even where most residuals lie outside the zone. Eigenvalues enter by their absolute value, so that a step goes
+        downhill from a saddle (Dauphin et al. 2014).
+        """
+        low, high = lows[slot.problem], highs[slot.problem]
+        gradient = slot.gradient
+        # Active set: a parameter at a bound, pushed outwards by its gradient, stays there and leaves the linear system.
+        free = ~(((slot.theta <= low) & (gradient >= 0)) | ((slot.theta >= high) & (gradient <= 0)))
+        # Unit diagonal: parameters of any scale, and exponents beside logarithms, weigh alike in the eigenvalues.
+        length = jnp.sqrt(jnp.diag(slot.gauss_newton)) + 1e-30
+        blend = slot.curvature + slot.damping * (slot.gauss_newton + 1e-6 * jnp.diag(length**2))
         scaled = jnp.where(free[:, None] & free[None, :], blend / (length[:, None] * length), jnp.eye(width))
         eigenvalues, vectors = jnp.linalg.eigh(scaled)
-        along = vectors.T @ jnp.where(free, gradient / length, 0.0)
-        along = along / jnp.maximum(jnp.abs(eigenvalues), 1e-14)
-        move = jnp.clip(lane.theta - (vectors @ along) / length, low, high)
-        return jnp.where(lane.fresh, lane.theta, move), jnp.vdot(gradient, lane.theta - move)
+        gradient_in_eigenbasis = vectors.T @ jnp.where(free, gradient / length, 0.0)
+        step_in_eigenbasis = gradient_in_eigenbasis / jnp.maximum(jnp.abs(eigenvalues), 1e-14)
+        theta = jnp.clip(slot.theta - (vectors @ step_in_eigenbasis) / length, low, high)
+        return jnp.where(slot.is_new, slot.theta, theta), jnp.vdot(gradient, slot.theta - theta)
 
-    def advance(lane: _Slot) -> tuple[_Slot, jax.Array]:
-        theta, expected = trial(lane)
-        value, gradient, curvature, gauss = evaluate(theta, lane.job, lane.stage)
-        better = lane.fresh | (value < lane.value)
-        damping = jnp.where(better, lane.damping * 0.2, lane.damping * 5.0)
-        damping = jnp.where(lane.fresh, lane.damping, jnp.clip(damping, 1e-9, 1e12))
-        tolerance = jnp.where(lane.stage == last, FINAL_TOLERANCE, ROUGH_TOLERANCE)
-        little = (expected <= tolerance * jnp.abs(lane.value)) & (lane.damping < 1e-1)
-        settled = ~lane.fresh & (little | (damping > 1e8) | (lane.step >= MAX_STEPS) | ~jnp.isfinite(lane.value))
-        kept = lane._replace(theta=theta, value=value, gradient=gradient, curvature=curvature, gauss=gauss)
-        lane = jax.tree.map(lambda new, old: jnp.where(better, new, old), kept, lane)
-        lane = lane._replace(
-            damping=jnp.where(settled, FIRST_DAMPING, damping),
-            stage=jnp.where(settled, jnp.minimum(lane.stage + 1, last), lane.stage),
-            step=jnp.where(settled, 0, lane.step + 1),
-            fresh=settled,
+    def advance(slot: _Slot) -> tuple[_Slot, jax.Array]:
+        """One step of one slot, and whether its problem is done."""
+        theta, expected = propose(slot)
+        value, gradient, curvature, gauss_newton = evaluate(theta, slot.problem, slot.zone_index)
+        better = slot.is_new | (value < slot.value)
+        damping = jnp.where(better, slot.damping * 0.2, slot.damping * 5.0)
+        damping = jnp.where(slot.is_new, slot.damping, jnp.clip(damping, 1e-9, 1e12))
+        tolerance = jnp.where(slot.zone_index == last, FINAL_TOLERANCE, ROUGH_TOLERANCE)
+        # A small expected decrease means convergence only where damping is small: heavy damping makes any step short.
+        converged = (expected <= tolerance * jnp.abs(slot.value)) & (slot.damping < 1e-1)
+        zone_done = ~slot.is_new & (converged | (damping > 1e8) | (slot.step >= MAX_STEPS) | ~jnp.isfinite(slot.value))
+        proposed = slot._replace(
+            theta=theta, value=value, gradient=gradient, curvature=curvature, gauss_newton=gauss_newton
         )
-        return lane, settled & (kept.stage == last)
+        slot = jax.tree.map(lambda new, old: jnp.where(better, new, old), proposed, slot)
+        # At the end of a zone the same theta is evaluated anew at the next width.
+        slot = slot._replace(
+            damping=jnp.where(zone_done, FIRST_DAMPING, damping),
+            zone_index=jnp.where(zone_done, jnp.minimum(slot.zone_index + 1, last), slot.zone_index),
+            step=jnp.where(zone_done, 0, slot.step + 1),
+            is_new=zone_done,
+        )
+        return slot, zone_done & (proposed.zone_index == last)
 
-    def load(job: jax.Array) -> _Slot:
-        theta = jnp.clip(starts[job], lows[job], highs[job])
+    def open_slot(problem: jax.Array) -> _Slot:
+        """A slot at the start of a problem."""
+        theta = jnp.clip(starts[problem], lows[problem], highs[problem])
         square = jnp.zeros((width, width))
         zero = jnp.int32(0)
-        infinite, damping, fresh = jnp.array(jnp.inf), jnp.array(FIRST_DAMPING), jnp.array(True)
-        return _Slot(job, theta, infinite, jnp.zeros(width), square, square, damping, opening, zero, fresh)
+        infinite, damping, is_new = jnp.array(jnp.inf), jnp.array(FIRST_DAMPING), jnp.array(True)
+        return _Slot(problem, theta, infinite, jnp.zeros(width), square, square, damping, first_zone, zero, is_new)
 
     def loop(carry):
-        lane, following, thetas, values = carry
-        lane, ended = jax.vmap(advance)(lane)
-        ended = ended & (lane.job < jobs)
-        thetas = thetas.at[jnp.where(ended, lane.job, len(thetas))].set(lane.theta, mode="drop")
-        values = values.at[jnp.where(ended, lane.job, len(values))].set(lane.value, mode="drop")
-        order = following + jnp.cumsum(ended) - 1
-        new = jax.vmap(load)(jnp.where(ended, order, lane.job).astype(jnp.int32))
-        lane = jax.tree.map(lambda n, o: jnp.where(ended.reshape((-1,) + (1,) * (o.ndim - 1)), n, o), new, lane)
-        return lane, (following + jnp.sum(ended)).astype(jnp.int32), thetas, values
+        """One step of every slot; slots whose problem is done store its answer and open the next problems in order."""
+        slot, next_problem, thetas, values = carry
+        slot, finished = jax.vmap(advance)(slot)
+        finished = finished & (slot.problem < count)
+        # An index past the end is dropped: only finished slots write.
+        thetas = thetas.at[jnp.where(finished, slot.problem, len(thetas))].set(slot.theta, mode="drop")
+        values = values.at[jnp.where(finished, slot.problem, len(values))].set(slot.value, mode="drop")
+        order = next_problem + jnp.cumsum(finished) - 1
+        new = jax.vmap(open_slot)(jnp.where(finished, order, slot.problem).astype(jnp.int32))
+        slot = jax.tree.map(lambda n, o: jnp.where(finished.reshape((-1,) + (1,) * (o.ndim - 1)), n, o), new, slot)
+        return slot, (next_problem + jnp.sum(finished)).astype(jnp.int32), thetas, values
 
     def unfinished(carry) -> jax.Array:
-        return jnp.any(carry[0].job < jobs)
+        return jnp.any(carry[0].problem < count)
 
-    first = jax.vmap(load)(jnp.arange(lanes, dtype=jnp.int32))
+    first = jax.vmap(open_slot)(jnp.arange(slots, dtype=jnp.int32))
     empty = (jnp.zeros(starts.shape), jnp.zeros(len(starts)))
-    _, _, thetas, values = jax.lax.while_loop(unfinished, loop, (first, jnp.int32(lanes), *empty))
+    _, _, thetas, values = jax.lax.while_loop(unfinished, loop, (first, jnp.int32(slots), *empty))
     return thetas, values
