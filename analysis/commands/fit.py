@@ -32,6 +32,7 @@ def fit(
     draws: int = 512,
     level: float = 0.9,
     seed: int = 0,
+    profile: bool = False,
     panel: bool = True,
     out: Path | None = None,
     json: Path | None = None,
@@ -56,6 +57,7 @@ def fit(
       draws: Number of bootstrap resamples.
       level: Nominal probability of the intervals, between 0 and 1.
       seed: Seed of the bootstrap.
+      profile: Also print and save the profile-likelihood interval of each parameter, beside the bootstrap's.
       panel: Also refit with other counts of parameters, windows of compute, objectives and weights, and show how
         exponents and forecast change.
       out: File to save the fit in. Default: fit.json beside the table.
@@ -78,6 +80,7 @@ def fit(
         draws=draws,
         level=level,
         seed=seed,
+        profile=profile,
     )
     rows, origin = api.load_with_origin(table, columns=results.parse_columns(columns), where=where)
     built = api.fit(rows, law, settings, params_column=params_column, panel=panel, origin=origin)
@@ -116,11 +119,15 @@ def _range(name: str, text: str) -> tuple[float, float]:
 def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
     document = built.document
     console = make_console()
-    rows = Table("", "value", "standard error", f"{document['level']:.0%} interval", box=None, pad_edge=False)
+    profiles = document.get("profile_intervals", {})
+    heads = ("", "value", "standard error", f"{document['level']:.0%} interval", *(["by profile"] if profiles else []))
+    rows = Table(*heads, box=None, pad_edge=False)
     exponent = {} if document["exponent_a"] is None else {"exponent_a": document["exponent_a"]}
     for name, value in {**built.values, **exponent}.items():
         low, high = document["intervals"][name]
-        rows.add_row(name, f"{value:.4g}", f"{document['standard_errors'][name]:.2g}", f"{low:.4g} to {high:.4g}")
+        by_profile = [_format_open(profiles[name])] if name in profiles else []
+        error = document["standard_errors"][name]
+        rows.add_row(name, f"{value:.4g}", f"{error:.2g}", f"{low:.4g} to {high:.4g}", *by_profile)
     dropped = f", {document['dropped']} failed or diverged left out" if document["dropped"] else ""
     counting = f"N = {document['params_column']}, " if "params" in built.law.columns else ""
     units = f"{built.law.response} in {document['units'][built.law.response]}"
@@ -142,6 +149,11 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
         print_table(sensitivity.panel_table(document["sensitivity"]), console)
     print_warnings(document["warnings"], console)
     console.print(f"saved {path}")
+
+
+def _format_open(interval: list[float | None]) -> str:
+    """An interval as text; None is an open end."""
+    return " to ".join("open" if end is None else f"{end:.4g}" for end in interval)
 
 
 def _print_choice(document: Mapping[str, Any], console: Console) -> None:

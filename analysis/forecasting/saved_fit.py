@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from analysis import files, laws
 from analysis.errors import TableError
 from analysis.fitting import bootstrap, compute_optimal
 from analysis.fitting.fit import Fit, Objective, fit_law, huber
+from analysis.fitting.profile_likelihood import profile_parameters
 from analysis.forecasting import prediction_intervals
 from analysis.forecasting.law_choice import Candidate, Choice, choose
 from analysis.forecasting.prediction_intervals import PredictiveDistribution, predictive_from_facts
@@ -167,7 +168,7 @@ def _require_flops(points: pd.DataFrame, flag: str) -> None:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What a fit is asked to be. Bounds and values of `fixed` are in the units of the parameters."""
+    """The options of a fit, as the flags of `scaling fit` give them. Bounds and fixed values are parameter values."""
 
     law: laws.Law | None = laws.chinchilla
     """None: chosen, with its weighting, by back-test."""
@@ -180,10 +181,12 @@ class FitSettings:
     draws: int = 512
     level: float = 0.9
     seed: int = 0
+    profile: bool = False
+    """Whether to add intervals by profile likelihood (analysis.fitting.profile_likelihood)."""
 
     def facts(self) -> dict[str, Any]:
-        """What was asked for and cannot be told from the rest of a fit.json: a choice by back-test has an objective and
-        a weighting of its own. Bounds as --bound has them, for they may be infinite."""
+        """The options that the rest of fit.json does not tell: a law chosen by back-test has its own objective and
+        weighting. Bounds are text, low:high, as --bound takes them, because they may be infinite."""
         return {
             "objective": self.objective.name,
             "delta": self.objective.delta,
@@ -195,12 +198,16 @@ class FitSettings:
 
 
 def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, Any]) -> SavedFit:
-    """Fits a law to the points that the rule leaves, with its uncertainty. Raises TableError when too few are left.
+    """Fits a law to the points that are not held out, with intervals of its parameters and of its forecasts.
 
-    origin: path and sha256 of the table, and columns and where of those that were read of it.
+    Args:
+      origin: path and sha256 of the table, and the --columns and --where with which it was read.
+    Raises:
+      TableError: the hold-out leaves fewer distinct points than the law needs, or a column that an option needs lacks.
     """
-    found, _ = hold_out(points.table, settings.holdout)
-    fitted, held = hold_out(points.table.drop(columns="learning_rate_from", errors="ignore"), settings.holdout)
+    fitted, held = hold_out(points.table, settings.holdout)
+    learning_rates = table_checks.count_rate_sources(fitted)
+    fitted, held = (part.drop(columns="learning_rate_from", errors="ignore") for part in (fitted, held))
     law = settings.law or laws.chinchilla
     left = len(fitted[list(law.columns)].drop_duplicates())
     free = len(law.parameters) - len(settings.fixed)
@@ -212,7 +219,9 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         own = choice.best
     if own.weight_power:
         _require_flops(fitted, f"--weight-power {own.weight_power:g}")
-    fit, resampled, ahead, note = _fit_and_resample(fitted, own, settings, choice)
+    every = np.ones(len(fitted), bool)
+    weights = own.weights(fitted["flops"].to_numpy(float), every) if own.weight_power else every.astype(float)
+    fit, resampled, predictive, note = _fit_and_resample(fitted, own, settings, choice, weights)
     notes = [
         *table_checks.check_points(fitted, law.columns),
         *table_checks.flag_warnings(held, "points held out"),
@@ -235,25 +244,33 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         "holdout": settings.holdout,
         "dropped": points.num_dropped,
         "flagged": table_checks.flags_by_run(fitted),
-        "learning_rates": table_checks.count_rate_sources(found),
+        "learning_rates": learning_rates,
         "table": dict(origin),
-        "versions": {name: version(name) for name in ("jax", "numpy", "pandas", "scipy")},
+        "versions": {name: package_version(name) for name in ("jax", "numpy", "pandas", "scipy")},
         "points": fitted.to_dict("records"),
         "held_out": held.to_dict("records"),
         "draws": [[float(f"{value:.{DIGITS}g}") for value in draw] for draw in resampled],
         "choice": None if choice is None else choice.facts(),
-        "predictive": ahead.facts(DIGITS),
+        "predictive": predictive.facts(DIGITS),
     }
+    if settings.profile:
+        document["profile_intervals"] = _profile_intervals(fit, fitted, weights, settings.level)
     return SavedFit(document)
 
 
+def package_version(name: str) -> str:
+    """The version of an installed package, or "not installed"."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _fit_and_resample(
-    points: pd.DataFrame, own: Candidate, settings: FitSettings, choice: Choice | None
+    points: pd.DataFrame, own: Candidate, settings: FitSettings, choice: Choice | None, weights: np.ndarray
 ) -> tuple[Fit, np.ndarray, PredictiveDistribution, str]:
-    """The fit, its bootstrap draws, what a forecast from it needs, and a warning of the bootstrap's."""
+    """The fit, its bootstrap draws, the distribution of its forecasts, and a warning about the bootstrap, or ""."""
     response = points[own.law.response].to_numpy(float)
-    every = np.ones(len(points), bool)
-    weights = own.weights(points["flops"].to_numpy(float), every) if own.weight_power else every.astype(float)
     options = {"fixed": settings.fixed, "bounds": settings.bounds}
     fit = fit_law(own.law, points, response, own.objective, weights=weights, **options)
     unit, note = bootstrap.choose_clusters(points, len(own.law.parameters))
@@ -287,6 +304,15 @@ def _uncertainty(fit: Fit, points: pd.DataFrame, resampled: np.ndarray, level: f
     facts["standard_errors"] = {name: spread[name]["standard_error"] for name in spread}
     facts["intervals"] = {name: spread[name]["interval"] for name in spread}
     return facts
+
+
+def _profile_intervals(
+    fit: Fit, points: pd.DataFrame, weights: np.ndarray, level: float
+) -> dict[str, list[float | None]]:
+    """The profile-likelihood interval [low, high] of each free parameter; None for an open end."""
+    response = points[fit.law.response].to_numpy(float)
+    profiles = profile_parameters(fit, points, response, level=level, weights=weights)
+    return {p.parameter: [end if np.isfinite(end) else None for end in (p.low, p.high)] for p in profiles}
 
 
 def _error_and_interval(column: np.ndarray, level: float) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pandas as pd
 
 from analysis import files
 from analysis.errors import TableError
+from analysis.forecasting.saved_fit import package_version
 from analysis.tables import results
 
 SCHEMA = 1
@@ -57,19 +57,16 @@ def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
     for row in rows:
         known = FITTED if is_run_of(points, row).any() else HELD_OUT if is_run_of(held, row).any() else NEW
         targets.append({name: row[name] for name in _TARGET_KEYS} | {"known": known})
-    content = {"schema": SCHEMA, "date": datetime.now(UTC).isoformat(timespec="seconds"), "version": _version()}
+    content = {
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": package_version("scaling-laws"),
+    }
     content |= {name: document[name] for name in _FIT_KEYS}
     content |= {"formula": document["formula"], "table_sha256": document["table"]["sha256"]}
     content |= {"points": len(points), "targets": targets}
     files.write_json(path, content | {"sha256": sealed_hash(content)})
     return read_sealed(path)
-
-
-def _version() -> str:
-    try:
-        return version("scaling-laws")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

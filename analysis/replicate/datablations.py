@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from analysis.errors import TableError
 from analysis.fitting.fit import Fit, fit_law, huber, refit_with_objectives
 from analysis.fitting.newton import Box
 from analysis.laws import Law, surface
@@ -77,9 +78,18 @@ def interval(objectives: np.ndarray, lowest: float, points: int, grid: np.ndarra
     """Smallest and largest R_D* that a likelihood-ratio test at 5 % leaves; the ends of the grid where it is open.
 
     The zone of the objective is a hundredth of the residuals, so that it is a sum of absolute deviations: a Laplace
-    likelihood of unknown scale, whose log ratio is points * log(objective / lowest).
+    likelihood of unknown scale, whose log ratio is points * log(objective / lowest). Raises TableError where the grid
+    has no point inside, being too coarse or too short.
     """
-    inside = grid[objectives <= lowest * np.exp(QUANTILE / (2 * points))]
+    threshold = lowest * np.exp(QUANTILE / (2 * points))
+    inside = grid[objectives <= threshold]
+    if not len(inside):
+        nearest = int(np.argmin(objectives))
+        raise TableError(
+            f"R_D*: no value of the grid {grid[0]:.4g} to {grid[-1]:.4g} lies in the 95 % interval; the best, "
+            f"{grid[nearest]:.4g}, has the objective {objectives[nearest]:.7g}, which must be at most {threshold:.7g}; "
+            "take a finer or a longer grid"
+        )
     return float(inside.min()), float(inside.max())
 
 

@@ -332,3 +332,16 @@ def test_wrong_flags_end_in_one_line(
     assert said.count("\n") == 1
     for word in words:
         assert re.search(word, said)
+
+
+def test_profile_intervals_are_given_on_request(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the bootstrap's, of every free parameter; an end that the points leave open is null."""
+    assert "profile_intervals" not in quick(path, fix="alpha=.34")
+    facts = quick(path, fix="alpha=.34", profile=True)
+    printed = capsys.readouterr().out
+    intervals = json.loads(Path(facts["fit"]).read_text())["profile_intervals"]
+    assert intervals == facts["profile_intervals"]
+    assert set(intervals) == {"E", "A", "B", "beta"}
+    for name, (low, high) in intervals.items():
+        assert low < facts["parameters"][name] < high
+        assert f"{low:.4g} to {high:.4g}" in printed

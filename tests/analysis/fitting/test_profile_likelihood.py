@@ -66,7 +66,7 @@ def test_the_ends_are_where_the_objective_has_risen_to_the_threshold(squares: Fi
     assert wider.low < floor.low < floor.high < wider.high
 
 
-def test_the_row_of_values_is_widened_until_both_ends_are_in_it(
+def test_the_series_of_values_is_widened_until_both_ends_are_in_it(
     squares: Fit, floor: ParameterProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("analysis.fitting.profile_likelihood.FIRST_WIDTH", 0.5)
@@ -75,17 +75,17 @@ def test_the_row_of_values_is_widened_until_both_ends_are_in_it(
 
 
 @pytest.mark.parametrize("objective", [mse_log, huber(), lad], ids=lambda objective: objective.name)
-def test_profiles_and_quick_intervals_agree_where_points_are_good(objective: Objective) -> None:
+def test_profiles_and_sandwich_intervals_agree_where_points_are_good(objective: Objective) -> None:
     """Within 10 % in width, and both about the fitted value."""
     table = simulated(1e-3, seed=4)
     x, loss = {"params": table["params_matmul"], "tokens": table["tokens"]}, table["loss"].to_numpy()
     fit = fit_law(chinchilla, x, loss, objective)
     quick = dict(zip(chinchilla.parameters, sandwich_intervals(fit, x, loss), strict=True))
-    for one in profile_parameters(fit, x, loss, ("E", "beta")):
-        low, high = quick[one.parameter]
-        assert fit.values[one.parameter] in one
-        ratio = np.log(one.high / one.low) / np.log(high / low)
-        assert ratio == pytest.approx(1, abs=0.1), one
+    for profile in profile_parameters(fit, x, loss, ("E", "beta")):
+        low, high = quick[profile.parameter]
+        assert fit.values[profile.parameter] in profile
+        ratio = np.log(profile.high / profile.low) / np.log(high / low)
+        assert ratio == pytest.approx(1, abs=0.1), profile
 
 
 def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
@@ -95,15 +95,15 @@ def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
     x = {"params": sizes, "tokens": 20 * sizes}
     loss = chinchilla(PLANTED, x) * np.exp(np.random.default_rng(1).normal(0, 1e-3, 12))
     fit = fit_law(chinchilla, x, loss, mse_log)
-    one = profile_parameters(fit, x, loss, ("E",))[0]
-    assert one.low == -np.inf
-    assert PLANTED["E"] in one
-    assert 1e-3 in one
-    assert 2.0 not in one
-    assert re.search(rf"\bE\b.*{one.high:.4g}", repr(one))
-    assert "inf" not in repr(one)
-    cold = [fit_law(chinchilla, x, loss, mse_log, fixed={"E": value}) for value in one.values[::10]]
-    assert np.all(one.objective[::10] <= np.array([c.objective_value for c in cold]) * (1 + 1e-3))
+    profile = profile_parameters(fit, x, loss, ("E",))[0]
+    assert profile.low == -np.inf
+    assert PLANTED["E"] in profile
+    assert 1e-3 in profile
+    assert 2.0 not in profile
+    assert re.search(rf"\bE\b.*{profile.high:.4g}", repr(profile))
+    assert "inf" not in repr(profile)
+    cold = [fit_law(chinchilla, x, loss, mse_log, fixed={"E": value}) for value in profile.values[::10]]
+    assert np.all(profile.objective[::10] <= np.array([c.objective_value for c in cold]) * (1 + 1e-3))
 
 
 def test_a_held_parameter_has_no_error_and_no_profile_and_what_it_trades_with_has_less(squares: Fit) -> None:
@@ -115,7 +115,7 @@ def test_a_held_parameter_has_no_error_and_no_profile_and_what_it_trades_with_ha
     interval = sandwich_intervals(held, X, LOSS)[chinchilla.parameters.index("alpha")]
     np.testing.assert_allclose(interval, squares.values["alpha"], rtol=1e-8)
     assert 0 < errors["A"] < free["A"] / 5
-    assert [one.parameter for one in profile_parameters(held, X, LOSS)] == ["E", "A", "B", "beta"]
+    assert [profile.parameter for profile in profile_parameters(held, X, LOSS)] == ["E", "A", "B", "beta"]
 
 
 def test_standard_errors_of_squares_are_hc3_by_hand(squares: Fit) -> None:
@@ -134,6 +134,21 @@ def test_standard_errors_of_squares_are_hc3_by_hand(squares: Fit) -> None:
     slopes = jacobian * ((LOSS - squares.predict(X)) / (1 - leverage))[:, None]
     expected = np.sqrt(np.diag(inverse @ slopes.T @ slopes @ inverse)) / scale
     np.testing.assert_allclose(sandwich_errors(squares, X, LOSS), expected, rtol=1e-4)
+
+
+def test_weights_move_the_profile_as_they_move_the_fit(squares: Fit, floor: ParameterProfile) -> None:
+    """A point of weight 0 counts for nothing but its degree of freedom; equal weights change nothing."""
+    even = profile_parameters(squares, X, LOSS, ("E",), weights=np.ones(len(LOSS)))[0]
+    assert (even.low, even.high) == (floor.low, floor.high)
+    weights, spoilt = np.ones(len(LOSS)), LOSS.copy()
+    weights[3], spoilt[3] = 0.0, 2 * LOSS[3]
+    rest = weights > 0
+    fewer, x = fit_law(chinchilla, {name: column[rest] for name, column in X.items()}, LOSS[rest], mse), X
+    weighted = fit_law(chinchilla, x, spoilt, mse, weights=weights)
+    expected = sandwich_errors(fewer, {name: column[rest] for name, column in x.items()}, LOSS[rest])
+    np.testing.assert_allclose(sandwich_errors(weighted, x, spoilt, weights), expected, rtol=1e-4)
+    profile = profile_parameters(weighted, x, spoilt, ("E",), weights=weights)[0]
+    assert profile.low < fewer.values["E"] < profile.high < 1.2 * fewer.values["E"]
 
 
 def test_units_of_the_response_do_not_matter(squares: Fit) -> None:

@@ -192,6 +192,12 @@ def test_an_interval_is_where_the_likelihood_ratio_leaves_it() -> None:
     assert np.log(np.array(ends) / 10) == pytest.approx([-half, half], abs=5e-3)
 
 
+def test_a_grid_without_a_point_in_the_interval_is_an_error() -> None:
+    grid = np.array([2.0, 8.0, 32.0])
+    with pytest.raises(TableError, match=r"R_D\*.*\b2 to 32\b.*\b8\b.*\b1\.5\b"):
+        datablations.interval(np.array([2.0, 1.5, 3.0]), 1.0, 16, grid)
+
+
 def one_row(_: Path) -> list[Row]:
     return [compare("s", "q", 1.0, 2.0, 0.5)]
 
