@@ -1,4 +1,4 @@
-"""A sweep is a tuple of configs: overlays say what varies, combinators say how the variations meet.
+"""What a sweep is written with: overlays say which fields vary, combinators say how the variations are combined.
 
 axis("seed", 0, 1, 2)                        three overlays
 product(axis(...), axis(...))                every pair
@@ -42,7 +42,7 @@ Size = TypeVar("Size")
 
 @dataclass(frozen=True)
 class Sweep:
-    """Many runs and the reason for them. description: what is varied; why: what the result will tell."""
+    """Runs that answer one question. cells: their configs. description: what varies. why: what the result will tell."""
 
     name: str
     cells: tuple[RunConfig, ...]
@@ -56,14 +56,15 @@ def axis(path: str, *values: Any) -> Axis:
 
 
 def product(*axes: Axis) -> Axis:
-    """Every combination, the last axis varying fastest. Raises InputError when two axes set one field."""
+    """Every combination; the last axis varies fastest. Raises InputError when two axes set the same field."""
     return tuple(_merge(parts) for parts in itertools.product(*axes))
 
 
 def zipped(*axes: Axis) -> Axis:
-    """First with first, second with second. Raises InputError on axes of different lengths, or that set one field."""
-    if len({len(one) for one in axes}) > 1:
-        raise InputError(f"zipped axes have lengths {', '.join(str(len(one)) for one in axes)}: must be equal")
+    """First with first, second with second. Raises InputError when the axes differ in length or set the same field."""
+    if len({len(overlays) for overlays in axes}) > 1:
+        lengths = ", ".join(str(len(overlays)) for overlays in axes)
+        raise InputError(f"zipped axes have lengths {lengths}: must be equal; give every axis as many values")
     return tuple(_merge(parts) for parts in zip(*axes, strict=True))
 
 
@@ -72,14 +73,16 @@ def chain(*axes: Axis) -> Axis:
     return tuple(itertools.chain(*axes))
 
 
-def _merge(parts: Iterable[Overlay]) -> Overlay:
+def _merge(overlays: Iterable[Overlay]) -> Overlay:
+    """One overlay that sets the fields of all. Raises InputError where two set the same field, or a section and a field
+    of it."""
     merged: dict[str, Any] = {}
-    for part in parts:
-        for path in part:
-            clash = [held for held in merged if f"{held}.".startswith(f"{path}.") or f"{path}.".startswith(f"{held}.")]
-            if clash:
-                raise InputError(f"overlay {path}: {clash[0]} is set by another axis as well")
-        merged |= part
+    for changes in overlays:
+        for path in changes:
+            clashes = [old for old in merged if f"{old}.".startswith(f"{path}.") or f"{path}.".startswith(f"{old}.")]
+            if clashes:
+                raise InputError(f"overlay {path}: {clashes[0]} is set by another axis as well; set it in one axis")
+        merged |= changes
     return merged
 
 
@@ -91,18 +94,25 @@ def apply(base: RunConfig, overlays: Axis) -> tuple[RunConfig, ...]:
 def grid(
     recipe: Callable[[Size, int], RunConfig], sizes: Sequence[Size], horizons: Sequence[int]
 ) -> tuple[RunConfig, ...]:
-    """Every size at every horizon (tokens), horizons varying fastest; the recipe sets all the rest."""
+    """Every size at every horizon (tokens to train on); horizons vary fastest, and the recipe sets all other fields."""
     return tuple(recipe(size, tokens) for size, tokens in itertools.product(sizes, horizons))
 
 
 def isoflop(
-    recipe: Recipe, *, flops: Sequence[float], sizes: int, span: float, vocab_size: int | None = None, **given: Any
+    recipe: Recipe, *, flops: Sequence[float], sizes: int, span: float, vocab_size: int | None = None, **options: Any
 ) -> tuple[RunConfig, ...]:
-    """Every budget (exact FLOPs, causal attention halved) at `sizes` sizes, `span` in ratio from least to most
-    params_matmul, about the size that the recipe's own horizon makes of it; each spends its budget on tokens.
+    """Isoflop curves (Hoffmann et al. 2022, approach 2): runs of several sizes for each budget of FLOPs.
 
-    Hoffmann et al. 2022, approach 2. given: what the recipe takes beside its dial, as corpus and seed. Raises
-    InputError when two sizes of a budget are one shape.
+    Args:
+      recipe: makes a config from a shape and a budget.
+      flops: budgets, in exact training FLOPs with causal attention halved.
+      sizes: models for each budget, in equal ratios around the size that the recipe's own horizon makes of the budget.
+      span: params_matmul of the largest model of a budget over that of the smallest.
+      vocab_size: ids of the vocabulary; the recipe's own when not given.
+      options: other arguments of the recipe, such as corpus and seed.
+
+    Each run trains on as many tokens as its budget pays for. Raises InputError when two sizes of a budget round to the
+    same shape.
     """
     cells = []
     for budget in flops:
@@ -111,7 +121,7 @@ def isoflop(
         for count in geometric(middle / span**0.5, middle * span**0.5, sizes):
             known = resolve_size(recipe, count, vocab_size)[0]
             shapes.append((known.model.width, known.model.depth))
-            cells.append(recipe(shapes[-1], flops=budget, vocab_size=vocab_size, **given))
+            cells.append(recipe(shapes[-1], flops=budget, vocab_size=vocab_size, **options))
         if len(set(shapes)) < sizes:
             twice = next(shape for shape in shapes if shapes.count(shape) > 1)
             raise InputError(
@@ -122,20 +132,20 @@ def isoflop(
 
 
 def scan_learning_rates(config: RunConfig, factors: Sequence[float]) -> tuple[RunConfig, ...]:
-    """The run at several learning rates: its own times each factor, to four digits."""
+    """The same run at several learning rates: its own rate times each factor, rounded to four digits."""
     runs = []
     for factor in factors:
         rate = float(f"{config.optimizer.learning_rate * factor:.4g}")
-        said = f"scan: {factor:g} times {config.learning_rate_from or 'the rate given'}"
+        source = f"scan: {factor:g} times {config.learning_rate_from or 'the rate given'}"
         name = f"{config.name}-lr{rate:.3g}"
-        runs.append(overlay(config, {"optimizer.learning_rate": rate, "learning_rate_from": said, "name": name}))
+        runs.append(overlay(config, {"optimizer.learning_rate": rate, "learning_rate_from": source, "name": name}))
     return tuple(runs)
 
 
 def geometric(lo: float, hi: float, n: int) -> tuple[float, ...]:
-    """n numbers from lo to hi, both exact, evenly spaced in their logarithm. Raises InputError unless 0 < lo <= hi."""
+    """n numbers from lo to hi in equal ratios; lo and hi are exact. Raises InputError unless 0 < lo <= hi."""
     if not (0 < lo <= hi and math.isfinite(hi)) or n < 1 or (n == 1) != (lo == hi):
-        raise InputError(f"geometric({lo}, {hi}, {n}): must have 0 < lo <= hi, and n = 1 just when lo = hi")
+        raise InputError(f"geometric({lo}, {hi}, {n}): must have 0 < lo <= hi, and n = 1 exactly when lo = hi")
     if n == 1:
         return (float(lo),)
     inner = (lo * (hi / lo) ** (i / (n - 1)) for i in range(1, n - 1))

@@ -1,7 +1,9 @@
-"""Few tokens, many times over (Muennighoff et al. 2023); about 36 H200-hours at 40 % MFU. The corpus:
-sweeps/catalog/fineweb.py.
-For a laptop, the same grid in small: data_constrained_cpu."""
+"""Runs that repeat few tokens many times (Muennighoff et al. 2023); about 36 H200-hours at 40 % MFU.
 
+The corpus is that of sweeps/catalog/fineweb.py. data_constrained_cpu is the same grid for a laptop, in small.
+"""
+
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from sweeps.grids import Sweep, overlay
 SIZES = ((384, 6), (640, 10), (1024, 16))
 UNIQUE_TOKENS = (100_000_000, 400_000_000, 1_600_000_000)
 EPOCHS = (1, 2, 4, 8, 16, 32, 64)
-MAX_TOKENS = 10_000_000_000  # of a horizon, at most
+MAX_TOKENS = 10_000_000_000  # of the longest horizon
 
 
 def grid_of_epochs(
@@ -22,30 +24,31 @@ def grid_of_epochs(
     sizes: Sequence[tuple[int, int]],
     unique: Sequence[int],
     epochs: Sequence[int],
-    most: float,
-    **given: Any,
+    max_tokens: float,
+    **options: Any,
 ) -> tuple[RunConfig, ...]:
-    """Every size on every number of unique tokens for every number of epochs, horizons of `most` tokens at most.
+    """Every size on every number of unique tokens for every number of epochs, unless that is above `max_tokens` tokens.
 
-    The epochs of one size on the same tokens share a trunk, where the recipe is `trunked`.
+    With a recipe of `with_shared_trunk` the runs of one size on the same tokens share a trunk. options: other arguments
+    of the recipe.
     """
     cells = []
     for size in sizes:
-        for held in unique:
-            for times in (times for times in epochs if times * held <= most):
-                run = recipe(size, times * held, **given)
-                limit = {"data.unique_tokens": held, "name": f"w{size[0]}-d{size[1]}-{held / 1e6:.3g}Mx{times}"}
-                cells.append(overlay(run, limit))
+        for count, times in itertools.product(unique, epochs):
+            if times * count <= max_tokens:
+                run = recipe(size, times * count, **options)
+                changes = {"data.unique_tokens": count, "name": f"w{size[0]}-d{size[1]}-{count / 1e6:.3g}Mx{times}"}
+                cells.append(overlay(run, changes))
     return tuple(cells)
 
 
 def bounded_warmup(shortest: int) -> tuple[Callable[[PartialRun], int], str]:
-    """N tokens, a tenth of the shortest horizon at most; and in words."""
+    """A warm-up rule and its description: N tokens, but at most a tenth of the shortest horizon."""
     return lambda known: min(known.params.matmul, shortest // 10), f"N tokens, {shortest // 10:,} at most"
 
 
 def sweep() -> Sweep:
-    """Three sizes, three amounts of text 16x apart, one to 64 epochs as long as ten billion tokens last."""
+    """Three sizes, three amounts of text 16x apart, and one to 64 epochs of at most ten billion tokens in all."""
     recipe = with_shared_trunk(step_law, *bounded_warmup(min(UNIQUE_TOKENS)))
     cells = grid_of_epochs(recipe, SIZES, UNIQUE_TOKENS, EPOCHS, MAX_TOKENS, **corpus_arguments())
     return Sweep(

@@ -1,4 +1,4 @@
-"""Few tokens, many times over, in minutes of a CPU: the standard library's bytes, as data_constrained for one GPU."""
+"""data_constrained in minutes of a CPU: small models that repeat few bytes of the standard library's source."""
 
 from scaling.recipes.recipes import small
 from sweeps.catalog.data_constrained import bounded_warmup, grid_of_epochs
@@ -12,7 +12,7 @@ MAX_TOKENS = 1 << 21
 
 
 def sweep() -> Sweep:
-    """Three sizes on two amounts of text, one to 16 epochs as long as two million tokens last."""
+    """Three sizes, two amounts of text, and one to 16 epochs of at most two million tokens in all."""
     cells = grid_of_epochs(
         with_shared_trunk(small, *bounded_warmup(min(UNIQUE_TOKENS))), SIZES, UNIQUE_TOKENS, EPOCHS, MAX_TOKENS
     )

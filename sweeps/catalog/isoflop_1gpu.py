@@ -1,6 +1,8 @@
-"""IsoFLOP curves on one GPU (Hoffmann et al. 2022, approach 2); about 72 H200-hours at 40 % MFU. The corpus:
-sweeps/catalog/fineweb.py. The smallest sizes of the largest budget see it twice: `unique_tokens` of their rows says
-so."""
+"""IsoFLOP curves on one GPU (Hoffmann et al. 2022, approach 2); about 72 H200-hours at 40 % MFU.
+
+The corpus is that of sweeps/catalog/fineweb.py. The smallest sizes of the largest budget see it twice, as
+`unique_tokens` of their rows shows.
+"""
 
 from scaling.recipes import recipes
 from sweeps.catalog.fineweb import corpus_arguments, describe_cost
@@ -10,7 +12,7 @@ BUDGETS = geometric(1e17, 1e19, 5)  # FLOPs
 
 
 def sweep() -> Sweep:
-    """Five budgets, seven sizes each, span 16x around the predicted optimum."""
+    """Five budgets, seven sizes each, spanning 16x around the predicted optimum."""
     cells = isoflop(recipes.step_law, flops=BUDGETS, sizes=7, span=16, **corpus_arguments())
     return Sweep(
         name="isoflop_1gpu",

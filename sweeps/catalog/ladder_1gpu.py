@@ -1,6 +1,8 @@
-"""Ten million to half a billion parameters on one GPU: the ladder of a law worth quoting. One trunk a size, a cooldown
-branch for every horizon; about 53 H200-hours at 40 % MFU, 82 if each were
-trained alone. The corpus: sweeps/catalog/fineweb.py."""
+"""A ladder from ten million to half a billion parameters on one GPU, for a law of loss in params and tokens.
+
+Each size has one trunk and a cooldown branch for every horizon: about 53 H200-hours at 40 % MFU, against 82 if each run
+were trained alone. The corpus is that of sweeps/catalog/fineweb.py.
+"""
 
 from scaling.recipes.derive import resolve_size
 from scaling.recipes.recipes import step_law
@@ -15,15 +17,15 @@ TOKENS_PER_PARAM = (
     40,
     80,
     160,
-)  # tokens a parameter: from a quarter of Hoffmann et al. 2022's to eight times it
-EXTRA_SEEDS = (1, 2)  # beside 0, at 20 tokens a parameter and up to SEEDED: the noise that an interval needs
-LARGEST_WITH_SEEDS = (640, 10)
+)  # from a quarter of the ratio of Hoffmann et al. 2022 to eight times it
+EXTRA_SEEDS = (1, 2)  # beside seed 0, at 20 tokens per parameter, for the noise that intervals need
+LARGEST_WITH_SEEDS = (640, 10)  # larger shapes have seed 0 only
 
 recipe = with_shared_trunk(step_law, lambda k: k.params.matmul // 2, "N / 2 tokens, a tenth of the shortest horizon")
 
 
 def sweep() -> Sweep:
-    """Eight sizes, 45x apart; horizons from under- to over-trained while the corpus lasts; three seeds at some."""
+    """Eight sizes 45x apart, six horizons as far as the corpus lasts, and two more seeds of the smaller sizes."""
     sizes = {shape: resolve_size(recipe, shape)[0].params.matmul for shape in SIZES}
     horizons = [
         (shape, ratio * n) for shape, n in sizes.items() for ratio in TOKENS_PER_PARAM if ratio * n <= CORPUS_TOKENS

@@ -1,5 +1,8 @@
-"""Does the best learning rate stay put when width and depth grow? On the standard library's bytes, which any machine
-prepares in seconds; 1.1e15 FLOPs, minutes of a GPU that packs many runs into one program, hours of two cores."""
+"""Tests whether the best learning rate stays the same when width and depth grow, under three parametrizations.
+
+On the bytes of the standard library's source, which any machine prepares in seconds. 1.1e15 FLOPs: minutes of a GPU
+that trains many runs in one program, hours of two CPU cores.
+"""
 
 from collections.abc import Sequence
 
@@ -8,17 +11,18 @@ from scaling.config.run_config import RunConfig
 from scaling.recipes.recipes import small
 from sweeps.grids import Axis, Sweep, apply, axis, overlay, zipped
 
-BASE = (32, 2)  # (width, depth) at which the three parametrisations are one
+BASE = (32, 2)  # (width, depth) at which the three parametrizations are the same model
 WIDTHS = (64, 128, 256)  # at the base depth: 8x
 DEPTHS = (4, 8)  # at the base width: 4x
 WIDEST_AND_DEEPEST = (256, 8)
 RATES = tuple(2.0**power for power in range(-10, -3))
 TOKENS, BATCH = 1 << 20, 16
-ABBREVIATIONS = {"standard": "sp", "mup": "mup", "completep": "cp"}  # in names
+ABBREVIATIONS = {"standard": "sp", "mup": "mup", "completep": "cp"}  # of parametrizations, in the names of cells
 
 
 def shapes() -> tuple[tuple[str, int, int], ...]:
-    """(parametrization, width, depth), each of which differs: muP follows width alone, CompleteP is muP there."""
+    """(parametrization, width, depth) of each model. Only those that differ from others: muP scales with width alone,
+    and CompleteP equals muP at the base depth."""
     wider = [(kind, width, BASE[1]) for width in WIDTHS for kind in ("standard", "mup")]
     deeper = [(kind, BASE[0], depth) for depth in DEPTHS for kind in ("standard", "completep")]
     return (
@@ -30,7 +34,7 @@ def shapes() -> tuple[tuple[str, int, int], ...]:
 
 
 def base_config(kind: str, width: int, depth: int) -> RunConfig:
-    """One shape, all of whose tokens, batches and warm-up are those of the others."""
+    """The config of one model; tokens, batch size and warm-up are the same for all."""
     return overlay(
         small((width, depth), TOKENS),
         {
@@ -44,7 +48,7 @@ def base_config(kind: str, width: int, depth: int) -> RunConfig:
 
 
 def learning_rate_axis(kind: str, width: int, depth: int) -> Axis:
-    """The scan of one shape, named."""
+    """The learning rates of one model, with a name for each cell."""
     return zipped(
         axis("optimizer.learning_rate", *RATES),
         axis("name", *(f"{ABBREVIATIONS[kind]}-w{width}-d{depth}-{rate:.2g}" for rate in RATES)),
@@ -53,12 +57,12 @@ def learning_rate_axis(kind: str, width: int, depth: int) -> Axis:
 
 
 def total_flops(cells: Sequence[RunConfig]) -> float:
-    """Training FLOPs of all, exact, causal attention halved."""
+    """Training FLOPs of all cells: exact, with causal attention halved."""
     return sum(train_flops(c.model, c.data.sequence_length, c.tokens, "exact_causal") for c in cells)
 
 
 def sweep() -> Sweep:
-    """Fourteen shapes and parametrisations, each at seven learning rates 64x apart."""
+    """Fourteen models, each at seven learning rates 64x apart."""
     cells = tuple(cell for shape in shapes() for cell in apply(base_config(*shape), learning_rate_axis(*shape)))
     return Sweep(
         name="lr_transfer",

@@ -1,4 +1,4 @@
-"""A sweep of seconds, for tests and for a first look: its numbers mean nothing."""
+"""A sweep that trains in seconds, for tests and for a first look; its losses mean nothing."""
 
 from scaling.config.run_config import RunConfig
 from scaling.recipes import recipes
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def sweep() -> Sweep:
-    """Two sizes, a trunk and three branches each: as many cells as exercise every verb."""
+    """Two sizes with a trunk and three branches each: enough cells for every verb."""
     return Sweep(
         name="smoke",
         cells=grid(_run, SIZES, HORIZONS),
@@ -28,5 +28,6 @@ def sweep() -> Sweep:
 
 
 def _run(size: tuple[int, int], tokens: int) -> RunConfig:
+    """One cell. size: (width, depth)."""
     width, depth = size
     return overlay(recipes.small(size, tokens), SETTINGS | {"name": f"w{width}-d{depth}-{tokens // 1024}k"})

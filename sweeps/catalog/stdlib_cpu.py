@@ -1,4 +1,4 @@
-"""The demo's sweep: real text, a laptop's CPU, a few minutes. One trunk a size, a cooldown branch for every horizon."""
+"""The sweep of the demo: real text in minutes of a laptop's CPU. A size has a trunk, and a branch for each horizon."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +27,11 @@ shared_trunk_recipe = replace(
 tuned_recipe = replace(
     shared_trunk_recipe, learning_rate=load_measured_rate(Path(__file__).with_name("stdlib_rates.json"))
 )
-"""Its rates from the scans of sweeps/catalog/stdlib_rates.py."""
+"""With the best learning rates of the scans of sweeps/catalog/stdlib_rates.py."""
 
 
 def sweep() -> Sweep:
-    """Six sizes, 20x apart in parameters, each at seven horizons, 8x apart in tokens; the last is the largest."""
+    """Six sizes 20x apart in parameters, each at seven horizons 8x apart in tokens; the last cell is the largest."""
     return Sweep(
         name="stdlib_cpu",
         cells=grid(tuned_recipe, SIZES, HORIZONS),

@@ -1,9 +1,9 @@
-"""The learning rates of stdlib_cpu, measured: a scan at every size, at one horizon in the middle of its ladder.
+"""Measures the learning rates of stdlib_cpu: a scan at every size, at one horizon in the middle of its range.
 
     scaling sweep plan stdlib_rates && scaling sweep run stdlib_rates && scaling sweep collect stdlib_rates
     scaling rates out/stdlib_rates --out sweeps/catalog/stdlib_rates.json
 
-The second line is what stdlib_cpu reads.
+The second command writes the file that stdlib_cpu reads.
 """
 
 from itertools import chain
@@ -16,7 +16,7 @@ HORIZON = HORIZONS[2]
 
 
 def sweep() -> Sweep:
-    """Five learning rates, 16x apart, at each size of the demo."""
+    """Five learning rates 16x apart at each size of stdlib_cpu."""
     return Sweep(
         name="stdlib_rates",
         cells=tuple(

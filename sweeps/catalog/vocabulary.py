@@ -1,8 +1,7 @@
-"""How many pieces should a vocabulary have, at equal compute? About 5.7 H200-hours at 40 % MFU.
+"""Finds the best size of a vocabulary at equal compute; about 5.7 H200-hours at 40 % MFU.
 
-The corpus: sweeps/catalog/fineweb.py; once for each vocabulary, `scaling data vocabulary` and `scaling data prepare`
-as it says.
-Losses per token of different vocabularies do not compare: fit and read `bits_per_byte`.
+The corpus is that of sweeps/catalog/fineweb.py; run its `scaling data vocabulary` and `scaling data prepare` once for
+each vocabulary. Losses per token of different vocabularies cannot be compared: fit and read `bits_per_byte`.
 """
 
 from scaling.recipes.derive import resolve_size
@@ -15,8 +14,11 @@ VOCABULARIES = (2_048, 8_192, 32_000, 128_000)
 
 
 def sweep() -> Sweep:
-    """Four shapes under four vocabularies, 62x apart; a shape has one budget of FLOPs, that of 20 tokens a parameter
-    with 32,000 ids, which a bigger head spends on fewer tokens, each of more bytes (Tao et al. 2024)."""
+    """Four shapes under four vocabularies that are 62x apart.
+
+    All runs of a shape have the budget of FLOPs of 20 tokens per parameter with 32,000 ids. A larger head spends it on
+    fewer tokens, each of which holds more bytes (Tao et al. 2024).
+    """
     budgets = {shape: flops_budget(shape) for shape in SIZES}
     cells = tuple(
         step_law(shape, flops=flops, **corpus_arguments(pieces))

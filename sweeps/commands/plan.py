@@ -1,4 +1,4 @@
-"""`scaling sweep plan`: prints what a sweep costs and freezes its plan."""
+"""`scaling sweep plan`: prints the runs of a sweep and their cost, and freezes the plan."""
 
 from __future__ import annotations
 
@@ -15,29 +15,34 @@ from sweeps.planning.wall_time import TpuCost, estimate_tpu_cost, wall_time_mode
 
 
 def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology: str | None = None) -> Plan:
-    """Freezes the sweep `name` in <out>/<name>/plan.json; prints every cell with its counts, FLOPs and estimated time.
+    """Shows every run of a sweep with its counts, FLOPs and estimated time, and freezes the plan.
 
-    topology: also what it would cost on TPUs that are not there, as v5e:4x4; each distinct train step is compiled.
+    The plan goes to <out>/<name>/plan.json. The same plan again changes nothing; a folder that holds a plan of other
+    runs is an error.
 
-    The same cells again change nothing. Raises InputError on an unknown sweep, a corpus that is not prepared, two equal
-    cells, or a folder that holds another plan.
+    Args:
+        name: required; the sweep: a module of sweeps/catalog, as `smoke`.
+        out: folder of the sweeps; the plan goes to <out>/<name>.
+        json: also write the plan, and the cost on --topology, to this file.
+        topology: also estimate the cost on this TPU slice, as v5e:4x4; compiles each distinct train step on this CPU,
+            and needs the extra `tpu-aot`.
     """
-    room = make_slots()
+    slots = make_slots()
     folder = out / name
-    held = freeze_plan(folder, build_plan(find_sweep(name), wall_time_model(room[0])))
+    frozen = freeze_plan(folder, build_plan(find_sweep(name), wall_time_model(slots[0])))
     console = Console()
-    console.print(plan_table(held))
-    console.print(f"{summarize_plan(held, len(room))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
-    priced = cost_on_topology(held, topology) if topology else None
-    if priced:
-        console.print(str(priced), soft_wrap=True, highlight=False)
+    console.print(plan_table(frozen))
+    console.print(f"{summarize_plan(frozen, len(slots))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
+    cost = cost_on_topology(frozen, topology) if topology else None
+    if cost:
+        console.print(str(cost), soft_wrap=True, highlight=False)
     if json is not None:
-        write_json(json, plan_to_dict(held) | ({"price": dataclasses.asdict(priced)} if priced else {}))
-    return held
+        write_json(json, plan_to_dict(frozen) | ({"price": dataclasses.asdict(cost)} if cost else {}))
+    return frozen
 
 
 def cost_on_topology(plan: Plan, topology: str) -> TpuCost:
-    """The plan's price on a topology, as v5e:4x4. Raises InputError where there is no such one, or a run fails it."""
+    """The cost of a plan on a TPU slice such as v5e:4x4. Raises InputError on an unknown slice or a run too large."""
     from scaling.accounting import chips
     from scaling.performance import compile_ahead
 

@@ -1,7 +1,7 @@
-"""Makes a plan's runs: claim, skip what is done, execute, record failures, go on.
+"""`scaling sweep run`: trains the cells of a plan on this machine or on a cluster.
 
-Any number of runners may work on one sweep folder, on one machine or several that share it; any of them, and any run,
-may be killed at any time. The same command again goes on from there.
+Any number of these commands may work on one sweep folder at the same time, on one machine or on several that share it.
+Any of them, and any run, may be killed at any time; the same command again goes on from there.
 """
 
 from __future__ import annotations
@@ -52,22 +52,24 @@ def run(
     preemptions: int = 100,
     executor: Annotated[Executor, tyro.conf.arg(name="")] = LOCAL,
 ) -> int:
-    """Makes the runs of the frozen plan <out>/<name>. Returns 0, 1 when a run failed, 75 when stopped by a signal.
+    """Trains the runs of the frozen plan <out>/<name> that are not done.
 
-    Again: goes on, or says that all is done. Raises InputError when there is no plan, or where the runs have no room.
+    The same command again goes on where an interruption left off, or says that all is done. Exit codes: 0; 1 when a run
+    failed; 75 when a signal stopped it, with the state of every run saved.
 
     Args:
-        name: the sweep, as in `scaling sweep plan NAME`.
+        name: required; the sweep, as in `scaling sweep plan NAME`.
         out: folder of the sweeps; on a cluster, one that all its machines share.
-        jobs: runs, or populations, at once: by default one per GPU here, or else one per core; on a cluster, as many
-            workers as there are runs that could start.
-        json: also write where the sweep stands to this file.
-        retry_failed: runs that failed before are tried again.
-        members: runs of one shape that train together in one process, at most; by default as many as memory allows.
-        devices: of each run whose mesh leaves its data axis open; by default fsdp x tensor.
-        failures: attempts at a run that may end badly by its own fault, before it is recorded as failed.
-        preemptions: attempts at a run that may be ended from outside.
-        executor: where the runs go: local, slurm or ray; their own options come after the word.
+        jobs: most processes at once, each with a run or a population; by default one per GPU here, else one per core;
+            on a cluster as many workers as there are runs that could start.
+        json: also write the exit code and the progress of every run to this file.
+        retry_failed: also train the runs again that failed before.
+        members: most runs of one shape that train together in one process (a population); by default as many as memory
+            allows; 1 for a process each.
+        devices: devices of each run whose mesh leaves its data axis open (mesh.data = 0); by default fsdp x tensor.
+        failures: how many attempts at a run may fail by an error of its own before the run is recorded as failed.
+        preemptions: how many attempts at a run may be ended from outside before the run is recorded as failed.
+        executor: where the runs go: local, slurm or ray; the options of each come after the word.
     """
     folder = out / name
     if not (folder / PLAN).exists():
@@ -80,8 +82,11 @@ def run(
             raise InputError(f"{field} = {value}: must be 1 or more")
     plan = load_plan(folder)
     if plan.sweep != name:
-        raise InputError(f"{folder}: holds the plan of sweep {plan.sweep}; two sweeps cannot share a folder")
-    began, budgets = time.monotonic(), RetryBudgets(failures, preemptions)
+        raise InputError(
+            f"{folder / PLAN}: sweep = {plan.sweep!r}: must be {name!r}, for two sweeps cannot share a folder; plan "
+            "with --out elsewhere"
+        )
+    started, budgets = time.monotonic(), RetryBudgets(failures, preemptions)
     if isinstance(executor, Local):
         code = run_locally(
             folder, jobs=jobs, retry_failed=retry_failed, members=members, devices_per_run=devices, budgets=budgets
@@ -90,9 +95,9 @@ def run(
         workers = fleet.Fleet(folder, plan, executor.cluster(folder), budgets, jobs, members, devices)
         code = fleet.run_fleet(workers, plan.cells if retry_failed else ())
     now = read_sweep_progress(folder, plan)
-    print(f"{name}: {describe_totals(now)}, in {format_duration(time.monotonic() - began)}")
+    print(f"{name}: {describe_totals(now)}, in {format_duration(time.monotonic() - started)}")
     if json is not None:
-        write_json(json, {"sweep": name, "exit_code": code, "cells": [asdict(one) for one in now]})
+        write_json(json, {"sweep": name, "exit_code": code, "cells": [asdict(cell) for cell in now]})
     return code
 
 
@@ -106,10 +111,12 @@ def run_locally(
     devices_per_run: int | None = None,
     budgets: RetryBudgets = DEFAULT_BUDGETS,
 ) -> int:
-    """`run` on this machine, for a sweep folder and any command that keeps the trainer's contract: exit codes
-    (scaling/exit_codes.py), result.json."""
-    plan, console, room = load_plan(folder), Console(), make_slots(jobs)
-    check_devices(plan, room, devices_per_run)
+    """Trains the cells of a plan on this machine: see `run` for the parameters.
+
+    command: the program that trains; it must end with the codes of scaling/exit_codes.py and write result.json.
+    """
+    plan, console, slots = load_plan(folder), Console(), make_slots(jobs)
+    check_devices(plan, slots, devices_per_run)
     try:
         if retry_failed:
             reopen_failed(folder, plan.cells)
@@ -118,14 +125,14 @@ def run_locally(
             plan,
             plan.cells,
             command,
-            room,
+            slots,
             console,
             start_process,
             members=members,
             devices_per_run=devices_per_run,
             jobs=jobs,
             budgets=budgets,
-            total_slots=min(jobs or len(room), len(room)),
+            total_slots=min(jobs or len(slots), len(slots)),
         )
         with runner.handling_signals():
             if not console.is_terminal:
@@ -133,15 +140,16 @@ def run_locally(
             with Live(console=console, auto_refresh=False, transient=True) as runner.live:
                 return runner()
     except OSError as error:
-        raise InputError(f"{folder}: {error}; mend it, and the same command goes on") from None
+        raise InputError(f"{folder}: {error}; mend this, then run the same command again") from None
 
 
-def check_devices(plan: Plan, room: Sequence[Slot], devices_per_run: int | None) -> None:
-    """Raises InputError, naming the first, where a cell needs more devices than this machine has."""
+def check_devices(plan: Plan, slots: Sequence[Slot], devices_per_run: int | None) -> None:
+    """Raises InputError that names the first cell which needs more devices than this machine has."""
     for cell in plan.cells:
-        if join_slots(room, need := cell.devices_needed(devices_per_run)) is None:
-            have = sum({slot.gpu or slot.cores: device_capacity(slot) for slot in room}.values())
+        if join_slots(slots, need := cell.devices_needed(devices_per_run)) is None:
+            # Slots that share a GPU count it once.
+            have = sum({slot.gpu or slot.cores: device_capacity(slot) for slot in slots}.values())
             raise InputError(
-                f"cell {cell.name}: needs {need} devices, this machine has {have}; a smaller mesh or fewer --devices, "
-                "or a cluster: `scaling sweep run NAME slurm` or `ray`"
+                f"cell {cell.name}: needs {need} devices, this machine has {have}; plan a smaller mesh, lower "
+                "--devices, or use a cluster: `scaling sweep run NAME slurm` or `ray`"
             )

@@ -1,4 +1,4 @@
-"""`scaling sweep status`: shows what is done, running, waiting and failed."""
+"""`scaling sweep status`: shows which cells are done, running, waiting or failed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,22 @@ from sweeps.running.progress import CellProgress, FinishedCell, read_sweep_progr
 
 
 def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
-    """Prints where the sweep <out>/<name> stands: live in a terminal until nothing runs, once elsewhere.
+    """Shows which runs of the sweep <out>/<name> are done, running, waiting or failed.
 
-    Cells that ended are flagged as `scaling sweep collect` flags them. Raises InputError when there is no plan, or that
-    of another sweep.
+    In a terminal the table is live until nothing runs; elsewhere it is printed once. Runs that ended are flagged as
+    `scaling sweep collect` flags them.
+
+    Args:
+        name: required; the sweep, as in `scaling sweep plan NAME`.
+        out: folder of the sweeps.
+        json: also write the progress of every run to this file.
     """
     folder, console = out / name, Console()
     plan = load_plan(folder)
     if plan.sweep != name:
-        raise InputError(f"{folder / PLAN}: holds the plan of sweep {plan.sweep}, not of {name}")
+        raise InputError(
+            f"{folder / PLAN}: sweep = {plan.sweep!r}: must be {name!r}; give the folder of {name} with --out"
+        )
     now: tuple[CellProgress, ...] = ()
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
@@ -44,60 +51,69 @@ def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None
         known: dict[str, FinishedCell] = {}
         now = read_sweep_progress(folder, plan, known)
         now = with_flags(now, read_flags(folder, known))
-        for one in now:
-            console.print(progress_line(one), soft_wrap=True, highlight=False, markup=False)
+        for cell in now:
+            console.print(progress_line(cell), soft_wrap=True, highlight=False, markup=False)
         console.print(describe_totals(now) + describe_outlook(plan, now), soft_wrap=True, highlight=False)
-    if strays := _count_unplanned(folder, plan):
-        console.print(f"{strays} run folder(s) there are of no cell of this plan", soft_wrap=True, highlight=False)
+    if unplanned := _count_unplanned(folder, plan):
+        text = f"{unplanned} run folder(s) in {folder / RUNS} belong to no cell of this plan"
+        console.print(text, soft_wrap=True, highlight=False)
     if json is not None:
-        write_json(json, {"sweep": plan.sweep, "cells": [asdict(one) for one in now]})
+        write_json(json, {"sweep": plan.sweep, "cells": [asdict(cell) for cell in now]})
 
 
 def watch_progress(folder: Path, plan: Plan) -> Iterator[tuple[CellProgress, ...]]:
-    """Every cell, again and again until nothing runs; the last time with the flags of all that ended."""
+    """Yields the progress of every cell again and again until nothing runs; at the end with flags of all that ended."""
     known: dict[str, FinishedCell] = {}
-    found: dict[str, tuple[str, str]] = {}
-    judged, due = [], 0.0
+    flags: dict[str, tuple[str, str]] = {}
+    flagged_stamps: list[tuple[int, int]] = []
+    flags_due = 0.0
     while True:
-        began = time.monotonic()
+        started = time.monotonic()
         now = read_sweep_progress(folder, plan, known)
-        read = time.monotonic() - began
-        over = not any(one.state == "running" for one in now)
-        yield with_flags(now, found)
+        read_seconds = time.monotonic() - started
+        is_last = not any(cell.state == "running" for cell in now)
+        yield with_flags(now, flags)
+        # Flags compare all runs that ended, so they are found again when a result is new, but spend FLAGS_SHARE of the
+        # time at most; the last time they are always found.
         stamps = [ended.stamp for ended in known.values()]
-        if stamps != judged and (over or time.monotonic() > due):
-            began = time.monotonic()
-            judged, found = stamps, read_flags(folder, known)
-            due = time.monotonic() + (time.monotonic() - began) / FLAGS_SHARE
-            yield with_flags(now, found)
-        if over:
+        if stamps != flagged_stamps and (is_last or time.monotonic() > flags_due):
+            started = time.monotonic()
+            flagged_stamps, flags = stamps, read_flags(folder, known)
+            flags_due = time.monotonic() + (time.monotonic() - started) / FLAGS_SHARE
+            yield with_flags(now, flags)
+        if is_last:
             return
-        time.sleep(max(REFRESH_SECONDS, 4 * read))
+        # A fifth of the time at most goes into reading the folder.
+        time.sleep(max(REFRESH_SECONDS, 4 * read_seconds))
 
 
 def read_flags(folder: Path, ended: Mapping[str, FinishedCell]) -> dict[str, tuple[str, str]]:
-    """run_id -> (flags, their reasons), of cells that ended and have any.
+    """{run_id: (names of flags, their reasons)} of the ended cells that have any.
 
-    Imports analysis here, as scaling/cli.py does: planning and running a sweep need no laws, and start without them.
+    Imports `analysis` here, so that planning and running a sweep start without pandas.
     """
     if not ended:
         return {}
     from analysis.tables import flags
 
-    rows = [{**one.row, "run_id": run_id, "status": one.progress.state} for run_id, one in ended.items()]
-    found = flags.flag_runs(rows, folder / RUNS)
-    return {run: (flags.join_names(one), "; ".join(flag.reason for flag in one)) for run, one in found.items() if one}
+    rows = [{**cell.row, "run_id": run_id, "status": cell.progress.state} for run_id, cell in ended.items()]
+    by_run = flags.flag_runs(rows, folder / RUNS)
+    return {
+        run_id: (flags.join_names(of_run), "; ".join(flag.reason for flag in of_run))
+        for run_id, of_run in by_run.items()
+        if of_run
+    }
 
 
-def with_flags(now: Sequence[CellProgress], found: Mapping[str, tuple[str, str]]) -> tuple[CellProgress, ...]:
-    """The cells with their flags."""
-    told = ((one, *found.get(one.run_id, ("", ""))) for one in now)
+def with_flags(now: Sequence[CellProgress], flags_of: Mapping[str, tuple[str, str]]) -> tuple[CellProgress, ...]:
+    """The cells with their flags. A cell without a reason of its own gets the reasons of its flags."""
+    pairs = ((cell, *flags_of.get(cell.run_id, ("", ""))) for cell in now)
     return tuple(
-        replace(one, flags=flags, reason=one.reason or reason) if flags else one for one, flags, reason in told
+        replace(cell, flags=flags, reason=cell.reason or reason) if flags else cell for cell, flags, reason in pairs
     )
 
 
 def _count_unplanned(folder: Path, plan: Plan) -> int:
-    """Run folders that another plan left there."""
+    """How many run folders belong to no cell of the plan; an earlier plan left them."""
     runs = folder / RUNS
     return len({run.name for run in runs.iterdir()} - {cell.run_id for cell in plan.cells}) if runs.is_dir() else 0

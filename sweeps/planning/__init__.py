@@ -1,1 +1,1 @@
-"""The frozen plan of a sweep and its price."""
+"""The plan of a sweep, and estimates of its wall time and cost."""

@@ -1,4 +1,7 @@
-"""A sweep becomes a plan: every cell with its counts and its cost, seen before anything is spent, frozen on disk."""
+"""The plan of a sweep: every cell with its config, counts and estimated cost, frozen in plan.json before any training.
+
+`scaling sweep plan` builds it; the runner, the fleet, status and the clusters read it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import dataclasses
 import heapq
 import importlib
 import importlib.util
+import math
 import pkgutil
 import platform
 from collections import Counter
@@ -32,17 +36,21 @@ PACKAGES = ("scaling-laws", "jax", "flax", "optax", "numpy")
 
 
 class PreparedCorpus(Protocol):
-    """What a plan asks of a prepared corpus (scaling/data/shards.py, TokenSet)."""
+    """The part of a prepared corpus that planning needs (scaling/data/shards.py, TokenShards)."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the content of the corpus; every cell's config gets it."""
+        ...
 
-    def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int: ...
+    def unique_tokens(self, tokens_trained: int, sequence_length: int) -> int:
+        """How many of the tokens that a run trains on are distinct: fewer than all when it repeats the corpus."""
+        ...
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to make. seconds: estimated wall time in one slot. unique_tokens: distinct ones of those trained on."""
+    """A planned run. estimated_seconds: wall time in one slot. unique_tokens: distinct tokens that it trains on."""
 
     config: RunConfig
     estimated_seconds: float
@@ -57,22 +65,25 @@ class Cell:
         return self.config.name or self.run_id
 
     def devices_needed(self, devices_per_run: int | None = None) -> int:
-        """Devices that the run needs. asked: how many where the mesh leaves its data axis open, rounded up to whole
-        groups of fsdp x tensor; one such group when not given."""
+        """Devices that the run needs: mesh.data x mesh.fsdp x mesh.tensor.
+
+        devices_per_run: devices of a run whose mesh leaves its data axis open, rounded up to a multiple of fsdp x
+        tensor; that product itself when not given.
+        """
         mesh = self.config.mesh
         group = mesh.fsdp * mesh.tensor
-        return group * (mesh.data or -(-(devices_per_run or 1) // group))
+        return group * (mesh.data or math.ceil((devices_per_run or 1) / group))
 
     @property
     def known_columns(self) -> dict[str, Any]:
-        """The columns of the results table that are known before the run."""
+        """The columns of the results table whose values are known before the run: config, counts and FLOPs."""
         tokens = self.config.steps * self.config.data.batch_tokens
         return result_row(self.config, tokens=tokens, unique_tokens=self.unique_tokens)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a sweep, frozen. created_with: versions of what made it."""
+    """The cells of a sweep. created_with: versions of Python and the packages, and how wall times were estimated."""
 
     sweep: str
     description: str
@@ -82,7 +93,7 @@ class Plan:
 
 
 def find_sweep(name: str) -> Sweep:
-    """The sweep that sweeps/catalog/<name>.py defines. Raises InputError with the nearest name when there is none."""
+    """The sweep of sweeps/catalog/<name>.py. Raises InputError with the nearest name when there is no such sweep."""
     if name.isidentifier() and importlib.util.find_spec(f"sweeps.catalog.{name}") is not None:
         module = importlib.import_module(f"sweeps.catalog.{name}")
         if hasattr(module, "sweep"):
@@ -91,14 +102,14 @@ def find_sweep(name: str) -> Sweep:
 
 
 def sweep_names() -> Iterator[str]:
-    """Names of the sweeps in this package."""
-    for found in pkgutil.iter_modules(catalog.__path__):
-        if not found.ispkg and hasattr(importlib.import_module(f"sweeps.catalog.{found.name}"), "sweep"):
-            yield found.name
+    """Names of the sweeps of the catalog: its modules that define a function `sweep`."""
+    for module in pkgutil.iter_modules(catalog.__path__):
+        if not module.ispkg and hasattr(importlib.import_module(f"sweeps.catalog.{module.name}"), "sweep"):
+            yield module.name
 
 
 def open_prepared_corpus(config: RunConfig) -> PreparedCorpus:
-    """The corpus of a config. Raises InputError when it is not prepared."""
+    """The corpus of a config: token shards on disk, or a simulated law. Raises InputError when it is not prepared."""
     if simulated_run.is_simulated(config):
         return simulated_run.true_law(config)
     from scaling.data.shards import open_shards
@@ -107,77 +118,90 @@ def open_prepared_corpus(config: RunConfig) -> PreparedCorpus:
 
 
 def build_plan(
-    sweep: Sweep, pace: WallTimeModel, open_corpus: Callable[[RunConfig], PreparedCorpus] = open_prepared_corpus
+    sweep: Sweep, wall_time: WallTimeModel, open_corpus: Callable[[RunConfig], PreparedCorpus] = open_prepared_corpus
 ) -> Plan:
-    """Cells stamped with the sweep's name and their corpus's fingerprint, trunks shared. Raises InputError on two equal
-    cells."""
+    """Plans a sweep: gives every config the sweep's name and its corpus's fingerprint, and shares trunks.
+
+    open_corpus: opens the corpus of a config; called once for each corpus. Raises InputError when two cells are the
+    same run, when there are no cells, or when a corpus is not prepared.
+    """
     corpora: dict[tuple[str, str, str], PreparedCorpus] = {}
 
     def corpus(config: RunConfig) -> PreparedCorpus:
         key = (config.data.directory, config.data.corpus, config.data.vocabulary)
-        found = corpora[key] = corpora.get(key) or open_corpus(config)
-        return found
+        if key not in corpora:
+            corpora[key] = open_corpus(config)
+        return corpora[key]
 
-    def stamped(config: RunConfig) -> RunConfig:
+    def with_fingerprint(config: RunConfig) -> RunConfig:
         data = dataclasses.replace(config.data, fingerprint=corpus(config).fingerprint)
         return dataclasses.replace(config, data=data, sweep=sweep.name)
 
     cells = []
-    for config in share_trunks([stamped(cell) for cell in sweep.cells]):
+    for config in share_trunks([with_fingerprint(cell) for cell in sweep.cells]):
         distinct = corpus(config).unique_tokens(config.steps * config.data.batch_tokens, config.data.sequence_length)
-        cells.append(Cell(config, round(pace.estimate_seconds(config), 1), distinct))
+        cells.append(Cell(config, round(wall_time.estimate_seconds(config), 1), distinct))
     if not cells:
-        raise InputError(f"sweep {sweep.name}: has no cells")
+        raise InputError(f"sweep {sweep.name}: has no cells; its sweep() must return at least one config")
     twice = [run_id for run_id, times in Counter(cell.run_id for cell in cells).items() if times > 1]
     if twice:
         names = ", ".join(cell.name for cell in cells if cell.run_id == twice[0])
-        raise InputError(f"sweep {sweep.name}: cells {names} are the same run {twice[0]}; vary something, or drop one")
-    versions = {"python": platform.python_version(), "time": pace.source} | {p: package_version(p) for p in PACKAGES}
+        raise InputError(
+            f"sweep {sweep.name}: cells {names} are the same run {twice[0]}: they must differ in a field that changes "
+            "the result, such as seed; vary one, or drop a cell"
+        )
+    versions = {"python": platform.python_version(), "time": wall_time.source} | {
+        p: package_version(p) for p in PACKAGES
+    }
     return Plan(sweep.name, sweep.description, sweep.why, tuple(cells), versions)
 
 
-def freeze_plan(folder: Path, made: Plan) -> Plan:
-    """Writes plan.json, or finds the same cells there and keeps it. Raises InputError when it holds others.
+def freeze_plan(folder: Path, plan: Plan) -> Plan:
+    """Writes plan.json where there is none, and returns the plan that is then in the folder.
 
-    Fields that do not change a result (names, cadence, memory) may differ: then the new plan replaces the old.
+    A plan of the same runs stays. Where only fields differ that change no result (names, cadence, memory), the new plan
+    replaces it. Raises InputError, with the difference, when the folder holds a plan of other runs.
     """
     if not (folder / PLAN).exists():
-        write_json(folder / PLAN, plan_to_dict(made))
-        return made
-    held = load_plan(folder)
-    if [cell.run_id for cell in held.cells] != [cell.run_id for cell in made.cells]:
-        why = describe_difference(held, made)
+        write_json(folder / PLAN, plan_to_dict(plan))
+        return plan
+    frozen = load_plan(folder)
+    if [cell.run_id for cell in frozen.cells] != [cell.run_id for cell in plan.cells]:
+        why = describe_difference(frozen, plan)
         raise InputError(f"{folder / PLAN}: holds another plan: {why}; plan with --out elsewhere, or delete {folder}")
-    if [cell.config for cell in held.cells] != [cell.config for cell in made.cells]:
-        write_json(folder / PLAN, plan_to_dict(made))
-        return made
-    return held
+    if [cell.config for cell in frozen.cells] != [cell.config for cell in plan.cells]:
+        write_json(folder / PLAN, plan_to_dict(plan))
+        return plan
+    return frozen
 
 
-def describe_difference(held: Plan, made: Plan) -> str:
-    """In a few words, what made's cells have that held's have not."""
-    old, new = {c.run_id: c for c in held.cells}, {c.run_id: c for c in made.cells}
+def describe_difference(frozen: Plan, plan: Plan) -> str:
+    """How the cells of a new plan differ from those of the frozen one, in a few words."""
+    old, new = {c.run_id: c for c in frozen.cells}, {c.run_id: c for c in plan.cells}
     gone = [cell for key, cell in old.items() if key not in new]
-    come = [cell for key, cell in new.items() if key not in old]
-    if not gone and not come:
+    added = [cell for key, cell in new.items() if key not in old]
+    if not gone and not added:
         return "the same cells in another order"
+    # A cell whose name stayed and whose id changed has other values in some fields: these are named.
     by_name = {cell.name: cell for cell in gone}
-    changed = [(by_name[cell.name], cell) for cell in come if cell.name in by_name]
+    changed = [(by_name[cell.name], cell) for cell in added if cell.name in by_name]
     if changed:
         before, after = (flatten(to_dict(cell.config)) for cell in changed[0])
         fields = [f"{key} {before[key]!r} -> {after[key]!r}" for key in after if before.get(key) != after[key]]
         return f"{len(changed)} cell(s) changed, {changed[0][1].name}: {', '.join(fields[:3])}"
-    return f"{len(gone)} cell(s) gone ({_names(gone)}), {len(come)} new ({_names(come)})"
+    return f"{len(gone)} cell(s) gone ({_names(gone)}), {len(added)} new ({_names(added)})"
 
 
 def _names(cells: Sequence[Cell]) -> str:
+    """The names of the first three cells."""
     return ", ".join([cell.name for cell in cells[:3]] + (["..."] if len(cells) > 3 else [])) or "none"
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plan.json holds it. seconds are estimates; FLOPs as in scaling/record/run_folder.py: `flops` as if
-    every run
-    trained alone, `flops_spent` with trunks shared."""
+    """The content of plan.json: a row of known columns for each cell, with its config, and their totals.
+
+    FLOPs are those of the results table: `flops` as if every run trained alone, `flops_spent` with shared trunks.
+    """
     cells = [
         cell.known_columns
         | {"name": cell.name, "estimated_seconds": cell.estimated_seconds, "config": to_dict(cell.config)}
@@ -196,7 +220,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def load_plan(folder: Path) -> Plan:
-    """The plan of a sweep folder. Raises InputError when there is none, or when it is torn or of another version."""
+    """The plan of a sweep folder. Raises InputError when it is absent, torn or of another schema."""
     path = folder / PLAN
     if not path.exists():
         raise InputError(f"{path}: no plan; run `scaling sweep plan {folder.name}` first")
@@ -213,7 +237,7 @@ def load_plan(folder: Path) -> Plan:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Every cell, with counts and cost, in 80 columns. N is params_matmul."""
+    """A table of the cells with counts and cost, 80 columns wide. N is params_matmul."""
     title = f"{plan.sweep}: {plan.description}"
     out = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for heading in ("run", "name", "N", "tokens", "FLOPs", "to spend", "about"):
@@ -226,12 +250,14 @@ def plan_table(plan: Plan) -> Table:
     return out
 
 
-def summarize_plan(plan: Plan, room: int) -> str:
-    """Totals, and what shared trunks save of them; room: runs at once."""
+def summarize_plan(plan: Plan, at_once: int) -> str:
+    """Total FLOPs and wall time with `at_once` runs at once, and the share that shared trunks save."""
     alone, spent = (sum(cell.known_columns[key] for cell in plan.cells) for key in ("flops", "flops_spent"))
-    wall = makespan((cell.estimated_seconds for cell in plan.cells), room)
+    wall = makespan((cell.estimated_seconds for cell in plan.cells), at_once)
     source = plan.created_with.get("time")
-    total = f"{len(plan.cells)} runs, {spent:.2e} FLOPs, about {format_duration(wall)} with {room} at once ({source})"
+    total = (
+        f"{len(plan.cells)} runs, {spent:.2e} FLOPs, about {format_duration(wall)} with {at_once} at once ({source})"
+    )
     branches = sum(bool(cell.config.branch_of) for cell in plan.cells)
     if not branches:
         return total
@@ -239,16 +265,16 @@ def summarize_plan(plan: Plan, room: int) -> str:
     return f"{total}\n{branches} of them branch from the stable phase of a longer one: {saved}"
 
 
-def makespan(seconds: Iterable[float], room: int) -> float:
-    """Wall seconds of runs taken longest first, `room` at once."""
-    ends = [0.0] * room
-    for one in sorted(seconds, reverse=True):
-        heapq.heapreplace(ends, ends[0] + one)
+def makespan(seconds: Iterable[float], slots: int) -> float:
+    """Wall seconds that runs of these lengths take in `slots` slots when the longest start first."""
+    ends = [0.0] * slots  # a heap: the slot that is free first is ends[0]
+    for run_seconds in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + run_seconds)
     return max(ends)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds for the eye."""
+    """Seconds as text in s, min or h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

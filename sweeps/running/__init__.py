@@ -1,1 +1,1 @@
-"""Running the cells of a plan: claims, attempts, progress, fleets of workers."""
+"""Running the cells of a plan: claims, attempts, progress, and fleets of workers on clusters."""

@@ -1,4 +1,4 @@
-"""A sweep of stand-in runs (stand_in_trainer.py), for the tests of the plan, the runner and the status."""
+"""A sweep whose runs are trained by stand_in_trainer.py, for the tests of planning, running and status."""
 
 import dataclasses
 import sys
@@ -27,7 +27,7 @@ class StandInCorpus:
 
 
 def stand_in_sweep(*habits: str) -> Sweep:
-    """One cell per habit, named c0:habit and so on."""
+    """One cell for each habit of stand_in_trainer.py, named c0:habit and so on."""
     base = smoke.sweep()
     cells = (
         dataclasses.replace(base.cells[0], seed=i, name=f"c{i}:{habit}" if habit else f"c{i}")
@@ -45,23 +45,23 @@ def stand_in_command(step_seconds: float = 0.0) -> Command:
 
 
 def read_result_rows(folder: Path) -> dict[str, dict]:
-    """Results by run_id, less what a clock gave."""
-    found = {}
+    """The results of a sweep by run_id, without seconds and speeds."""
+    rows = {}
     for path in sorted((folder / RUNS).glob("*/result.json")):
         result = read_json(path)
         timed = ("seconds", "tokens_per_second")
         row = {name: value for name, value in result["row"].items() if name not in timed}
-        found[path.parent.name] = {"status": result["status"], "reason": result["reason"], **row} | {
+        rows[path.parent.name] = {"status": result["status"], "reason": result["reason"], **row} | {
             name: value for name, value in result["measurements"].items() if name not in timed
         }
-    return found
+    return rows
 
 
 def count_starts(folder: Path) -> dict[str, int]:
-    """How often each run was started."""
+    """{run_id: how often its process was started}."""
     return {p.parent.name: p.read_text().count("\n") for p in (folder / RUNS).glob("*/starts")}
 
 
 def find_overlaps(folder: Path) -> list[Path]:
-    """Runs that two processes wrote at once: there must be none."""
+    """Marks of runs that two processes trained at the same time: there must be none."""
     return list((folder / RUNS).glob("*/overlap"))
