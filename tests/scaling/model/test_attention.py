@@ -62,9 +62,9 @@ def differences(
         out, pull = jax.vjp(call, *arguments)
         return [out, *pull(cotangent)]
 
-    found, theirs = jax.jit(lambda: ([run(kernel, dtype) for kernel in kernels], run(textbook, jnp.float32)))()
-    assert all(np.isfinite(a).all() for ours in found for a in ours)
-    return [[float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)] for ours in found]
+    outputs, expected = jax.jit(lambda: ([run(kernel, dtype) for kernel in kernels], run(textbook, jnp.float32)))()
+    assert all(np.isfinite(a).all() for ours in outputs for a in ours)
+    return [[float(np.abs(a - b).max()) for a, b in zip(ours, expected, strict=True)] for ours in outputs]
 
 
 PLAIN = [functools.partial(attend, kernel="xla"), functools.partial(attend, kernel="blocked")]
@@ -77,24 +77,24 @@ HEADS = [(4, 4), (4, 2), (3, 1)]
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
 def test_plain_kernels_equal_the_textbook(heads: int, kv_heads: int, segments: bool) -> None:
     arguments = qkv(heads, kv_heads, LONG, 8)
-    found = differences(PLAIN, arguments, packed(LONG) if segments else None, jnp.float32)
-    assert max(map(max, found)) < 2e-5, found
+    errors = differences(PLAIN, arguments, packed(LONG) if segments else None, jnp.float32)
+    assert max(map(max, errors)) < 2e-5, errors
 
 
 def test_large_scores_neither_overflow_nor_lose_the_gradient() -> None:
-    for found in differences(PLAIN, qkv(4, 2, 10, 8, scale=30.0), None, jnp.float32):
-        assert found[0] < 2e-4, "float32 holds scores of thousands to no more"
-        assert max(found) < 2e-3, found
+    for errors in differences(PLAIN, qkv(4, 2, 10, 8, scale=30.0), None, jnp.float32):
+        assert errors[0] < 2e-4, "float32 holds scores of thousands to no more"
+        assert max(errors) < 2e-3, errors
 
 
 @pytest.mark.parametrize("segments", [False, True], ids=["causal", "packed"])
 def test_splash_equals_the_textbook(segments: bool) -> None:
     """JAX's kernel, its layout and masks as we call it, interpreted step by step."""
     arguments = qkv(2, 1, 256, 64)
-    (found,) = differences(
+    (errors,) = differences(
         [functools.partial(splash_attention, interpret=True)], arguments, packed(256) if segments else None, jnp.float32
     )
-    assert max(found) < 5e-5, found
+    assert max(errors) < 5e-5, errors
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU, and there is none")
@@ -102,11 +102,11 @@ def test_splash_equals_the_textbook(segments: bool) -> None:
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
 def test_cudnn_equals_the_textbook(heads: int, kv_heads: int, segments: bool) -> None:
     arguments = qkv(heads, kv_heads, 256, 64)
-    (found,) = differences(
+    (errors,) = differences(
         [functools.partial(attend, kernel="cudnn")], arguments, packed(256) if segments else None, jnp.bfloat16
     )
-    assert found[0] < 0.03
-    assert max(found) < 0.2, found
+    assert errors[0] < 0.03
+    assert max(errors) < 0.2, errors
 
 
 def test_dtype_is_that_of_q_and_softmax_is_float32() -> None:
@@ -166,7 +166,7 @@ def test_auto_takes_the_fastest_that_can_run(platform: str, dtype: jnp.dtype, le
         ("splash", "tpu", LOW, 128, 8, r"'splash'.*\b64\b.*\b32\b"),
     ],
 )
-def test_a_kernel_that_cannot_run_is_an_error_and_never_another(
+def test_a_kernel_that_cannot_run_raises(
     kernel: Kernel, platform: str, dtype: jnp.dtype, length: int, heads: int, words: str
 ) -> None:
     model = ModelConfig(width=256, heads=heads, attention=kernel)
@@ -174,7 +174,7 @@ def test_a_kernel_that_cannot_run_is_an_error_and_never_another(
         choose_kernel(model, dtype, length, platform)
 
 
-def test_cudnn_asked_for_on_a_cpu_does_not_run_as_something_else() -> None:
+def test_cudnn_on_a_cpu_raises() -> None:
     if jax.default_backend() == "gpu":
         pytest.skip("there is a GPU here")
     low = [x.astype(jnp.bfloat16) for x in qkv(4, 2, 128, 64)]

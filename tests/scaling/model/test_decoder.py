@@ -89,7 +89,7 @@ def test_starts_near_a_uniform_guess(tied: bool) -> None:
     assert abs(float(nats) - math.log(259)) < (0.7 if tied else 0.05)
 
 
-def test_packed_documents_are_read_as_if_each_stood_alone() -> None:
+def test_packed_documents_do_not_see_each_other() -> None:
     """Segments hide the documents before; rotary positions count distance only, so that a shift is not seen."""
     model, params = init(CONFIG)
     segments_BT = np.repeat([[0, 0, 1, 1, 1, 2], [0, 1, 1, 2, 2, 2]], 2, axis=1)
@@ -118,7 +118,7 @@ def test_the_gate_has_the_gradient_of_its_formula() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_layers_side_by_side_are_the_layers_one_by_one() -> None:
+def test_fused_linear_equals_separate_layers() -> None:
     class Both(nn.Module):
         @nn.compact
         def __call__(self, x_NI: jax.Array) -> list[jax.Array]:
@@ -173,7 +173,7 @@ def test_remat_recomputes_and_changes_no_gradient(remat: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, saved)
 
 
-def test_bfloat16_computes_low_and_keeps_weights_and_logits_high() -> None:
+def test_bfloat16_model_has_float32_weights_and_logits() -> None:
     model, params = init(CONFIG, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     program = str(jax.make_jaxpr(lambda p: logits(model, p, TOKENS_BT))(params))
@@ -184,7 +184,7 @@ def test_bfloat16_computes_low_and_keeps_weights_and_logits_high() -> None:
     assert np.any(np.asarray(low) != np.asarray(low.astype(jnp.bfloat16), np.float32)), "logits were rounded"
 
 
-def test_products_of_float32_ask_for_float32_on_every_device() -> None:
+def test_float32_products_have_highest_precision() -> None:
     model, params = init(CONFIG)
     program = str(jax.make_jaxpr(jax.grad(lambda p: logits(model, p, TOKENS_BT).sum()))(params))
     assert program.count("dot_general") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 10

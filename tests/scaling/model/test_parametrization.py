@@ -49,7 +49,7 @@ def paths(model: ModelConfig) -> list[str]:
         ("head/kernel", "standard", (1, 1, 1, 1)),
     ],
 )
-def test_the_numbers_of_the_papers(path: str, name: Name, expected: tuple[float, ...]) -> None:
+def test_multipliers_are_those_of_the_papers(path: str, name: Name, expected: tuple[float, ...]) -> None:
     """Yang et al. 2022, table 8, and Dey et al. 2025, table 1 and equation 40."""
     found = multipliers(named(LARGE, name), path)
     np.testing.assert_allclose(dataclasses.astuple(found), expected, rtol=1e-7)
@@ -88,7 +88,7 @@ def test_at_the_base_size_all_three_are_one_program(kind: Literal["adamw", "muon
             assert one != other
 
 
-def test_simplest_names_models_of_the_same_numbers() -> None:
+def test_simplest_equivalent_has_the_same_multipliers() -> None:
     completep = named(LARGE, "completep")
     assert simplest_equivalent(completep) == completep
     assert simplest_equivalent(dataclasses.replace(completep, depth=2)).parametrization == "mup"

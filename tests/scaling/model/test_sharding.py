@@ -56,7 +56,7 @@ class Shape:
         (48, Shape(fsdp=48), r"model\.width.*\b128\b.*\b48\b.*data=3,fsdp=16,tensor=1"),
     ],
 )
-def test_what_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> None:
+def test_a_size_that_does_not_divide_is_named(batch: int, mesh: Shape, words: str) -> None:
     config = RunConfig(data=DataConfig(batch_sequences=batch))
     with pytest.raises(InputError, match=words):
         sharding.check_divisibility(config, mesh)  # pyrefly: ignore
@@ -176,7 +176,7 @@ def test_a_checkpoint_is_restored_onto_another_mesh(meshes: dict[int, dict]) -> 
     assert meshes[8]["restored"] == {"equal": True, "share_of_q": 1 / 4}
 
 
-def test_half_of_what_several_processes_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_variables_of_several_processes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(InputError, match=r"JAX_NUM_PROCESSES.*JAX_COORDINATOR_ADDRESS"):
         multihost.initialize_distributed()

@@ -144,7 +144,7 @@ def traced(config: RunConfig) -> Any:
     return jax.make_jaxpr(program.step)(program.abstract_state, tokens_BS, Rates(1e-3, 0.1))
 
 
-def test_the_walk_finds_what_the_formula_says() -> None:
+def test_program_flops_equal_the_formula() -> None:
     config = run(attention="xla")
     exact = counts.train_flops(config.model, 32, config.data.batch_tokens, "exact")
     norm = 2 * counts.count_params(config.model).total  # the squares of the gradient are a product too
@@ -177,7 +177,7 @@ def test_kernels_are_counted_by_their_blocks() -> None:
 
 
 @pytest.mark.parametrize("axes", [{"data"}, {"data", "tensor"}])
-def test_work_that_is_written_for_one_device_is_counted_on_all(axes: set[str]) -> None:
+def test_shard_map_flops_count_all_devices(axes: set[str]) -> None:
     """Rows and columns over two and four devices: whichever axes are written out, the product is the same."""
     mesh = jax.sharding.AbstractMesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     columns = P(None, "tensor" if "tensor" in axes else None)
@@ -244,7 +244,7 @@ def test_collectives_take_as_long_as_their_links_need() -> None:
     assert collective_seconds(crossing, slice_mesh(4, 4, (4, 4)), small) == pytest.approx(2 * 50 / 3.125)
 
 
-def test_state_is_counted_as_it_is_sharded() -> None:
+def test_state_bytes_follow_the_sharding() -> None:
     config = run()
     program = build_program(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
     needed = state_bytes(program.abstract_state)
@@ -293,7 +293,7 @@ def test_changes_come_smallest_first() -> None:
         ("RESOURCE_EXHAUSTED: E1000: required for HLO temporaries (23.91G) exceeds available HBM (15.75G). HLO", 24.91),
     ],
 )
-def test_what_the_compiler_says_of_memory_is_understood(said: str, needed: float) -> None:
+def test_parse_memory_error(said: str, needed: float) -> None:
     error = compile_ahead.parse_memory_error(said, state=2**30, memory=16 * 2**30)
     assert error is not None
     assert error.needed == pytest.approx(needed * 2**30)
@@ -316,7 +316,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> list[RunCon
     return asked
 
 
-def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_does_not_fit_names_a_compiled_change(monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(big(remat="full"), mesh=MeshConfig(data=1, fsdp=16))
     short = compile_ahead.ChipMemoryExceeded(estimate_bytes(config, (1, 16, 1)), 15.75 * 2**30, "the step")
     still = compile_ahead.ChipMemoryExceeded(16 * 2**30, 15.75 * 2**30, "the step")
@@ -329,7 +329,7 @@ def test_what_does_not_fit_names_a_change_that_was_compiled(monkeypatch: pytest.
     assert f"--microbatch {third} " in str(error.value), "the one that was compiled and fits"
 
 
-def test_more_chips_are_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_slice_is_suggested_last(monkeypatch: pytest.MonkeyPatch) -> None:
     state = compile_ahead.ChipMemoryExceeded(48 * 2**30, 16 * 2**30, compile_ahead.STATE_LABEL)
     model = dataclasses.replace(find_published_model("llama-2-70b").model, remat="full")
     data = DataConfig(sequence_length=2048, batch_sequences=16)
@@ -351,7 +351,7 @@ def rows() -> list[dict[str, Any]]:
     return json.loads(TABLE.read_text())["rows"]
 
 
-def test_the_table_holds_two_sizes_on_three_chips_at_16_and_256() -> None:
+def test_the_table_has_two_sizes_on_three_chips_at_16_and_256() -> None:
     held = {(row["model"], row["topology"].split(":")[0], row["chips"]) for row in rows() if row["slices"] == 1}
     chips = ("v5e", "v5p", "v6e")
     assert held == {(model, chip, n) for model in ("llama-3.2-1b", "llama-3-8b") for chip in chips for n in (16, 256)}
@@ -387,7 +387,7 @@ def test_every_row_of_the_table_is_consistent() -> None:
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-3.2-1b v5e:4x4", "llama-3-8b v5p:4x8x8"])
-def test_a_compile_gives_the_row_of_the_table(name: str) -> None:
+def test_compiling_again_gives_the_row_of_the_table(name: str) -> None:
     """The same code path as the table's, for a small slice and a pod. Compilers of other versions may lay memory out
     otherwise, not multiply otherwise."""
     held = next(row for row in rows() if row["name"] == name)
@@ -403,12 +403,12 @@ def test_a_compile_gives_the_row_of_the_table(name: str) -> None:
 
 
 def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It aborts the process: the verb must survive, and says so when libtpu is not the one that jax names."""
-    said = "noise\nF1122 fusion_util.cc:5236] Check failed: loop makes\tno progress\n*** stack ***\n"
-    died = SimpleNamespace(returncode=-6, stderr=said, stdout="")
+    """The compiler aborts its process: InputError, which says when libtpu is not the version that jax requires."""
+    stderr_text = "noise\nF1122 fusion_util.cc:5236] Check failed: loop makes\tno progress\n*** stack ***\n"
+    process = SimpleNamespace(returncode=-6, stderr=stderr_text, stdout="")
     monkeypatch.setattr(compile_ahead, "require_libtpu", lambda: None)
-    monkeypatch.setattr(compile_ahead.subprocess, "run", lambda *command, **options: died)
-    monkeypatch.setattr(compile_ahead, "version", lambda package: "0.0.1")
+    monkeypatch.setattr(compile_ahead.subprocess, "run", lambda *command, **options: process)
+    monkeypatch.setattr(compile_ahead, "package_version", lambda package: "0.0.1")
     with pytest.raises(InputError, match=r"v5e:4x4.*Check failed: loop makes no progress") as e:
         compile_ahead.compile_in_subprocess(big(), parse_topology("v5e:4x4"))
     assert "\n" not in str(e.value)
@@ -418,15 +418,15 @@ def test_a_compiler_that_aborts_is_an_error_of_one_line(monkeypatch: pytest.Monk
 SLICES = """
 import math
 from scaling.performance import compile_ahead
-from scaling.accounting.chips import CHIPS, Topology, slices_of
-made = [Topology(chip, dims) for chip in CHIPS.values() for dims in slices_of(chip) if math.prod(dims) <= 256]
+from scaling.accounting.chips import CHIPS, Topology, list_slices
+made = [Topology(chip, dims) for chip in CHIPS.values() for dims in list_slices(chip) if math.prod(dims) <= 256]
 for one in (*made, Topology(CHIPS["v5p"], (4, 4, 4), slices=3)):
     assert len(compile_ahead.topology_devices(one)) == one.chips, one.name
 """
 
 
 @needs_libtpu
-def test_every_slice_is_one_that_the_compiler_knows() -> None:
+def test_the_compiler_knows_every_slice() -> None:
     command = [sys.executable, "-c", SLICES]
     done = subprocess.run(command, env=os.environ | compile_ahead.SUBPROCESS_ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -434,7 +434,7 @@ def test_every_slice_is_one_that_the_compiler_knows() -> None:
 
 
 @needs_libtpu
-def test_a_run_that_no_chip_holds_is_refused_before_it_is_compiled() -> None:
+def test_state_beyond_a_chips_memory_raises_before_compiling() -> None:
     target = parse_topology("v5e:4x4")
     with pytest.raises(compile_ahead.ChipMemoryExceeded) as error:
         compile_ahead.compile_in_subprocess(compile.published_run("llama-2-70b", target), target)

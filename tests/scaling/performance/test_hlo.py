@@ -94,7 +94,7 @@ def test_loops_are_multiplied_out(programs: dict[str, dict[str, Any]], name: str
     assert count * LAYER_GATHER == sent
 
 
-def test_the_trap_is_real(programs: dict[str, dict[str, Any]]) -> None:
+def test_xla_cost_analysis_counts_a_loop_body_once(programs: dict[str, dict[str, Any]]) -> None:
     """XLA's own count of the scanned program is that of one layer, a sixth of the unrolled one's."""
     assert programs["scan"]["xla"] < 0.25 * programs["unrolled"]["xla"]
 
@@ -113,7 +113,7 @@ def test_gradients_are_summed_over_data_and_stay_sharded(programs: dict[str, dic
     assert costs.flops == 3 * 6 * LAYER_FLOPS
 
 
-def test_a_permutation_is_found_by_its_pairs(programs: dict[str, dict[str, Any]]) -> None:
+def test_permutation_groups_come_from_source_target_pairs(programs: dict[str, dict[str, Any]]) -> None:
     assert by_kind(totals(programs, "ring")) == {("collective-permute", ("fsdp",)): (1, 2 * 64 * 4)}
 
 
@@ -141,12 +141,12 @@ def test_groups_name_their_axes(groups: str, axes: tuple[str, ...]) -> None:
     assert mesh_axes(replica_groups(f", channel_id=1, {groups}, dimensions={{0}}", MESH), MESH) == axes
 
 
-def test_groups_that_are_not_understood_raise() -> None:
+def test_unknown_group_notation_raises() -> None:
     with pytest.raises(ValueError, match="@maximal"):
         replica_groups("replica_groups=@maximal", MESH)
 
 
-def test_shapes_know_their_memory() -> None:
+def test_parse_buffers_reads_shapes_and_memory_spaces() -> None:
     text = "(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, (f32[]), s32[4]{0}, pred[5]{0:T(512)}, token[])"
     made = list(parse_buffers(text))
     assert made[:3] == [Buffer("bf16", (2, 3), 1), Buffer("f32", ()), Buffer("s32", (4,))]
@@ -229,7 +229,7 @@ ENTRY %main (p: bf16[8,4], x: bf16[16,16], g: f32[64]) -> bf16[8,64] {
 """
 
 
-def test_what_tpus_write_is_read() -> None:
+def test_step_costs_of_a_tpu_program() -> None:
     """Counter from 0 by 2 below 9: five trips. The gather that is spread over the loop's fusions runs once, an
     all-reduce whose slice alone is kept is a reduce-scatter, a send to other slices is what it says."""
     costs = step_costs(parse_module(TPU), MESH, slices=2)
@@ -286,6 +286,6 @@ ENTRY %main (a: f32[8,32]) -> f32[] {{
     assert product_flops(main, main.root) == flops
 
 
-def test_what_is_not_hlo_raises() -> None:
+def test_text_that_is_not_hlo_raises() -> None:
     with pytest.raises(ValueError, match="ENTRY"):
         parse_module("module @jit_f {\n}\n")

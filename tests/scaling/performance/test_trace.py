@@ -65,11 +65,11 @@ def plane(name: str, lines: dict[str, list[Event]]) -> str:
         out.append(f'event_metadata {{ key: {number + 1} value {{ id: {number + 1} name: "{text}" }} }}')
     for number, text in enumerate(stats):
         out.append(f'stat_metadata {{ key: {number + 1} value {{ id: {number + 1} name: "{text}" }} }}')
-    for line, held in lines.items():
+    for line, line_events in lines.items():
         out.append(f'lines {{ name: "{line}" timestamp_ns: 1000')
-        for text, start, end, given in held:
+        for text, start, end, stat_values in line_events:
             shown = " ".join(
-                f'stats {{ metadata_id: {stats.index(k) + 1} str_value: "{v}" }}' for k, v in given.items()
+                f'stats {{ metadata_id: {stats.index(k) + 1} str_value: "{v}" }}' for k, v in stat_values.items()
             )
             at, length = round(start * 1e6), round((end - start) * 1e6)
             out.append(
@@ -91,7 +91,7 @@ def op(name: str, start: float, end: float) -> Event:
     return (f"kernel_of_{name}", start, end, {"hlo_op": name})
 
 
-def test_the_program_says_of_what_kind_an_operation_is() -> None:
+def test_operation_kinds_of_a_program() -> None:
     kinds, containers = trace.operation_kinds(PROGRAM)
     wanted: dict[str, trace.Kind] = {
         "fusion.1": "product",
@@ -117,11 +117,11 @@ def test_the_program_says_of_what_kind_an_operation_is() -> None:
         ("loop_add_fusion", "elementwise"),
     ],
 )
-def test_a_kernel_that_the_program_does_not_name_goes_by_its_own(name: str, kind: trace.Kind) -> None:
+def test_kind_from_the_name_of_a_kernel(name: str, kind: trace.Kind) -> None:
     assert trace.kind_from_name(name) == kind
 
 
-def test_a_gpu_is_busy_where_any_stream_is() -> None:
+def test_a_gpu_is_busy_when_any_stream_is() -> None:
     """Two steps in 100 us: 10-40 and 60-90, a collective beside the second product, and a copy before the window."""
     streams: dict[str, list[Event]] = {
         "Stream #7(Compute)": [op("fusion.1", 10, 40), op("fusion.1", 60, 80), op("exponential.5", 80, 90)],
@@ -129,19 +129,19 @@ def test_a_gpu_is_busy_where_any_stream_is() -> None:
         "XLA Modules": [("jit_step", 0, 100, {})],
     }
     kinds, containers = trace.operation_kinds(PROGRAM)
-    read = trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window", containers)
-    assert {device: len(ops) for device, ops in read.devices.items()} == {"/device:GPU:0": 4}
-    found = trace.measure_activity(read, kinds, steps=2)
-    assert found.wall == pytest.approx(0.05)
-    assert found.busy == found.least_busy == pytest.approx(0.6)
-    assert found.gap == pytest.approx(0.02)
-    assert found.op_time == pytest.approx(0.035)
-    assert found.kinds == pytest.approx({"product": 50 / 70, "collective": 10 / 70, "elementwise": 10 / 70})
-    assert found.ops[0] == trace.OpShare("fusion.1", "product", pytest.approx(50 / 70), pytest.approx(0.025), 1)
-    assert re.match(rf"{trace.WAITING_FOR_HOST}\b.*\b0\.020\b.*\b0\.020\b", found.verdict)
+    parsed = trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window", containers)
+    assert {device: len(ops) for device, ops in parsed.devices.items()} == {"/device:GPU:0": 4}
+    activity = trace.measure_activity(parsed, kinds, steps=2)
+    assert activity.wall == pytest.approx(0.05)
+    assert activity.busy == activity.least_busy == pytest.approx(0.6)
+    assert activity.gap == pytest.approx(0.02)
+    assert activity.op_time == pytest.approx(0.035)
+    assert activity.kinds == pytest.approx({"product": 50 / 70, "collective": 10 / 70, "elementwise": 10 / 70})
+    assert activity.ops[0] == trace.OpShare("fusion.1", "product", pytest.approx(50 / 70), pytest.approx(0.025), 1)
+    assert re.match(rf"{trace.WAITING_FOR_HOST}\b.*\b0\.020\b.*\b0\.020\b", activity.verdict)
 
 
-def test_tpus_name_whole_instructions_and_loops_hold_what_they_run() -> None:
+def test_tpu_traces_name_instructions_and_loops_are_left_out() -> None:
     """Two devices, one of which idles for half of the time; the loop spans its body and counts for nothing."""
     text = "%scores = f32[4,4]{1,0} dot(...)"
     loop = "%while.6 = (s32[], f32[4,4]) while(...)"
@@ -152,47 +152,47 @@ def test_tpus_name_whole_instructions_and_loops_hold_what_they_run() -> None:
         for number, end in enumerate((100, 50))
     ]
     kinds, containers = trace.operation_kinds(PROGRAM)
-    found = trace.measure_activity(
+    activity = trace.measure_activity(
         trace.parse_profile(profile(*planes, host(0, 100)), "window", containers), kinds, steps=1
     )
-    assert found.busy == pytest.approx(0.75)
-    assert found.least_busy == pytest.approx(0.5)
-    assert found.kinds == pytest.approx({"attention": 1.0})
-    assert [(one.name, one.calls) for one in found.ops] == [("scores", 1)]
-    assert found.gap is None, "one step has no next"
-    assert found.verdict.startswith(trace.IDLE_WITHIN_STEP)
+    assert activity.busy == pytest.approx(0.75)
+    assert activity.least_busy == pytest.approx(0.5)
+    assert activity.kinds == pytest.approx({"attention": 1.0})
+    assert [(one.name, one.calls) for one in activity.ops] == [("scores", 1)]
+    assert activity.gap is None, "one step has no next"
+    assert activity.verdict.startswith(trace.IDLE_WITHIN_STEP)
 
 
-def test_a_cpus_product_ends_where_other_threads_say() -> None:
+def test_a_cpu_product_ends_at_its_end_event() -> None:
     begun = {"hlo_op": "fusion.1", "device_ordinal": "0", "_p": "7"}
     threads: dict[str, list[Event]] = {
         "tf_XLAEigen/1": [("fusion.1", 10, 12, begun), ("ThreadpoolListener::Record", 5, 95, {})],
         "tf_XLAEigen/2": [("end: fusion.1", 50, 50.1, {"_c": "7"}), ("ThunkExecutor::Execute", 0, 100, {})],
         "python": [("window", 0, 100, {})],
     }
-    read = trace.parse_profile(profile(plane("/host:CPU", threads)), "window")
-    assert read.devices == {"CPU:0": (trace.Op("fusion.1", 11_000, 51_000),)}
-    assert trace.measure_activity(read, {}, steps=1).busy == pytest.approx(0.4)
+    parsed = trace.parse_profile(profile(plane("/host:CPU", threads)), "window")
+    assert parsed.devices == {"CPU:0": (trace.Op("fusion.1", 11_000, 51_000),)}
+    assert trace.measure_activity(parsed, {}, steps=1).busy == pytest.approx(0.4)
 
 
 def test_operations_are_cut_to_the_window() -> None:
     streams = {"Stream #7(Compute)": [op("fusion.1", -10, 10), op("fusion.1", 90, 130), op("fusion.1", 130, 140)]}
-    found = trace.measure_activity(
+    activity = trace.measure_activity(
         trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2
     )
-    assert found.busy == pytest.approx(0.2)
-    assert found.gap == pytest.approx(0.08)
+    assert activity.busy == pytest.approx(0.2)
+    assert activity.gap == pytest.approx(0.08)
 
 
 def test_a_busy_device_is_compute_bound() -> None:
     streams = {"Stream #7(Compute)": [op("fusion.1", 0, 48), op("fusion.1", 50, 100)]}
-    found = trace.measure_activity(
+    activity = trace.measure_activity(
         trace.parse_profile(profile(plane("/device:GPU:0", streams), host(0, 100)), "window"), {}, 2
     )
-    assert re.match(rf"{trace.COMPUTE_BOUND}\b.*\b98%", found.verdict)
+    assert re.match(rf"{trace.COMPUTE_BOUND}\b.*\b98%", activity.verdict)
 
 
-def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
+def test_a_folder_or_profile_without_a_trace_raises(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         trace.read_trace(tmp_path, "window")
     with pytest.raises(InputError, match="'other'"):
