@@ -17,7 +17,8 @@ from rich.console import Console
 from scaling.data.tokenizer import Tokenizer, piece_bytes
 from scaling.errors import InputError
 from scaling.files import write_json
-from scaling.generation.decode import Sampling, stream
+from scaling.generation.decode import stream
+from scaling.generation.sampling import Sampling
 from scaling.training.restore import TrainedModel, restore_model
 
 

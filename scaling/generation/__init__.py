@@ -1,1 +1,1 @@
-"""Text from a trained model."""
+"""Generation of text with a trained model."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from scaling.data.tokenizer import Tokenizer
 from scaling.errors import InputError
-from scaling.generation.decode import Sampling, generate
+from scaling.generation.decode import generate
+from scaling.generation.sampling import Sampling
 from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.model.decoder import Decoder
 

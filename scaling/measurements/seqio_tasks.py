@@ -21,7 +21,7 @@ import numpy as np
 
 from scaling.data.tokenizer import Tokenizer
 from scaling.errors import InputError
-from scaling.generation.decode import GREEDY
+from scaling.generation.sampling import GREEDY
 from scaling.measurements import Measurement
 from scaling.measurements.likelihood import ContextPair
 from scaling.measurements.prompting import PromptedModel, completions, log_likelihoods

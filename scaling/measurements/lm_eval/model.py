@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from scaling.data.tokenizer import Tokenizer
-from scaling.generation.decode import GREEDY, Sampling
+from scaling.generation.sampling import GREEDY, Sampling
 from scaling.measurements.likelihood import ContextPair
 from scaling.measurements.prompting import PromptedModel, completions, log_likelihoods
 

@@ -12,7 +12,8 @@ import pytest
 
 from scaling.config.run_config import ModelConfig
 from scaling.errors import InputError
-from scaling.generation.decode import GREEDY, Sampling, SamplingArrays, generate, sample_token, stream
+from scaling.generation.decode import generate, stream
+from scaling.generation.sampling import GREEDY, Sampling
 from scaling.model.decoder import Decoder, decode_step, empty_cache, logits, split_layers
 
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
@@ -151,38 +152,6 @@ def test_another_temperature_or_seed_is_no_other_program(plain, monkeypatch: pyt
     assert not compiled
     assert [row.tolist() for row in cold] == [row.tolist() for row in generate(*plain, PROMPTS, MOST)]
     assert len({tuple(map(tuple, rows)) for rows in (cold, warm, other)}) == 3
-
-
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    scores_V = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.25, 0.2]))
-
-    def shares(temperature: float, top_k: int | None, top_p: float | None) -> np.ndarray:
-        limits = SamplingArrays(jnp.float32(temperature), top_k, top_p)
-        drawn_N = jax.vmap(lambda key: sample_token(scores_V, key, limits))(jax.random.split(jax.random.key(0), 20_000))
-        return np.bincount(drawn_N, minlength=5) / 20_000
-
-    hot = np.sqrt([0.1, 0.4, 0.05, 0.25, 0.2])
-    np.testing.assert_allclose(shares(1, None, None), [0.1, 0.4, 0.05, 0.25, 0.2], atol=0.015)
-    np.testing.assert_allclose(shares(2, None, None), hot / hot.sum(), atol=0.015)
-    np.testing.assert_allclose(shares(1, 2, None), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], atol=0.015)
-    np.testing.assert_allclose(shares(1, None, 0.6), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], atol=0.015)
-    np.testing.assert_allclose(shares(1, 3, 0.5), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0], atol=0.015)
-    np.testing.assert_allclose(shares(1, None, 0.3), [0, 1, 0, 0, 0])
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"temperature": -0.1}, r"Sampling\.temperature.*-0\.1\D*0\b"),
-        ({"temperature": float("nan")}, r"Sampling\.temperature.*\bnan\b"),
-        ({"top_k": 0}, r"Sampling\.top_k\D*0\D*1\b"),
-        ({"top_p": 0.0}, r"Sampling\.top_p\D*0\.0\D*0\D*1\b"),
-        ({"top_p": 1.5}, r"Sampling\.top_p\D*1\.5\D*0\D*1\b"),
-    ],
-)
-def test_sampling_that_cannot_be_is_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        Sampling(**given)
 
 
 @pytest.mark.parametrize(
