@@ -62,7 +62,7 @@ def generate(
         return []
     _check_prompts(model, prompts, max_tokens)
     key = jax.random.key(0) if key is None else key
-    S = _round_up(max(map(len, prompts)) + max_tokens)
+    S = padded_length(max(map(len, prompts)) + max_tokens)
     completions: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     layered, row_cache = _split_layers_jit(params), jax.tree.leaves(jax.eval_shape(lambda: empty_cache(model, 1, S)))
@@ -121,7 +121,7 @@ def stream(
         raise InputError(f"window = {window}: must be 2 or more; raise --window")
     _check_prompts(model, [prompt], max_tokens)
     key, context, segment = jax.random.key(0) if key is None else key, [int(i) for i in prompt], 0
-    layered, S = _split_layers_jit(params), _round_up(min(window + 1, len(prompt) + max_tokens))
+    layered, S = _split_layers_jit(params), padded_length(min(window + 1, len(prompt) + max_tokens))
     tokens_left = max_tokens
     while tokens_left > 0:
         if len(context) > window:
@@ -153,9 +153,9 @@ def _check_prompts(model: Decoder, prompts: Sequence[np.ndarray], max_tokens: in
             )
 
 
-def _round_up(tokens: int) -> int:
-    """The next power of two, so that few programs are compiled."""
-    return max(1 << (tokens - 1).bit_length(), MIN_PADDED_TOKENS)
+def padded_length(tokens: int, least: int = MIN_PADDED_TOKENS) -> int:
+    """The next power of two, and at least `least`, so that few programs are compiled."""
+    return max(1 << (tokens - 1).bit_length(), least)
 
 
 def _stop_array(stop_id: int | None) -> np.int32:
@@ -175,7 +175,7 @@ def _prefill(
 ) -> DecodeState:
     """Reads the prompts into a cache of S tokens and generates the first token of each. indices: numbers that determine
     the prompts' random keys. Rows are added up to a power of two; they count as ended from the start."""
-    B, T = 1 << (len(prompts) - 1).bit_length(), min(_round_up(max(map(len, prompts))), S)
+    B, T = 1 << (len(prompts) - 1).bit_length(), min(padded_length(max(map(len, prompts))), S)
     tokens_BS, length_B = np.zeros((B, S), np.int32), np.ones(B, np.int32)
     for b, prompt in enumerate(prompts):
         tokens_BS[b, : len(prompt)], length_B[b] = prompt, len(prompt)

@@ -1,7 +1,8 @@
-"""Measurements: what is asked of a trained model. One file each.
+"""Measurements of a trained model, one file a task.
 
-A measurement is `(model, params, tokenizer, key, budget) -> {metric: (value, n, stderr)}` and declares its chance
-level, its ceiling and what its budget counts.
+A measurement is a function (model, params, tokenizer, key, budget) -> {metric: Value}, together with its chance level,
+its ceiling and the unit of its budget. `scaling eval` runs them on checkpoints (registry.py lists the tasks); training
+runs validation_loss.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from scaling.model.decoder import Decoder
 from scaling.record.run_folder import Value
 
 RunFunction = Callable[[Decoder, Any, Tokenizer, jax.Array, int], dict[str, Value]]
+"""(model, params, tokenizer, key, budget) -> {metric: Value}. key: of the questions' random choices."""
 CheckFunction = Callable[[Tokenizer, jax.Array, int], object]
-"""Raises InputError when what `run` would ask with the same arguments cannot be asked of any model."""
+"""(tokenizer, key, budget) -> anything. Raises InputError when `run` could not measure any model with the same
+arguments."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """name: prefix of its columns. chance: value of a model that knows nothing. ceiling: the best possible value,
-    None where nobody knows it. budget: the unit of `run`'s last argument. check: for whoever has no model yet."""
+    """One measurement.
+
+    name: the task, which begins the names of its columns, as in `cloze/accuracy`. chance: the headline metric of a
+    model that knows nothing. ceiling: its best possible value; None where that is not known. budget: the unit of the
+    budget that `run` takes, such as "questions". check: finds errors before a model is loaded.
+    """
 
     name: str
     chance: float

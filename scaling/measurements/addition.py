@@ -1,7 +1,7 @@
-"""Addition of numbers with k digits, after two worked examples; the wrong sums have another digit in one place.
+"""Task `addition`: add two numbers with k digits, after two worked examples. Each wrong sum differs in one digit.
 
-It is the same place in all of them: were each changed elsewhere, the right one would be in the middle of the choices,
-and liked least by whoever merely prefers some digits to others.
+All wrong sums differ in the same place. If each differed in another place, the right sum would be the one closest to
+all the others, and a model that only prefers some digits to others would not be at chance.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from scaling.measurements.multiple_choice import Question, multiple_choice, ques
 NAME, CHOICES, EXAMPLES = "addition", 4, 2
 
 
-def addition(length: int, digits: int = 2) -> Measurement:
-    """Both numbers have so many digits, the first of which is not zero."""
+def addition(sequence_length: int, digits: int = 2) -> Measurement:
+    """Both numbers have `digits` digits, the first of which is not zero. sequence_length: the model's longest input."""
 
     low, high = 10 ** (digits - 1), 10**digits - 1
 
-    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
+    def make_question(tokenizer: Tokenizer, generator: Generator) -> Question:
         *examples, (a, b) = generator.integers(low, high + 1, (EXAMPLES + 1, 2)).tolist()
-        shown = "".join(f"{c}+{d}={c + d}\n" for c, d in examples)
-        near = [found for found in one_digit_changes(a + b, 2 * low, 2 * high) if len(found) >= CHOICES - 1]
-        changed = near[int(generator.integers(len(near)))]
-        wrong = [changed[one] for one in generator.permutation(len(changed))[: CHOICES - 1]]
-        return question_from_text(vocabulary, f"{shown}{a}+{b}=", str(a + b), wrong, generator)
+        worked_examples = "".join(f"{c}+{d}={c + d}\n" for c, d in examples)
+        changes = [sums for sums in one_digit_changes(a + b, 2 * low, 2 * high) if len(sums) >= CHOICES - 1]
+        sums = changes[int(generator.integers(len(changes)))]
+        wrong = [sums[index] for index in generator.permutation(len(sums))[: CHOICES - 1]]
+        return question_from_text(tokenizer, f"{worked_examples}{a}+{b}=", str(a + b), wrong, generator)
 
-    return multiple_choice(NAME, CHOICES, ask, length)
+    return multiple_choice(NAME, CHOICES, make_question, sequence_length)
 
 
 def one_digit_changes(number: int, least: int, most: int) -> list[list[str]]:
-    """For each place of a number, the numbers from `least` to `most`, of as many digits, with another digit there,
-    ascending. Others would betray themselves as no sums."""
+    """For each digit of a number: the numbers that differ from it in this digit alone, ascending.
+
+    Only numbers from `least` to `most` with as many digits are listed: a model could tell that others are not sums."""
     text = str(number)
-    first = 0 if len(text) == 1 else 1
-    changed = (
-        [text[:place] + digit + text[place + 1 :] for digit in "0123456789"[0 if place else first :]]
+    lowest_first_digit = 0 if len(text) == 1 else 1
+    changes = (
+        [text[:place] + digit + text[place + 1 :] for digit in "0123456789"[0 if place else lowest_first_digit :]]
         for place in range(len(text))
     )
-    return [[one for one in found if one != text and least <= int(one) <= most] for found in changed]
+    return [[other for other in others if other != text and least <= int(other) <= most] for others in changes]

@@ -1,7 +1,7 @@
-"""Closers: held-out text stops before a closing bracket; is it a round, a square or a curly one?
+"""Task `closers`: validation text stops before a closing bracket. Is it a round, a square or a curly one?
 
-What is open is seen, some bytes back, so that the answer follows from what the model is shown. The kinds are asked for
-equally often, however rare they are in the corpus.
+The context shows the opening bracket, some bytes back, so that it determines the answer. The three kinds of bracket
+are asked for equally often, however rare they are in the corpus.
 """
 
 from __future__ import annotations
@@ -16,57 +16,59 @@ from scaling.measurements.brackets import CLOSERS, OPENERS
 from scaling.measurements.multiple_choice import Question, multiple_choice
 
 NAME = "closers"
-SHOWN, NEAREST = 64, 4
-"""Characters of text shown; and between the brackets of a pair, at least."""
-FEWEST = 16
-"""Places of each kind that a corpus must have."""
+CONTEXT_CHARACTERS = 64
+"""Characters of the context, at most."""
+MIN_DISTANCE = 4
+"""Least distance between the brackets of a pair, in characters."""
+MIN_CONTEXTS = 16
+"""Contexts that a corpus must have for each kind of bracket."""
 
 
-def closers(tokens: TokenShards, length: int) -> Measurement:
+def closers(tokens: TokenShards, sequence_length: int) -> Measurement:
     """Raises InputError when the validation split has too few pairs of brackets of some kind."""
-    found = contexts_by_kind(tokens, min(SHOWN, length))
-    for kind, of_kind in zip(CLOSERS, found, strict=True):
-        if len(of_kind) < FEWEST:
+    contexts = contexts_by_kind(tokens, min(CONTEXT_CHARACTERS, sequence_length))
+    for closer, texts in zip(CLOSERS, contexts, strict=True):
+        if len(texts) < MIN_CONTEXTS:
             raise InputError(
-                f"{NAME}: corpus {tokens.corpus!r} has {len(of_kind)} places before a {kind!r} that closes what is "
-                f"seen; at least {FEWEST} are needed"
+                f"{NAME}: corpus {tokens.corpus!r} has {len(texts)} contexts for {closer!r}: must have at least "
+                f"{MIN_CONTEXTS}; leave the task out of --tasks"
             )
 
-    def ask(vocabulary: Tokenizer, generator: np.random.Generator) -> Question:
+    def make_question(tokenizer: Tokenizer, generator: np.random.Generator) -> Question:
         kind = int(generator.integers(len(CLOSERS)))
-        context = vocabulary.encode(found[kind][int(generator.integers(len(found[kind])))])
+        context = tokenizer.encode(contexts[kind][int(generator.integers(len(contexts[kind])))])
         order = generator.permutation(len(CLOSERS))
-        choices = tuple(vocabulary.encode(CLOSERS[one]) for one in order)
+        choices = tuple(tokenizer.encode(CLOSERS[index]) for index in order)
         return Question(context, choices, int(np.flatnonzero(order == kind)[0]))
 
-    return multiple_choice(NAME, len(CLOSERS), ask, length)
+    return multiple_choice(NAME, len(CLOSERS), make_question, sequence_length)
 
 
-def contexts_by_kind(tokens: TokenShards, shown: int) -> list[list[str]]:
-    """What stands before each place where a closer is due, by kind: `shown` ASCII characters with the opener among
-    them."""
-    vocabulary, found = load_tokenizer(tokens.vocabulary), [[] for _ in CLOSERS]
+def contexts_by_kind(tokens: TokenShards, characters: int) -> list[list[str]]:
+    """For each kind of closing bracket: the `characters` ASCII characters before every place where one is due, with the
+    opening bracket among them."""
+    tokenizer, contexts = load_tokenizer(tokens.vocabulary), [[] for _ in CLOSERS]
     for ids in read_documents(tokens, tokens.validation):
-        text = vocabulary.decode(ids)
+        text = tokenizer.decode(ids)
         for opened, closed in match_brackets(text):
-            if NEAREST < closed - opened <= shown <= closed:
-                before = text[closed - shown : closed]
-                if len(before.encode()) == shown:
-                    found[CLOSERS.index(text[closed])].append(before)
-    return found
+            if MIN_DISTANCE < closed - opened <= characters <= closed:
+                context = text[closed - characters : closed]
+                if len(context.encode()) == characters:
+                    contexts[CLOSERS.index(text[closed])].append(context)
+    return contexts
 
 
 def match_brackets(text: str) -> list[tuple[int, int]]:
-    """Places of an opening bracket and of the one that closes it. A closer of the wrong kind, as in a string of code,
-    ends all that was open."""
+    """The places of each opening bracket and of the one that closes it. A closing bracket of the wrong kind, as in a
+    string of code, discards all that are open."""
     stack: list[int] = []
-    found = []
+    pairs = []
     for place, character in enumerate(text):
         if character in OPENERS:
             stack.append(place)
         elif character in CLOSERS:
             if stack and OPENERS.index(text[stack[-1]]) == CLOSERS.index(character):
-                found.append((stack.pop(), place))
+                pairs.append((stack.pop(), place))
             else:
                 stack.clear()
-    return found
+    return pairs

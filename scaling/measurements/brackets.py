@@ -1,4 +1,4 @@
-"""Brackets: a string of three kinds of them stops short; which closer is the only one that may come next?"""
+"""Task `brackets`: a random string of three kinds of brackets stops early. Which closing bracket may come next?"""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from scaling.measurements.multiple_choice import Question, multiple_choice, ques
 
 NAME = "brackets"
 OPENERS, CLOSERS = "([{", ")]}"
-SHORTEST, LONGEST, DEEPEST = 12, 25, 6
+MIN_LENGTH, MAX_LENGTH, MAX_DEPTH = 12, 25, 6
 
 
-def brackets(length: int) -> Measurement:
-    """Strings of 12 to 25 brackets in which openers and closers come at even odds, never more than six deep."""
+def brackets(sequence_length: int) -> Measurement:
+    """Strings of 12 to 25 brackets, at most six deep, in which an opening and a closing bracket are equally likely."""
 
-    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
-        text, due = random_prefix(generator)
-        return question_from_text(vocabulary, text, due, [one for one in CLOSERS if one != due], generator)
+    def make_question(tokenizer: Tokenizer, generator: Generator) -> Question:
+        text, right = random_prefix(generator)
+        wrong = [closer for closer in CLOSERS if closer != right]
+        return question_from_text(tokenizer, text, right, wrong, generator)
 
-    return multiple_choice(NAME, len(CLOSERS), ask, length)
+    return multiple_choice(NAME, len(CLOSERS), make_question, sequence_length)
 
 
 def random_prefix(generator: Generator) -> tuple[str, str]:
-    """A text that is open, and the closer that is due."""
-    most = int(generator.integers(SHORTEST, LONGEST))
-    text, due = "", ""
-    while len(text) < most or not due:
-        if due and (len(due) == DEEPEST or generator.random() < 0.5):
+    """A string in which a bracket is open, and the closing bracket that is due."""
+    min_length = int(generator.integers(MIN_LENGTH, MAX_LENGTH))
+    text, due = "", ""  # due: the closing brackets of all that is open, outermost first
+    while len(text) < min_length or not due:
+        if due and (len(due) == MAX_DEPTH or generator.random() < 0.5):
             text, due = text + due[-1], due[:-1]
         else:
             kind = int(generator.integers(len(OPENERS)))

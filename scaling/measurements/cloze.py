@@ -1,4 +1,4 @@
-"""Cloze: which of k pieces of held-out text goes on after this one? The wrong ones are pieces of other documents."""
+"""Task `cloze`: which of four pieces of validation text continues the context? The others are of other documents."""
 
 from __future__ import annotations
 
@@ -11,43 +11,47 @@ from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, multiple_choice, shuffle_choices
 
 NAME, CHOICES = "cloze", 4
-SHOWN, ASKED = 49, 16
-"""Tokens of the context, at most, and of each choice."""
-TRIES = 1000
-"""To find pieces that all differ."""
+CONTEXT_TOKENS = 49
+"""Tokens of the context, at most."""
+CHOICE_TOKENS = 16
+"""Tokens of each choice, at most."""
+MAX_TRIES = 1000
+"""Attempts to find four choices that all differ."""
 
 
-def cloze(tokens: TokenShards, length: int) -> Measurement:
-    """A place in the validation split, all alike; what stands there, against as many tokens from anywhere in other
-    documents. Nobody knows what the best possible model would reach: the ceiling of 1 is a bound.
+def cloze(tokens: TokenShards, sequence_length: int) -> Measurement:
+    """The right choice is what follows a uniformly random place in the validation split; the wrong ones are as many
+    tokens from random places in other documents. The ceiling of 1 is an upper bound: what the best possible model
+    reaches is not known.
 
-    Raises InputError when the split has fewer than two documents of the size of a question; the measure's run does so
-    when text repeats itself too much for choices that differ.
+    Raises InputError when the split has fewer than two documents longer than two choices. The measurement's run raises
+    InputError when text repeats so much that no four choices differ.
     """
-    asked = min(ASKED, length // 2)
-    shown = min(SHOWN, length + 1 - asked)
+    choice_tokens = min(CHOICE_TOKENS, sequence_length // 2)
+    context_tokens = min(CONTEXT_TOKENS, sequence_length + 1 - choice_tokens)
 
-    found = [ids for ids in read_documents(tokens, tokens.validation) if len(ids) > 2 * asked]
-    if len(found) < 2:
+    documents = [ids for ids in read_documents(tokens, tokens.validation) if len(ids) > 2 * choice_tokens]
+    if len(documents) < 2:
         raise InputError(
-            f"{NAME}: corpus {tokens.corpus!r} has {len(found)} held-out documents of more than {2 * asked} tokens; "
-            "at least 2 are needed"
+            f"{NAME}: corpus {tokens.corpus!r} has {len(documents)} validation documents of more than "
+            f"{2 * choice_tokens} tokens: must have at least 2; leave the task out of --tasks"
         )
-    room = np.array([len(ids) - 2 * asked for ids in found], float)
+    # Documents are drawn in proportion to the places at which a choice can begin.
+    places_D = np.array([len(ids) - 2 * choice_tokens for ids in documents], float)
 
-    def ask(vocabulary: Tokenizer, generator: np.random.Generator) -> Question:
-        for _ in range(TRIES):
-            home = int(generator.choice(len(found), p=room / room.sum()))
-            elsewhere = np.where(np.arange(len(found)) == home, 0, room)
-            chosen = [home, *generator.choice(len(found), CHOICES - 1, p=elsewhere / elsewhere.sum())]
-            places = [int(generator.integers(asked, len(found[one]) - asked)) for one in chosen]
-            choices = [found[one][place : place + asked] for one, place in zip(chosen, places, strict=True)]
+    def make_question(tokenizer: Tokenizer, generator: np.random.Generator) -> Question:
+        for _ in range(MAX_TRIES):
+            right = int(generator.choice(len(documents), p=places_D / places_D.sum()))
+            others_D = np.where(np.arange(len(documents)) == right, 0, places_D)
+            drawn = [right, *generator.choice(len(documents), CHOICES - 1, p=others_D / others_D.sum())]
+            starts = [int(generator.integers(choice_tokens, len(documents[d]) - choice_tokens)) for d in drawn]
+            choices = [documents[d][start : start + choice_tokens] for d, start in zip(drawn, starts, strict=True)]
             if len({choice.tobytes() for choice in choices}) == CHOICES:
-                begun = np.r_[vocabulary.eos_id, found[home][: places[0]]][-shown:]
-                return shuffle_choices(begun, choices[0], choices[1:], generator)
+                context = np.r_[tokenizer.eos_id, documents[right][: starts[0]]][-context_tokens:]
+                return shuffle_choices(context, choices[0], choices[1:], generator)
         raise InputError(
-            f"{NAME}: the held-out text of corpus {tokens.corpus!r} repeats itself: {TRIES:,} times no {CHOICES} "
-            f"pieces of {asked} tokens differed"
+            f"{NAME}: corpus {tokens.corpus!r} repeats itself: {MAX_TRIES:,} attempts found no {CHOICES} different "
+            f"pieces of {choice_tokens} tokens; leave the task out of --tasks"
         )
 
-    return multiple_choice(NAME, CHOICES, ask, length)
+    return multiple_choice(NAME, CHOICES, make_question, sequence_length)

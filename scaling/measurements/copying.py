@@ -1,6 +1,6 @@
-"""Copying, or induction (Olsson et al. 2022): a random string is begun again; how does it go on?
+"""Task `copy`, or induction (Olsson et al. 2022): a random string starts a second time. How does it continue?
 
-The wrong choices are other pieces of the same string, so that knowing which letters were seen does not help.
+The wrong choices are other pieces of the same string, so that knowing its letters is not enough.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from scaling.measurements import Measurement
 from scaling.measurements.multiple_choice import Question, multiple_choice, question_from_text
 
 NAME, CHOICES = "copy", 4
-LETTERS, PIECE, CUE = 12, 3, 2
-"""Different letters of the string; those of a choice; those of the string seen again, at least."""
+LETTERS = 12
+"""Letters of the string, all different."""
+CHOICE_LETTERS = 3
+"""Letters of a choice."""
+MIN_REPEATED = 2
+"""Letters of the string that the context repeats, at least."""
 
 
-def copy(length: int) -> Measurement:
-    """Every letter stands once in the string, so that one answer is right."""
+def copy(sequence_length: int) -> Measurement:
+    """Every letter occurs once in the string, so that exactly one choice is right."""
 
-    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
+    def make_question(tokenizer: Tokenizer, generator: Generator) -> Question:
         text = "".join(generator.permutation(list(string.ascii_lowercase))[:LETTERS])
-        starts = generator.permutation(LETTERS - PIECE - CUE + 1)[:CHOICES] + CUE
-        right, *wrong = (text[start : start + PIECE] for start in starts)
-        return question_from_text(vocabulary, f"{text}\n{text[: starts[0]]}", right, wrong, generator)
+        starts = generator.permutation(LETTERS - CHOICE_LETTERS - MIN_REPEATED + 1)[:CHOICES] + MIN_REPEATED
+        right, *wrong = (text[start : start + CHOICE_LETTERS] for start in starts)
+        return question_from_text(tokenizer, f"{text}\n{text[: starts[0]]}", right, wrong, generator)
 
-    return multiple_choice(NAME, CHOICES, ask, length)
+    return multiple_choice(NAME, CHOICES, make_question, sequence_length)

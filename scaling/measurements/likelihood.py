@@ -1,6 +1,6 @@
-"""How likely a model finds one text after another: what multiple choice and lm-evaluation-harness both ask.
+"""The log probability of a continuation after a context, for many pairs of both in few compiled programs.
 
-Not in the design's list of modules: measurements/ and harness.py share it.
+Multiple choice, lm-evaluation-harness and seqio tasks all compute their scores here.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.errors import InputError
+from scaling.generation.decode import padded_length
 from scaling.model.decoder import Decoder, logits
 
-MIN_PADDED_TOKENS, LOGITS_BYTES, BATCH_TOKENS = 32, 2**27, 2**14
+MIN_PADDED_TOKENS = 32
+LOGITS_BYTES = 2**27
+"""The float32 logits of a batch take at most this much memory."""
+BATCH_TOKENS = 2**14
+"""A batch has at most this many tokens."""
 
 
 @dataclass(frozen=True)
 class ContextPair:
-    """Token ids of a context and of what follows it. A model that separates documents by an end-of-document id wants it
-    before the context, where the context begins a document."""
+    """Token ids of a context and of its continuation. Where the context begins a document, its first id must be the
+    end-of-document id, as in training."""
 
     context: Sequence[int] | np.ndarray
     continuation: Sequence[int] | np.ndarray
@@ -31,65 +36,73 @@ class ContextPair:
 
 @dataclass(frozen=True)
 class PairScores:
-    """nats_P: minus the logarithm of each continuation's probability after its context, summed over its tokens.
-    greedy_P: whether each of its tokens is the likeliest."""
+    """nats_P: minus the log probability of each continuation after its context, summed over its tokens. greedy_P:
+    whether every token of the continuation is the likeliest."""
 
     nats_P: np.ndarray
     greedy_P: np.ndarray
 
 
-def score_pairs(model: Decoder, params: Any, pairs: Sequence[ContextPair], length: int) -> PairScores:
-    """Scores of P pairs, in their order. length: the longest input, to which contexts are cut from the left. Pairs that
-    differ in their last token alone, as one-token answers to a question do, are scored in one row.
+def score_pairs(model: Decoder, params: Any, pairs: Sequence[ContextPair], sequence_length: int) -> PairScores:
+    """Scores P pairs. sequence_length: the model's longest input; contexts are cut from the left to fit it.
 
-    Raises InputError when a continuation is empty, has no context at all, or alone is longer than `length`.
+    Pairs that differ only in their last token, as one-token answers to a question do, share a row of the batch: the
+    last token's log probability is read from the logits of all tokens. Raises InputError when a context or continuation
+    is empty, or a continuation alone is longer than `sequence_length`.
     """
-    rows = [_pair_to_row(pair, length, place) for place, pair in enumerate(pairs)]
-    ends_P = np.array([ids[-1] for ids, _ in rows], np.int32)
+    rows = [_pair_to_row(pair, sequence_length, number) for number, pair in enumerate(pairs)]
+    last_token_P = np.array([ids[-1] for ids, _ in rows], np.int32)
     nats_P, greedy_P = np.zeros(len(rows)), np.zeros(len(rows), bool)
-    alike: dict[tuple[bytes, int], list[int]] = {}
-    for place, (ids, scored) in enumerate(rows):
-        alike.setdefault((ids[:-1].tobytes(), scored), []).append(place)
-    groups: dict[int, list[list[int]]] = {}
-    for places in alike.values():
-        groups.setdefault(_round_up(len(rows[places[0]][0]) - 1, length), []).append(places)
-    for T, of_T in sorted(groups.items()):
-        most = min(LOGITS_BYTES // (4 * T * model.config.vocab_size), BATCH_TOKENS // T)
-        B = min(max(most, 1), 1 << (len(of_T) - 1).bit_length())
-        for start in range(0, len(of_T), B):
-            part = of_T[start : start + B]
+    # Pairs whose inputs are equal, by input and number of scored tokens; then these groups by padded input length T.
+    sharing: dict[tuple[bytes, int], list[int]] = {}
+    for p, (ids, scored) in enumerate(rows):
+        sharing.setdefault((ids[:-1].tobytes(), scored), []).append(p)
+    groups_by_length: dict[int, list[list[int]]] = {}
+    for group in sharing.values():
+        T = min(padded_length(len(rows[group[0]][0]) - 1, MIN_PADDED_TOKENS), sequence_length)
+        groups_by_length.setdefault(T, []).append(group)
+    for T, groups in sorted(groups_by_length.items()):
+        max_rows = min(LOGITS_BYTES // (4 * T * model.config.vocab_size), BATCH_TOKENS // T)
+        B = min(max(max_rows, 1), 1 << (len(groups) - 1).bit_length())
+        for start in range(0, len(groups), B):
+            batch = groups[start : start + B]
             tokens_BT, first_B, last_B = np.zeros((B, T), np.int32), np.zeros(B, np.int32), np.zeros(B, np.int32)
-            for b, places in enumerate(part):
-                ids, scored = rows[places[0]]
+            for b, group in enumerate(batch):
+                ids, scored = rows[group[0]]
                 tokens_BT[b, : len(ids) - 1], first_B[b], last_B[b] = ids[:-1], len(ids) - 1 - scored, len(ids) - 2
             before_B, greedy_B, last_BV = jax.device_get(score_rows(model, params, tokens_BT, first_B, last_B))
-            for b, places in enumerate(part):
-                nats_P[places] = before_B[b] + last_BV[b, ends_P[places]]
-                greedy_P[places] = greedy_B[b] & (last_BV[b].argmin() == ends_P[places])
+            for b, group in enumerate(batch):
+                nats_P[group] = before_B[b] + last_BV[b, last_token_P[group]]
+                greedy_P[group] = greedy_B[b] & (last_BV[b].argmin() == last_token_P[group])
     return PairScores(nats_P, greedy_P)
 
 
-def _pair_to_row(pair: ContextPair, length: int, place: int) -> tuple[np.ndarray, int]:
-    """The ids of a pair, at most length + 1 of them, and how many at their end are scored."""
+def require_finite(nats: np.ndarray) -> None:
+    """Raises InputError when a score is infinite or not a number, as from a model that has diverged."""
+    if not np.isfinite(nats).all():
+        raise InputError("the model's scores are not finite numbers: it has diverged; evaluate an earlier --step")
+
+
+def _pair_to_row(pair: ContextPair, sequence_length: int, number: int) -> tuple[np.ndarray, int]:
+    """The ids of a pair, at most sequence_length + 1 of them, and how many at their end are scored."""
     ids, scored = np.concatenate([pair.context, pair.continuation]).astype(np.int32), len(pair.continuation)
     if scored == 0 or len(pair.context) == 0:
-        raise InputError(f"pair {place}: {'continuation' if scored == 0 else 'context'} is empty: nothing to score")
-    if scored > length:
-        raise InputError(f"pair {place}: a continuation of {scored} tokens; at most {length} fit the model")
-    return ids[-(length + 1) :], scored
-
-
-def _round_up(tokens: int, length: int) -> int:
-    """Few lengths, so that few programs are compiled: powers of two and the longest."""
-    return min(max(1 << (tokens - 1).bit_length(), MIN_PADDED_TOKENS), length)
+        raise InputError(f"pair {number}: {'continuation' if scored == 0 else 'context'} is empty: must have a token")
+    if scored > sequence_length:
+        raise InputError(
+            f"pair {number}: continuation of {scored} tokens: must be at most data.sequence_length = {sequence_length}"
+        )
+    return ids[-(sequence_length + 1) :], scored
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def score_rows(
     model: Decoder, params: Any, tokens_BT: jax.Array, first_B: jax.Array, last_B: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Nats of the targets in [first, last) of each row, whether all of them are the likeliest, and the nats [B, V] of
-    whatever may follow the input at `last`."""
+    """Scores rows of a batch: (nats [B], greedy [B], last nats [B, V]).
+
+    nats: minus the log probability of the targets at places [first, last), summed. greedy: whether all of those are the
+    likeliest. last nats: minus the log probability of every token as the target at place `last`."""
     logits_BTV, targets_BT = logits(model, params, tokens_BT), jnp.roll(tokens_BT, -1, axis=1)
     total_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     nats_BT = total_BT - jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]

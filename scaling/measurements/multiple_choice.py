@@ -1,7 +1,7 @@
-"""Questions with k choices of which one is right: how they are put to a model, and what is made of its answers.
+"""Multiple choice: builds a Measurement from a function that makes questions, and computes its metrics.
 
-A model answers with the choice that it finds likeliest, by nats summed over the choice's tokens. Questions are a pure
-function of (seed, budget), so that every run of a sweep is asked the same ones.
+A model chooses the choice with the highest log probability, summed over the choice's tokens. The questions are a pure
+function of (key, budget), so that every run of a sweep gets the same ones.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from scaling.data.tokenizer import Tokenizer
 from scaling.errors import InputError
 from scaling.measurements import Measurement
-from scaling.measurements.likelihood import ContextPair, score_pairs
+from scaling.measurements.likelihood import ContextPair, require_finite, score_pairs
 from scaling.model.decoder import Decoder
 from scaling.record.run_folder import Value
 
 
 @dataclass(frozen=True)
 class Question:
-    """Token ids of what the model sees and of what may follow; `right` is the place of the right choice."""
+    """Token ids of a context and of its possible continuations. answer: index of the right choice."""
 
     context: np.ndarray
     choices: tuple[np.ndarray, ...]
@@ -33,76 +33,84 @@ class Question:
 
 
 QuestionMaker = Callable[[Tokenizer, np.random.Generator], Question]
-"""One more question. Its right answer stands at a place that the generator drew."""
+"""(tokenizer, generator) -> a random question, whose right choice has a random index."""
 
 
 def shuffle_choices(
     context: np.ndarray, right: np.ndarray, wrong: Sequence[np.ndarray], generator: np.random.Generator
 ) -> Question:
-    """A question whose right answer stands anywhere among the wrong ones, with equal chances."""
-    place = int(generator.integers(len(wrong) + 1))
-    return Question(context, (*wrong[:place], right, *wrong[place:]), place)
+    """A question with the right choice at a uniformly random index among the wrong ones."""
+    index = int(generator.integers(len(wrong) + 1))
+    return Question(context, (*wrong[:index], right, *wrong[index:]), index)
 
 
 def question_from_text(
-    vocabulary: Tokenizer, context: str, right: str, wrong: Sequence[str], generator: np.random.Generator
+    tokenizer: Tokenizer, context: str, right: str, wrong: Sequence[str], generator: np.random.Generator
 ) -> Question:
-    """The same of texts; the context is the beginning of a document."""
-    begun = np.r_[vocabulary.eos_id, vocabulary.encode(context)]
-    return shuffle_choices(begun, vocabulary.encode(right), [vocabulary.encode(one) for one in wrong], generator)
+    """`shuffle_choices` for texts. The context begins a document, hence an end-of-document id comes first."""
+    context_ids = np.r_[tokenizer.eos_id, tokenizer.encode(context)]
+    wrong_ids = [tokenizer.encode(text) for text in wrong]
+    return shuffle_choices(context_ids, tokenizer.encode(right), wrong_ids, generator)
 
 
-def multiple_choice(name: str, choices: int, ask: QuestionMaker, length: int) -> Measurement:
-    """Multiple choice among `choices`; chance is one in so many, exactly. length: the model's longest input, tokens.
+def multiple_choice(name: str, choices: int, make_question: QuestionMaker, sequence_length: int) -> Measurement:
+    """A measurement of multiple choice among `choices`, whose chance level is 1 / choices.
 
-    The measure's run and check raise InputError when a question does not fit that.
+    The budget is a number of questions. sequence_length: the model's longest input in tokens; the measurement's run and
+    check raise InputError when a question is longer.
     """
 
     @functools.lru_cache(maxsize=2)
-    def made(vocabulary: Tokenizer, seed: tuple[int, ...], budget: int) -> list[Question]:
+    def make_questions(tokenizer: Tokenizer, seed: tuple[int, ...], budget: int) -> list[Question]:
         generator = np.random.default_rng(seed)
-        asked = [ask(vocabulary, generator) for _ in range(budget)]
-        longest = max(len(one.context) + max(map(len, one.choices)) for one in asked) - 1
-        if longest > length:
-            raise InputError(f"{name}: its questions are up to {longest} tokens long, sequence_length = {length}")
-        return asked
+        questions = [make_question(tokenizer, generator) for _ in range(budget)]
+        longest = max(len(question.context) + max(map(len, question.choices)) for question in questions) - 1
+        if longest > sequence_length:
+            raise InputError(
+                f"{name}: has questions of {longest} tokens, data.sequence_length = {sequence_length}: must be at "
+                f"least {longest}; leave the task out of --tasks"
+            )
+        return questions
 
-    def questions(vocabulary: Tokenizer, key: jax.Array, budget: int) -> list[Question]:
-        return made(vocabulary, tuple(np.ravel(jax.random.key_data(key)).tolist()), budget)
+    def check(tokenizer: Tokenizer, key: jax.Array, budget: int) -> list[Question]:
+        return make_questions(tokenizer, tuple(np.ravel(jax.random.key_data(key)).tolist()), budget)
 
-    def run(model: Decoder, params: Any, vocabulary: Tokenizer, key: jax.Array, budget: int) -> dict[str, Value]:
-        asked = questions(vocabulary, key, budget)
-        return score_answers(asked, score_choices(model, params, asked, length), vocabulary.bytes_per_token)
+    def run(model: Decoder, params: Any, tokenizer: Tokenizer, key: jax.Array, budget: int) -> dict[str, Value]:
+        questions = check(tokenizer, key, budget)
+        nats_QK = score_choices(model, params, questions, sequence_length)
+        return score_answers(questions, nats_QK, tokenizer.bytes_per_token)
 
-    return Measurement(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=questions)
+    return Measurement(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=check)
 
 
-def score_choices(model: Decoder, params: Any, questions: Sequence[Question], length: int) -> np.ndarray:
-    """Minus the logarithm of each choice's probability after its context, [Q, K]."""
-    pairs = [ContextPair(one.context, choice) for one in questions for choice in one.choices]
-    return score_pairs(model, params, pairs, length).nats_P.reshape(len(questions), -1)
+def score_choices(model: Decoder, params: Any, questions: Sequence[Question], sequence_length: int) -> np.ndarray:
+    """[Q, K], minus the log probability of each choice after its context."""
+    pairs = [ContextPair(question.context, choice) for question in questions for choice in question.choices]
+    return score_pairs(model, params, pairs, sequence_length).nats_P.reshape(len(questions), -1)
 
 
 def score_answers(
     questions: Sequence[Question], nats_QK: np.ndarray, bytes_per_token_V: np.ndarray
 ) -> dict[str, Value]:
-    """The statistics of a model's answers, from the nats of each choice. Raises InputError when those are not finite,
-    as of a model that has diverged."""
-    if not np.isfinite(nats_QK).all():
-        raise InputError("the model's scores are not finite numbers: it has diverged; evaluate an earlier step")
-    bytes_QK = np.array([[bytes_per_token_V[choice].sum() for choice in one.choices] for one in questions])
-    return choice_statistics(nats_QK, np.array([one.answer for one in questions]), bytes_QK)
+    """The metrics of `choice_statistics` for Q questions, given the nats of each choice. Raises InputError when nats are
+    not finite, as from a model that has diverged."""
+    require_finite(nats_QK)
+    bytes_QK = np.array([[bytes_per_token_V[choice].sum() for choice in question.choices] for question in questions])
+    return choice_statistics(nats_QK, np.array([question.answer for question in questions]), bytes_QK)
 
 
 def choice_statistics(
     nats_QK: np.ndarray, answers_Q: np.ndarray, bytes_QK: np.ndarray, ceiling: float = 1.0
 ) -> dict[str, Value]:
-    """nats_QK: minus the logarithm of the probability of each of K choices, inf where a question has fewer; answers_Q:
-    place of the right one; bytes_QK: UTF-8 bytes of each; ceiling: accuracy of the best possible answers.
+    """The metrics of multiple choice.
 
-    accuracy: share of questions whose right choice has the fewest nats. chance: of a uniform guess. centred: accuracy
-    from 0 at chance to 1 at the ceiling. bits_per_byte: of right choices. choice_nats: -ln of the right choice's share
-    in the softmax over choices. Standard errors take questions as independent, and chance and ceiling as known.
+    nats_QK: minus the log probability of each of K choices, inf where a question has fewer. answers_Q: index of the
+    right one. bytes_QK: UTF-8 bytes of each choice. ceiling: accuracy of the best possible model.
+
+    Returns accuracy: share of questions whose right choice has the highest log probability. chance: accuracy of a
+    uniform guess. centred: accuracy rescaled to 0 at chance and 1 at the ceiling. bits_per_byte: of the right choices.
+    choice_nats: minus the log of the right choice's share of the probability of all choices. Standard errors assume
+    independent questions, and take chance and ceiling as known.
     """
     Q = len(answers_Q)
     right_Q, bytes_Q = nats_QK[np.arange(Q), answers_Q], bytes_QK[np.arange(Q), answers_Q]
@@ -122,13 +130,13 @@ def choice_statistics(
 
 
 def mean_and_stderr(values_Q: np.ndarray) -> tuple[float, float]:
-    """Mean and its standard error, nan of a single value."""
+    """The mean and its standard error, which is nan for a single value."""
     Q = len(values_Q)
     return float(values_Q.mean()), float(values_Q.std(ddof=1)) / math.sqrt(Q) if Q > 1 else math.nan
 
 
 def ratio_and_stderr(above_Q: np.ndarray, below_Q: np.ndarray) -> tuple[float, float]:
-    """Sum over sum, and its standard error by the delta method, nan of a single pair."""
+    """The ratio of two sums and its standard error by the delta method, which is nan for a single pair."""
     Q, value = len(above_Q), float(above_Q.sum() / below_Q.sum())
-    off_Q = above_Q - value * below_Q
-    return value, math.sqrt(Q / (Q - 1) * float(off_Q @ off_Q)) / float(below_Q.sum()) if Q > 1 else math.nan
+    residual_Q = above_Q - value * below_Q
+    return value, math.sqrt(Q / (Q - 1) * float(residual_Q @ residual_Q)) / float(below_Q.sum()) if Q > 1 else math.nan

@@ -1,6 +1,6 @@
-"""Recall: names are given values, then one of them is named again; which value was it?
+"""Task `recall`: four names get values, then one of the names appears again. What was its value?
 
-The wrong choices are the values of the other names. After Arora et al. 2023 (multi-query associative recall).
+The wrong choices are the values of the other names. After multi-query associative recall (Arora et al. 2023).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from scaling.measurements.multiple_choice import Question, multiple_choice, ques
 NAME, KEYS = "recall", 4
 
 
-def recall(length: int) -> Measurement:
-    """Four letters, each with a digit of its own, as lines of code."""
+def recall(sequence_length: int) -> Measurement:
+    """The names are letters, the values are different digits, and each pair is a line such as `a = 7`."""
 
-    def ask(vocabulary: Tokenizer, generator: Generator) -> Question:
+    def make_question(tokenizer: Tokenizer, generator: Generator) -> Question:
         names = generator.permutation(list(string.ascii_lowercase))[:KEYS]
         values = generator.permutation(list(string.digits))[:KEYS]
-        one = int(generator.integers(KEYS))
+        index = int(generator.integers(KEYS))
         lines = "".join(f"{name} = {value}\n" for name, value in zip(names, values, strict=True))
-        wrong = [str(value) for value in values if value != values[one]]
-        return question_from_text(vocabulary, f"{lines}{names[one]} = ", str(values[one]), wrong, generator)
+        wrong = [str(value) for value in values if value != values[index]]
+        return question_from_text(tokenizer, f"{lines}{names[index]} = ", str(values[index]), wrong, generator)
 
-    return multiple_choice(NAME, KEYS, ask, length)
+    return multiple_choice(NAME, KEYS, make_question, sequence_length)

@@ -1,7 +1,4 @@
-"""The tasks that `scaling eval` knows by name, ready to be asked of runs on a corpus.
-
-Not in the design's list of modules: it keeps eval_verb.py what is done with them.
-"""
+"""The tasks of `scaling eval` by name, and the measurements built from them for runs on a given corpus."""
 
 from __future__ import annotations
 
@@ -9,11 +6,12 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from scaling.config.run_config import DataConfig
-from scaling.data.shards import TokenShards, open_shards
+from scaling.data.shards import open_shards
 from scaling.data.tokenizer import load_tokenizer
 from scaling.errors import InputError, suggest_name
 from scaling.measurements import Measurement
@@ -24,67 +22,89 @@ from scaling.measurements.cloze import cloze
 from scaling.measurements.copying import copy
 from scaling.measurements.recall import recall
 
-CORPUS_TASKS: dict[str, Callable[[TokenShards, int], Measurement]] = {"cloze": cloze, "closers": closers}
-"""Tasks on the held-out text of the run's corpus: (corpus, longest input in tokens) -> measure."""
-SYNTHETIC_TASKS: dict[str, Callable[[int], Measurement]] = {
-    "brackets": brackets,
-    "copy": copy,
-    "recall": recall,
-    "addition": addition,
+
+class BuiltinTask(NamedTuple):
+    """build: makes the measurement. budget: default number of questions."""
+
+    build: Callable[..., Measurement]
+    budget: int
+
+
+CORPUS_TASKS = {
+    "cloze": BuiltinTask(cloze, 320),
+    "closers": BuiltinTask(closers, 512),
 }
-"""Tasks that are made up: longest input in tokens -> measure."""
-DEFAULT_BUDGETS = {"cloze": 320, "closers": 512, "brackets": 512, "copy": 128, "recall": 512, "addition": 128}
-"""Questions of each built-in task."""
+"""Tasks on the validation text of the run's corpus: build(tokens, sequence_length)."""
+SYNTHETIC_TASKS = {
+    "brackets": BuiltinTask(brackets, 512),
+    "copy": BuiltinTask(copy, 128),
+    "recall": BuiltinTask(recall, 512),
+    "addition": BuiltinTask(addition, 128),
+}
+"""Tasks on generated text: build(sequence_length)."""
 OTHER_BUDGET = 1000
-"""Documents or examples of any other."""
+"""Default number of documents or examples of a task that is not built in."""
 
 
 def build_measurements(
     names: tuple[str, ...], data: DataConfig, include: Path | None, budget: int | None, seed: int
 ) -> tuple[tuple[Measurement, ...], tuple[str, ...]]:
-    """The tasks of these names, or the built-in ones, for runs on this corpus; and why it cannot ask some of those.
+    """Builds the tasks with these names, or all built-in ones when there is no name, for runs on one corpus.
 
-    Raises InputError on an unknown name, with the nearest, or one that was named and cannot be asked.
+    include: folder of YAML tasks for lm-evaluation-harness. budget: questions of each task; None for its default. seed:
+    of the questions. Returns the measurements, and for each built-in task that the runs do not allow, why. Raises
+    InputError on an unknown name (and suggests the nearest), or when the runs do not allow a named task.
     """
-    where = (data.directory, data.corpus, data.vocabulary, data.fingerprint)
-    built = [
-        _build_measurement(name, where, data.sequence_length, include, budget, seed)
+    location = (data.directory, data.corpus, data.vocabulary, data.fingerprint)
+    results = [
+        _build_measurement(name, location, data.sequence_length, include, budget, seed)
         for name in names or (*CORPUS_TASKS, *SYNTHETIC_TASKS)
     ]
-    reasons = tuple(one for one in built if isinstance(one, str))
+    reasons = tuple(result for result in results if isinstance(result, str))
     if names and reasons:
         raise InputError(reasons[0])
-    return tuple(one for one in built if isinstance(one, Measurement)), reasons
+
+    return tuple(result for result in results if isinstance(result, Measurement)), reasons
 
 
 @functools.cache
 def _build_measurement(
-    name: str, where: tuple[str, str, str, str], length: int, include: Path | None, budget: int | None, seed: int
+    name: str,
+    location: tuple[str, str, str, str],
+    sequence_length: int,
+    include: Path | None,
+    budget: int | None,
+    seed: int,
 ) -> Measurement | str:
-    """A task, or why it cannot be asked of such runs: once for all that are alike, so that its questions are made
-    once."""
+    """The measurement, or why the runs do not allow it. Cached, so that runs on the same data share their questions."""
     if name in CORPUS_TASKS or name in SYNTHETIC_TASKS:
-        tokens = open_shards(*where) if name in CORPUS_TASKS else None
-        vocabulary, most = load_tokenizer(where[2]), task_budget(name, budget)
+        tokens = open_shards(*location) if name in CORPUS_TASKS else None
+        tokenizer = load_tokenizer(location[2])
         try:
-            found = SYNTHETIC_TASKS[name](length) if tokens is None else CORPUS_TASKS[name](tokens, length)
-            found.check(vocabulary, jax.random.key(seed), most)
+            if tokens is None:
+                measurement = SYNTHETIC_TASKS[name].build(sequence_length)
+            else:
+                measurement = CORPUS_TASKS[name].build(tokens, sequence_length)
+            measurement.check(tokenizer, jax.random.key(seed), task_budget(name, budget))
         except InputError as error:
             return str(error)
-        return found
+        return measurement
     if name.startswith("seqio:"):
         from scaling.measurements import seqio_tasks
 
-        return seqio_tasks.seqio_task(name, length)
-    known = (*CORPUS_TASKS, *SYNTHETIC_TASKS)
+        return seqio_tasks.seqio_task(name, sequence_length)
+    builtin_names = (*CORPUS_TASKS, *SYNTHETIC_TASKS)
     if importlib.util.find_spec("lm_eval") is None:
-        others = "other tasks need the package lm_eval: pip install 'scaling-laws[eval]'"
-        raise InputError(f"unknown task {name!r}{suggest_name(name, known)}; {others}")
+        hint = "other tasks need the package lm_eval: pip install 'scaling-laws[eval]'"
+        raise InputError(f"unknown task {name!r}{suggest_name(name, builtin_names)}; {hint}")
     from scaling.measurements.lm_eval import tasks
 
-    return tasks.lm_eval_tasks([name], include, length, known)[0]
+    return tasks.lm_eval_tasks([name], include, sequence_length, builtin_names)[0]
 
 
 def task_budget(name: str, budget: int | None) -> int:
-    """The budget of a task: as asked for, or its own."""
-    return budget or DEFAULT_BUDGETS.get(name, OTHER_BUDGET)
+    """The given budget, or the default of the task."""
+    if budget:
+        return budget
+    builtin = CORPUS_TASKS.get(name) or SYNTHETIC_TASKS.get(name)
+    return builtin.budget if builtin else OTHER_BUDGET

@@ -1,4 +1,4 @@
-"""Validation loss: nats per token and bits per byte on windows that are the same for every run of a sweep."""
+"""Validation loss in nats per token and bits per byte, on windows that are the same for every run of a sweep."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from scaling.model.loss import bits_per_byte, chunk_count, chunked_nats
 from scaling.record.run_folder import Value
 
 BATCH_TOKENS = 16_384
+"""A batch has at most about this many tokens on each shard of the mesh's rows."""
 
 
 def validation_loss(tokens: TokenShards, sequence_length: int, mesh: Mesh) -> Measurement:
-    """Loss on the first `budget` tokens of the validation split. Chance is a uniform guess, ln V."""
+    """The loss on the first `budget` tokens of the validation split. Its chance level is a uniform guess, ln V."""
 
-    def run(model: Decoder, params: Any, vocabulary: Tokenizer, key: jax.Array, budget: int) -> dict[str, Value]:
+    def run(model: Decoder, params: Any, tokenizer: Tokenizer, key: jax.Array, budget: int) -> dict[str, Value]:
         del key
         tokens_WS = read_validation_windows(tokens, sequence_length, budget, model.config.vocab_size)
         nats_W = _nats_per_window(model, params, tokens_WS, mesh)
-        return loss_statistics(nats_W, tokens_WS[:, 1:], vocabulary.bytes_per_token)
+        return loss_statistics(nats_W, tokens_WS[:, 1:], tokenizer.bytes_per_token)
 
     return Measurement("loss", chance=math.log(tokens.vocab_size), ceiling=None, budget="validation tokens", run=run)
 
 
 def loss_statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_V: np.ndarray) -> dict[str, Value]:
-    """nats_W: nats summed over each window. Standard errors take windows as independent."""
+    """{nats per token, bits per byte} of W windows. nats_W: the loss summed over the targets of each window. Standard
+    errors assume independent windows."""
     W, T = targets_WT.shape
     nats = float(nats_W.mean()) / T
     stderr = float(nats_W.std(ddof=1)) / T / math.sqrt(W) if W > 1 else math.nan
@@ -44,7 +46,8 @@ def loss_statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_
 
 
 def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """float64 [W]. Windows go in batches that divide over the mesh; the last is filled up with repeats, then cut."""
+    """float64 [W], the loss summed over each window. Batches divide evenly over the mesh; the last one is filled up with
+    repeated windows, whose losses are dropped."""
     rows = sharding.batch_shards(mesh)
     B = rows * max(BATCH_TOKENS // tokens_WS.shape[1] // rows, 1)
     out = []
@@ -57,7 +60,7 @@ def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: M
 
 @functools.partial(jax.jit, static_argnames="model")
 def _nats(model: Decoder, params: Any, tokens_BS: jax.Array) -> jax.Array:
-    """Nats of each window, [B]."""
+    """[B], the loss summed over the targets of each window."""
     x_BTM, targets_BT = features(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
     rows = len(x_BTM) // sharding.batch_shards(model.mesh)
     chunks = chunk_count(rows, targets_BT.shape[1], model.config.vocab_size)

@@ -190,7 +190,8 @@ def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
 def test_other_questions_on_the_way_through_a_sweep_are_announced(
     sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.CORPUS_TASKS, "cloze", lambda tokens, length: replace(recall(length), name="cloze"))
+    recall_as_cloze = registry.BuiltinTask(lambda tokens, length: replace(recall(length), name="cloze"), 320)
+    monkeypatch.setitem(registry.CORPUS_TASKS, "cloze", recall_as_cloze)
     eval.evaluate(sweep, "cloze", budget=17)
     assert "sequence_length" not in capsys.readouterr().out
     with_length(runs(sweep)[1], 60)
