@@ -20,7 +20,7 @@ from scaling.model.loss import bits_per_byte, chunk_count, chunked_nats
 from scaling.record.run_folder import Value
 
 BATCH_TOKENS = 16_384
-"""A batch has at most about this many tokens on each shard of the mesh's rows."""
+"""A batch has about this many tokens, and at least one window on each device of the mesh that holds batch rows."""
 
 
 def validation_loss(tokens: TokenShards, sequence_length: int, mesh: Mesh) -> Measurement:
@@ -46,7 +46,7 @@ def loss_statistics(nats_W: np.ndarray, targets_WT: np.ndarray, bytes_per_token_
 
 
 def _nats_per_window(model: Decoder, params: Any, tokens_WS: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """float64 [W], the loss summed over each window. Batches divide evenly over the mesh; the last one is filled up with
+    """float64 [W], the loss summed over each window. Batches divide evenly over the mesh; the last one is filled with
     repeated windows, whose losses are dropped."""
     rows = sharding.batch_shards(mesh)
     B = rows * max(BATCH_TOKENS // tokens_WS.shape[1] // rows, 1)

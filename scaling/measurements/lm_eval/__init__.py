@@ -1,1 +1,1 @@
-"""Tasks of lm-evaluation-harness, asked of our models."""
+"""Measurements from the tasks of lm-evaluation-harness."""

@@ -1,7 +1,6 @@
-"""A trained model as lm-evaluation-harness asks it: likelihoods of continuations and of documents, and free text.
+"""A trained model behind the interface of lm-evaluation-harness (`LM`): log likelihoods and generated text.
 
-Not in the design's list of modules: importing it imports lm_eval, which `scaling.measurements.lm_eval.tasks` puts off
-until it is needed.
+Importing this module imports lm_eval, so tasks.py imports it only when a task runs.
 """
 
 from __future__ import annotations
@@ -22,49 +21,50 @@ from scaling.measurements.prompting import PromptedModel, completions, log_likel
 
 
 class LmEvalModel(LM):
-    """Every text begins a document, hence stands after an end of document."""
+    """Implements lm-eval's requests. Every text begins a document, hence follows an end-of-document id."""
 
-    def __init__(self, asked: PromptedModel) -> None:
+    def __init__(self, prompted: PromptedModel) -> None:
         super().__init__()
-        self.prompted = asked
+        self.prompted = prompted
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """For (context, continuation): the logarithm of the continuation's probability, and whether it is greedy."""
+        """For each (context, continuation): its log probability, and whether greedy decoding yields the continuation."""
         log_P, greedy_P = log_likelihoods(
             self.prompted, [encode_pair(self.prompted.tokenizer, *request.args) for request in requests]
         )
         return list(zip(log_P.tolist(), greedy_P.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """For (document,): the logarithm of its probability."""
+        """For each (document,): its log probability."""
         pairs = [encode_pair(self.prompted.tokenizer, "", *request.args) for request in requests]
         return log_likelihoods(self.prompted, pairs)[0].tolist()
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """For (context, settings): text up to the first of the settings' `until`, an end of document, or the most
-        tokens asked for."""
+        """For each (context, settings): generated text up to the first string of settings["until"], an end of document,
+        or settings["max_gen_toks"] tokens."""
         return generate_texts(
-            self.prompted, [(context, settings) for context, settings in (one.args for one in requests)]
+            self.prompted, [(context, settings) for context, settings in (request.args for request in requests)]
         )
 
 
-def generate_texts(asked: PromptedModel, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """As `HarnessModel.generate_until`. Requests of the same settings are answered together."""
-    found, alike = [""] * len(requests), {}
-    for place, (_, given) in enumerate(requests):
-        alike.setdefault(repr(sorted(given.items())), []).append(place)
-    for number, places in enumerate(alike.values()):
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(requests[places[0]][1]))
-        prompts = [np.r_[asked.tokenizer.eos_id, asked.tokenizer.encode(requests[place][0])] for place in places]
-        key = jax.random.fold_in(asked.key, number)
-        made = completions(asked, prompts, settings["max_gen_toks"], to_sampling(settings), key)
-        for place, ids in zip(places, made, strict=True):
-            found[place] = cut_at_stop(asked.tokenizer.decode(ids), settings["until"])
-    return found
+def generate_texts(prompted: PromptedModel, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The texts of `LmEvalModel.generate_until`. Requests with equal settings are decoded together."""
+    texts, groups = [""] * len(requests), {}
+    for index, (_, raw_settings) in enumerate(requests):
+        groups.setdefault(repr(sorted(raw_settings.items())), []).append(index)
+    tokenizer = prompted.tokenizer
+    for number, indices in enumerate(groups.values()):
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(requests[indices[0]][1]))
+        prompts = [np.r_[tokenizer.eos_id, tokenizer.encode(requests[index][0])] for index in indices]
+        key = jax.random.fold_in(prompted.key, number)
+        ids_per_prompt = completions(prompted, prompts, settings["max_gen_toks"], to_sampling(settings), key)
+        for index, ids in zip(indices, ids_per_prompt, strict=True):
+            texts[index] = cut_at_stop(tokenizer.decode(ids), settings["until"])
+    return texts
 
 
 def to_sampling(settings: dict[str, Any]) -> Sampling:
-    """As transformers understands these settings: a temperature of 1 unless given, no top_k where that is 0."""
+    """The settings as transformers interprets them: temperature 1 by default, and no top_k when it is 0."""
     if not settings["do_sample"]:
         return GREEDY
     top_k, top_p = settings.get("top_k") or None, settings.get("top_p")
@@ -72,15 +72,17 @@ def to_sampling(settings: dict[str, Any]) -> Sampling:
 
 
 def cut_at_stop(text: str, until: Sequence[str]) -> str:
-    """The text before the first of any of these."""
-    return text[: min((text.index(one) for one in until if one and one in text), default=len(text))]
+    """The text before the first occurrence of any string of `until`."""
+    return text[: min((text.index(stop) for stop in until if stop and stop in text), default=len(text))]
 
 
-def encode_pair(vocabulary: Tokenizer, context: str, continuation: str) -> ContextPair:
-    """The ids of both, encoded together. White space at the context's end is the continuation's, as in lm-eval's own
-    models, and so is a token that reaches across the boundary: it tells of the continuation."""
-    kept = context.rstrip()
-    ids = vocabulary.encode(context + continuation)
-    ends = np.cumsum(vocabulary.bytes_per_token[ids])
-    inside = int(np.searchsorted(ends, len(kept.encode()), side="right"))
-    return ContextPair(np.r_[vocabulary.eos_id, ids[:inside]], ids[inside:])
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> ContextPair:
+    """Encodes both texts together and splits the ids at the boundary.
+
+    White space at the end of the context belongs to the continuation, as in lm-eval's own models. So does a token that
+    crosses the boundary, because it depends on the continuation."""
+    stripped = context.rstrip()
+    ids = tokenizer.encode(context + continuation)
+    end_bytes = np.cumsum(tokenizer.bytes_per_token[ids])  # where the text of each id ends
+    boundary = int(np.searchsorted(end_bytes, len(stripped.encode()), side="right"))
+    return ContextPair(np.r_[tokenizer.eos_id, ids[:boundary]], ids[boundary:])

@@ -1,7 +1,7 @@
-"""Public and local tasks through lm-evaluation-harness, as measurements.
+"""Measurements from lm-evaluation-harness: its public tasks, and local tasks in YAML files.
 
-Not in the design's list of modules: the road to tasks that are not built in. lm_eval costs seconds to import, hence is
-imported when first asked for; it is silent, seeded as by itself, and offline for tasks whose files are here.
+Importing lm_eval takes seconds, so it is imported when such a task is first used. While it runs, its output is hidden,
+the random generators have the seeds that it sets itself, and tasks whose files are local do not use the network.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from scaling.record.run_folder import Value
 
 BUILTIN_FOLDER = Path(builtin_tasks.__file__).parent
 OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""What Hugging Face's packages read. Data of public tasks are fetched, and kept by them, unless one of these is set;
-for tasks of files that are here nothing is fetched unless one of these says so."""
+"""Environment variables that Hugging Face's packages read. Without any of them, the data of public tasks are downloaded
+and cached, and local tasks run offline; with one of them, it decides for all tasks."""
 RESAMPLES = 1000
-"""Of lm-eval's bootstrap, for the few metrics that are not means."""
+"""Resamples of lm-eval's bootstrap, which it uses for the few metrics that are not means."""
 
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """nats: minus the logarithm of the probability of each choice; right: place of the right one; sizes: bytes."""
+    """nats: minus the log probability of each choice. answer: index of the right one. sizes: bytes of each choice."""
 
     nats: Sequence[float]
     answer: int
@@ -49,104 +49,117 @@ class ScoredQuestion:
 
 
 def lm_eval_tasks(
-    names: Sequence[str], include: Path | None, length: int, known: Sequence[str] = ()
+    names: Sequence[str], include: Path | None, sequence_length: int, builtin_names: Sequence[str] = ()
 ) -> list[Measurement]:
-    """Tasks, tags and groups of lm-evaluation-harness: those that ship with this package, those of the YAML files in
-    the folder `include`, and lm-eval's own. length: tokens of the longest input; known: further names, for the
-    suggestion that comes with an unknown one.
+    """Measurements from tasks, tags and groups of lm-evaluation-harness: those of this package, those of the YAML files
+    in the folder `include`, and lm-eval's own.
 
-    A budget is documents of each task, drawn with the key. Chance differs between questions: the column `chance` says.
-    Data are read when a measure first runs, which raises InputError where they cannot be had.
-    Raises InputError when lm_eval is absent, a name unknown, or `include` no folder.
+    sequence_length: the model's longest input in tokens. builtin_names: further names to suggest for an unknown one.
+    The budget is a number of documents of each task, sampled with the key. Chance differs between questions; the metric
+    `chance` gives its mean. Data are read when a measurement first runs, which raises InputError when they are not
+    available. Raises InputError when lm_eval is absent, a name is unknown, or `include` is no folder.
     """
     if include is not None and not include.is_dir():
-        raise InputError(f"include = {str(include)!r}: no such folder of YAML tasks")
+        raise InputError(f"include = {str(include)!r}: no such folder: must be a folder of YAML tasks")
     folders = [BUILTIN_FOLDER, *([include] if include else [])]
     with _lm_eval_settings(offline=True):
-        manager = _manager(names, folders, known)
+        manager = _load_task_manager(names, folders, builtin_names)
     return [
         Measurement(
             name,
             math.nan,
             None,
             "documents",
-            functools.partial(_run, functools.cache(_load), manager, name, _is_here(manager, name, folders), length),
+            functools.partial(
+                _run,
+                functools.cache(_load_tasks),
+                manager,
+                name,
+                _is_local(manager, name, folders),
+                sequence_length,
+            ),
         )
         for name in names
     ]
 
 
-def _is_here(manager: Any, name: str, folders: Sequence[Path]) -> bool:
+def _is_local(manager: Any, name: str, folders: Sequence[Path]) -> bool:
+    """Whether the task's YAML file lies in one of the folders."""
     path = manager.task_index[name].yaml_path
     return path is not None and any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in folders)
 
 
-def _manager(names: Sequence[str], folders: list[Path], known: Sequence[str]) -> Any:
-    """lm-eval's index of tasks. That of its own ones takes seconds to read, hence only where names are not local."""
+def _load_task_manager(names: Sequence[str], folders: list[Path], builtin_names: Sequence[str]) -> Any:
+    """lm-eval's index of tasks. Reading the index of its own tasks takes seconds, and is done only when a name is not
+    local. Raises InputError on an unknown name."""
     TaskManager = importlib.import_module("lm_eval.tasks").TaskManager
-    local = TaskManager(include_path=folders, include_defaults=False)
-    if not (others := [name for name in names if name not in local.task_index]):
-        return local
-    for name in others:
-        _check_files(name, folders)
-    everything = _everything(tuple(folders))
-    near = [*known, *local.all_tasks]
-    for name in others:
-        if name not in everything.task_index:
-            close = difflib.get_close_matches(name, near, n=1) or difflib.get_close_matches(name, everything.all_tasks)
-            raise InputError(f"unknown task {name!r}{suggest_name(name, close or near)}")
-    return everything
+    local_manager = TaskManager(include_path=folders, include_defaults=False)
+    if not (public_names := [name for name in names if name not in local_manager.task_index]):
+        return local_manager
+    for name in public_names:
+        _check_yaml_files(name, folders)
+    manager = _load_full_manager(tuple(folders))
+    suggestions = [*builtin_names, *local_manager.all_tasks]
+    for name in public_names:
+        if name not in manager.task_index:
+            close = difflib.get_close_matches(name, suggestions, n=1)
+            close = close or difflib.get_close_matches(name, manager.all_tasks)
+            raise InputError(f"unknown task {name!r}{suggest_name(name, close or suggestions)}")
+    return manager
 
 
-def _check_files(name: str, folders: list[Path]) -> None:
-    """Raises InputError on a YAML file that names a task and cannot be read: lm-eval passes over it in silence."""
+def _check_yaml_files(name: str, folders: list[Path]) -> None:
+    """Raises InputError on a YAML file that mentions the task and cannot be read; lm-eval would silently skip it."""
     load_yaml = importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml
     for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
         if name == path.stem or name in path.read_text(errors="replace"):
             try:
                 load_yaml(path, resolve_func=False)
             except Exception as error:
-                raise InputError(f"task {name!r}: {path} cannot be read ({_line(error)})") from None
+                raise InputError(f"task {name!r}: {path} cannot be read ({_one_line(error)}); mend the file") from None
 
 
 @functools.cache
-def _everything(folders: tuple[Path, ...]) -> Any:
+def _load_full_manager(folders: tuple[Path, ...]) -> Any:
     return importlib.import_module("lm_eval.tasks").TaskManager(include_path=list(folders), include_defaults=True)
 
 
-def _load(manager: Any, name: str, here: bool) -> dict[str, Any]:
-    """The tasks of a name with their data. Relative data files are those beside the task's YAML file."""
+def _load_tasks(manager: Any, name: str, is_local: bool) -> dict[str, Any]:
+    """The tasks with this name and their data. Paths of data files are relative to the task's YAML file. Raises
+    InputError when the data are not available, or the task is of a kind that is not supported."""
     entry = manager.task_index[name]
-    beside = contextlib.chdir(entry.yaml_path.parent) if entry.yaml_path else contextlib.nullcontext()
+    yaml_folder = contextlib.chdir(entry.yaml_path.parent) if entry.yaml_path else contextlib.nullcontext()
     try:
-        with beside:
+        with yaml_folder:
             loaded = manager.load([name])
     except Exception as error:
         data = (entry.cfg or {}).get("dataset_path") or "its data"
         offline = importlib.import_module("datasets.config").HF_HUB_OFFLINE
-        hint = f"; {OFFLINE[0]} or the like keeps it off the internet" if offline and not here else ""
+        hint = f"; unset {OFFLINE[0]} and the like to download it" if offline and not is_local else ""
         raise InputError(
-            f"task {name!r}: {data} cannot be had here ({_line(error)}){hint}; what was measured before is kept"
+            f"task {name!r}: {data} is not available ({_one_line(error)}){hint}; earlier measurements are kept"
         ) from None
     for task in loaded["tasks"].values():
-        for flag, what in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "asks about images")):
+        for flag, reason in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "needs images")):
             if getattr(task, flag, False):
-                raise InputError(f"task {name!r}: {what}: not measured here")
+                raise InputError(f"task {name!r}: {reason}, which is not supported; leave it out of --tasks")
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=1234)
     return loaded
 
 
-def _line(error: Exception) -> str:
-    """The beginning of what an exception says, on one line."""
+def _one_line(error: Exception) -> str:
+    """The class of an exception and the beginning of its message, on one line."""
     return f"{type(error).__name__}, {' '.join(str(error).split())[:160]}"
 
 
 @contextlib.contextmanager
 def _lm_eval_settings(offline: bool) -> Iterator[None]:
-    """lm-eval and what it imports: without a word, offline if so asked and the environment says nothing, in one
-    process, seeded as lm-eval seeds itself. Afterwards all is as it was. Raises InputError when lm_eval is absent."""
+    """The state of the process while lm-eval runs: no output, no worker processes, and the seeds that it sets itself.
+
+    offline: whether Hugging Face's packages stay off the network, unless a variable of OFFLINE is set. Everything is
+    restored at the end. Raises InputError when lm_eval is absent."""
     with contextlib.ExitStack() as after:
         after.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.ERROR)
@@ -179,82 +192,94 @@ def _lm_eval_settings(offline: bool) -> Iterator[None]:
 
 
 def _run(
-    load: Callable[[Any, str, bool], dict[str, Any]],
+    load_tasks: Callable[[Any, str, bool], dict[str, Any]],
     manager: Any,
     name: str,
-    here: bool,
-    length: int,
+    is_local: bool,
+    sequence_length: int,
     model: Decoder,
     params: Any,
-    vocabulary: Tokenizer,
+    tokenizer: Tokenizer,
     key: jax.Array,
     budget: int,
 ) -> dict[str, Value]:
-    with _lm_eval_settings(offline=here):
+    """Evaluates the tasks with this name on at most `budget` documents of each."""
+    with _lm_eval_settings(offline=is_local):
         from lm_eval.evaluator import evaluate
 
         from scaling.measurements.lm_eval.model import LmEvalModel
         from scaling.measurements.prompting import PromptedModel
 
-        loaded = load(manager, name, here)
-        chosen = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        sizes = {one: len(task.eval_docs) for one, task in loaded["tasks"].items()}
+        loaded = load_tasks(manager, name, is_local)
+        generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        sizes = {task_name: len(task.eval_docs) for task_name, task in loaded["tasks"].items()}
         samples = {
-            one: sorted(chosen.choice(size, min(size, budget), replace=False).tolist()) for one, size in sizes.items()
+            task_name: sorted(generator.choice(size, min(size, budget), replace=False).tolist())
+            for task_name, size in sizes.items()
         }
-        every = budget >= max(sizes.values())
+        takes_all = budget >= max(sizes.values())
         results = evaluate(
-            LmEvalModel(PromptedModel(model, params, vocabulary, length, key)),
+            LmEvalModel(PromptedModel(model, params, tokenizer, sequence_length, key)),
             loaded,
-            samples=None if every else samples,
+            samples=None if takes_all else samples,
             bootstrap_iters=RESAMPLES,
         )
     return to_values(name, loaded["tasks"], results)
 
 
 def to_values(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Value]:
-    """What lm-eval found, as measurements named as it names them, `exact_match:strict-match` where it filtered answers
-    by `strict-match`. For multiple choice also the statistics of the built-in tasks, in which its `acc` is `accuracy`;
-    where answers are open, its first `exact_match` or `acc` is also an accuracy over a chance of 0.
+    """Converts lm-eval's results to Values.
 
-    tasks: of the name, one or, where that is a group or a tag, many: then the group's own metrics and the statistics of
-    all questions together, or, where there are neither, each task's metrics as `TASK:metric`.
+    Metrics have lm-eval's names; one computed on answers that a filter changed is called `exact_match:strict-match`,
+    after the filter. Multiple choice also gets the metrics of the built-in tasks, in which lm-eval's `acc` becomes
+    `accuracy`. For free answers, the first `exact_match` or `acc` is also reported as an accuracy with chance 0.
+
+    tasks: the one task with this name, or, for a group or tag, all of its tasks. The results of those are the group's
+    own metrics and the metrics of all questions together; without either, each task's metrics as `TASK:metric`.
     """
-    found = {}
+    values = {}
     if name in results["results"]:
-        found = _metrics(results["results"][name], tasks.get(name), results["samples"].get(name, []))
-    questions = [question for one, task in tasks.items() for question in _questions(task, results["samples"][one])]
+        values = _task_metrics(results["results"][name], tasks.get(name), results["samples"].get(name, []))
+    questions = [
+        question
+        for task_name, task in tasks.items()
+        for question in _scored_questions(task, results["samples"][task_name])
+    ]
     if questions:
-        found = {metric: value for metric, value in found.items() if metric != "acc"} | _statistics(questions)
+        values = {metric: value for metric, value in values.items() if metric != "acc"}
+        values |= _choice_statistics(questions)
     elif all(task.OUTPUT_TYPE in ("generate_until", "loglikelihood") for task in tasks.values()):
-        found |= _open_ended(found)
-    for one, task in {} if found else tasks.items():
-        each = _metrics(results["results"][one], task, results["samples"][one])
-        found |= {f"{one}:{metric}": value for metric, value in each.items()}
-    if not found:
-        raise InputError(f"task {name!r}: lm-eval found no number in it")
-    return found
+        values |= _accuracy_of_free_answers(values)
+    for task_name, task in {} if values else tasks.items():
+        task_values = _task_metrics(results["results"][task_name], task, results["samples"][task_name])
+        values |= {f"{task_name}:{metric}": value for metric, value in task_values.items()}
+    if not values:
+        raise InputError(f"task {name!r}: lm-eval computed no number: must have a metric; leave it out of --tasks")
+    return values
 
 
-def _metrics(of_task: Mapping[str, Any], task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
-    """Numbers of one task or group. Where lm-eval has no standard error: of a ratio of sums over documents ours, by the
-    delta method; else nan."""
-    found = {}
-    for label, value in of_task.items():
-        metric, comma, kept = label.partition(",")
+def _task_metrics(result: Mapping[str, Any], task: Any, samples: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
+    """The numbers of one task or group. Where lm-eval gives no standard error, it is computed here by the delta method
+    for a ratio of sums over documents, and is nan for anything else."""
+    values = {}
+    for label, value in result.items():  # labels are "metric,filter" and "metric_stderr,filter"
+        metric, comma, filter_name = label.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float | np.number):
             continue
-        stderr = of_task.get(f"{metric}_stderr,{kept}")
+        stderr = result.get(f"{metric}_stderr,{filter_name}")
         if not isinstance(stderr, int | float | np.number):
-            items = [sample[metric] for sample in samples if sample.get("filter") == kept and metric in sample]
-            stderr = _of_ratio(metric, float(value), items) if task is not None else math.nan
-        full = metric if kept == "none" else f"{metric}:{kept}"
-        found[full] = Value(float(value), int(of_task.get("sample_len") or len(samples)), float(stderr))
-    return found
+            items = [sample[metric] for sample in samples if sample.get("filter") == filter_name and metric in sample]
+            stderr = _stderr_of_ratio(metric, float(value), items) if task is not None else math.nan
+        full_name = metric if filter_name == "none" else f"{metric}:{filter_name}"
+        values[full_name] = Value(float(value), int(result.get("sample_len") or len(samples)), float(stderr))
+    return values
 
 
-def _open_ended(found: Mapping[str, Value]) -> dict[str, Value]:
-    right = next((value for metric, value in found.items() if metric.partition(":")[0] in ("exact_match", "acc")), None)
+def _accuracy_of_free_answers(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The first `exact_match` or `acc` under the names of multiple choice, with chance 0; {} when there is none."""
+    right = next(
+        (value for metric, value in values.items() if metric.partition(":")[0] in ("exact_match", "acc")), None
+    )
     return (
         {"accuracy": right, "centred": right, "chance": Value(0.0, 0, 0.0), "ceiling": Value(1.0, 0, 0.0)}
         if right
@@ -262,19 +287,21 @@ def _open_ended(found: Mapping[str, Value]) -> dict[str, Value]:
     )
 
 
-def _of_ratio(metric: str, value: float, items: Sequence[Any]) -> float:
-    """Standard error of bits per byte or a perplexity per byte or word, from (log-likelihood, weight) of documents."""
+def _stderr_of_ratio(metric: str, value: float, items: Sequence[Any]) -> float:
+    """Standard error of bits per byte, or of a perplexity per byte or word, from (log likelihood, weight) of each
+    document; nan for other metrics."""
     if metric not in ("bits_per_byte", "byte_perplexity", "word_perplexity") or not items:
         return math.nan
     _, stderr = multiple_choice.ratio_and_stderr(*np.array(items, float).T)
     return stderr / math.log(2) if metric == "bits_per_byte" else stderr * value
 
 
-def _questions(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[ScoredQuestion]:
-    """Questions of a multiple-choice task with one right answer and lm-eval's own metrics; of others none."""
+def _scored_questions(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[ScoredQuestion]:
+    """The questions of a multiple-choice task; [] for other tasks, for metrics of the task's own, and where a question
+    has several right answers."""
     if task.OUTPUT_TYPE != "multiple_choice" or callable(task.get_config("process_results")):
         return []
-    found = []
+    questions = []
     for sample in samples:
         if sample["filter"] != samples[0]["filter"]:
             continue
@@ -283,18 +310,20 @@ def _questions(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[ScoredQu
         right = texts.index(right) if isinstance(right, str) and right in texts else right
         if not isinstance(right, int) or not 0 <= right < len(texts):
             return []
-        asked = zip(sample["filtered_resps"][: len(texts)], sample["arguments"], strict=False)
-        nats, sizes = zip(*((-answer[0], _scored_bytes(*arguments)) for answer, arguments in asked), strict=True)
-        found.append(ScoredQuestion(nats, right, sizes))
-    return found
+        # With acc_mutual_info, lm-eval adds requests without a context after those of the choices.
+        scores = zip(sample["filtered_resps"][: len(texts)], sample["arguments"], strict=False)
+        nats, sizes = zip(*((-score[0], _scored_bytes(*arguments)) for score, arguments in scores), strict=True)
+        questions.append(ScoredQuestion(nats, right, sizes))
+    return questions
 
 
 def _scored_bytes(context: str, continuation: str) -> int:
-    """With the white space that `harness_model.pair` takes from the context."""
+    """Bytes of a continuation, together with the white space that `encode_pair` moves to it from the context."""
     return len((context[len(context.rstrip()) :] + continuation).encode())
 
 
-def _statistics(questions: Sequence[ScoredQuestion]) -> dict[str, Value]:
+def _choice_statistics(questions: Sequence[ScoredQuestion]) -> dict[str, Value]:
+    """The metrics of multiple choice. Questions with fewer than K choices get infinite nats for the missing ones."""
     Q, K = len(questions), max(len(question.nats) for question in questions)
     nats_QK, bytes_QK = np.full((Q, K), math.inf), np.ones((Q, K), int)
     for q, question in enumerate(questions):

@@ -1,1 +1,1 @@
-"""Three small tasks for lm-evaluation-harness, with their data."""
+"""Three small tasks for lm-evaluation-harness, with their data; they work without a network."""

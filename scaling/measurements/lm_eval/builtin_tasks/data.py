@@ -1,4 +1,4 @@
-"""Reads the data of the tasks beside this file, which were written by hand for this repository."""
+"""Reads the data of the tasks in this folder, which were written by hand for this repository."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 
 def read_examples(file: str, **metadata: Any) -> dict[str, Any]:
-    """Split `test` of a file in this folder, as lm-eval's `custom_dataset` wants it."""
+    """The split `test` from a JSONL file in this folder, in the form that lm-eval's `custom_dataset` needs. metadata:
+    further keywords that lm-eval passes, which are ignored."""
     from datasets import Dataset
 
     del metadata
