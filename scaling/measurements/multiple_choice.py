@@ -92,8 +92,8 @@ def score_choices(model: Decoder, params: Any, questions: Sequence[Question], se
 def score_answers(
     questions: Sequence[Question], nats_QK: np.ndarray, bytes_per_token_V: np.ndarray
 ) -> dict[str, Value]:
-    """The metrics of `choice_statistics` for Q questions, from the nats of each choice. Raises InputError when some are not
-    finite, as from a model that has diverged."""
+    """The metrics of `choice_statistics` for Q questions, from the nats of each choice. Raises InputError when a number
+    is not finite, as from a model that has diverged."""
     require_finite(nats_QK)
     bytes_QK = np.array([[bytes_per_token_V[choice].sum() for choice in question.choices] for question in questions])
     return choice_statistics(nats_QK, np.array([question.answer for question in questions]), bytes_QK)

@@ -28,7 +28,7 @@ class LmEvalModel(LM):
         self.prompted = prompted
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): its log probability, and whether greedy decoding yields the continuation."""
+        """For each (context, continuation): the log probability, and whether greedy decoding yields the same ids."""
         log_P, greedy_P = log_likelihoods(
             self.prompted, [encode_pair(self.prompted.tokenizer, *request.args) for request in requests]
         )
