@@ -1,4 +1,4 @@
-"""`scaling coordinates`: do activations move alike at every width and depth? (Yang et al. 2022, appendix D.1.)
+"""`scaling coord-check`: do activations move alike at every width and depth? (Yang et al. 2022, appendix D.1.)
 
 A few steps from random weights; then the root mean square, over the entries of each kind of activation on one fixed
 batch, of the change since the start. Under a right parametrisation it does not depend on size once sizes are large. A
