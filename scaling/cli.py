@@ -1,7 +1,7 @@
-"""`scaling VERB ...`: train one run, run a sweep, fit a law, check its forecast. Every verb has --help.
+"""The command line: `scaling VERB ...` trains a run, runs a sweep, fits a law or checks a forecast.
 
-The verbs are listed in the three tables `VERBS` of scaling/commands, sweeps/commands and analysis/commands. Only the
-module of the verb that was typed is imported.
+The verbs stand in the tables `VERBS` of scaling/commands, sweeps/commands and analysis/commands. Only the module of the
+verb that was typed is imported, so that `scaling --help` loads no JAX.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ OLD_FLAGS = scaling.commands.OLD_FLAGS | sweeps.commands.OLD_FLAGS | analysis.co
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a run failed, 2 bad input (one line on stderr), 4 diverged, 12 out of memory,
-    74 another process of the run is gone, 75 stopped and saved, 141 nobody reads the output (scaling/exit_codes.py)."""
+    """Runs the verb that the arguments name (by default those of the process) and exits with a code of
+    scaling/exit_codes.py. Bad input is one line on stderr and exit code 2."""
     arguments = with_current_names(sys.argv[1:] if arguments is None else arguments)
     try:
         code = parse(build_app(arguments), arguments)()
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
+        # Python flushes standard output again as it ends: to nowhere, so that it raises no second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OUTPUT_CLOSED
     except (InputError, TableError) as error:
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def with_current_names(arguments: list[str]) -> list[str]:
-    """The arguments with verbs and flags of the last release under their names of today, so that scripts go on."""
+    """The arguments with verbs and flags of the last release replaced by their present names."""
     for old, new in OLD_VERBS.items():
         if arguments[: len(old.split())] == old.split():
             arguments = [*new.split(), *arguments[len(old.split()) :]]
@@ -72,7 +73,8 @@ def with_current_names(arguments: list[str]) -> list[str]:
 
 
 def build_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
-    """A parser of all verbs. The verb that `arguments` begin with is imported; the others are names and help lines."""
+    """A parser of all verbs. The verb that `arguments` begin with is imported; of the others it has the name and the
+    help line only."""
     app = tyro.extras.SubcommandApp()
     groups = {name: tyro.extras.SubcommandApp() for name in GROUPS}
     for name, text in GROUPS.items():
@@ -88,20 +90,20 @@ def build_app(arguments: list[str]) -> tyro.extras.SubcommandApp:
 
 
 def import_verb(module: str, function: str, arguments: list[str]) -> Callable[..., Any]:
-    """The function of a verb. Where it takes a `config`, the default is the config that `arguments` name."""
-    if not module.startswith("sweeps."):  # the runner of a sweep gives its processes a cache of the sweep's own
+    """Imports the function of a verb. Where it takes the config of a run, the default is the one `arguments` name."""
+    if not module.startswith("sweeps."):  # a sweep gives its processes a cache in its own folder
         use_compilation_cache()
     verb = getattr(importlib.import_module(module), function)
     signature = inspect.signature(verb, eval_str=True)
     config = signature.parameters.get("config")
-    if config is None or not dataclasses.is_dataclass(config.default):  # a flag of that name, or none
+    if config is None or not dataclasses.is_dataclass(config.default):  # there is none, or it is an ordinary flag
         return verb
     config = config.replace(default=base_config(arguments))
     return with_signature(verb, signature.replace(parameters=[*(signature.parameters | {"config": config}).values()]))
 
 
 def base_config(arguments: list[str]) -> Any:
-    """The RunConfig that flags override: that of --file, else the one in --folder, else the defaults."""
+    """The RunConfig that flags change: the file --file, else the config.json in --folder, else the defaults."""
     from scaling.config.run_config import RunConfig, load_config
     from scaling.record.run_folder import CONFIG
 
@@ -117,10 +119,10 @@ def base_config(arguments: list[str]) -> Any:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between commands, in the user's cache folder. Call it before JAX is imported.
+    """Keeps compiled programs in the user's cache folder for later commands. Call it before JAX is imported.
 
     JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none. A law takes seconds
-    to compile and a fraction of one to fit; a training step takes up to minutes.
+    to compile and a fraction of a second to fit; a training step takes up to minutes to compile.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "scaling-laws" / "xla"))
@@ -128,7 +130,7 @@ def use_compilation_cache() -> None:
 
 
 def with_signature(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    """The same function, with the parameters and defaults of another signature: tyro makes its flags of that."""
+    """The same function with another signature, from which tyro makes the flags."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -141,8 +143,8 @@ def with_signature(function: Callable[..., Any], signature: inspect.Signature) -
 
 
 def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """A function of the same signature that returns the call instead of making it: parsing ends before a verb
-    begins."""
+    """A function of the same signature that returns the call instead of making it, so that an error of the parser is
+    told apart from one of the verb."""
 
     @functools.wraps(function)
     def later(*arguments: Any, **options: Any) -> Callable[[], Any]:
@@ -152,8 +154,8 @@ def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 
 def parse(app: tyro.extras.SubcommandApp, arguments: list[str]) -> Callable[[], Any]:
-    """The call that the arguments ask for. tyro explains wrong flags in a box of many lines on stderr; this raises an
-    InputError of one line in its place."""
+    """Parses the arguments and returns the call of the verb. Where tyro would print a box of many lines about wrong
+    flags, raises InputError with its text in one line."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -163,7 +165,7 @@ def parse(app: tyro.extras.SubcommandApp, arguments: list[str]) -> Callable[[], 
     except SystemExit as end:
         if end.code != BAD_INPUT:
             raise
-        # Without the box's lines (U+2500 to U+257F) and its pointer to --help.
+        # Drop the lines that draw the box (U+2500 to U+257F) and the pointer to --help.
         text = re.sub(r"[\u2500-\u257f]+|For full helptext.*", " ", errors.getvalue(), flags=re.DOTALL)
         raise InputError(" ".join(text.split())) from None
 

@@ -1,4 +1,4 @@
-"""Exceptions that mean bad input or a full disk, and the nearest name for a misspelt one."""
+"""The exceptions that end a command with one line on stderr, and what their messages share. Used everywhere."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from scaling.exit_codes import BAD_INPUT, DISK_FULL, FOLDER_BUSY
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. One line: the field, the value, what would be right. code: exits.py."""
+    """Something that the user gave is wrong. The message is one line: the field, the value, what would be right."""
 
     code = BAD_INPUT
+    """Exit code of a command that raises it (scaling/exit_codes.py)."""
 
 
 class BusyError(InputError):
-    """Somebody else has what the user asked for, for now."""
+    """Another process uses what the user asked for, and will end."""
 
     code = FOLDER_BUSY
 
 
 class DiskFullError(InputError):
-    """There is no room for what must be written."""
+    """The disk has no room for what must be written."""
 
     code = DISK_FULL
 
@@ -36,7 +37,7 @@ def exception_chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def suggest_name(name: str, names: typing.Iterable[str]) -> str:
-    """The end of an error sentence: the nearest valid name if one is near, else all of them."""
+    """The end of an error message about an unknown name: the nearest valid name where one is near, else all of them."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}"

@@ -1,7 +1,7 @@
-"""How `scaling train` and `scaling population` end: the exit codes by which a sweep judges an attempt.
+"""Exit codes of `scaling`: how `scaling train` and `scaling population` tell a sweep how an attempt ended.
 
-Not in the design's list of modules: what runs and what starts runs both need them, and neither needs the other. 75 is
-sysexits' EX_TEMPFAIL, 74 its EX_IOERR; a process that a signal ended has no exit code but the signal's.
+73, 74 and 75 follow sysexits.h (EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL), 28 is ENOSPC, 12 is ENOMEM. A process that a
+signal ended has no exit code but the signal's.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import signal
 from collections.abc import Sequence
 
 FAILED = 1
-"""It raised; the traceback is on stderr."""
+"""The program raised an exception; its traceback is on stderr."""
 
 BAD_INPUT = 2
-"""The same command will fail again: one line on stderr."""
+"""The same command will fail again; one line on stderr says why."""
 
 DIVERGED = 4
-"""It has a result, which says so."""
+"""The run diverged; its result.json says so."""
 
 OUT_OF_MEMORY = 12
-"""A device or the host had too little memory; a smaller microbatch may do. The traceback is on stderr."""
+"""A device or the host had too little memory; a smaller microbatch may fit. The traceback is on stderr."""
 
 DISK_FULL = 28
-"""The disk is full: one line on stderr. What was written before is whole; nothing goes on before there is room."""
+"""The disk is full; one line on stderr says where. Files written before are whole. Make room and run it again."""
 
 FOLDER_BUSY = 73
-"""Another process trains in the folder: what a runner left there that is gone. It will end."""
+"""Another process trains in the folder, left there by a runner that is gone. It will end."""
 
 PROCESS_LOST = 74
-"""Another process of the run is gone, and this one with it; what the last checkpoint holds is kept."""
+"""Another process of the same run ended, and this one with it; the last checkpoint is whole."""
 
 STOPPED = 75
-"""A signal came and the state is saved."""
+"""A signal asked the run to stop, and its state is saved."""
 
 INTERRUPTED = 130
-"""ctrl-C a second time, nothing saved."""
+"""ctrl-C was pressed a second time; nothing is saved."""
 
 OUTPUT_CLOSED = 141
-"""Nobody reads its standard output any more, as of `scaling ... | head`: what a shell says of SIGPIPE."""
+"""Nobody reads standard output any more, as with `scaling ... | head`: the code that a shell gives SIGPIPE."""
 
 
 def combined_exit_code(codes: Sequence[int]) -> int:
