@@ -1,7 +1,5 @@
-"""What is set beside a recipe: dotted fields replaced in a config, strictly, and noted where they change the result.
-
-Not in the design's list of modules: sweeps overlay fields on a recipe's runs, and so does `scaling cost --set`.
-"""
+"""Overrides: dotted fields of a config replaced, and recorded in the run where a recipe had given them. Used by sweeps
+and by `scaling cost --set`."""
 
 from __future__ import annotations
 
@@ -18,39 +16,39 @@ Overlay = Mapping[str, Any]
 
 
 def overlay(config: RunConfig, changes: Overlay) -> RunConfig:
-    """The config with dotted fields replaced: {"model.width": 64, "seed": 1}. A dataclass may replace a whole part.
+    """The config with dotted fields replaced, as {"model.width": 64, "seed": 1}; a dataclass replaces a whole section.
 
-    What a recipe gave and the changes replace is noted in `overrides`, where it changes the result; a seed is not.
+    Where a recipe gave the config, the changes that alter its result, but for the seed, are added to its `overrides`.
     Raises InputError on an unknown field, with the nearest name, and on a value that the config refuses.
     """
     data = to_dict(config)
     for path, value in changes.items():
         *parents, leaf = path.split(".")
-        part = data
+        section = data
         for depth, name in enumerate(parents):
-            part = part.setdefault(name, {})
-            if not isinstance(part, dict):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
                 raise InputError(f"overlay {path}: {'.'.join(parents[: depth + 1])} has no fields")
-        part[leaf] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyrefly: ignore
+        section[leaf] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyrefly: ignore
     return record_overrides(config, from_dict(data), changes)
 
 
 def record_overrides(before: RunConfig, after: RunConfig, changes: Overlay) -> RunConfig:
-    """`after`, its overrides those of `before` and the changes that a recipe's run did not have before; a learning rate
-    that is set, and not said to come from somewhere, comes from an override."""
+    """`after` with its `overrides`: those of `before`, and of the changes those that alter the result. A changed
+    learning rate is recorded as coming from an override, unless the changes say where it came from."""
     if not before.recipe or before.run_id == after.run_id:
         return after
     old, new = flatten(hashed_dict(before)), flatten(hashed_dict(after))
-    moved = {path for path in new if new[path] != old.get(path)}
-    mine = [
+    changed = {path for path in new if new[path] != old.get(path)}
+    added = [
         f"{path}={_short(value)}"
         for path, value in changes.items()
-        if path != "seed" and any(f"{changed}.".startswith(f"{path}.") for changed in moved)
+        if path != "seed" and any(f"{field}.".startswith(f"{path}.") for field in changed)
     ]
     kept = [text for text in before.overrides if text.partition("=")[0] not in changes]
-    set_here = "optimizer.learning_rate" in moved and "learning_rate_from" not in changes
-    found = "override" if set_here else after.learning_rate_from
-    return dataclasses.replace(after, overrides=(*kept, *mine), learning_rate_from=found)
+    sets_rate = "optimizer.learning_rate" in changed and "learning_rate_from" not in changes
+    rate_from = "override" if sets_rate else after.learning_rate_from
+    return dataclasses.replace(after, overrides=(*kept, *added), learning_rate_from=rate_from)
 
 
 def _short(value: Any) -> str:
@@ -58,7 +56,7 @@ def _short(value: Any) -> str:
 
 
 def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested dicts as one, its keys dotted."""
+    """Nested dicts as one dict with dotted keys."""
     out: dict[str, Any] = {}
     for key, value in data.items():
         out |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
@@ -66,11 +64,8 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """`model.width=512 optimizer.learning_rate=1e-3` -> an overlay; a value is JSON, or else the text itself.
-
-    A whole number may be written 1e9 where the field takes one. Raises InputError on any other text, and on two values
-    for one field.
-    """
+    """`model.width=512 optimizer.learning_rate=1e-3` as an overlay. A value is JSON, or else the text itself; a field
+    that takes a whole number also takes 1e9. Raises InputError on any other text, and on two values for one field."""
     changes: dict[str, Any] = {}
     for text in texts:
         path, equals, written = text.partition("=")
@@ -82,13 +77,13 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
             value = json.loads(written)
         except json.JSONDecodeError:
             value = written
-        whole = isinstance(value, float) and value.is_integer() and int in _kinds(path)
+        whole = isinstance(value, float) and value.is_integer() and int in _field_types(path)
         changes[path] = int(value) if whole else value
     return changes
 
 
-def _kinds(path: str) -> tuple[Any, ...]:
-    """The types that a dotted field takes; none where there is no such field."""
+def _field_types(path: str) -> tuple[Any, ...]:
+    """The types that a dotted field takes; (None,) where there is no such field."""
     kind: Any = RunConfig
     for name in path.split("."):
         kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None

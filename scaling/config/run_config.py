@@ -1,7 +1,7 @@
-"""What a run is: frozen dataclasses, checked when built, JSON both ways, content-hashed.
+"""The config of a run: a frozen dataclass that is checked when it is built, read from and written as JSON, and hashed.
 
-Durations are tokens. A field whose metadata says `hashed=False` does not change what a run learns (where it
-runs, how often it logs, how its memory is laid out) and stays outside `run_id`.
+Durations are tokens. A field whose metadata says `hashed=False` does not change what a run learns (where it runs, how
+often it logs, how its memory is laid out) and stays out of `run_id`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,26 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. tokens: the budget; the run makes floor(tokens / batch_tokens) steps.
+    """One training run.
 
-    recipe, overrides, learning_rate_from: where the numbers came from, for whoever reads the run. branch_of: run_id of
-    the run beside this one whose stable phase this one shares: it starts from that run's state at `branch_step`, and
-    ends as if it had trained alone. priority: a sweep starts runs of a higher one first.
+    Attributes:
+        model: the model.
+        data: tokens and batches.
+        optimizer: the optimizer.
+        schedule: the learning rate over time.
+        precision: dtypes.
+        mesh: devices.
+        measure: validation, logs and checkpoints.
+        tokens: training tokens; the run makes floor(tokens / batch tokens) steps.
+        seed: seed of the initial weights and, unless data.order is set, of the order of batches.
+        name: name shown in tables; changes nothing.
+        sweep: name of the sweep that planned the run.
+        recipe: the recipe's call that gave the numbers, for readers.
+        overrides: fields set beside the recipe, for readers.
+        learning_rate_from: how the learning rate was found, for readers: a rule, a scan, or an override.
+        branch_of: run_id of the run in the same sweep whose stable phase this run shares. It starts from that run's
+            state at `branch_step`, and ends as if it had trained alone.
+        priority: a sweep starts runs of a higher priority first.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -76,7 +91,8 @@ class RunConfig:
             self.tokens >= self.data.batch_tokens,
             self,
             "tokens",
-            f"at least {self.data.batch_tokens}, a batch",
+            f"at least {self.data.batch_tokens}, one step of data.batch_sequences x data.sequence_length; "
+            "raise --tokens",
         )
         require(self.seed >= 0, self, "seed", "0 or more")
         require(
@@ -94,7 +110,8 @@ class RunConfig:
 
     @property
     def branch_step(self) -> int:
-        """Steps whose learning rate does not depend on the budget: those before the cooldown of wsd, none of cosine."""
+        """Number of first steps whose learning rate does not depend on `tokens`: those before the cooldown of wsd, 0
+        for cosine."""
         if self.schedule.kind == "cosine":
             return 0
         budget, batch_tokens = self.steps * self.data.batch_tokens, self.data.batch_tokens
@@ -103,36 +120,40 @@ class RunConfig:
 
     @property
     def own_steps(self) -> int:
-        """Steps that this run trains itself: all, or those from its branch."""
+        """Number of steps that this run trains itself: all, or those after `branch_step` where it is a branch."""
         return self.steps - (self.branch_step if self.branch_of else 0)
 
     @property
     def data_order(self) -> int:
-        """Seed of the order of batches."""
+        """Seed of the order of batches: data.order, or else `seed`."""
         return self.seed if self.data.order is None else self.data.order
 
     @property
     def steps(self) -> int:
+        """Optimizer steps."""
         return self.tokens // self.data.batch_tokens
 
     @property
     def checkpoint_tokens(self) -> int:
-        """Tokens between checkpoints: as asked, else a tenth of the budget."""
+        """Tokens between checkpoints: measure.checkpoint_every_tokens, or else a tenth of `tokens`."""
         return self.measure.checkpoint_every_tokens or max(self.tokens // 10, 1)
 
     @functools.cached_property
     def run_id(self) -> str:
-        """First 12 hex of sha256 over the canonical JSON of the fields that change the result."""
+        """First 12 hex digits of sha256 over the canonical JSON of the fields that change the result."""
         return hashlib.sha256(canonical_json(hashed_dict(self)).encode()).hexdigest()[:12]
 
     @property
     def lineage(self) -> str:
-        """What runs that differ in nothing but their budget have in common, as text."""
+        """Canonical JSON that is equal for two runs if and only if they differ in nothing but `tokens`."""
         return canonical_json(hashed_dict(self) | {"tokens": 0})
 
 
 def hashed_dict(config: Any) -> dict[str, Any]:
-    """The fields that change the result, defaults resolved and tokens in whole batches, nested as in the config."""
+    """The fields that change the result, nested as in the config, defaults resolved and tokens in whole batches.
+
+    A field that came after the first release is left out, or null, where it has no effect: old run_ids must not change.
+    """
     out: dict[str, Any] = {}
     for spec in dataclasses.fields(config):
         if spec.metadata.get("hashed", True):
@@ -155,18 +176,19 @@ def hashed_dict(config: Any) -> dict[str, Any]:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The whole config and its schema version, as JSON has them: lists for tuples."""
-    return {"schema": SCHEMA, **_plain(config)}
+    """The config and its schema version as JSON values: dicts, and lists for tuples."""
+    return {"schema": SCHEMA, **_to_json(config)}
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {spec.name: _plain(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+        return {spec.name: _to_json(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+    return [_to_json(element) for element in value] if isinstance(value, tuple) else value
 
 
 def from_dict(data: dict[str, Any]) -> RunConfig:
-    """Inverse of `to_dict`. Raises InputError on an unknown field, with the nearest name, or a wrong value."""
+    """The config that `to_dict` gave. Raises InputError on an unknown field, with the nearest name, or a wrong
+    value."""
     data = dict(data)
     schema = data.pop("schema", SCHEMA)
     if schema != SCHEMA:

@@ -1,8 +1,6 @@
-"""The parts of a run's config: frozen dataclasses, checked when built. config.py puts them together.
+"""The sections of a run's config: frozen dataclasses, checked when they are built. run_config.py puts them together.
 
-A field whose metadata says `hashed=False` (`free`) does not change what a run learns.
-
-Not in the design's list of modules: config.py would pass 300 lines.
+An `unhashed_field` does not change what a run learns. The texts under `Attributes` are the help of the flags.
 """
 
 from __future__ import annotations
@@ -16,15 +14,27 @@ from scaling.config.fields import check_types, require, unhashed_field
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-shaped decoder. Shapes in units of elements.
+    """A decoder of Llama's shape: RMSNorm before each branch, RoPE, SwiGLU, no biases (Touvron et al. 2023).
 
-    kv_heads: key-value heads (grouped-query attention); None means `heads`.
-    ff_width: hidden width of SwiGLU; None means 8/3 of `width`, rounded up to a multiple of 8 (Touvron 2023).
-    remat: what the backward pass recomputes: nothing, all but matrix products, or everything.
-    unroll: layers unrolled per scan step; None means all on a CPU without remat, which CPUs undo in flat code, else 1.
-    attention: the kernel (attention.py); "auto" takes the fastest that can run, and the run records which that was.
-    parametrization: how initial weights, learning rates and multipliers follow width and depth (parametrization.py);
-    base_width, base_depth: the size at which "mup" and "completep" equal "standard", where a learning rate is tuned.
+    Attributes:
+        vocab_size: ids of the vocabulary.
+        width: model width M, the size of the residual stream.
+        depth: number of layers L.
+        heads: query heads H; must divide `width`, with an even head width (RoPE).
+        kv_heads: key-value heads K (grouped-query attention); must divide `heads`. None means `heads`.
+        ff_width: hidden width F of SwiGLU; None means 8/3 of `width`, rounded up to a multiple of 8.
+        qk_norm: normalise queries and keys (RMSNorm over the head width).
+        tied: use the embedding as the head, too.
+        rope_theta: base of the rotary frequencies.
+        norm_epsilon: added to the mean square in RMSNorm.
+        parametrization: how initial weights, learning rates and multipliers follow width and depth
+            (scaling/model/parametrization.py).
+        base_width: width at which mup and completep equal standard, where a learning rate is tuned.
+        base_depth: depth at which completep equals standard.
+        remat: what the backward pass recomputes to save memory: nothing, all but matrix products, or everything.
+        unroll: layers unrolled in each step of the scan over layers; None means all of them on a CPU without remat,
+            which keeps XLA's CPU code fast, and else 1.
+        attention: attention kernel; auto takes the fastest that can run, and environment.json records which it was.
     """
 
     vocab_size: int = 259
@@ -56,27 +66,35 @@ class ModelConfig:
 
     @property
     def head_width(self) -> int:
+        """Width D of a head."""
         return self.width // self.heads
 
     @property
     def num_kv_heads(self) -> int:
+        """Key-value heads K, with the default resolved."""
         return self.kv_heads if self.kv_heads is not None else self.heads
 
     @property
     def num_ff(self) -> int:
+        """Feed-forward width F, with the default resolved."""
         return self.ff_width if self.ff_width is not None else 8 * math.ceil(self.width / 3)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which tokens, in which batches.
+    """The tokens that a run trains on, and how they are cut into batches.
 
-    order: seed of the order of batches; None means the run's seed, which also draws the initial weights.
-    corpus: name of a prepared corpus (`scaling data list`). vocabulary: "byte" or the path of a SentencePiece model.
-    fingerprint: content hash of the prepared shards; empty means whatever is prepared. A plan fills it in.
-    unique_tokens: train on the first so many tokens of the corpus alone, again and again; None means on all of it.
-    batch_sequences: sequences per optimizer step, over all devices. microbatch_sequences: sequences per gradient
-    computation (gradient accumulation when smaller); None means the whole batch.
+    Attributes:
+        corpus: name of a prepared corpus (`scaling data list`).
+        vocabulary: "byte", or the path of a SentencePiece model.
+        fingerprint: content hash that the prepared shards must have; empty accepts any. A plan fills it in.
+        unique_tokens: train on the first so many tokens of the corpus only, repeatedly; None means on all of it.
+        sequence_length: tokens T of a sequence.
+        batch_sequences: sequences of an optimizer step, over all devices.
+        order: seed of the order of batches; None means the run's seed.
+        microbatch_sequences: sequences of one gradient computation, over all devices; where smaller than the batch,
+            gradients are accumulated. Must divide batch_sequences. None means the whole batch.
+        directory: folder of the prepared corpora.
     """
 
     corpus: str = "stdlib"
@@ -94,13 +112,12 @@ class DataConfig:
         for name in ("sequence_length", "batch_sequences"):
             require(getattr(self, name) > 0, self, name, "1 or more")
         require(self.order is None or self.order >= 0, self, "order", "0 or more, or null")
-        least = self.sequence_length
-        enough = self.unique_tokens is None or self.unique_tokens >= least
-        require(enough, self, "unique_tokens", f"at least sequence_length={least}, or null")
+        is_enough = self.unique_tokens is None or self.unique_tokens >= self.sequence_length
+        require(is_enough, self, "unique_tokens", f"at least sequence_length={self.sequence_length}, or null")
         require(bool(self.corpus), self, "corpus", "the name of a corpus")
-        micro = self.microbatch_sequences
+        microbatch = self.microbatch_sequences
         require(
-            micro is None or (micro > 0 and self.batch_sequences % micro == 0),
+            microbatch is None or (microbatch > 0 and self.batch_sequences % microbatch == 0),
             self,
             "microbatch_sequences",
             f"a divisor of batch_sequences={self.batch_sequences}",
@@ -108,6 +125,7 @@ class DataConfig:
 
     @property
     def batch_tokens(self) -> int:
+        """Tokens of an optimizer step."""
         return self.batch_sequences * self.sequence_length
 
 
@@ -115,7 +133,16 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019), or Muon for the matrices of blocks and AdamW for the rest (Jordan et al. 2024).
 
-    Decay is decoupled: learning_rate * weight_decay * weight, matrices only. momentum: of Muon.
+    Attributes:
+        kind: adamw or muon.
+        learning_rate: peak learning rate.
+        beta1: decay of Adam's first moment, per step.
+        beta2: decay of Adam's second moment, per step.
+        momentum: decay of Muon's momentum, per step.
+        epsilon: added to the root of Adam's second moment.
+        weight_decay: decoupled decay of matrices: learning_rate * weight_decay * weight is subtracted in a step.
+        clip_norm: global norm to which larger gradients are scaled down.
+        z_loss: weight of the squared log-partition in the loss (Chowdhery et al. 2022, PaLM).
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -140,10 +167,16 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate as a function of tokens seen, times `optimizer.learning_rate`.
+    """The learning rate as a function of tokens seen, a multiple of `optimizer.learning_rate`.
 
-    Linear warm-up over `warmup_tokens`; then `cosine` to `final_fraction` at the budget, or `wsd`: stable, then a
-    linear decay to `final_fraction` over the last `cooldown_fraction` of the budget (Hu et al. 2024, MiniCPM).
+    After a linear warm-up, cosine decays to `final_fraction` at the last token; wsd (warm-up, stable, decay) stays
+    constant and then decays linearly (Hu et al. 2024, MiniCPM).
+
+    Attributes:
+        kind: cosine or wsd.
+        warmup_tokens: tokens of the linear warm-up.
+        cooldown_fraction: fraction of the training tokens over which wsd decays.
+        final_fraction: fraction of the peak learning rate that is left at the end.
     """
 
     kind: Literal["cosine", "wsd"] = "cosine"
@@ -160,7 +193,11 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """Master weights, softmax and loss are float32 always; `compute` is the dtype of the matrix products."""
+    """Weights, optimizer state, softmax and loss are always float32.
+
+    Attributes:
+        compute: dtype of the inputs of matrix products.
+    """
 
     compute: Literal["float32", "bfloat16"] = "float32"
 
@@ -170,7 +207,13 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices per axis: batch over data and fsdp, weights over fsdp and tensor. data None takes the rest."""
+    """The mesh of devices: batches are split over data and fsdp, weights over fsdp and tensor.
+
+    Attributes:
+        data: devices along the data axis; None takes all that the other axes leave.
+        fsdp: devices along the axis that splits both batches and weights.
+        tensor: devices along the axis that splits weights within a layer.
+    """
 
     data: int | None = None
     fsdp: int = 1
@@ -185,9 +228,16 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """validation_tokens: size of the fixed validation set (its first tokens). every_tokens: cadence of
-    measuring; None means only at the end. checkpoint_every_tokens: None means ten times a run. keep: checkpoints
-    kept. branch_at_steps: steps whose state is kept for other runs to branch from (sweeps/planning/plan.py)."""
+    """How often a run is validated, logged and saved.
+
+    Attributes:
+        validation_tokens: size of the validation set: the first tokens of the held-out split.
+        every_tokens: training tokens between validations; None means only at the end.
+        log_every_steps: steps between lines of metrics.jsonl.
+        checkpoint_every_tokens: training tokens between checkpoints; None means a tenth of the run.
+        keep: number of latest checkpoints that are kept.
+        branch_at_steps: steps whose state is kept for other runs to branch from; a plan fills it in.
+    """
 
     validation_tokens: int = 262_144
     every_tokens: int | None = unhashed_field(None)
