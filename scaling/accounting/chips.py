@@ -1,8 +1,4 @@
-"""TPU chips from their data sheets, and the slices of them that exist.
-
-Not in the design's list of modules: accounting.py holds the peak rate of a chip that is there; this is what is known
-of chips that are not. Nothing here asks JAX.
-"""
+"""TPU chips as their data sheets describe them, and the slices that exist: to compile and plan for absent TPUs. No JAX."""
 
 from __future__ import annotations
 
@@ -18,11 +14,19 @@ SMALL_SLICES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 @dataclass(frozen=True)
 class Chip:
-    """One TPU chip. Decimal units but for memory: FLOP/s dense bfloat16, memory bytes (GiB on the sheet), bytes/s.
+    """One TPU chip.
 
-    ici: bytes/s out of one chip over all its links, one direction; links: how many it has. The sheets say "GBps,
-    bidirectional, per chip", both directions of all links: ici is half of it. dcn: bytes/s out of one chip's share of
-    its host's network cards. largest: the largest slice. config: what libtpu is told so that a chip is one device.
+    Attributes:
+        peak_bfloat16: dense bfloat16 products, FLOP/s.
+        memory_bytes: device memory (HBM); GiB on the sheets.
+        hbm_bandwidth: bytes/s to and from device memory.
+        ici_bandwidth: bytes/s out of the chip over all its inter-chip links, in one direction. The sheets give "GBps,
+            bidirectional, per chip", which counts both directions of all links: this is half of it.
+        links: number of inter-chip links.
+        dcn_bandwidth: bytes/s out of the chip's share of its host's network cards (data-centre network).
+        largest_slice: chips along each axis of the largest slice.
+        source: the data sheet.
+        libtpu_config: name of the chip configuration with which libtpu shows a chip as one device.
     """
 
     name: str
@@ -94,7 +98,8 @@ CHIPS: dict[str, Chip] = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Slices of one kind of chip: dims chips along each physical axis of a slice, `slices` of them over DCN."""
+    """Chips that one run trains on: `slices` slices of one kind, joined by the data-centre network, each with `dims`
+    chips along its physical axes."""
 
     chip: Chip
     dims: tuple[int, ...]
@@ -102,22 +107,26 @@ class Topology:
 
     @property
     def name(self) -> str:
+        """As `v5e:4x4`."""
         return f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
 
     @property
     def chips(self) -> int:
+        """Number of chips over all slices."""
         return math.prod(self.dims) * self.slices
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Which axes close into a ring: those of 16 on v5e and v6e, all of them from 4x4x4 up on v4 and v5p."""
+        """For each axis, whether it closes into a ring: on v5e and v6e an axis of 16, on v4 and v5p all axes from 4x4x4
+        up."""
         if len(self.dims) == 2:
             return tuple(size == 16 for size in self.dims)
         return tuple(all(size >= 4 for size in self.dims) for _ in self.dims)
 
 
 def list_slices(chip: Chip) -> tuple[tuple[int, ...], ...]:
-    """Slices that exist, smallest first: the table of the data sheet; beyond 4x4x4 on v4 and v5p, cubes of cubes."""
+    """Slices that exist, smallest first: the table of the data sheet; from 4x4x4 on, v4 and v5p are built of cubes of
+    4x4x4."""
     if len(chip.largest_slice) == 2:
         return SLICES_2D
     a_max, b_max, c_max = (size // 4 for size in chip.largest_slice)
@@ -128,11 +137,12 @@ def list_slices(chip: Chip) -> tuple[tuple[int, ...], ...]:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """`v5e:4x4` -> that slice. Raises InputError, with what exists and the nearest of it, for any other text."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
-    if not found:
+    """`v5e:4x4` as a topology. Raises InputError for text of another form or a slice that does not exist, with the
+    nearest one."""
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+    if not match:
         raise InputError(f"topology {text}: must be a chip and its slice, as v5e:4x4 or v5p:4x4x8")
-    name, dims = found[1], tuple(int(size) for size in found[2].split("x"))
+    name, dims = match[1], tuple(int(size) for size in match[2].split("x"))
     if name not in CHIPS:
         raise InputError(f"topology {text}: unknown chip {name}{suggest_name(name, CHIPS)}")
     chip = CHIPS[name]
@@ -145,12 +155,14 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 
 def _alternatives(chip: Chip, dims: tuple[int, ...], known: tuple[tuple[int, ...], ...]) -> str:
-    def apart(other: tuple[int, ...]) -> tuple[float, float]:
+    """The slices that exist and the nearest to `dims`: by the ratio of chip counts, then by the lengths of axes."""
+
+    def distance(other: tuple[int, ...]) -> tuple[float, float]:
         sizes = zip(sorted(other), sorted(dims), strict=False)
         chips = abs(math.log2(math.prod(other) / max(math.prod(dims), 1)))
         return chips, sum(abs(a - b) for a, b in sizes)
 
-    spelled = ["x".join(map(str, shape)) for shape in known]
-    close = "x".join(map(str, min(known, key=apart)))
-    shown = ", ".join(spelled if len(spelled) <= 12 else [*spelled[:9], "...", spelled[-1]])
+    names = ["x".join(map(str, shape)) for shape in known]
+    close = "x".join(map(str, min(known, key=distance)))
+    shown = ", ".join(names if len(names) <= 12 else [*names[:9], "...", names[-1]])
     return f"{chip.name} has {shown}; nearest is {chip.name}:{close}"

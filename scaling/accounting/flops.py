@@ -1,9 +1,6 @@
-"""FLOPs of a traced function, counted in its jaxpr: every matrix product times the loops around it.
+"""FLOPs of a program, counted in its jaxpr over all devices: each matrix product times the loops around it.
 
-Recomputation (remat) is in it, since the jaxpr holds it. What accounting.py counts by formula for a model, this counts
-in the program, over all devices.
-
-Not in the design's list of modules: accounting.py is a function of the config alone, and imports no JAX.
+counts.py counts a model by formula; this counts what a program really computes, recomputation (remat) included.
 """
 
 from __future__ import annotations
@@ -16,53 +13,55 @@ Jaxpr = Any
 
 
 def program_flops(jaxpr: Jaxpr) -> float:
-    """FLOPs of the matrix products of a (closed) jaxpr and of all it calls, two a multiply-add.
+    """FLOPs of the matrix products of a jaxpr, open or closed, and of all that it calls; a multiply-add is two.
 
-    scan: times its length; cond: its costliest branch; while: once, since its count is not known; shard_map: times the
-    devices of its axes. pallas_call: the estimate that its author gave, else its body times its grid; of splash
-    attention, whose mask here is causal, the blocks on and under the diagonal.
+    A scan counts times its length, a cond as its costliest branch, a while once (its count is not known), a shard_map
+    times the devices of its axes. A pallas_call counts as its author's cost estimate, or else its body times its grid;
+    of splash attention, whose mask is causal here, only the blocks on and below the diagonal.
     """
     total = 0.0
-    for equation in _open(jaxpr).eqns:
+    for equation in _open_jaxpr(jaxpr).eqns:
         name = equation.primitive.name
         if name == "dot_general":
             total += _dot_flops(equation)
         elif name == "pallas_call":
             total += _kernel_flops(equation)
         elif name in ("scan", "shard_map"):
-            total += _times(equation) * program_flops(equation.params["jaxpr"])
+            total += _repetitions(equation) * program_flops(equation.params["jaxpr"])
         elif name == "cond":
             total += max(program_flops(branch) for branch in equation.params["branches"])
         else:
-            total += sum(program_flops(inner) for inner in _inner(equation.params))
+            total += sum(program_flops(inner) for inner in _inner_jaxprs(equation.params))
     return total
 
 
 def kernel_flops(jaxpr: Jaxpr) -> float:
-    """The part of `program_flops` that lies in Pallas kernels, into which XLA cannot see."""
+    """The part of `program_flops` inside Pallas kernels, which XLA's cost analysis does not count."""
     total = 0.0
-    for equation in _open(jaxpr).eqns:
+    for equation in _open_jaxpr(jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
         if name == "pallas_call":
             total += _kernel_flops(equation)
         else:
-            total += _times(equation) * sum(kernel_flops(inner) for inner in _inner(params))
+            total += _repetitions(equation) * sum(kernel_flops(inner) for inner in _inner_jaxprs(params))
     return total
 
 
-def _open(jaxpr: Jaxpr) -> Jaxpr:
+def _open_jaxpr(jaxpr: Jaxpr) -> Jaxpr:
+    """The jaxpr inside a closed one, or itself."""
     return jaxpr.jaxpr if hasattr(jaxpr, "jaxpr") else jaxpr
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
     """Jaxprs among the parameters of an equation: of a call, a checkpoint, a custom derivative, a while."""
     for value in params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(one, "eqns") or hasattr(one, "jaxpr"):
-                yield one
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
+                yield item
 
 
 def _dot_flops(equation: Any) -> float:
+    """2 x the size of the result x the contracted dimensions."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
@@ -74,12 +73,13 @@ def _kernel_flops(equation: Any) -> float:
         return float(params["cost_estimate"].flops)
     grid = params["grid_mapping"].grid
     blocks = grid[-1]
+    # Of n x n blocks, n (n + 1) / 2 lie on or below the diagonal.
     causal = (blocks + 1) / (2 * blocks) if str(params.get("name")).startswith("splash") else 1.0
     return causal * math.prod(grid) * program_flops(params["jaxpr"])
 
 
-def _times(equation: Any) -> int:
-    """How often the body of an equation runs, over the devices of the axes that are written out."""
+def _repetitions(equation: Any) -> int:
+    """How often the body of an equation runs: steps of a scan, devices of a shard_map's manual axes."""
     params, name = equation.params, equation.primitive.name
     if name == "scan":
         return params["length"]

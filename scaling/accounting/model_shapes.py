@@ -1,7 +1,4 @@
-"""Shapes of published models, as plain data, for what is costed or timed before it is trained.
-
-Not in the design's list of modules: recipe.py makes shapes by rule, these are others' shapes as they published them.
-"""
+"""Published models as data: their shapes, and how they were trained. Used to compute costs and to compile ahead."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from scaling.errors import InputError, suggest_name
 
 @dataclass(frozen=True)
 class PublishedTraining:
-    """How a published model was trained: tokens seen, bytes of text, GPUs and days, and who says so."""
+    """How a published model was trained: tokens seen, bytes of text, GPUs, days, and the source."""
 
     tokens: int
     text_bytes: int
@@ -25,7 +22,7 @@ class PublishedTraining:
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model, the sequence length it was trained at, and where both were published; its training, where known."""
+    """A model, the sequence length that it was trained at, the source, and its training where that is published."""
 
     model: ModelConfig
     sequence_length: int
@@ -104,7 +101,7 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {
 
 
 def find_published_model(name: str) -> PublishedModel:
-    """The shape of that name. Raises InputError with the nearest name when there is none."""
+    """The published model of a name. Raises InputError, with the nearest name, when there is none."""
     if name not in PUBLISHED_MODELS:
         raise InputError(f"unknown model {name}{suggest_name(name, PUBLISHED_MODELS)}")
     return PUBLISHED_MODELS[name]

@@ -1,7 +1,6 @@
-"""What a published model is and took, each number with the product that gives it: no library, a pocket calculator.
+"""The size and the training cost of a published model, line by line, each number with the product that gives it.
 
-Not in the design's list of modules: `scaling cost MODEL` shows it beside the recipe; the counts are tested against
-accounting.py, which counts another way.
+`scaling cost MODEL` prints it. Tests compare it with counts.py, which counts another way.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from scaling.config.run_config import ModelConfig
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """One line of arithmetic. what: the quantity; product: how it comes about, as text; value: in `unit`."""
+    """One line of arithmetic. what: the quantity; product: the formula with its numbers, as text; value: in `unit`."""
 
     what: str
     product: str
@@ -24,7 +23,7 @@ class Arithmetic:
 
     @property
     def text(self) -> str:
-        """The value with its unit, as one reads it: counts whole, the rest to a few digits."""
+        """The value with its unit: counts in full, other numbers to a few digits."""
         if self.unit == "GB":
             return f"{self.value:,.2f} GB"
         if isinstance(self.value, int):
@@ -33,7 +32,7 @@ class Arithmetic:
 
 
 def published_arithmetic(shape: PublishedModel) -> tuple[Arithmetic, ...]:
-    """Parameters by first principles, the file that they fill, and, where its training is published, what that took."""
+    """Parameters, the size of their file, and, where the training is published, its FLOPs and hours."""
     counted = parameter_arithmetic(shape.model)
     total = int(counted[-1].value)
     file = Arithmetic("parameters file", f"{total:,} x 2 bytes", 2 * total / 1e9, "GB")
@@ -41,7 +40,7 @@ def published_arithmetic(shape: PublishedModel) -> tuple[Arithmetic, ...]:
 
 
 def parameter_arithmetic(c: ModelConfig) -> tuple[Arithmetic, ...]:
-    """Trained numbers, group by group; the last line is their sum. M width, V vocabulary, D head width, H query heads,
+    """Trained numbers by group; the last line is their sum. M model width, V vocabulary, D head width, H query heads,
     K key-value heads, F feed-forward width, L layers."""
     M, V, D, H, K, F, L = c.width, c.vocab_size, c.head_width, c.heads, c.num_kv_heads, c.num_ff, c.depth
     embedding, attention, ff = V * M, 2 * M * D * (H + K), 3 * M * F
@@ -60,7 +59,8 @@ def parameter_arithmetic(c: ModelConfig) -> tuple[Arithmetic, ...]:
 
 
 def training_arithmetic(total: int, training: PublishedTraining) -> tuple[Arithmetic, ...]:
-    """What the training took. 6 N D: Kaplan et al. 2020, section 2.1, here with every parameter in N."""
+    """FLOPs, GPU-hours and ratios of a published training. 6 N D: Kaplan et al. 2020, section 2.1, here with every
+    parameter in N. total: number of parameters."""
     flops, hours = 6.0 * total * training.tokens, training.gpus * training.days * 24
     peak = peak_flops(training.chip, "bfloat16")
     assert peak is not None
