@@ -1,4 +1,5 @@
-"""TPU chips as their data sheets describe them, and the slices that exist: to compile and plan for absent TPUs. No JAX."""
+"""TPU chips as their data sheets describe them, and the slices that exist: to compile and plan for absent TPUs. No
+JAX."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""One dial: how a recipe comes from a size or a compute budget to every hyperparameter of a run.
+"""How a recipe derives every hyperparameter of a run from one dial: a model size or a compute budget.
 
-recipe.py holds the recipes, rules.py their rules. Sizes are params_matmul, budgets exact FLOPs with causal attention
-halved (accounting.py), whatever the recipe: what the columns `params_matmul` and `flops` of a results table hold.
-
-Not in the design's list of modules: recipe.py is data, this is what reads it.
+recipes.py holds the recipes, rules.py their rules. Sizes are params_matmul and budgets are exact FLOPs with causal
+attention halved (scaling/accounting/counts.py), like the columns `params_matmul` and `flops` of a results table.
 """
 
 from __future__ import annotations
@@ -35,12 +33,14 @@ from scaling.recipes import rules
 
 Size = tuple[int, int] | float | str
 SIZE_FORMS = "must be parameters as 124M or 1e9, a depth as d12, a shape as w64xd4, or a published name"
-SIZE_TOLERANCE = 1.25  # how far outside its shapes, in ratio, a recipe still takes the outermost
+SIZE_TOLERANCE = 1.25
+"""By how much a size may exceed the largest shape of a recipe, or fall short of its smallest, as a ratio."""
 
 
 @dataclass(frozen=True)
 class PartialRun:
-    """What is known when a rule is asked: the shape; then tokens, batch_tokens, learning_rate, each 0 before it is."""
+    """The numbers of a run that are derived so far, on which the next rule depends: the model, then tokens,
+    batch_tokens and learning_rate, each 0 until it is derived."""
 
     model: ModelConfig
     sequence_length: int
@@ -50,17 +50,25 @@ class PartialRun:
 
     @property
     def params(self) -> ParamCounts:
+        """Parameters of the model by group."""
         return count_params(self.model)
 
     @property
     def flops_per_token(self) -> float:
+        """Training FLOPs of a token, causal attention halved."""
         return train_flops(self.model, self.sequence_length, 1, "exact_causal")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One number. text: the rule in a few words; source: paper and equation, or "ours"; origin: as a rule, or by a scan
-    that measured it."""
+    """The rule that gives one number.
+
+    Attributes:
+        value: the number, from what is derived before it.
+        text: the rule as a formula or in a few words.
+        source: paper and equation, or "ours".
+        origin: whether it comes from a rule, or from a scan that measured it.
+    """
 
     value: Callable[[PartialRun], float]
     text: str
@@ -69,10 +77,11 @@ class Rule:
 
 
 def load_measured_rate(path: Path) -> Rule:
-    """The learning rate as scans measured it: what `scaling rates --out` wrote. Raises InputError when it did not."""
-    given = read_json(path)
+    """The learning-rate rule that scans measured, from a file of `scaling rates --out`. Raises InputError when the file
+    is not one."""
+    content = read_json(path)
     try:
-        law, source = given["law"], given["source"]
+        law, source = content["law"], content["source"]
         at, exponent = (float(law["at"]), float(law["rate"])), float(law["exponent"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not what `scaling rates --out` writes ({error!r})") from None
@@ -82,7 +91,7 @@ def load_measured_rate(path: Path) -> Rule:
 
 @dataclass(frozen=True)
 class DerivedNumber:
-    """One number of a derivation: the field of the config that it fills, its value, the rule, the source."""
+    """One number of a derivation. what: the field of the config that it fills, dotted."""
 
     what: str
     value: Any
@@ -92,10 +101,25 @@ class DerivedNumber:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter from one dial, as plain data.
+    """Rules for every hyperparameter of a run; calling it with a size or a budget gives the run.
 
-    shapes: the (width, depth) it makes, of which a size takes the nearest. batch: sequences a step. warmup: tokens.
-    final: schedule.final_fraction. schedule, optimizer: what no rule gives.
+    Attributes:
+        name: name of the recipe, as in `scaling cost --recipe`.
+        source: where its rules come from.
+        shapes: the (width, depth) pairs that it makes; a size takes the nearest.
+        shapes_source: where the shapes come from.
+        heads: width -> number of heads.
+        horizon: training tokens.
+        batch: sequences of an optimizer step.
+        learning_rate: peak learning rate.
+        weight_decay: decoupled weight decay.
+        warmup: warm-up, in tokens.
+        final_fraction: fraction of the peak learning rate at the end.
+        schedule, optimizer: the fields that no rule gives.
+        vocab_size: ids of the vocabulary, where the caller names none.
+        sequence_length: tokens of a sequence.
+        compute: dtype of matrix products.
+        validation_tokens: size of the validation set.
     """
 
     name: str
@@ -127,33 +151,41 @@ class Recipe:
         vocab_size: int | None = None,
         seed: int = 0,
     ) -> RunConfig:
-        """The run of a size, of a budget in FLOPs, or of both. tokens: floored to whole batches; where neither they nor
-        a budget are given, by rule.
+        """The run of a size, of a budget in FLOPs, or of both.
 
-        Raises InputError when the size is of no known form, beyond the recipe's shapes or has no even head width.
+        Args:
+            size: parameters (params_matmul) as a number or as text ("124M"), a depth ("d12"), a shape ("w64xd4" or
+                (64, 4)), or the name of a published model.
+            tokens: training tokens, floored to whole batches; the recipe's rule where neither these nor flops are
+                given.
+            flops: compute budget.
+            corpus, vocabulary, seed: as in the config of the run.
+            vocab_size: ids of the vocabulary; the recipe's, unless given.
+        Raises:
+            InputError: a size of no known form, outside the recipe's shapes, or without an even head width.
         """
-        known, lines = derive(self, size, tokens, flops=flops, vocab_size=vocab_size)
-        given = {line.what: line.value for line in lines}
-        asked = {"size": None if size is None else format_size(size), "flops": None if flops is None else f"{flops:g}"}
-        dial = ", ".join(f"{name}={text}" for name, text in asked.items() if text is not None)
-        schedule = {name: given[f"schedule.{name}"] for name in ("warmup_tokens", "final_fraction")}
-        optimizer = {name: given[f"optimizer.{name}"] for name in ("learning_rate", "weight_decay")}
+        run, derivation = derive(self, size, tokens, flops=flops, vocab_size=vocab_size)
+        fields = {number.what: number.value for number in derivation}
+        dial = {"size": None if size is None else format_size(size), "flops": None if flops is None else f"{flops:g}"}
+        dial_text = ", ".join(f"{name}={text}" for name, text in dial.items() if text is not None)
+        schedule = {name: fields[f"schedule.{name}"] for name in ("warmup_tokens", "final_fraction")}
+        optimizer = {name: fields[f"optimizer.{name}"] for name in ("learning_rate", "weight_decay")}
         return RunConfig(
-            model=known.model,
+            model=run.model,
             data=DataConfig(
                 corpus=corpus,
                 vocabulary=vocabulary,
-                sequence_length=known.sequence_length,
-                batch_sequences=given["data.batch_sequences"],
+                sequence_length=run.sequence_length,
+                batch_sequences=fields["data.batch_sequences"],
             ),
             optimizer=dataclasses.replace(self.optimizer, **optimizer),
             schedule=dataclasses.replace(self.schedule, **schedule),
             precision=PrecisionConfig(self.compute),
             measure=MeasureConfig(validation_tokens=self.validation_tokens),
-            tokens=known.tokens,
+            tokens=run.tokens,
             seed=seed,
-            name=f"w{known.model.width}-d{known.model.depth}-{known.tokens / 1e6:.3g}M",
-            recipe=f"{self.name}({dial}, tokens={known.tokens})",
+            name=f"w{run.model.width}-d{run.model.depth}-{run.tokens / 1e6:.3g}M",
+            recipe=f"{self.name}({dial_text}, tokens={run.tokens})",
             learning_rate_from=f"{self.learning_rate.origin}: {self.learning_rate.source}",
         )
 
@@ -166,14 +198,15 @@ def explain(
     flops: float | None = None,
     vocab_size: int | None = None,
 ) -> tuple[DerivedNumber, ...]:
-    """How the recipe comes to each number of its run, in order. Raises InputError as the recipe itself does."""
+    """How the recipe derives each number of a run, in order, with rule and source. Raises InputError as the recipe
+    does."""
     return derive(recipe, size, tokens, flops=flops, vocab_size=vocab_size)[1]
 
 
 def derive(
     recipe: Recipe, size: Size | None, tokens: int | None, *, flops: float | None, vocab_size: int | None
 ) -> tuple[PartialRun, tuple[DerivedNumber, ...]]:
-    """What the rules of a recipe give, one after the other, and how. The recipe's own call reads its lines."""
+    """Applies the rules of a recipe one after the other. Returns the derived run, and each number with its rule."""
     if size is None and flops is None:
         raise InputError(f"{recipe.name}: needs a size or a budget in FLOPs; a size {SIZE_FORMS}")
     if tokens is not None and flops is not None:
@@ -219,12 +252,12 @@ def _line(what: str, value: Any, rule: Rule) -> DerivedNumber:
 
 
 def optimal_params(recipe: Recipe, flops: float, vocab_size: int | None = None) -> float:
-    """params_matmul at which the recipe's own horizon costs `flops`, interpolated between its shapes.
+    """params_matmul at which the recipe's own horizon costs `flops`, interpolated between its shapes as a power law.
 
-    Raises InputError when the budget is beyond them.
+    Raises InputError when the budget is outside of what they cost.
     """
     shapes = _shapes(recipe, vocab_size)
-    points = sorted((one.flops_per_token * recipe.horizon.value(one), one.params.matmul) for one in shapes)
+    points = sorted((shape.flops_per_token * recipe.horizon.value(shape), shape.params.matmul) for shape in shapes)
     if not points[0][0] <= flops <= points[-1][0]:
         least, most = points[0][0], points[-1][0]
         raise InputError(f"flops = {flops:g}: the shapes of {recipe.name} spend {least:.2g} to {most:.2g}")
@@ -233,17 +266,17 @@ def optimal_params(recipe: Recipe, flops: float, vocab_size: int | None = None) 
 
 
 def resolve_size(recipe: Recipe, size: Size, vocab_size: int | None = None) -> tuple[PartialRun, tuple[str, str]]:
-    """The shape of a size, and how it was found: rule and source. Raises InputError on a size of no known form."""
+    """The model of a size, and the rule and source that gave it. Raises InputError on a size of no known form."""
     if isinstance(size, str) and size in PUBLISHED_MODELS:
         shape = PUBLISHED_MODELS[size]
         model = dataclasses.replace(shape.model, vocab_size=vocab_size or shape.model.vocab_size)
         return PartialRun(model, shape.sequence_length), ("as published", shape.source)
-    if isinstance(size, str) and (found := re.fullmatch(r"w(\d+)x?d(\d+)", size)):
-        size = (int(found[1]), int(found[2]))
+    if isinstance(size, str) and (match := re.fullmatch(r"w(\d+)x?d(\d+)", size)):
+        size = (int(match[1]), int(match[2]))
     if isinstance(size, tuple):
         return _of_shape(recipe, size, vocab_size), ("as given, heads by the recipe", recipe.shapes_source)
-    if isinstance(size, str) and (found := re.fullmatch(r"d(\d+)", size)):
-        return _of_shape(recipe, _of_depth(recipe, int(found[1])), vocab_size), ("of that depth", recipe.shapes_source)
+    if isinstance(size, str) and (match := re.fullmatch(r"d(\d+)", size)):
+        return _of_shape(recipe, _of_depth(recipe, int(match[1])), vocab_size), ("of that depth", recipe.shapes_source)
     count = parse_count(size) if isinstance(size, str) else float(size)
     if count is None:
         raise InputError(f"size {size!r}: {SIZE_FORMS}{suggest_name(str(size), PUBLISHED_MODELS)}")
@@ -252,13 +285,13 @@ def resolve_size(recipe: Recipe, size: Size, vocab_size: int | None = None) -> t
 
 def parse_count(text: str) -> float | None:
     """124M -> 1.24e8: a number above 0, with K, M, B or T for powers of a thousand; None for any other text."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?)([KMBT]?)", text, re.IGNORECASE)
-    value = float(found[1]) * 1000.0 ** " KMBT".index(found[2].upper() or " ") if found else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?)([KMBT]?)", text, re.IGNORECASE)
+    value = float(match[1]) * 1000.0 ** " KMBT".index(match[2].upper() or " ") if match else 0.0
     return value if 0 < value < math.inf else None
 
 
 def format_size(size: Size) -> str:
-    """A size as one would write it."""
+    """A size as text: w64xd4 for a shape, a number in short form, or the text itself."""
     return f"w{size[0]}xd{size[1]}" if isinstance(size, tuple) else size if isinstance(size, str) else f"{size:g}"
 
 
@@ -271,26 +304,29 @@ def _of_shape(recipe: Recipe, shape: tuple[int, int], vocab_size: int | None) ->
 
 @functools.lru_cache(maxsize=64)
 def _shapes(recipe: Recipe, vocab_size: int | None) -> tuple[PartialRun, ...]:
-    """All that a recipe makes, the least params_matmul first."""
-    made = (_of_shape(recipe, shape, vocab_size) for shape in recipe.shapes())
-    return tuple(sorted(made, key=lambda one: one.params.matmul))
+    """Every shape of a recipe, the smallest params_matmul first."""
+    runs = (_of_shape(recipe, shape, vocab_size) for shape in recipe.shapes())
+    return tuple(sorted(runs, key=lambda run: run.params.matmul))
 
 
 def _of_depth(recipe: Recipe, depth: int) -> tuple[int, int]:
+    """The first shape of a recipe with that many layers. Raises InputError when there is none."""
     shapes = recipe.shapes()
-    found = [shape for shape in shapes if shape[1] == depth]
-    if not found:
+    matching = [shape for shape in shapes if shape[1] == depth]
+    if not matching:
         closest = min(shapes, key=lambda shape: abs(shape[1] - depth))[1]
         raise InputError(f"size d{depth}: {recipe.name} makes no shape of this depth; the closest is d{closest}")
-    return found[0]
+    return matching[0]
 
 
 def _nearest(recipe: Recipe, count: float, vocab_size: int | None) -> PartialRun:
-    known = _shapes(recipe, vocab_size)
-    least, most = known[0].params.matmul, known[-1].params.matmul
+    """The shape of a recipe whose params_matmul is nearest to `count`, in ratio. Raises InputError when none is
+    near."""
+    shapes = _shapes(recipe, vocab_size)
+    least, most = shapes[0].params.matmul, shapes[-1].params.matmul
     if not least / SIZE_TOLERANCE <= count <= most * SIZE_TOLERANCE:
-        said = f"size {count:g}: {recipe.name} makes {least:.2g} to {most:.2g} params_matmul"
         raise InputError(
-            f"{said} with a vocabulary of {known[0].model.vocab_size}; name a shape, as w64xd4, or a recipe"
+            f"size {count:g}: {recipe.name} makes {least:.2g} to {most:.2g} params_matmul with a vocabulary of "
+            f"{shapes[0].model.vocab_size}; name a shape, as w64xd4, or another recipe"
         )
-    return min(known, key=lambda one: abs(math.log(one.params.matmul / count)))
+    return min(shapes, key=lambda run: abs(math.log(run.params.matmul / count)))

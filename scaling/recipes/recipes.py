@@ -1,9 +1,11 @@
-"""The recipes, as plain data: one dial gives every hyperparameter, and each rule stands beside its source.
+"""The recipes: each gives every hyperparameter of a run from one dial, and each rule names its source.
 
-recipe.chinchilla("124M")                        a size: parameters, a published name, d12, w64xd4, (width, depth)
-recipe.chinchilla(flops=1e19)                    a compute budget
-recipe.small((48, 3), 1_000_000, corpus="zipf")  a shape, and a horizon of its own
-explain(recipe.chinchilla, "124M")               the same, number by number (dial.py), as `scaling cost` prints it
+    recipes.chinchilla("124M")                        a size: parameters, a published name, d12, w64xd4, (width, depth)
+    recipes.chinchilla(flops=1e19)                    a compute budget
+    recipes.small((48, 3), 1_000_000, corpus="zipf")  a shape, and its number of tokens
+    explain(recipes.chinchilla, "124M")               number by number (derive.py), as `scaling cost` prints it
+
+In the rules N is params_matmul, D training tokens, B tokens of a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ SMALL_WARMUP_STEPS = 20
 
 small = Recipe(
     name="small",
-    source="ours, for 1e3 to 1e7 parameters on bytes: scans in LOG.md, 2026-11-22; not to be carried out of that range",
+    source="ours, for 1e3 to 1e7 parameters on bytes: scans in LOG.md, 2026-11-22; not for sizes out of that range",
     shapes=rules.small_shapes,
     shapes_source="ours: Llama's block (Touvron et al. 2023), queries and keys normalised (Wortsman et al. 2023)",
     heads=lambda width: rules.fewest_heads(width, 16),
@@ -57,9 +59,9 @@ CHINCHILLA_BATCH = (1.4e12, 3e6)  # the same: (tokens, tokens of a batch after i
 
 chinchilla = Recipe(
     name="chinchilla",
-    source="Hoffmann et al. 2022 (Chinchilla); where it gives no rule, as said",
+    source="Hoffmann et al. 2022 (Chinchilla); where it gives no rule, the source named beside the number",
     shapes=rules.hoffmann_shapes,
-    shapes_source="Hoffmann et al. 2022, appendix I, with SwiGLU and RoPE (Touvron et al. 2023), head apart",
+    shapes_source="Hoffmann et al. 2022, appendix I, with SwiGLU and RoPE (Touvron et al. 2023), untied head",
     heads=rules.hoffmann_heads,
     horizon=Rule(lambda k: 20 * k.params.matmul, "20 N", "Hoffmann et al. 2022, table 3"),
     batch=Rule(
@@ -85,7 +87,7 @@ chinchilla = Recipe(
 )
 
 STEP_LAW = "Li et al. 2025 (Step Law), equation 1"
-STEP_LAW_HIGHEST = 2.0**-7  # the highest that was best at any of the (N, D) of their public table
+STEP_LAW_HIGHEST = 2.0**-7  # the highest rate that was best at any (N, D) of their public table
 
 step_law = Recipe(
     name="step_law",
@@ -123,7 +125,8 @@ D12 = ModelConfig(vocab_size=32_768, width=768, depth=12, heads=6, qk_norm=True)
 D12_TOKENS = 12 * count_params(D12).matmul
 D12_BATCH = 2**19  # tokens: measured there
 D12_PRODUCT = 0.02 * 0.28 * D12_TOKENS / D12_BATCH / 4
-"""learning_rate * decay * steps of nanochat's d12: half for its cosine to 0, half for its caution, neither ours."""
+"""learning_rate * weight_decay * steps of nanochat's d12, divided by 4: by 2 because its decay falls to 0 with a
+cosine, and by 2 because its decay is cautious (only where update and weight agree in sign); ours does neither."""
 
 nanochat = Recipe(
     name="nanochat",
@@ -145,7 +148,7 @@ nanochat = Recipe(
     weight_decay=Rule(
         lambda k: rules.timescale_weight_decay(k.learning_rate, k.tokens / k.batch_tokens, D12_PRODUCT),
         f"rate x decay x steps = {D12_PRODUCT:.3g}",
-        f"{NANOCHAT}, after Wang & Aitchison 2024; a quarter of d12's, for its cosine and its caution (ours)",
+        f"{NANOCHAT}, after Wang & Aitchison 2024; a quarter of d12's, whose decay is cautious and falls (ours)",
     ),
     warmup=Rule(
         lambda k: rules.warmup_of_steps(40, k.tokens, k.batch_tokens),

@@ -1,9 +1,7 @@
-"""Rules from a size and a budget to one number, each a pure function beside its paper.
+"""The rules of recipes: pure functions from a size and a number of tokens to one hyperparameter, each with its source.
 
-params, blocks: numbers (params_matmul of accounting.py; those of the blocks alone). tokens: the budget. Rules that are
-"ours" say what they pass through. recipe.py puts them together.
-
-Not in the design's list of modules: it is the second concept that recipe.py held when there was more than one recipe.
+params is params_matmul (scaling/accounting/counts.py), blocks the parameters of the blocks, tokens the training tokens.
+"Ours" marks what no paper gives. recipes.py puts the rules together.
 """
 
 from __future__ import annotations
@@ -23,29 +21,32 @@ TABLE_A9 = (
 
 
 def small_shapes() -> tuple[tuple[int, int], ...]:
-    """Two layers and one more for each 32 of width: the demo's ladder, continued in whole heads of 16 (ours)."""
+    """Two layers and one more for each 32 of width, in widths of whole heads of 16 (ours)."""
     return tuple((width, 2 + width // 32) for width in (8, 16, 24, *range(32, 513, 16)))
 
 
 def hoffmann_shapes() -> tuple[tuple[int, int], ...]:
-    """Hoffmann et al. 2022, appendix I; below its smallest, 64 of width a layer as its smallest have (ours)."""
+    """Hoffmann et al. 2022, appendix I; below its smallest shape, 64 of width for each layer as that one has (ours)."""
     return (*((64 * depth, depth) for depth in range(2, 8)), *TABLE_A9)
 
 
 def nanochat_shapes() -> tuple[tuple[int, int], ...]:
-    """Depth is the dial: 64 of width a layer, up to a whole head of 128 (nanochat, scripts/base_train.py)."""
+    """64 of width for each layer, rounded up to whole heads of 128 (nanochat, scripts/base_train.py)."""
     return tuple((128 * math.ceil(64 * depth / 128), depth) for depth in range(2, 65))
 
 
 def fewest_heads(width: int, widest: int) -> int:
-    """The fewest heads of even width, `widest` or less. Fewer heads mean less softmax, which a CPU pays for; but one
-    head alone costs .05 nats at 32 wide, and a number of heads that jumps puts a kink into the ladder (LOG.md)."""
-    fitting = (h for h in range(1, width + 1) if width % (2 * h) == 0 and width // h <= widest)
+    """The smallest number of heads whose width is even and at most `widest`.
+
+    Fewer heads mean less softmax, which is slow on a CPU; but a single head costs .05 nats at width 32, and a number of
+    heads that jumps from one size to the next bends the ladder of losses (LOG.md).
+    """
+    fitting = (heads for heads in range(1, width + 1) if width % (2 * heads) == 0 and width // heads <= widest)
     return next(fitting, width)
 
 
 def hoffmann_heads(width: int) -> int:
-    """Heads of 64, from a width of 1280 on of 128 (Hoffmann et al. 2022, appendix I)."""
+    """Heads of width 64, and of 128 from a model width of 1280 (Hoffmann et al. 2022, appendix I)."""
     return fewest_heads(width, 64 if width < 1280 else 128)
 
 
@@ -54,9 +55,10 @@ def nearest_power_of_two(sequences: float) -> int:
     return 2 ** max(round(math.log2(sequences)), 0)
 
 
-def scale_batch(tokens: float, at: tuple[float, float]) -> float:
-    """The batch of a budget, by Power Lines' exponent through `at`, (tokens, batch); in the unit of that batch."""
-    return at[1] * (tokens / at[0]) ** BATCH_EXPONENT
+def scale_batch(tokens: float, anchor: tuple[float, float]) -> float:
+    """The batch for a number of training tokens: a power law of exponent BATCH_EXPONENT through `anchor`, (tokens,
+    batch). In the unit of that batch."""
+    return anchor[1] * (tokens / anchor[0]) ** BATCH_EXPONENT
 
 
 def step_law_batch(tokens: float) -> float:
@@ -65,38 +67,40 @@ def step_law_batch(tokens: float) -> float:
 
 
 def step_law_learning_rate(blocks: float, tokens: float) -> float:
-    """Peak learning rate: 1.79 N^-.713 D^.307, N of the blocks alone, as in their table (Li et al. 2025)."""
+    """Peak learning rate: 1.79 N^-.713 D^.307 (Li et al. 2025, Step Law, equation 1), N of the blocks, as in their
+    table."""
     return 1.79 * blocks**-0.713 * tokens**0.307
 
 
-def scale_learning_rate(params: float, at: tuple[float, float], exponent: float) -> float:
-    """Peak learning rate: a power law in params_matmul through `at`, (params, rate), to four digits."""
-    return float(f"{at[1] * (params / at[0]) ** exponent:.4g}")
+def scale_learning_rate(params: float, anchor: tuple[float, float], exponent: float) -> float:
+    """Peak learning rate, to four digits: a power law in params_matmul through `anchor`, (params, rate)."""
+    return float(f"{anchor[1] * (params / anchor[0]) ** exponent:.4g}")
 
 
-def power_law_exponent(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """That of the power law through two points."""
-    return math.log(other[1] / one[1]) / math.log(other[0] / one[0])
+def power_law_exponent(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """The exponent of the power law through two points (x, y)."""
+    return math.log(second[1] / first[1]) / math.log(second[0] / first[0])
 
 
-def porian_warmup(params: float, tokens: float, batch_tokens: int, steps_at_least: int = 0) -> int:
-    """As many tokens as parameters (Porian et al. 2024, section 3.3: a fixed long warm-up bends the law of small
-    models), no fewer than some steps, and no more than a tenth of the budget (ours)."""
-    return min(max(int(params), steps_at_least * batch_tokens), int(0.1 * tokens))
+def porian_warmup(params: float, tokens: float, batch_tokens: int, min_steps: int = 0) -> int:
+    """Warm-up in tokens: as many as parameters (Porian et al. 2024, section 3.3: a fixed long warm-up bends the law of
+    small models), but at least min_steps steps and at most a tenth of the training tokens (both ours)."""
+    return min(max(int(params), min_steps * batch_tokens), int(0.1 * tokens))
 
 
 def warmup_of_steps(steps: int, tokens: float, batch_tokens: int) -> int:
-    """That many steps, as tokens, and no more than a tenth of the budget (the cap is ours)."""
+    """Warm-up in tokens: that many steps, but at most a tenth of the training tokens (the cap is ours)."""
     return min(steps * batch_tokens, int(0.1 * tokens))
 
 
-def nanochat_learning_rate(width: int, batch_tokens: float, batch_at: float) -> float:
-    """.02 sqrt(B / B of d12) on orthogonal updates (nanochat). Here updates have the RMS of AdamW's, .2 sqrt(width)
-    larger (Liu et al. 2025, equation 4), and the rate is as much smaller."""
-    return float(f"{0.02 * (batch_tokens / batch_at) ** 0.5 / (0.2 * width**0.5):.4g}")
+def nanochat_learning_rate(width: int, batch_tokens: float, anchor_batch: float) -> float:
+    """Muon's learning rate. nanochat has .02 sqrt(B / B of d12) for orthogonal updates; our updates are larger by
+    .2 sqrt(width), which gives them the RMS of AdamW's (Liu et al. 2025, equation 4), so the rate is smaller by
+    that."""
+    return float(f"{0.02 * (batch_tokens / anchor_batch) ** 0.5 / (0.2 * width**0.5):.4g}")
 
 
 def timescale_weight_decay(learning_rate: float, steps: float, product: float) -> float:
-    """The decay for which learning_rate * decay * steps is `product`: one averaging time in units of the run, whatever
-    its size (Wang & Aitchison 2024)."""
+    """The weight decay for which learning_rate * weight_decay * steps is `product`: AdamW then averages weights over
+    the same fraction of every run (Wang & Aitchison 2024)."""
     return float(f"{product / (learning_rate * steps):.4g}")
