@@ -1,16 +1,15 @@
 """Shared trunks: a run starts from the state of another whose stable phase it shares, and ends as if it had trained
 alone, bit for bit.
 
-Under warm-up, stable, decay (Hu et al. 2024, MiniCPM, section 4; Haegele et al. 2024) runs that differ only in their
-budget take the same steps until the cooldown of the shorter one: same weights, same batches, same learning rates. The
-longest of them is trained whole and keeps its state where the others leave; each of those trains its own cooldown only.
+Under a warmup-stable-decay schedule (Hu et al. 2024, MiniCPM, section 4; Haegele et al. 2024) runs that differ only in
+their budget take the same steps until the cooldown of the shorter one: same weights, same batches, same learning rates.
+The longest of them, the trunk, is trained whole and saves its state where the others branch off; each of those trains
+its own cooldown only.
 
-    <trunk>/branches/<step>/     Orbax, one a step in `measure.branch_at_steps`; whole before any later checkpoint is
+    <trunk>/branches/<step>/     Orbax, one a step in `measure.branch_at_steps`, whole before any later checkpoint
 
-One judgement alone may differ: the count of steps on end above ln V (monitor.py) starts anew in a branch.
-
-Not in the design's list of modules: the trainer, the population and the runner ask it where a run begins; the runner
-without JAX, which is therefore imported where it is used.
+One thing may differ from a run alone: the count of consecutive steps above ln V (monitor.py) starts anew in a branch.
+The sweep runner uses this module without JAX, which is therefore imported inside functions.
 """
 
 from __future__ import annotations
@@ -30,25 +29,25 @@ def trunk_folder(folder: Path, config: RunConfig) -> Path:
 
 
 def has_branch_state(folder: Path, config: RunConfig) -> bool:
-    """Whether the state that a run branches from is there, whole."""
+    """Whether the trunk has saved the whole state that a run branches from."""
     return (trunk_folder(folder, config) / run_folder.BRANCHES / str(config.branch_step)).is_dir()
 
 
 def save_branch_state(folder: Path, config: RunConfig, step: int, state: Any) -> None:
-    """Writes the state after `step` steps for others to branch from, if the config asks for it; returns when whole.
+    """Saves the state after `step` steps for others to branch from, if that step is in `measure.branch_at_steps`.
 
-    It is waited for so that no later checkpoint can be whole while this one is not: a resumed run would not pass here
-    again.
+    Returns when it is written: were a later checkpoint whole before it, a run killed in between would resume from that
+    checkpoint and never write this state.
     """
     from scaling.training.checkpoints import Checkpoints
 
     if step in config.measure.branch_at_steps:
-        with Checkpoints(folder / run_folder.BRANCHES, None) as kept:
-            kept.save(step, state)
+        with Checkpoints(folder / run_folder.BRANCHES, None) as branch_states:
+            branch_states.save(step, state)
 
 
 def restore_branch_state(folder: Path, config: RunConfig, abstract_state: Any) -> Any:
-    """The state that a run branches from; its trunk's metrics up to there become this run's own. After `check`."""
+    """The state that a run branches from; copies its trunk's metrics up to that step. Call `check_branch` before."""
     import jax
 
     from scaling.training.checkpoints import Checkpoints
@@ -57,27 +56,29 @@ def restore_branch_state(folder: Path, config: RunConfig, abstract_state: Any) -
     if jax.process_index() == 0:
         lines = [line for line in run_folder.read_metrics(trunk) if line["step"] <= config.branch_step]
         (folder / run_folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with Checkpoints(trunk / run_folder.BRANCHES, None, read_only=True) as kept:
-        return kept.restore(config.branch_step, abstract_state)
+    with Checkpoints(trunk / run_folder.BRANCHES, None, read_only=True) as branch_states:
+        return branch_states.restore(config.branch_step, abstract_state)
 
 
 def check_branch(folder: Path, config: RunConfig) -> None:
     """Raises InputError unless a run can branch where its config says."""
     trunk = trunk_folder(folder, config)
-    named = f"RunConfig.branch_of = {config.branch_of!r}"
+    field = f"RunConfig.branch_of = {config.branch_of!r}"
     if not (trunk / run_folder.CONFIG).exists():
-        raise InputError(f"{named}: {trunk} is no run; train it first, or leave branch_of empty to train alone")
+        raise InputError(f"{field}: {trunk} is no run; train it first, or leave branch_of empty to train alone")
     if config.lineage != load_config(trunk / run_folder.CONFIG).lineage:
-        raise InputError(f"{named}: {trunk} is not the same run but for its budget; leave branch_of empty")
+        raise InputError(
+            f"{field}: {trunk} differs in more than its budget; name the trunk of this run, or leave branch_of empty"
+        )
     if not has_branch_state(folder, config) and not trunk_diverged_before(folder, config):
         raise InputError(
-            f"{named}: {trunk} keeps no state at step {config.branch_step}; train it with that step in "
+            f"{field}: {trunk} keeps no state at step {config.branch_step}; train it with that step in "
             "measure.branch_at_steps, or leave branch_of empty to train alone"
         )
 
 
 def trunk_diverged_before(folder: Path, config: RunConfig) -> bool:
-    """Whether the trunk diverged before this run leaves it, as this run would have."""
+    """Whether the trunk diverged before the step at which this run branches off, as this run alone would have."""
     result = run_folder.read_result(trunk_folder(folder, config))
     if result is None or result["status"] != "diverged" or has_branch_state(folder, config):
         return False
@@ -85,10 +86,10 @@ def trunk_diverged_before(folder: Path, config: RunConfig) -> bool:
 
 
 def write_diverged_result(folder: Path, config: RunConfig) -> None:
-    """Writes the result of a run whose trunk diverged before it left: what it would have been alone."""
+    """Writes the result of a run whose trunk diverged before this one branched off: that of the run alone."""
     trunk = run_folder.read_result(trunk_folder(folder, config)) or {}
-    before = trunk["row"]
-    row = run_folder.result_row(config, tokens=before["tokens"], unique_tokens=before["unique_tokens"])
+    trunk_row = trunk["row"]
+    row = run_folder.result_row(config, tokens=trunk_row["tokens"], unique_tokens=trunk_row["unique_tokens"])
     row |= {"status": "diverged", "loss": None, "loss_stderr": None, "bits_per_byte": None}
     row |= {"seconds": 0.0, "tokens_per_second": None, "flops_spent": 0.0}
     reason = f"{config.branch_of}, with which it shares these steps: {trunk['reason']}"

@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: asynchronous, last ones kept, restored onto any mesh.
+"""Checkpoints with Orbax: written asynchronously and restored onto any mesh.
 
 Orbax writes a step under a temporary name and renames it when it is whole, so that neither a kill nor a full disk
 harms the checkpoint before it.
@@ -20,21 +20,22 @@ import orbax.checkpoint as ocp
 from scaling.errors import DiskFullError, InputError, exception_chain
 from scaling.model.weights import path_name
 
-# What Orbax's threads log as errors comes back as exceptions as well; once is enough.
+# Orbax's threads log their errors and raise them here too; the exception is enough.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 MAX_LISTED = 8
 METADATA_BYTES = 262_144
-"""Bytes of Orbax's own metadata, generously."""
+"""Upper bound on Orbax's own metadata in a checkpoint."""
 FULL_DISK_MESSAGES = ("No space left", f"os_error_code='{errno.ENOSPC}'")
-"""How TensorStore says it."""
+"""In messages of TensorStore."""
 
 
 class Checkpoints:
-    """The checkpoints in one folder, one per step; the last `keep`, or all. A context manager: leaving waits."""
+    """The checkpoints of one folder, one per step: the last `keep` of them, or all. A context manager, which waits for
+    unfinished writes when it is left."""
 
     def __init__(self, folder: Path, keep: int | None, *, read_only: bool = False) -> None:
-        """read_only: leaves alone what another process is writing there."""
+        """read_only: do not delete the unfinished checkpoints of another process that writes there."""
         writing = functools.partial(ocp.CheckpointManagerOptions, max_to_keep=keep, cleanup_tmp_directories=True)
         options = ocp.CheckpointManagerOptions(read_only=True) if read_only else writing()
         self.folder = folder.absolute()
@@ -47,14 +48,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Starts writing, unless it is held. Raises InputError when the disk has no room: here, or at the next call if
-        it fills up."""
+        """Starts to write a checkpoint, unless the folder has one of this step. Raises DiskFullError when there is no
+        room for it, here or, where the disk fills up during the write, at the next call."""
         if step not in self._manager.all_steps():
             self._check_room(state)
             self._guard(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
 
     def wait(self) -> None:
-        """Returns when all is written. Raises InputError when the disk is full."""
+        """Returns when all checkpoints are written. Raises DiskFullError when the disk is full."""
         self._guard(self._manager.wait_until_finished)
         self._guard(self._manager.check_for_errors)
 
@@ -63,20 +64,18 @@ class Checkpoints:
 
         Raises InputError naming each leaf whose presence or shape differs.
         """
-        held = self._manager.item_metadata(step)
-        differences = tree_differences(held, abstract_state)
+        differences = tree_differences(self._manager.item_metadata(step), abstract_state)
         if differences:
-            shown = "; ".join(differences[:MAX_LISTED]) + (
-                f"; and {len(differences) - MAX_LISTED} more" * (len(differences) > MAX_LISTED)
-            )
-            raise InputError(f"{self.folder}/{step}: the checkpoint is of another model: {shown}")
+            more = f"; and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
+            listed = "; ".join(differences[:MAX_LISTED])
+            raise InputError(f"{self.folder}/{step}: the checkpoint is of another model: {listed}{more}")
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what is being written."""
+        """Waits for unfinished writes."""
         self._guard(self._manager.close)
 
     def _check_room(self, state: Any) -> None:
@@ -87,13 +86,14 @@ class Checkpoints:
 
     def _full(self, detail: str) -> DiskFullError:
         latest = self.latest()
-        kept = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
+        last_whole = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
         return DiskFullError(
-            f"{self.folder}: no space left for a checkpoint ({detail}); {kept}: "
+            f"{self.folder}: no space left for a checkpoint ({detail}); {last_whole}: "
             "free some space and run the same command again"
         )
 
     def _guard(self, call: Callable[[], Any]) -> None:
+        """Calls a function of Orbax; turns its errors about a full disk into DiskFullError."""
         try:
             call()
         except Exception as error:
@@ -103,23 +103,23 @@ class Checkpoints:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that the disk is full."""
+    """Whether an error, or one in its chain, says that the disk is full."""
     return any(
         getattr(link, "errno", None) == errno.ENOSPC or any(message in str(link) for message in FULL_DISK_MESSAGES)
         for link in exception_chain(error)
     )
 
 
-def tree_differences(held: Any, wanted: Any) -> list[str]:
-    """One text per leaf that only one of two trees has, or whose shapes differ."""
-    held_shapes, wanted_shapes = _shapes(held), _shapes(wanted)
+def tree_differences(saved: Any, expected: Any) -> list[str]:
+    """One text for each leaf that only one of two trees has, or whose shapes differ."""
+    saved_shapes, expected_shapes = _leaf_shapes(saved), _leaf_shapes(expected)
     return [
-        f"{path}: checkpoint {held_shapes.get(path, 'has none')}, config {wanted_shapes.get(path, 'has none')}"
-        for path in sorted(held_shapes.keys() | wanted_shapes.keys())
-        if held_shapes.get(path) != wanted_shapes.get(path)
+        f"{path}: checkpoint {saved_shapes.get(path, 'has none')}, config {expected_shapes.get(path, 'has none')}"
+        for path in sorted(saved_shapes.keys() | expected_shapes.keys())
+        if saved_shapes.get(path) != expected_shapes.get(path)
     ]
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {path_name(path): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,7 +1,5 @@
-"""How a command that trains ends when training raises: what it says on stderr, and by which exit code.
-
-Not in the design's list of modules: `scaling train`, `scaling population` and each process of a gang end alike.
-"""
+"""Reports an error that ended a training: used by `scaling train`, `scaling population` and every process of a
+multi-host run."""
 
 from __future__ import annotations
 
@@ -16,7 +14,8 @@ from scaling.training.out_of_memory import first_line, is_out_of_memory
 
 
 def report_failure(error: Exception) -> int:
-    """Says what ended the training, the traceback before the last line where it helps, and returns the exit code."""
+    """Prints on stderr what ended the training, last in one line, with the traceback before it unless the user's input
+    or a signal was the cause. Returns the exit code."""
     if isinstance(error, Stopped):
         print(error, file=sys.stderr, flush=True)
         return STOPPED
@@ -28,8 +27,8 @@ def report_failure(error: Exception) -> int:
         print("error: the disk is full; free some space and run the same command again", file=sys.stderr, flush=True)
         return DISK_FULL
     if is_out_of_memory(error):
-        what = "a smaller --data.microbatch-sequences needs less and learns the same"
-        print(f"error: out of memory: {first_line(error)}; {what}", file=sys.stderr, flush=True)
+        remedy = "a smaller --data.microbatch-sequences needs less and learns the same"
+        print(f"error: out of memory: {first_line(error)}; {remedy}", file=sys.stderr, flush=True)
         return OUT_OF_MEMORY
     sys.stderr.flush()
     return FAILED

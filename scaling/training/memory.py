@@ -1,7 +1,5 @@
-"""How much memory a run needs on each device, before anything is compiled, and the smallest change that would fit.
-
-Not in the design's list of modules: an estimate, which ahead.py confirms with the compiler and training asks first.
-"""
+"""Estimates the memory that a run needs on each device, before anything is compiled, and lists smaller configs that may
+fit. `scaling compile` confirms the estimates with the compiler; training checks its state before it starts."""
 
 from __future__ import annotations
 
@@ -32,50 +30,55 @@ def state_bytes(abstract_state: Any) -> int:
 
 
 def check_memory(abstract_state: Any, memory: float) -> None:
-    """Raises InputError when weights and optimizer state alone are more than a device has, memory in bytes.
+    """Raises InputError when weights and optimizer state alone need more than `memory`, the bytes of a device.
 
-    Gradients, a third of the state in float32, and activations come on top; the compiler has the last word on those.
+    Gradients (a third of the state in float32) and activations come on top; only the compiler knows those.
     """
     needed = state_bytes(abstract_state)
     if needed > memory:
-        times = math.ceil(needed / memory)
+        factor = math.ceil(needed / memory)
         raise InputError(
             f"weights and optimizer state: {needed / GIB:.1f} GiB on each device, which has {memory / GIB:.1f}; "
-            f"mesh.fsdp or mesh.tensor {times} times larger would hold them"
+            f"mesh.fsdp or mesh.tensor {factor} times larger would hold them"
         )
 
 
 def estimate_bytes(config: RunConfig, sizes: MeshSizes) -> float:
-    """Peak bytes on each device over a mesh of (data, fsdp, tensor): state, gradients, activations. An estimate (ours).
+    """Peak bytes on each device of a mesh of (data, fsdp, tensor): state, gradients, activations. An estimate (ours).
 
-    Master weights, two moments and gradients in float32, gradients again where microbatches sum them; two layers and
-    the head gathered in the dtype of the products, the head's gradient whole in float32; logits of one chunk (loss.py).
-    Activations: with remat "full" one residual stream a layer and all of one layer; without, all of every layer. Only
-    the reference attention keeps scores: in float32, and as weights in the dtype of the products.
+    Counted are: weights, two moments and gradients in float32, and gradients once more where microbatches sum them; two
+    layers and the head gathered in the compute dtype, and the head's gradient in float32; logits of one chunk
+    (scaling/model/loss.py). Activations: with remat "full" one residual stream a layer and all of one layer; without
+    remat all of every layer. Only the reference attention keeps scores, in float32 and once more in the compute dtype.
     """
     data, fsdp, tensor = sizes
     model, T = config.model, config.data.sequence_length
-    width = {"float32": 4, "bfloat16": 2}[config.precision.compute]
+    width = {"float32": 4, "bfloat16": 2}[config.precision.compute]  # bytes of a number in the compute dtype
     params = counts.count_params(model)
-    state = 16 * params.total / (fsdp * tensor)
+    state = 16 * params.total / (fsdp * tensor)  # weight, two moments and gradient: four float32
     sequences = (config.data.microbatch_sequences or config.data.batch_sequences) / (data * fsdp)
     tokens = sequences * T
     accumulated = 4 * params.total / (fsdp * tensor) if config.data.microbatch_sequences else 0.0
     gathered = width * 2 * params.blocks / model.depth / tensor + (4 + width) * model.vocab_size * model.width
     rows = max(round(sequences), 1)
     logits = tokens * model.vocab_size * (4 + width) / chunk_count(rows, T, model.vocab_size)
+    # Numbers a token of one layer: 8 M + 2 K D of attention, 4 F of the feed-forward block.
     attention = 8 * model.width + 2 * model.num_kv_heads * model.head_width
     layer = tokens * width * (attention + 4 * model.num_ff) / tensor
     kernel = choose_kernel(model, jnp.dtype(config.precision.compute), T, "tpu")
     scores = sequences * model.heads / tensor * T * T * (4 + width) if kernel == "xla" else 0.0
     stream = tokens * width * model.width
-    kept = {"full": 1, "dots": 1 + layer / (2 * stream), "none": 1 + (layer + scores) / stream}[model.remat]
-    return state + accumulated + gathered + logits + layer + scores + model.depth * stream * kept
+    # What each layer keeps for the backward pass, in residual streams.
+    by_remat = {"full": 1, "dots": 1 + layer / (2 * stream), "none": 1 + (layer + scores) / stream}
+    return state + accumulated + gathered + logits + layer + scores + model.depth * stream * by_remat[model.remat]
 
 
 def smaller_configs(config: RunConfig, sizes: MeshSizes, slices: int = 1) -> Iterator[tuple[str, RunConfig, MeshSizes]]:
-    """Changes that need less memory, smallest first, and in words: recompute more, fewer sequences at once, a smaller
-    batch, weights over more of the devices of a slice, heads over more of them."""
+    """Changes that need less memory, smallest change first, as (flags of `scaling compile`, config, mesh sizes).
+
+    In this order: recompute activations, a smaller microbatch, a smaller batch, weights sharded over more devices of
+    one of the `slices`, heads and hidden widths sharded over more devices.
+    """
     base = config
     if config.model.remat != "full":
         base = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="full"))
@@ -102,7 +105,8 @@ def smaller_configs(config: RunConfig, sizes: MeshSizes, slices: int = 1) -> Ite
 
 
 def _more_tensor(words: str, config: RunConfig, sizes: MeshSizes) -> Iterator[tuple[str, RunConfig, MeshSizes]]:
-    """Heads and hidden widths over more devices, taken from fsdp: each holds as much state, and more sequences."""
+    """Heads and hidden widths sharded over more devices, taken from fsdp: a device holds as much of the state as before
+    and more sequences."""
     model = config.model
     for factor in (2, 4, 8):
         tensor = sizes[2] * factor
@@ -117,9 +121,13 @@ def _more_tensor(words: str, config: RunConfig, sizes: MeshSizes) -> Iterator[tu
 def likely_fitting_changes(
     config: RunConfig, sizes: MeshSizes, memory: float, scale: float = 1.0, slices: int = 1
 ) -> list[tuple[str, RunConfig, MeshSizes]]:
-    """Changes that may fit, `memory` in bytes, the best guess first: those whose estimate times `scale` does, smallest
-    change first; then those whose plain estimate does, least memory first."""
-    made = [(estimate_bytes(one[1], one[2]), one) for one in smaller_configs(config, sizes, slices)]
-    likely = [one for needed, one in made if needed * scale <= memory]
-    perhaps = sorted((needed, index) for index, (needed, _) in enumerate(made) if needed <= memory < needed * scale)
-    return likely + [made[index][1] for _, index in perhaps]
+    """The changes of `smaller_configs` that may fit in `memory` bytes a device, likeliest first: those whose estimate
+    times `scale` fits, smallest change first; then those whose estimate alone fits, least memory first.
+
+    scale: what the compiler reported for the config, divided by its estimate.
+    """
+    changes = list(smaller_configs(config, sizes, slices))
+    estimates = [estimate_bytes(changed, changed_sizes) for _, changed, changed_sizes in changes]
+    likely = [change for needed, change in zip(estimates, changes, strict=True) if needed * scale <= memory]
+    possible = sorted((needed, i) for i, needed in enumerate(estimates) if needed <= memory < needed * scale)
+    return likely + [changes[i] for _, i in possible]

@@ -1,7 +1,4 @@
-"""What watches a run while it trains: rates, divergence, signals, the progress bar.
-
-Not in the design's list of modules: it keeps the loop in train.py linear and under 300 lines.
-"""
+"""Watches a run while it trains: its throughput, divergence, signals to stop, waits, and the progress bar."""
 
 from __future__ import annotations
 
@@ -24,16 +21,19 @@ from scaling.config.run_config import RunConfig
 from scaling.signals import handle_signals
 
 DIVERGED_STEPS = 200
+"""Consecutive steps with a loss above ln V, the loss of a uniform guess, after which a run counts as diverged."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal came; the state is saved and the same command goes on from it."""
+    """Raised when a signal stopped the training: the state is saved, and the same command resumes from it."""
 
 
 @dataclass
 class Clock:
-    """Rates of this session: from its first finished step on, so without compilation, and without pauses."""
+    """Measures the throughput of this session, from its first finished step on, so without compilation, and without
+    pauses. steps: those timed, -1 before the first has finished; seconds: their time; last: when the latest finished.
+    """
 
     config: RunConfig
     steps: int = -1
@@ -41,24 +41,26 @@ class Clock:
     last: float = field(default_factory=time.perf_counter)
 
     def tick(self) -> None:
-        """One more step has finished."""
+        """Counts one more finished step."""
         now = time.perf_counter()
         self.seconds += now - self.last if self.steps >= 0 else 0.0
         self.steps, self.last = self.steps + 1, now
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is nobody's."""
+        """Leaves the time inside the block out of `seconds`."""
         before = time.perf_counter()
         yield
         self.last += time.perf_counter() - before
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens per second of the timed steps; nan before there are any."""
         return self.steps * self.config.data.batch_tokens / self.seconds if self.seconds else math.nan
 
-    def rates(self) -> dict[str, float]:
-        """tokens_per_second, and mfu (exact_causal FLOPs) where the peak of the devices is published."""
+    def throughput(self) -> dict[str, float]:
+        """tokens_per_second, and mfu (model FLOPs utilization, by exact_causal FLOPs) where the peak of the devices is
+        published; empty before a step is timed."""
         if not self.seconds:
             return {}
         c = self.config
@@ -70,18 +72,19 @@ class Clock:
 
 @dataclass
 class DivergenceMonitor:
-    """Notices divergence: a loss that is not finite, or above ln V for DIVERGED_STEPS steps on end within a session."""
+    """Notices divergence: a loss that is not finite, or one above `limit` (ln V) for DIVERGED_STEPS consecutive steps
+    of one session. steps_above: how many of the latest steps in a row were above it."""
 
     limit: float
-    above: int = field(default=0)
+    steps_above: int = field(default=0)
 
     def divergence_reason(self, step: int, loss: float) -> str:
-        """Empty while all is well."""
-        self.above = self.above + 1 if loss > self.limit else 0
+        """Why the run has diverged, or "". step: counted from 1, as in metrics.jsonl; loss: nats per token."""
+        self.steps_above = self.steps_above + 1 if loss > self.limit else 0
         if not math.isfinite(loss):
             return f"loss is {loss} at step {step}"
-        if self.above >= DIVERGED_STEPS:
-            return f"loss {loss:.3f} above ln V = {self.limit:.3f} for {self.above} steps, at step {step}"
+        if self.steps_above >= DIVERGED_STEPS:
+            return f"loss {loss:.3f} above ln V = {self.limit:.3f} for {self.steps_above} steps, at step {step}"
         return ""
 
 
@@ -105,30 +108,33 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def timeout_with_notice(what: str, seconds: float, code: int, every: float = 60.0) -> Iterator[None]:
-    """Says on stderr each minute that the block still waits for `what`, and ends the process with an exit code and one
-    line after `seconds`: for a wait inside XLA, which no exception reaches and which would end in a stack trace."""
-    over, start = threading.Event(), time.monotonic()
+    """Ends the process with exit code `code` and one line on stderr when the block takes longer than `seconds`; until
+    then prints on stderr, `every` so many seconds, that it still waits for `what`.
+
+    For a wait inside XLA, which no Python exception can interrupt and which would end in a stack trace.
+    """
+    finished, start = threading.Event(), time.monotonic()
 
     def watch() -> None:
-        while not over.wait(min(every, max(start + seconds - time.monotonic(), 0.0))):
+        while not finished.wait(min(every, max(start + seconds - time.monotonic(), 0.0))):
             waited = time.monotonic() - start
             if waited >= seconds:
                 print(f"error: waited {waited:.0f} s for {what}: start every one of them", file=sys.stderr, flush=True)
                 os._exit(code)
             print(f"waiting for {what}: {waited:.0f} s so far, at most {seconds:.0f}", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=watch, name="patience", daemon=True)
+    thread = threading.Thread(target=watch, name="timeout", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 @contextlib.contextmanager
 def progress_bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """A progress bar on a terminal, nothing elsewhere. Yields show(step, loss, tokens per second)."""
+    """Shows a progress bar on a terminal, and nothing elsewhere. Yields show(step, loss, tokens per second)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -21,14 +21,16 @@ from scaling.model.parametrization import Multipliers, multipliers, scale
 from scaling.model.weights import path_name, weight_kind
 
 UPDATE_RMS = 0.2
+"""RMS of AdamW's updates, which Muon's are scaled to (Liu et al. 2025)."""
 STACKED_MATRICES = optax.contrib.MuonDimensionNumbers(1, 2)
+"""Rows and columns of a weight [L, I, O]."""
 
 
 @struct.dataclass
 class Rates:
-    """What a step is told beside its batch: float32 scalars, or one of each a member of a population.
+    """Inputs of a compiled step beside its batch: float32 scalars, or [E] for the members of a population.
 
-    learning_rate: of this step, schedule included. weight_decay: decoupled, times the learning rate.
+    learning_rate: of this step, schedule included. weight_decay: decoupled; the step multiplies it by learning_rate.
     """
 
     learning_rate: Any
@@ -36,7 +38,7 @@ class Rates:
 
 
 def learning_rate(tokens: float, optimizer: OptimizerConfig, schedule: ScheduleConfig, budget: int) -> float:
-    """Learning rate after `tokens` of `budget` tokens. Linear warm-up, then cosine or stable-and-decay."""
+    """Learning rate after `tokens` of `budget` tokens: linear warm-up, then cosine decay or stable and linear decay."""
     peak = optimizer.learning_rate
     if tokens < schedule.warmup_tokens:
         return peak * tokens / schedule.warmup_tokens
@@ -49,25 +51,25 @@ def learning_rate(tokens: float, optimizer: OptimizerConfig, schedule: ScheduleC
 
 
 def step_learning_rate(step: int, config: RunConfig) -> float:
-    """Learning rate of step `step` (from 0): that of the middle of its tokens, so no step is spent at zero."""
+    """Learning rate of step `step` (from 0), taken at the middle of its tokens, so that no step has a rate of zero."""
     batch_tokens = config.data.batch_tokens
     budget = config.steps * batch_tokens
     return learning_rate((step + 0.5) * batch_tokens, config.optimizer, config.schedule, budget)
 
 
 def step_rates(step: int, config: RunConfig) -> Rates:
-    """What step `step` (from 0) is told, float32."""
+    """Learning rate and weight decay of step `step` (from 0), float32."""
     return Rates(np.float32(step_learning_rate(step, config)), np.float32(config.optimizer.weight_decay))
 
 
 def gradient_transformation(
     config: OptimizerConfig, weight_decay: Any, model: ModelConfig
 ) -> optax.GradientTransformation:
-    """Clip by global norm, Adam or Muon, decoupled decay of matrices; each weight's numbers times what the model's
-    parametrisation gives it. The caller scales by minus the learning rate.
+    """Clipping by global norm, then Adam or Muon, then decoupled weight decay. Each weight's epsilon, learning rate and
+    decay are multiplied by its factors in the model's parametrization. The caller multiplies the updates by minus the
+    learning rate.
 
-    weight_decay: a scalar, traced or not; the config's own is not read. An epsilon c times as large is a gradient c
-    times as small: Adam's update depends on their quotient alone.
+    weight_decay: a scalar, traced or not; it stands in for the config's own.
     """
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     inner = adam if config.kind == "adamw" else muon_with_rest(adam, config.momentum)
@@ -81,6 +83,7 @@ def gradient_transformation(
         )
 
     def moments(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # Adam's update depends on gradient / epsilon alone: a gradient times 1/c acts as an epsilon times c.
         return inner.update(scale_tree(updates, lambda m: 1 / m.epsilon), state, params)
 
     def decays(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -95,34 +98,34 @@ def gradient_transformation(
 
 
 def muon_with_rest(rest: optax.GradientTransformation, momentum: float) -> optax.GradientTransformation:
-    """Muon for the matrices of blocks, stacked [L, I, O] and made orthogonal layer by layer; `rest` for the rest.
+    """Muon for the matrices of blocks, stacked [L, I, O] and orthogonalized layer by layer; `rest` for other weights.
 
-    Jordan et al. 2024: five steps of Newton and Schulz on Nesterov momentum. Times 0.2 sqrt(max(I, O)), the update's
-    RMS is that of AdamW's, so that one learning rate and one decay serve both (Liu et al. 2025, equation 4).
+    Jordan et al. 2024: five Newton-Schulz iterations on Nesterov momentum. The update times 0.2 sqrt(max(I, O)) has the
+    RMS of AdamW's, so that one learning rate and one weight decay serve both (Liu et al. 2025, equation 4).
     """
     muon = optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=muon_dimension_numbers)
     coefficients: Any = muon.init({})
 
-    # The coefficients of the iteration are constants: no part of the state.
+    # The coefficients of the iteration are constants, so they are left out of the state and of checkpoints.
     def init(params: Any) -> Any:
         state: Any = muon.init(params)
         return state._replace(ns_coeffs=())
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        after: Any = muon.update(updates, state._replace(ns_coeffs=coefficients.ns_coeffs), params)
-        same_rms = jax.tree.map(lambda u: UPDATE_RMS * max(u.shape[1:]) ** 0.5 * u, after[0])
-        return same_rms, after[1]._replace(ns_coeffs=())
+        result: Any = muon.update(updates, state._replace(ns_coeffs=coefficients.ns_coeffs), params)
+        same_rms = jax.tree.map(lambda u: UPDATE_RMS * max(u.shape[1:]) ** 0.5 * u, result[0])
+        return same_rms, result[1]._replace(ns_coeffs=())
 
     return optax.partition({"muon": optax.GradientTransformation(init, update), "adamw": rest}, optimizer_labels)
 
 
 def muon_dimension_numbers(tree: Any) -> Any:
-    """For optax: rows and columns of every weight here, all of them stacked matrices."""
+    """For optax: which axes of each weight are rows and columns. All are stacked matrices."""
     return jax.tree.map(lambda _: STACKED_MATRICES, tree)
 
 
 def optimizer_labels(params: Any) -> Any:
-    """Tree of which optimizer a weight has where Muon is asked for: "muon" for the matrices of blocks."""
+    """The optimizer of each weight under `optimizer.kind = muon`: "muon" for the matrices of blocks, else "adamw"."""
 
     def kind(path: tuple[Any, ...], _: Any) -> str:
         return "muon" if weight_kind(path_name(path)).muon else "adamw"

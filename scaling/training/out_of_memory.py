@@ -1,12 +1,11 @@
-"""Running out of memory: how it is told, and what to try next.
-
-Not in the design's list of modules: what trains and what starts training both ask, and the latter without JAX.
-"""
+"""Recognizes that a run ran out of memory, and finds the next smaller microbatch to try. Imports no JAX, because the
+sweep runner uses it too."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import re
 from pathlib import Path
 
@@ -16,16 +15,16 @@ from scaling.errors import InputError, exception_chain
 OUT_OF_MEMORY_MESSAGE = re.compile(
     r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|_ALLOC_FAILED|bad_alloc", re.IGNORECASE
 )
-"""How XLA says it of a CPU, GPU or TPU, and CUDA's libraries of a GPU."""
+"""In messages of XLA about a CPU, GPU or TPU, and of CUDA's libraries."""
 
 VMSTAT = Path("/proc/vmstat")
 MAX_LINE_LENGTH = 200
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that a device or the host has too little memory.
+    """Whether an error, or one in its chain, says that a device or the host has too little memory.
 
-    One that was made bad input on its way is bad input, whatever it came from.
+    False for an InputError, whatever it was raised from.
     """
     if isinstance(error, InputError):
         return False
@@ -43,49 +42,52 @@ def _says_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, shortened: those of compilers have hundreds."""
+    """The first line of an error's message, at most MAX_LINE_LENGTH characters: a compiler's may have hundreds of
+    lines."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= MAX_LINE_LENGTH else line[: MAX_LINE_LENGTH - 3] + "..."
 
 
-def batch_shards(config: RunConfig, devices: int) -> int:
-    """How many of a run's devices the sequences of a batch are dealt to."""
+def expected_batch_shards(config: RunConfig, devices: int) -> int:
+    """Over how many of a run's devices the sequences of a batch are sharded (mesh axes data and fsdp)."""
     mesh = config.mesh
     return (mesh.data or max(devices // (mesh.fsdp * mesh.tensor), 1)) * mesh.fsdp
 
 
 def sequences_per_device(config: RunConfig, devices: int = 1) -> int:
-    """Sequences that each device has at once, rounded up."""
-    return -(-(config.data.microbatch_sequences or config.data.batch_sequences) // batch_shards(config, devices))
+    """Sequences of a microbatch that each device holds at once, rounded up."""
+    microbatch = config.data.microbatch_sequences or config.data.batch_sequences
+    return math.ceil(microbatch / expected_batch_shards(config, devices))
 
 
 def with_smaller_microbatch(config: RunConfig, devices: int = 1) -> RunConfig | None:
-    """The same run with the next smaller microbatch: about half as many sequences at once; None when none is smaller.
+    """The same run with the next smaller microbatch, of at most half as many sequences; None when there is none.
 
-    devices: how many the run has. Each of those that the batch is dealt to (mesh axes data and fsdp) takes as many
-    sequences as the others, and each microbatch as many as the others, so that their mean is the gradient of the batch.
+    devices: how many the run has. Every microbatch has as many sequences as the others, and every device as many of
+    them as the others, so that the mean over both is the gradient of the batch.
     """
-    batch, rows = config.data.batch_sequences, batch_shards(config, devices)
-    now = config.data.microbatch_sequences or batch
-    fitting = [size for size in range(rows, now // 2 + 1, rows) if batch % size == 0]
-    if not fitting:
+    batch, shards = config.data.batch_sequences, expected_batch_shards(config, devices)
+    current = config.data.microbatch_sequences or batch
+    smaller = [size for size in range(shards, current // 2 + 1, shards) if batch % size == 0]
+    if not smaller:
         return None
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, microbatch_sequences=fitting[-1]))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, microbatch_sequences=smaller[-1]))
 
 
 def count_oom_kills() -> int | None:
-    """How many processes of this machine the kernel has killed for memory since it started; None where it does not say.
+    """How many processes the kernel has killed for memory since the machine started; None where it does not tell.
 
-    More than before, and a process that ended by SIGKILL: it is likely that memory was why.
+    When the count has risen and a process ended by SIGKILL, memory was probably the cause.
     """
     try:
-        found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE)
+        match = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) if found else None
+    return int(match[1]) if match else None
 
 
 def oom_kill_since(before: int | None) -> bool:
-    """Whether the kernel has killed a process of this machine for memory since `before`, an earlier `kills()`."""
+    """Whether the kernel has killed a process of this machine for memory since `before`, an earlier
+    `count_oom_kills()`."""
     now = count_oom_kills()
     return before is not None and now is not None and now > before

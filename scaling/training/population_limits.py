@@ -1,6 +1,6 @@
 """Which runs may share one program as members of a population (population.py), and how many of them a device holds.
 
-Not in the design's list of modules: what packs a sweep asks this, without JAX.
+The sweep runner uses this to choose members, so nothing here imports JAX before it needs an estimate.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from scaling.config.run_config import MeasureConfig, RunConfig, ScheduleConfig
 from scaling.errors import InputError
 
 SOLO_KERNELS = ("cudnn", "splash")
-"""Attention kernels that a population does not run: under vmap cuDNN's is refused or wrong, splash's untried."""
+"""Attention kernels that a population cannot run: under vmap cuDNN's is refused or wrong, and splash is untested."""
 STATE_BYTES_PER_PARAM = 12
-"""Of a weight and its two moments, float32."""
+"""Bytes of a weight and its two moments, float32."""
 MEMORY_FRACTION = 0.6
-"""Of a device's memory that members may fill: JAX takes three quarters of a GPU unless told otherwise, and the
-estimate is one."""
+"""Part of a device's memory that members may fill: JAX takes three quarters of a GPU by default, and the bytes of a
+member are an estimate."""
 
 
 def program_key(config: RunConfig) -> Hashable:
-    """What runs must have in common to train in one program: configs of equal keys may share one. A run whose kernel
-    cannot be shared has a key of its own."""
+    """Runs with equal keys may train in one program: the config with every field in which members may differ set to one
+    value. A run whose attention kernel no population can run has a key of its own."""
     name = config.run_id if config.model.attention in SOLO_KERNELS else ""
     model = replace(config.model, kv_heads=config.model.num_kv_heads, ff_width=config.model.num_ff)
     if model.parametrization == "standard":
@@ -57,11 +57,11 @@ def check_same_program(configs: Sequence[RunConfig]) -> None:
             )
     first = configs[0]
     for other in configs[1:]:
-        if found := first_difference(program_key(first), program_key(other)):
-            name, ours, theirs = found
+        if difference := first_difference(program_key(first), program_key(other)):
+            name, first_value, other_value = difference
             raise InputError(
-                f"{name} = {ours!r} in run {first.run_id}, {theirs!r} in run {other.run_id}: must be equal in a "
-                "population, which is one program"
+                f"{name} = {first_value!r} in run {first.run_id}, {other_value!r} in run {other.run_id}: must be equal "
+                "in a population, which is one program"
             )
 
 
@@ -70,22 +70,25 @@ def first_difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, 
     for spec in fields(one):
         a, b = getattr(one, spec.name), getattr(other, spec.name)
         if is_dataclass(a):
-            if found := first_difference(a, b, f"{prefix}{spec.name}."):
-                return found
+            if nested := first_difference(a, b, f"{prefix}{spec.name}."):
+                return nested
         elif a != b:
             return prefix + spec.name, a, b
     return None
 
 
 def members_that_fit(config: RunConfig, memory: float, platform: str) -> int:
-    """How many members shaped as `config` a device of `memory` bytes holds, 0 or more. An estimate (memory.py).
+    """How many members of the shape of `config` a device of `memory` bytes holds, 0 or more. An estimate (memory.py).
 
-    platform: "cpu", where members take turns and share one set of activations; elsewhere each has its own.
+    platform: on "cpu" members are stepped one after the other and share one set of activations; elsewhere each has its
+    own.
     """
     from scaling.training.memory import estimate_bytes
 
     reference = replace(config, model=replace(config.model, attention="xla"))
-    room, one = MEMORY_FRACTION * memory, estimate_bytes(reference, (1, 1, 1))
+    available, solo_bytes = MEMORY_FRACTION * memory, estimate_bytes(reference, (1, 1, 1))
     if platform != "cpu":
-        return int(room // one)
-    return max(int((room - one) // (STATE_BYTES_PER_PARAM * counts.count_params(config.model).total)) + 1, 0)
+        return int(available // solo_bytes)
+    return max(
+        int((available - solo_bytes) // (STATE_BYTES_PER_PARAM * counts.count_params(config.model).total)) + 1, 0
+    )

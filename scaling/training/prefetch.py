@@ -1,7 +1,6 @@
-"""Input made ahead of the step that takes it, by one thread, so that an accelerator never waits for its batch.
+"""Makes the input of coming steps in a thread, so that an accelerator never waits for its batch.
 
-Not in the design's list of modules: it keeps threads out of train.py. Items come in the order of the steps, each made
-once, so a run learns the same with and without it, and so does a run that resumes.
+Items come in the order of the steps and each is made once, so that a run learns the same with and without it.
 """
 
 from __future__ import annotations
@@ -15,27 +14,29 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 ITEMS_AHEAD = 2
-"""Items ready at once. One hides the making of a batch behind a step; the second evens out a slow read."""
+"""Items made ahead. The first hides the making of a batch behind a step; the second evens out a slow read."""
 
 
 @contextlib.contextmanager
 def prefetch(make: Callable[[int], Item], steps: Iterable[int], ahead: int = ITEMS_AHEAD) -> Iterator[Iterator[Item]]:
-    """Yields an iterator over make(step), in order; `ahead` items beyond the one in hand are ready or in the making.
+    """Yields an iterator over make(step), in order; the thread works up to `ahead` items beyond the latest one taken.
 
-    What `make` raises comes out of the iterator in its turn, after the items before it. However the block is left, the
-    thread has ended by then; `make` itself is not interrupted, so leaving may take as long as one item.
+    An exception of `make` is raised by the iterator in its turn, after the items before it. The thread has ended when
+    the block is left, in whatever way; it finishes the item that it is making, so leaving may take that long.
     """
+    # One thread, so items are made in order. `submitted` is a generator: a step is submitted when it is drawn.
     with ThreadPoolExecutor(1, "prefetch") as pool:
-        coming = (pool.submit(make, step) for step in steps)
-        ready = deque(itertools.islice(coming, ahead))
+        submitted = (pool.submit(make, step) for step in steps)
+        queue = deque(itertools.islice(submitted, ahead))
 
         def items() -> Iterator[Item]:
-            while ready:
-                item = ready.popleft().result()
-                ready.extend(itertools.islice(coming, 1))
+            while queue:
+                item = queue.popleft().result()
+                queue.extend(itertools.islice(submitted, 1))  # taking one item starts the next
                 yield item
 
         try:
             yield items()
         finally:
+            # Cancels what has not been started; without this, leaving would make every submitted item.
             pool.shutdown(wait=True, cancel_futures=True)

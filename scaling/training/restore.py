@@ -1,7 +1,4 @@
-"""A trained model out of its run folder, for whatever is asked of it afterwards.
-
-Not in the design's list of modules: measurements, generation and export all begin here.
-"""
+"""Restores a trained model from its run folder, for measurements, generation and export."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from scaling.training.train_step import build_program
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run's model as it was after `step` optimizer steps, on one device. Attention is XLA's reference, which takes
+    """A run's model after `step` optimizer steps, on one device. Its attention is XLA's reference, which takes
     sequences of any length on any device, whatever kernel the config names."""
 
     folder: Path
@@ -35,14 +32,14 @@ class TrainedModel:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on by then."""
+        """Tokens trained on."""
         return self.step * self.config.data.batch_tokens
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the whole checkpoints in a run folder, ascending. Raises InputError when the folder is no run."""
     if not (folder / run_folder.CONFIG).exists():
-        raise InputError(f"{folder}: no run folder, as it holds no {run_folder.CONFIG}")
+        raise InputError(f"{folder}: no run folder: it has no {run_folder.CONFIG}")
     checkpoints = folder / run_folder.CHECKPOINTS
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit() and path.is_dir())
 
@@ -58,9 +55,9 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
     if step is None:
         step = steps[-1]
     if step not in steps:
-        raise InputError(f"{folder}: step = {step}: checkpoints are kept of {', '.join(map(str, steps))}")
+        raise InputError(f"{folder}: step = {step}: must be a step with a checkpoint: {', '.join(map(str, steps))}")
     config = load_config(folder / run_folder.CONFIG)
     program = build_program(config, make_mesh(MeshConfig(), jax.devices()[:1]), kernel="xla")
-    with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as kept:
-        state = kept.restore(step, program.abstract_state)
+    with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as checkpoints:
+        state = checkpoints.restore(step, program.abstract_state)
     return TrainedModel(folder, config, step, program.model, state.params, load_tokenizer(config.data.vocabulary))

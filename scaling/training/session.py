@@ -55,8 +55,8 @@ def open_session(config: RunConfig, folder: Path, program: Program, **environmen
 
 
 def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunConfig:
-    """The config with the fingerprint of its data, so that its run_id names them: that of the run folder where it has
-    begun, else that of what is prepared. Raises InputError when nothing is."""
+    """The config with the fingerprint of its data, which is part of its run_id: that in the run folder, if the run has
+    begun, or else that of the prepared corpus. Raises InputError when the corpus is not prepared."""
     if config.data.fingerprint:
         return config
     if simulated_run.is_simulated(config):
@@ -69,15 +69,15 @@ def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunC
 
 
 def final_status(config: RunConfig, folder: Path) -> run_folder.Status | None:
-    """The status of a run with nothing left to train: it has ended, or its trunk diverged before this one leaves, which
-    is then written down. None when it is to be trained.
+    """The status of a run with nothing left to train, or None. Such a run has a result, or its trunk diverged before
+    this one branches off; then its result is written here.
 
     Raises InputError when the folder holds another run, or the run cannot branch where its config says.
     """
     run_folder.check_folder(folder, config)
-    ended = run_folder.read_result(folder)
-    if ended is not None and ended["status"] != "failed":
-        return ended["status"]
+    result = run_folder.read_result(folder)
+    if result is not None and result["status"] != "failed":
+        return result["status"]
     if config.branch_of:
         branching.check_branch(folder, config)
         if branching.trunk_diverged_before(folder, config):
@@ -89,7 +89,7 @@ def final_status(config: RunConfig, folder: Path) -> run_folder.Status | None:
 
 
 def open_data(config: RunConfig) -> tuple[TokenShards, Tokenizer]:
-    """The tokens of a run and its vocabulary. Raises InputError when they are not there or do not suit it."""
+    """The token shards of a run and its tokenizer. Raises InputError when they are missing or do not suit the run."""
     tokens = open_shards(config.data.directory, config.data.corpus, config.data.vocabulary, config.data.fingerprint)
     tokens = limit_unique_tokens(tokens, config.data.unique_tokens)
     check_batches(
@@ -102,7 +102,8 @@ def open_data(config: RunConfig) -> tuple[TokenShards, Tokenizer]:
 
 
 def initial_state(s: Session) -> tuple[int, TrainState]:
-    """Steps taken, and the state after them: that of the last checkpoint, of the run it branches from, or anew."""
+    """Steps taken and the state after them: from the last checkpoint, else from the trunk that the run branches from,
+    else newly initialized."""
     latest = s.checkpoints.latest()
     if latest is not None:
         return latest, s.checkpoints.restore(latest, s.program.abstract_state)
@@ -112,7 +113,7 @@ def initial_state(s: Session) -> tuple[int, TrainState]:
 
 
 def crosses(s: Session, step: int, every: int | None) -> bool:
-    """Whether a multiple of `every` tokens is passed in this step."""
+    """Whether step `step` (from 0) passes a multiple of `every` tokens."""
     batch_tokens = s.config.data.batch_tokens
     return every is not None and (step + 1) * batch_tokens // every > step * batch_tokens // every
 
@@ -127,34 +128,34 @@ def record_step(
     reason = divergence.divergence_reason(done, loss)
     if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
         line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}
-        record_metrics(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.rates())
+        record_metrics(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.throughput())
     return reason
 
 
 def record_metrics(s: Session, line: dict[str, Any]) -> None:
-    """One line of metrics, by the first process."""
+    """Appends one line to metrics.jsonl, in the first process alone."""
     if jax.process_index() == 0:
         run_folder.append_metrics(s.folder, line)
 
 
 def record_validation_loss(s: Session, step: int, state: TrainState) -> None:
-    """Logs the validation loss after a step."""
+    """Measures the state after step `step` (from 0) and records its validation loss."""
     record_metrics(s, {"step": step + 1, "validation_loss": measure_state(s, state)["loss/nats"].value})
 
 
 def measure_state(s: Session, state: TrainState) -> dict[str, run_folder.Value]:
     """Everything that a run measures of a state, by "<name>/<metric>"."""
-    found = s.measurement.run(
+    values = s.measurement.run(
         s.program.model, state.params, s.tokenizer, jax.random.key(0), s.config.measure.validation_tokens
     )
-    return {f"{s.measurement.name}/{metric}": value for metric, value in found.items()}
+    return {f"{s.measurement.name}/{metric}": value for metric, value in values.items()}
 
 
 def final_measurements(s: Session, state: TrainState) -> tuple[dict[str, run_folder.Value], str]:
-    """What is measured after the last step, and why the run diverged in it, or nothing."""
-    found = measure_state(s, state)
-    loss = found["loss/nats"].value
-    return found, "" if math.isfinite(loss) else f"validation loss is {loss} after the last step"
+    """What is measured of the state after the last step, and why the run diverged in that step, or ""."""
+    measurements = measure_state(s, state)
+    loss = measurements["loss/nats"].value
+    return measurements, "" if math.isfinite(loss) else f"validation loss is {loss} after the last step"
 
 
 def record_result(
@@ -162,18 +163,19 @@ def record_result(
     status: run_folder.Status,
     steps: int,
     clock: Clock,
-    found: dict[str, run_folder.Value],
+    measurements: dict[str, run_folder.Value],
     reason: str = "",
 ) -> None:
-    """Writes result.json: identity, counts, FLOPs, rates and measurements."""
+    """Writes result.json, in the first process alone: identity, counts, FLOPs, throughput and measurements. steps: how
+    many were trained; reason: why the run diverged."""
     if jax.process_index() != 0:
         return
-    done = steps * s.config.data.batch_tokens
+    tokens = steps * s.config.data.batch_tokens
     missing = run_folder.Value(math.nan, 0, math.nan)
-    loss, bits = found.get("loss/nats", missing), found.get("loss/bits_per_byte", missing)
+    loss, bits = (measurements.get(name, missing) for name in ("loss/nats", "loss/bits_per_byte"))
     row = run_folder.result_row(
-        s.config, tokens=done, unique_tokens=s.tokens.unique_tokens(done, s.config.data.sequence_length)
+        s.config, tokens=tokens, unique_tokens=s.tokens.unique_tokens(tokens, s.config.data.sequence_length)
     )
     row |= {"status": status, "loss": loss.value, "loss_stderr": loss.stderr, "bits_per_byte": bits.value}
     row |= {"seconds": clock.seconds, "tokens_per_second": clock.tokens_per_second}
-    run_folder.write_result(s.folder, status=status, row=row, measurements=found, reason=reason)
+    run_folder.write_result(s.folder, status=status, row=row, measurements=measurements, reason=reason)

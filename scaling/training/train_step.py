@@ -1,7 +1,5 @@
-"""The compiled parts of a run: initial state, and one optimizer step. Shared by whatever trains.
-
-Not in the design's list of modules: it keeps train.py the loop and nothing else.
-"""
+"""The compiled parts of a run: its initial state and one optimizer step. Used wherever a model is trained, restored or
+compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds. step: optimizer steps taken."""
+    """What a checkpoint holds. step: optimizer steps taken, int32; params: float32; optimizer: optax's state."""
 
     step: jax.Array
     params: Any
@@ -36,9 +34,13 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Program:
-    """The compiled parts of a run. init(key), step(state, tokens [B, T + 1], rates) -> state, metrics.
+    """The compiled parts of a run.
 
-    update: what `step` compiles, for whoever makes another program of it."""
+    abstract_state: shapes, dtypes and shardings of the state. init(key) -> state. step(state, tokens_BS, rates) ->
+    (state, metrics), S = T + 1: one optimizer step, which consumes the state that it is given; metrics are the scalars
+    "loss" (nats per token) and "grad_norm" (before clipping). update: the same function before it is compiled, for a
+    program that contains it.
+    """
 
     model: Decoder
     mesh: Mesh
@@ -69,6 +71,7 @@ def build_program(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -
         grads, nats = batch_gradients(model, config, state.params, tokens_BS)
         optimizer = gradient_transformation(config.optimizer, rates.weight_decay, config.model)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        # The updates are those of a learning rate of 1, weight decay included.
         params = jax.tree.map(lambda p, u: p - rates.learning_rate * u, state.params, updates)
         squares = sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
         return TrainState(state.step + 1, params, optimizer_state), {"loss": nats, "grad_norm": jnp.sqrt(squares)}
@@ -78,6 +81,8 @@ def build_program(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -
     shardings = sharding.state_shardings(shapes, mesh)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
     options = sharding.compiler_options(mesh)
+    # donate_argnums: XLA writes the new state into the memory of the old one, so that a step holds one state, not two.
+    # The caller's old arrays are deleted. out_shardings of the metrics: None, as XLA likes; scalars are replicated.
     return Program(
         model,
         mesh,
@@ -104,11 +109,11 @@ def build_decoder(config: RunConfig, mesh: Mesh, kernel: Kernel | None = None) -
 
 
 def batch_gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
-    """Gradients and nats per token of a batch, averaged over microbatches of equal size."""
-
-    micro = config.data.microbatch_sequences or config.data.batch_sequences
-    rows = micro // sharding.batch_shards(model.mesh)
-    chunks = chunk_count(rows, config.data.sequence_length, config.model.vocab_size)
+    """Gradients and nats per token of a batch tokens_BS, S = T + 1: the mean over its microbatches, which are of equal
+    size, so that it is the mean over the batch."""
+    microbatch = config.data.microbatch_sequences or config.data.batch_sequences
+    sequences = microbatch // sharding.batch_shards(model.mesh)  # on each device
+    chunks = chunk_count(sequences, config.data.sequence_length, config.model.vocab_size)
 
     def objective(params: Any, tokens_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_BTM, targets_BT = features(model, params, tokens_BS[:, :-1]), tokens_BS[:, 1:]
@@ -116,15 +121,21 @@ def batch_gradients(model: Decoder, config: RunConfig, params: Any, tokens_BS: j
             x_BTM, head_weights(model, params), targets_BT, config.optimizer.z_loss, chunks, model.mesh
         )
 
-    def one(tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
+    def microbatch_gradients(tokens_BS: jax.Array) -> tuple[Any, jax.Array]:
         (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params, tokens_BS)
         return grads, nats
 
-    parts = config.data.batch_sequences // micro
-    if parts == 1:
-        return one(tokens_BS)
-    # Interleaved, so that each microbatch is spread over the same devices as the batch.
-    tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[1]).swapaxes(0, 1)
-    zero = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
-    total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, one(part)), None), zero, tokens_ABS)
-    return jax.tree.map(lambda x: x / parts, total)
+    A = config.data.batch_sequences // microbatch
+    if A == 1:
+        return microbatch_gradients(tokens_BS)
+    # Microbatch a takes rows a, a + A, a + 2A, ...: each device's block of rows has its share of every microbatch, so
+    # that no tokens move between devices.
+    tokens_ABS = tokens_BS.reshape(-1, A, tokens_BS.shape[1]).swapaxes(0, 1)
+
+    def accumulate(sums: Any, tokens_BS: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, microbatch_gradients(tokens_BS)), None
+
+    # A scan keeps the activations of one microbatch at a time, and one sum of gradients.
+    zeros = jax.tree.map(jnp.zeros_like, (params, jnp.zeros(())))
+    sums, _ = jax.lax.scan(accumulate, zeros, tokens_ABS)
+    return jax.tree.map(lambda x: x / A, sums)

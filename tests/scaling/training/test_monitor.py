@@ -101,8 +101,8 @@ def test_mfu_is_exact_causal_flops_over_the_published_peak(monkeypatch: pytest.M
 
     config = RunConfig(precision=PrecisionConfig(compute="bfloat16"))
     clock = Clock(config, steps=10, seconds=2.0)
-    assert "mfu" not in clock.rates(), "a CPU has no published peak"
+    assert "mfu" not in clock.throughput(), "a CPU has no published peak"
     monkeypatch.setattr(jax, "devices", lambda: [Chip(), Chip()])
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     flops = counts.train_flops(config.model, 128, 10 * config.data.batch_tokens, "exact_causal")
-    assert clock.rates()["mfu"] == pytest.approx(flops / 2.0 / (2 * 989e12))
+    assert clock.throughput()["mfu"] == pytest.approx(flops / 2.0 / (2 * 989e12))
