@@ -1,1 +1,1 @@
-"""The self-contained page of a sweep."""
+"""The report of a fitted sweep: one self-contained HTML page, with figures and a checklist."""

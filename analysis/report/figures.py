@@ -1,7 +1,4 @@
-"""Which figures stand on the page of a fitted sweep, and what is said below each.
-
-Not in the design's list of modules: report.py is what the page says, this is what it shows.
-"""
+"""The figures of a report, and the caption of each."""
 
 from __future__ import annotations
 
@@ -37,36 +34,38 @@ CAPTIONS = {
 DrawFigure = Callable[[Theme], Figure]
 
 
-def available_figures(found: Evidence) -> dict[str, DrawFigure]:
-    """The figures that the evidence has the numbers for, by name."""
-    drawn: dict[str, DrawFigure] = {name: partial(fit.FIGURES[name], found.fit) for name in fit.drawable(found.fit)}
-    if not found.backtest.empty:
-        drawn["backtest_errors"] = partial(backtest.errors, found.backtest)
-        drawn["backtest_laws"] = partial(backtest.laws, found.backtest)
-    if found.rate_law is not None:
-        drawn["rates_tried"] = partial(learning_rates.tried, found.rate_law)
-    if (used := _rates_used(found)) is not None:
-        drawn["rates_used"] = partial(learning_rates.used, used, found.rate_law)
-    if found.collapse is not None:
-        drawn["loss_curves"] = partial(curve_collapse.curves, found.collapse, off=found.off_collapse)
-        drawn["collapse"] = partial(curve_collapse.collapse, found.collapse, off=found.off_collapse)
-    if found.studies:
+def available_figures(evidence: Evidence) -> dict[str, DrawFigure]:
+    """The functions that draw the figures for which the evidence has data, by name."""
+    figures: dict[str, DrawFigure] = {
+        name: partial(fit.FIGURES[name], evidence.fit) for name in fit.drawable(evidence.fit)
+    }
+    if not evidence.backtest.empty:
+        figures["backtest_errors"] = partial(backtest.errors, evidence.backtest)
+        figures["backtest_laws"] = partial(backtest.laws, evidence.backtest)
+    if evidence.rate_law is not None:
+        figures["rates_tried"] = partial(learning_rates.tried, evidence.rate_law)
+    if (used := _rates_used(evidence)) is not None:
+        figures["rates_used"] = partial(learning_rates.used, used, evidence.rate_law)
+    if evidence.collapse is not None:
+        figures["loss_curves"] = partial(curve_collapse.curves, evidence.collapse, off=evidence.off_collapse)
+        figures["collapse"] = partial(curve_collapse.collapse, evidence.collapse, off=evidence.off_collapse)
+    if evidence.studies:
         from analysis.plots import downstream
 
-        drawn["downstream_by_compute"] = partial(downstream.by_compute, found.studies)
-        if any(study.second is not None for study in found.studies):
-            drawn["downstream_by_bits"] = partial(downstream.by_bits, found.studies)
-        if downstream.measured(found.studies):
-            drawn["downstream_signal"] = partial(downstream.signal_to_noise, found.studies)
-    return drawn
+        figures["downstream_by_compute"] = partial(downstream.by_compute, evidence.studies)
+        if any(study.second is not None for study in evidence.studies):
+            figures["downstream_by_bits"] = partial(downstream.by_bits, evidence.studies)
+        if downstream.measured(evidence.studies):
+            figures["downstream_signal"] = partial(downstream.signal_to_noise, evidence.studies)
+    return figures
 
 
-def _rates_used(found: Evidence) -> pd.DataFrame | None:
-    """params and learning_rate of the runs that are done, where the table has both."""
-    column = found.fit.document["params_column"]
-    if not {column, "learning_rate"} <= set(found.done_rows):
+def _rates_used(evidence: Evidence) -> pd.DataFrame | None:
+    """Columns params and learning_rate of the finished runs; None if the table lacks one."""
+    column = evidence.fit.document["params_column"]
+    if not {column, "learning_rate"} <= set(evidence.done_rows):
         return None
-    used = found.done_rows[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
+    used = evidence.done_rows[[column, "learning_rate"]].set_axis(["params", "learning_rate"], axis=1)
     used = used.apply(pd.to_numeric, errors="coerce").replace(float("inf"), float("nan")).dropna()
     used = used[(used["learning_rate"] > 0) & (used["params"] > 0)]
     return None if used.empty else used

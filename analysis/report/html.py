@@ -1,10 +1,8 @@
-"""The parts of a self-contained HTML page: tables that sort, figures for light and dark paper.
+"""Builds a self-contained HTML page: tables that sort, and figures for light and dark backgrounds.
 
-A figure is drawn with placeholders for colours, and each placeholder becomes a variable of the style sheet, which has
-one value on light paper, another on dark, and the light one in print. Text in figures stays text: it is found by the
-browser's search, and takes the page's font. Nothing is asked of any network: the policy in the head forbids it.
-
-Not in the design's list of modules: how a page is made is one concept, what `scaling report` says on it another.
+A figure is drawn with placeholder colours, and each placeholder becomes a variable of the style sheet with one value on
+a light background, another on a dark one, and the light one in print. Text in figures stays text, so that the browser's
+search finds it and it has the page's font. The page loads nothing from a network: the policy in its head forbids it.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from analysis.report.html_style import SCRIPT, STYLE
 
 SHADES = 256
 MAX_MARKS, MAX_LINES = 500, 200
-"""Points of one set, and curves of one axes, that a page draws: each takes a hundred bytes and more."""
+"""The most points of one set, and curves of one axes, that a page draws: each takes a hundred bytes or more."""
 PAGE = Theme(
     ink="#fd0001",
     faint="#fd0002",
@@ -37,7 +35,7 @@ PAGE = Theme(
     stretch=(0.0, 1.0),
     colours=ListedColormap([f"#fe{shade:04x}" for shade in range(SHADES)]),
 )
-"""Draws placeholders: `#fd....` for what a theme names, `#fe....` for a place of its scale."""
+"""Placeholder colours: `#fd....` for the named colours of a theme, `#fe....` for a place on its colour scale."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _NAMED = {
@@ -54,7 +52,7 @@ _PLACEHOLDERS = {getattr(PAGE, name): name for name in ("ink", "faint", "paper",
 
 @dataclass(frozen=True)
 class Section:
-    """One heading and what stands under it, which is HTML already; `short` is its name in the table of contents."""
+    """A heading, and the HTML below it. key: its id; short: its name in the table of contents."""
 
     key: str
     title: str
@@ -64,8 +62,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: HTML, and the raw value by which its column sorts, numbers or text; None and NaN sort last
-    either way."""
+    """One cell of a table: its HTML, the value by which its column sorts (None and nan come last in both directions),
+    and its class."""
 
     html: str
     value: float | str | None = None
@@ -96,23 +94,23 @@ def escape(value: Any) -> str:
 
 
 def with_code(text: str) -> str:
-    """Plain text as HTML; what stands between backticks is code."""
+    """Plain text as HTML; text between backticks becomes code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def paragraph(text: str, css: str = "soft") -> str:
-    """Plain text as a paragraph; what stands between backticks is code."""
+    """Plain text as a paragraph; text between backticks becomes code."""
     return f'<p class="{css}">{with_code(text)}</p>'
 
 
 def large_numbers(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Large numbers with their names: (name, text, "key" for the one that matters most or "")."""
+    """Large numbers with their names. rows: (name, text, "key" for the most important one, else "")."""
     cells = "".join(f'<div><dt>{escape(a)}</dt><dd class="{css}">{escape(b)}</dd></div>' for a, b, css in rows)
     return f'<dl class="numbers">{cells}</dl>'
 
 
 def name_list(rows: Iterable[tuple[str, str]]) -> str:
-    """Names and what is said of them, in plain text: beside one another, or on a phone below."""
+    """A list of names and plain texts, beside one another or, on a narrow screen, below one another."""
     return f'<dl class="facts">{"".join(f"<dt>{escape(a)}</dt><dd>{with_code(b)}</dd>" for a, b in rows)}</dl>'
 
 
@@ -125,18 +123,19 @@ def html_table(
     css: str = "",
     marks: Sequence[str] | None = None,
 ) -> str:
-    """A table in a box of its own, which scrolls where the table is wider than the page.
+    """A table in a box that scrolls if the table is wider than the page.
 
     Args:
-      heads: names of columns, plain text. A column of text is aligned left where its cells say so.
-      name: what the table holds, for those who hear it.
-      sorts: whether its heads are buttons that sort it.
-      marks: class of each row.
+      heads: names of the columns, plain text. A column is aligned left if its cells have the class text or prose.
+      name: what the table holds, for screen readers.
+      sorts: whether a click on a head sorts the table.
+      css: class of the box and the table.
+      marks: class of each row. Default: none.
     """
-    listed = [list(row) for row in rows]
-    left = [bool(listed) and any(word in listed[0][at].css for word in ("text", "prose")) for at in range(len(heads))]
-    head = "".join(_head(text, sorts, is_left) for text, is_left in zip(heads, left, strict=True))
-    lines = zip(listed, marks or [""] * len(listed), strict=True)
+    cells = [list(row) for row in rows]
+    is_text = [bool(cells) and any(css in cells[0][i].css for css in ("text", "prose")) for i in range(len(heads))]
+    head = "".join(_head(text, sorts, left) for text, left in zip(heads, is_text, strict=True))
+    lines = zip(cells, marks or [""] * len(cells), strict=True)
     body = "".join(f"<tr{_class(mark)}>{''.join(_cell(c, sorts) for c in row)}</tr>" for row, mark in lines)
     return (
         f'<div class="wide {css}" tabindex="0" role="region" aria-label="{escape(name)}">'
@@ -146,18 +145,18 @@ def html_table(
 
 
 def sample_evenly(parts: Iterable[np.ndarray], most: int) -> np.ndarray:
-    """At most so many places, sorted: of each part in turn as many as there is room left for, in equal steps."""
-    kept = np.array([], int)
+    """At most `most` places, sorted: from each part in turn as many as still fit, in equal steps."""
+    sample = np.array([], int)
     for part in parts:
-        room = min(len(part), most - len(kept))
-        kept = np.concatenate([kept, part[np.linspace(0, len(part) - 1, room).astype(int)]])
-    return np.sort(kept)
+        room = min(len(part), most - len(sample))
+        sample = np.concatenate([sample, part[np.linspace(0, len(part) - 1, room).astype(int)]])
+    return np.sort(sample)
 
 
 def thin_figure(drawn: Figure) -> str:
-    """Leaves of each set of points at most MOST_MARKS, of each axes' curves MOST_LINES, in equal steps, the thicker
-    ones first. Returns what to say of it, "" where nothing was left out."""
-    said = []
+    """Removes points and curves from a figure, in equal steps, until each set has at most MAX_MARKS points and each
+    axes at most MAX_LINES curves; thick curves stay first. Returns a note on what was removed, "" if nothing was."""
+    notes = []
     for axes in drawn.axes:
         for marks in axes.collections:
             count = len(np.asarray(marks.get_offsets()))
@@ -166,7 +165,7 @@ def thin_figure(drawn: Figure) -> str:
                 marks.set_offsets(np.asarray(marks.get_offsets())[kept])
                 if len(colours) == count:
                     marks.set_facecolor([(r, g, b, a) for r, g, b, a in colours[kept].tolist()])
-                said.append(f"{MAX_MARKS} of {count:,} points are drawn")
+                notes.append(f"{MAX_MARKS} of {count:,} points are drawn")
         lines = list(axes.lines)
         if len(lines) > MAX_LINES:
             widths = np.array([line.get_linewidth() for line in lines])
@@ -174,25 +173,29 @@ def thin_figure(drawn: Figure) -> str:
             kept = sample_evenly([np.flatnonzero(thick), np.flatnonzero(~thick)], MAX_LINES)
             for at in np.setdiff1d(np.arange(len(lines)), kept):
                 lines[at].remove()
-            said.append(f"{MAX_LINES} of {len(lines):,} curves are drawn")
-    return "; ".join(dict.fromkeys(said))
+            notes.append(f"{MAX_LINES} of {len(lines):,} curves are drawn")
+    return "; ".join(dict.fromkeys(notes))
 
 
 def figure_block(draw: Callable[[Theme], Figure], key: str, caption: str) -> str:
-    """A figure with its caption. One wider than the canvas takes a row for itself; no figure shrinks so far that
-    its text is lost, but scrolls on a phone."""
+    """A figure with its caption. A figure wider than the canvas takes a row of its own. On a narrow screen a figure
+    scrolls: it does not shrink so far that its text cannot be read.
+
+    key: makes the ids in the figure unique on the page.
+    """
     drawn = draw(PAGE)
-    if thinned := thin_figure(drawn):
-        caption = f"{caption} Of many, here: {thinned}; the files in figures/ have all.".strip()
-    broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)
+    if note := thin_figure(drawn):
+        caption = f"{caption} Of many, here: {note}; the files in figures/ have all.".strip()
+    is_broad = bool(drawn.get_figwidth() > 1.3 * WIDTH)
     inches = f'style="--inches:{drawn.get_figwidth():.2f}"'
-    said = f'tabindex="0" role="region" aria-label="{escape(caption)}"'
-    box = f'<div class="wide" {said}>{figure_to_svg(drawn, key, caption)}</div>'
-    return f"<figure{_class('broad' * broad)} {inches}>{box}<figcaption>{escape(caption)}</figcaption></figure>"
+    label = f'tabindex="0" role="region" aria-label="{escape(caption)}"'
+    box = f'<div class="wide" {label}>{figure_to_svg(drawn, key, caption)}</div>'
+    return f"<figure{_class('broad' * is_broad)} {inches}>{box}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def figure_to_svg(drawn: Figure, key: str, label: str) -> str:
-    """A figure drawn with `PAGE` as SVG within HTML: colours as variables, ids that no other figure has."""
+    """A figure that was drawn with the theme PAGE, as SVG for a page: placeholder colours become variables of the style
+    sheet, unused ids are removed, and coordinates are rounded."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": key, "svg.fonttype": "none"}):
         drawn.savefig(buffer, format="svg", metadata={"Date": None})
@@ -200,25 +203,27 @@ def figure_to_svg(drawn: Figure, key: str, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _short, tag[0]), text)
-    text = re.sub(r"#f[de][0-9a-f]{4}", lambda found: f"var(--{_variable(found[0])})", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{3,}", _round_coordinate, tag[0]), text)
+    text = re.sub(r"#f[de][0-9a-f]{4}", lambda match: f"var(--{_variable(match[0])})", text)
     text = re.sub(r"\s*\n\s*", " ", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
-def _short(number: re.Match[str]) -> str:
-    """A coordinate, in points, to the hundredth."""
+def _round_coordinate(number: re.Match[str]) -> str:
+    """A coordinate in points, to two decimals."""
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _variable(placeholder: str) -> str:
+    """The name of the style sheet's variable for a placeholder colour."""
     return _PLACEHOLDERS.get(placeholder) or f"c{int(placeholder[3:], 16)}"
 
 
 def _palette(body: str) -> str:
-    """The colours that a page uses, on light paper and on dark; in print, on light."""
-    shades = sorted({int(found) for found in re.findall(r"var\(--c(\d+)\)", body)})
+    """The style sheet's variables of the colours that a page uses, on a light background and on a dark one; print uses
+    the light ones."""
+    shades = sorted({int(number) for number in re.findall(r"var\(--c(\d+)\)", body)})
     scale = {f"c{shade}": tuple(t.shade(shade / (SHADES - 1)) for t in (LIGHT, DARK)) for shade in shades}
     light, dark = (_variables({name: pair[side] for name, pair in (_NAMED | scale).items()}) for side in (0, 1))
     return f":root{{color-scheme:light dark;{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
@@ -246,8 +251,8 @@ def _cell(cell: Cell, sorts: bool) -> str:
 
 
 def _raw(value: float | str | None) -> str:
-    """What the script sorts by: a number as `data-n`, as JavaScript writes it, text as `data-v`, so that digits in
-    an id stay text; nothing for what is missing."""
+    """The attribute by which the script sorts: `data-n` for a number, as JavaScript writes it, and `data-v` for text,
+    so that an id made of digits stays text; none for a missing value."""
     if isinstance(value, str):
         return f' data-v="{escape(value)}"'
     if value is None or math.isnan(value):

@@ -1,6 +1,5 @@
-"""The style sheet of a page, and the script by which its tables sort. Colours are variables that page.py gives.
-
-Not in the design's list of modules: CSS and JavaScript beside the Python that uses them.
+"""The style sheet of a report page, and the script that sorts its tables. analysis/report/html.py defines the variables
+of the colours.
 """
 
 STYLE = """

@@ -1,9 +1,8 @@
-"""One self-contained page about a fitted sweep. analysis/report/html.py makes the HTML, analysis/report/evidence.py
-reads the folder,
-analysis/report/runs_table.py shows single runs and where they come from, analysis/report/figures.py says what is drawn.
+"""Writes the report of a fitted sweep, one self-contained page. evidence.py reads the folder, html.py builds HTML,
+runs_table.py makes the sections about single runs and their origin, and figures.py lists the figures.
 
-A section is a function of the evidence; one that has nothing to show returns a line that says why. A section or a
-figure that cannot be made is a line in its place, and costs no other.
+A section is a function of the evidence; one without anything to show says why. If a section or a figure cannot be made,
+a line in its place says so, and the others are made all the same.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from analysis.files import write_by_rename
 from analysis.forecasting.backtest import CHOSEN
 from analysis.plots import style
 from analysis.plots.style import compact, scientific
-from analysis.report import checklist, evidence, html, runs_table
-from analysis.report.checklist import Item
-from analysis.report.evidence import Evidence
+from analysis.report import html, runs_table
+from analysis.report.checklist import Item, fill_checklist
+from analysis.report.evidence import Evidence, gather
 from analysis.report.figures import CAPTIONS, DrawFigure, available_figures
 from analysis.report.html import Cell, Section, escape, large_numbers, paragraph
 from analysis.report.tolerate import Tolerant
@@ -48,77 +47,77 @@ def write_report(
     Raises:
       TableError: the folder holds no fit, or a fit that has no figures, or the page cannot be written.
     """
-    found = evidence.gather(directory, scans, report_progress=report_progress)
-    attempt = Tolerant()
-    drawn, files = {}, []
-    for name, draw in attempt("figures", partial(available_figures, found), {}).items():
+    evidence = gather(directory, scans, report_progress=report_progress)
+    tolerant = Tolerant()
+    figures, files = {}, []  # name -> HTML; paths
+    for name, draw in tolerant("figures", partial(available_figures, evidence), {}).items():
         report_progress(f"figure {name}")
         part, nothing = f"figure {name}", ("", list[Path]())
-        drawn[name], saved = attempt(part, partial(_drawn, name, draw, directory / "figures"), nothing)
-        drawn[name] = drawn[name] or _unmade(part, attempt)
+        figures[name], saved = tolerant(part, partial(_make_figure, name, draw, directory / "figures"), nothing)
+        figures[name] = figures[name] or _failure_note(part, tolerant)
         files += saved
     report_progress("page")
-    asked = checklist.fill_checklist(found, attempt)
-    text = render_page(found, drawn, asked, attempt)
+    checklist = fill_checklist(evidence, tolerant)
+    text = render_page(evidence, figures, checklist, tolerant)
     path = write_by_rename(directory / "report.html", lambda to: to.write_text(text, encoding="utf-8"))
-    return WrittenReport(path, files, asked, {**found.failed, **attempt.failed})
+    return WrittenReport(path, files, checklist, {**evidence.failed, **tolerant.failed})
 
 
-def _drawn(name: str, draw: DrawFigure, folder: Path) -> tuple[str, list[Path]]:
-    """A figure as HTML, and its files."""
+def _make_figure(name: str, draw: DrawFigure, folder: Path) -> tuple[str, list[Path]]:
+    """(a figure as HTML, its SVG and PNG files in the folder)."""
     figure = draw(style.LIGHT)
     files = [style.save(figure, folder / f"{name}.{kind}") for kind in ("svg", "png")]
     return html.figure_block(draw, name, CAPTIONS.get(name, "")), files
 
 
-def render_page(found: Evidence, drawn: Mapping[str, str], asked: Sequence[Item], attempt: Tolerant) -> str:
-    """The whole page as HTML. drawn: figures as HTML, by name; attempt: is told of the sections that cannot be made."""
+def render_page(evidence: Evidence, figures: Mapping[str, str], checklist: Sequence[Item], tolerant: Tolerant) -> str:
+    """The whole page as HTML. figures: name -> HTML; tolerant: records the sections that cannot be made."""
     sections = [
-        _section(attempt, "forecast", "Forecast", partial(forecast_section, found)),
-        _section(attempt, "law", "The law", partial(law_section, found, drawn)),
-        _section(attempt, "surface", "Surface and frontier", partial(surface_section, drawn)),
-        _section(attempt, "backtest", "Back-test", partial(backtest_section, found, drawn)),
-        _section(attempt, "sensitivity", "Sensitivity", partial(sensitivity_section, drawn)),
-        _section(attempt, "rates", "Learning rates", partial(rates_section, found, drawn)),
-        _section(attempt, "curves", "Curves", partial(curves_section, found, drawn)),
-        _section(attempt, "downstream", "Downstream", partial(downstream_section, found, drawn)),
-        _section(attempt, "checklist", "Checklist", partial(checklist_section, asked)),
-        _section(attempt, "runs", "Runs", partial(runs_table.runs_section, found)),
-        _section(attempt, "provenance", "Provenance", partial(runs_table.provenance_section, found)),
+        _section(tolerant, "forecast", "Forecast", partial(forecast_section, evidence)),
+        _section(tolerant, "law", "The law", partial(law_section, evidence, figures)),
+        _section(tolerant, "surface", "Surface and frontier", partial(surface_section, figures)),
+        _section(tolerant, "backtest", "Back-test", partial(backtest_section, evidence, figures)),
+        _section(tolerant, "sensitivity", "Sensitivity", partial(sensitivity_section, figures)),
+        _section(tolerant, "rates", "Learning rates", partial(rates_section, evidence, figures)),
+        _section(tolerant, "curves", "Curves", partial(curves_section, evidence, figures)),
+        _section(tolerant, "downstream", "Downstream", partial(downstream_section, evidence, figures)),
+        _section(tolerant, "checklist", "Checklist", partial(checklist_section, checklist)),
+        _section(tolerant, "runs", "Runs", partial(runs_table.runs_section, evidence)),
+        _section(tolerant, "provenance", "Provenance", partial(runs_table.provenance_section, evidence)),
     ]
-    head = attempt("headline", partial(headline, found), "") or _unmade("headline", attempt)
-    failed = "; ".join(f"{part}: {why}" for part, why in {**found.failed, **attempt.failed}.items())
-    lacking = f'<p class="warning"><strong>Parts could not be made</strong>: {escape(failed)}</p>' if failed else ""
-    return html.page_html(f"{found.name}: a scaling law", head + lacking, sections)
+    head = tolerant("headline", partial(headline, evidence), "") or _failure_note("headline", tolerant)
+    failures = "; ".join(f"{part}: {why}" for part, why in {**evidence.failed, **tolerant.failed}.items())
+    note = f'<p class="warning"><strong>Parts could not be made</strong>: {escape(failures)}</p>' if failures else ""
+    return html.page_html(f"{evidence.name}: a scaling law", head + note, sections)
 
 
-def _section(attempt: Tolerant, key: str, short: str, make: Callable[[], Section]) -> Section:
-    """A section, or one of the reason why it cannot be made."""
+def _section(tolerant: Tolerant, key: str, short: str, make: Callable[[], Section]) -> Section:
+    """A section, or one that says why it cannot be made."""
     part = f"section {key}"
-    return attempt(part, make, None) or Section(key, short, short, _unmade(part, attempt))
+    return tolerant(part, make, None) or Section(key, short, short, _failure_note(part, tolerant))
 
 
-def _unmade(part: str, attempt: Tolerant) -> str:
-    return paragraph(f"The {part} could not be made: {attempt.missing[part]}", "warning")
+def _failure_note(part: str, tolerant: Tolerant) -> str:
+    return paragraph(f"The {part} could not be made: {tolerant.missing[part]}", "warning")
 
 
-def _figures(drawn: Mapping[str, str], *names: str, beside: str = "") -> str:
-    """Those of the figures that there are, in a grid. beside: HTML that takes a place in it after them."""
-    made = "".join(drawn[name] for name in names if name in drawn)
-    return f'<div class="figures">{made}{beside}</div>' if made else ""
+def _figure_grid(figures: Mapping[str, str], *names: str, beside: str = "") -> str:
+    """The named figures, those that exist, in a grid; "" without any. beside: HTML for a place of the grid after
+    them."""
+    blocks = "".join(figures[name] for name in names if name in figures)
+    return f'<div class="figures">{blocks}{beside}</div>' if blocks else ""
 
 
-def headline(found: Evidence) -> str:
-    d, fit = found.fit.document, found.fit
+def headline(evidence: Evidence) -> str:
+    """The law, what it was fitted to, its warnings, and the number of flagged runs, as HTML."""
+    d, fit = evidence.fit.document, evidence.fit
     low, high = d["intervals"]["exponent_a"]
-    marked = ""
-    if found.flags_by_run:
-        counts = Counter(word for words in found.flags_by_run.values() for word in words.split(", "))
-        said = ", ".join(f"{n} {word}" for word, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-        marked = (
-            f'<p class="warning"><strong>{len(found.flags_by_run)} of {len(found.table)} runs are flagged</strong>: '
-            f'{escape(said)}; see <a href="#runs">Runs</a>.</p>'
-        )
+    flag_note = ""
+    if evidence.flags_by_run:
+        counts = Counter(name for names in evidence.flags_by_run.values() for name in names.split(", "))
+        flags = ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+        counted = f"{len(evidence.flags_by_run)} of {len(evidence.table)} runs are flagged"
+        flag_note = f'<p class="warning"><strong>{counted}</strong>: {escape(flags)}; see <a href="#runs">Runs</a>.</p>'
     warnings = "".join(f'<p class="warning"><strong>Warning:</strong> {escape(note)}</p>' for note in d["warnings"])
     flops = fit.points["flops"]
     return (
@@ -126,18 +125,18 @@ def headline(found: Evidence) -> str:
         f"tokens, L is validation loss in nats per token ({escape(d['source'])}). Fitted to {len(fit.points)} runs of "
         f"{scientific(flops.min())} to {scientific(flops.max())} FLOPs. Compute-optimal N grows as "
         f"C<sup>{d['exponent_a']:.2f}</sup> ({d['level']:.0%} interval {low:.2f} to {high:.2f}), C being training "
-        f"compute.</p>{warnings}{marked}"
+        f"compute.</p>{warnings}{flag_note}"
     )
 
 
-def forecast_section(found: Evidence) -> Section:
-    fit = found.fit
+def forecast_section(evidence: Evidence) -> Section:
+    fit = evidence.fit
     if fit.held_out.empty:
-        said = paragraph("No run was held out, so no forecast is checked here; `scaling fit --holdout largest` does.")
-        return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", said)
+        note = paragraph("No run was held out, so no forecast is checked here; `scaling fit --holdout largest` does.")
+        return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", note)
     row = fit.forecast(fit.held_out)[-1]
     beyond = float(fit.held_out["flops"].iloc[-1] / fit.points["flops"].max())
-    shown = large_numbers(
+    forecast_numbers = large_numbers(
         (
             ("predicted", f"{row['predicted']:.4f}", ""),
             (f"{row['level']:.0%} interval", f"{row['low']:.3f} to {row['high']:.3f}", ""),
@@ -149,11 +148,13 @@ def forecast_section(found: Evidence) -> Section:
         f"{compact(row['params'])} parameters, {compact(row['tokens'])} tokens: {beyond:.3g} times the compute of the "
         "largest run fitted. Losses are in nats per token."
     )
-    return Section("forecast", "Forecast of a run that the fit did not see", "Forecast", paragraph(text, "") + shown)
+    return Section(
+        "forecast", "Forecast of a run that the fit did not see", "Forecast", paragraph(text, "") + forecast_numbers
+    )
 
 
-def law_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
-    d = found.fit.document
+def law_section(evidence: Evidence, figures: Mapping[str, str]) -> Section:
+    d = evidence.fit.document
     rows = [
         [
             Cell(escape(name), css="text"),
@@ -161,25 +162,25 @@ def law_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
             Cell(f"{d['standard_errors'][name]:.2g}"),
             Cell("{:.4g} to {:.4g}".format(*d["intervals"][name])),
         ]
-        for name, value in {**found.fit.values, "exponent_a": d["exponent_a"]}.items()
+        for name, value in {**evidence.fit.values, "exponent_a": d["exponent_a"]}.items()
     ]
     heads = ("parameter", "value", "standard error", f"{d['level']:.0%} interval")
     values = html.html_table(heads, rows, "Parameters of the law")
-    body = _figures(drawn, "loss_by_tokens", "loss_by_params", "residuals", beside=values) or values
+    body = _figure_grid(figures, "loss_by_tokens", "loss_by_params", "residuals", beside=values) or values
     return Section("law", "The law and the runs", "The law", body)
 
 
-def surface_section(drawn: Mapping[str, str]) -> Section:
-    body = _figures(drawn, "surface", "frontier", "isoflop")
+def surface_section(figures: Mapping[str, str]) -> Section:
+    body = _figure_grid(figures, "surface", "frontier", "isoflop")
     return Section("surface", "Loss surface and compute-optimal frontier", "Surface and frontier", body or _none(""))
 
 
-def backtest_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def backtest_section(evidence: Evidence, figures: Mapping[str, str]) -> Section:
     title = "Back-test: smaller runs forecast larger ones"
-    if found.backtest.empty:
-        return Section("backtest", title, "Back-test", _none(found.missing.get("backtest", "")))
+    if evidence.backtest.empty:
+        return Section("backtest", title, "Back-test", _none(evidence.missing.get("backtest", "")))
     rows = []
-    for (factor, law), part in found.backtest.groupby(["factor", "law"], sort=False):
+    for (factor, law), part in evidence.backtest.groupby(["factor", "law"], sort=False):
         error = (part["predicted"] / part["measured"] - 1).abs().mean()
         inside = ((part["low_90"] <= part["measured"]) & (part["measured"] <= part["high_90"])).mean()
         name = f"{law}: {part['choice'].iloc[0]}" if law == CHOSEN else str(law)
@@ -188,39 +189,41 @@ def backtest_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
         rows.append([*cells, Cell(f"{error:.2%}", error), Cell(f"{inside:.0%}", inside)])
     heads = ("compute cut by", "law", "runs fitted", "runs forecast", "mean error", "inside 90% interval")
     table = html.html_table(heads, rows, "Back-test", sorts=True)
-    return Section("backtest", title, "Back-test", _figures(drawn, "backtest_errors", "backtest_laws") + table)
+    return Section("backtest", title, "Back-test", _figure_grid(figures, "backtest_errors", "backtest_laws") + table)
 
 
-def sensitivity_section(drawn: Mapping[str, str]) -> Section:
-    body = _figures(drawn, "sensitivity") or _none("the fit holds no panel; `scaling fit` makes one unless --no-panel")
+def sensitivity_section(figures: Mapping[str, str]) -> Section:
+    body = _figure_grid(figures, "sensitivity") or _none(
+        "the fit holds no panel; `scaling fit` makes one unless --no-panel"
+    )
     return Section("sensitivity", "How the law moves when it is fitted otherwise", "Sensitivity", body)
 
 
-def rates_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
-    how = found.fit.document.get("learning_rates", {})
+def rates_section(evidence: Evidence, figures: Mapping[str, str]) -> Section:
+    how = evidence.fit.document.get("learning_rates", {})
     listed = "".join(f"<li>{count} runs: {escape(name)}</li>" for name, count in how.items())
-    said = f"<p>How the learning rates of the fitted runs were found:</p><ul>{listed}</ul>" if how else ""
-    why = "" if found.rate_law is not None else _none(found.missing.get("rates", ""))
-    body = said + _figures(drawn, "rates_tried", "rates_used") + why
+    sources = f"<p>How the learning rates of the fitted runs were found:</p><ul>{listed}</ul>" if how else ""
+    why = "" if evidence.rate_law is not None else _none(evidence.missing.get("rates", ""))
+    body = sources + _figure_grid(figures, "rates_tried", "rates_used") + why
     return Section("rates", "Learning rates", "Learning rates", body)
 
 
-def curves_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
-    body = _figures(drawn, "loss_curves", "collapse") or _none(found.missing.get("curves", ""))
-    if found.collapse is not None and found.collapse.left_out:
-        why = ", ".join(f"{count} {reason}" for reason, count in found.collapse.left_out.items())
-        body += paragraph(f"Runs not compared: {why}.")
+def curves_section(evidence: Evidence, figures: Mapping[str, str]) -> Section:
+    body = _figure_grid(figures, "loss_curves", "collapse") or _none(evidence.missing.get("curves", ""))
+    if evidence.collapse is not None and evidence.collapse.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in evidence.collapse.left_out.items())
+        body += paragraph(f"Runs not compared: {reasons}.")
     return Section("curves", "Loss curves and their collapse", "Curves", body)
 
 
-def downstream_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
+def downstream_section(evidence: Evidence, figures: Mapping[str, str]) -> Section:
     title = "Downstream tasks"
-    if not found.studies:
-        return Section("downstream", title, "Downstream", _none(found.missing.get("downstream", "")))
+    if not evidence.studies:
+        return Section("downstream", title, "Downstream", _none(evidence.missing.get("downstream", "")))
     from analysis.downstream import study as downstream
 
     rows = []
-    for study in found.studies:
+    for study in evidence.studies:
         best = float(study.points["accuracy"].max())
         ahead = ""
         if study.model is not None:
@@ -230,17 +233,20 @@ def downstream_section(found: Evidence, drawn: Mapping[str, str]) -> Section:
         cells = [Cell(escape(text), text, "text") for text in (study.task, study.verdict)]
         cells += [Cell(f"{value:.3f}", value) for value in (study.chance, best, study.ceiling)]
         rows.append([*cells, Cell(escape(law), law, "text"), Cell(escape(ahead), ahead or None, "text")])
-    ahead = f"at {downstream.BEYOND:g}x compute ({found.studies[0].level:.0%})"
+    ahead = f"at {downstream.BEYOND:g}x compute ({evidence.studies[0].level:.0%})"
     heads = ("task", "verdict", "chance", "best run", "ceiling", "law", ahead)
     table = html.html_table(heads, rows, title, sorts=True)
-    table += "".join(paragraph(f"{task} has no study: {why}.") for task, why in found.not_studied.items())
+    table += "".join(paragraph(f"{task} has no study: {why}.") for task, why in evidence.not_studied.items())
     return Section(
-        "downstream", title, "Downstream", table + _figures(drawn, *(n for n in drawn if n.startswith("downstream")))
+        "downstream",
+        title,
+        "Downstream",
+        table + _figure_grid(figures, *(n for n in figures if n.startswith("downstream"))),
     )
 
 
-def checklist_section(asked: Sequence[Item]) -> Section:
-    counts = Counter(item.answer for item in asked)
+def checklist_section(checklist: Sequence[Item]) -> Section:
+    counts = Counter(item.answer for item in checklist)
     rows = [
         [
             Cell(f'<span class="{item.answer}">{item.answer}</span>', item.answer, "text"),
@@ -248,15 +254,16 @@ def checklist_section(asked: Sequence[Item]) -> Section:
                 f"{escape(item.requirement)}<small>{html.with_code(item.evidence)}</small>", item.requirement, "prose"
             ),
         ]
-        for item in asked
+        for item in checklist
     ]
-    counted = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "unknown"))
-    said = f"{counted}, filled in from the files beside this page."
+    totals = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "unknown"))
+    text = f"{totals}, filled in from the files beside this page."
     table = html.html_table(
         ("answer", "what a good scaling study reports, and the evidence here"), rows, "Checklist", sorts=True
     )
-    return Section("checklist", "What a good scaling study reports", "Checklist", paragraph(said) + table)
+    return Section("checklist", "What a good scaling study reports", "Checklist", paragraph(text) + table)
 
 
 def _none(why: str) -> str:
+    """The paragraph of a section without content. why: the reason, "" if none is known."""
     return paragraph(f"Nothing to show: {why.rstrip('.')}." if why else "Nothing to show.")

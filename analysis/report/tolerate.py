@@ -1,7 +1,4 @@
-"""Parts of a page are made one by one, so that one that fails costs itself alone.
-
-Not in the design's list of modules: reading, judging and drawing for a page fail in the same way.
-"""
+"""Makes the parts of a page one by one, so that a part that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -14,21 +11,23 @@ Part = TypeVar("Part")
 
 
 class Tolerant:
-    """What could not be made.
+    """Calls functions that make parts of a page, and records those that raise.
 
-    missing: part -> why, in one line. failed: those of them that no TableError foresaw, with the kind of exception.
+    Attributes:
+      missing: part -> why it could not be made, in one line.
+      failed: the parts of `missing` that raised something other than a TableError, with the class of the exception.
     """
 
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
         self.failed: dict[str, str] = {}
 
-    def __call__(self, part: str, make: Callable[[], Part], otherwise: Part) -> Part:
-        """What `make` makes; `otherwise` where it raises."""
+    def __call__(self, part: str, make: Callable[[], Part], default: Part) -> Part:
+        """The result of `make`; `default` if it raises."""
         try:
             return make()
         except TableError as error:
             self.missing[part] = f"{error}"
         except Exception as error:
             self.missing[part] = self.failed[part] = f"{type(error).__name__}: {error}"
-        return otherwise
+        return default

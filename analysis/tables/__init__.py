@@ -1,1 +1,1 @@
-"""Results tables: reading, checking, flagging, filtering."""
+"""Tables of runs: reading, checking, flagging and filtering them."""

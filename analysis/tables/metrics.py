@@ -1,12 +1,11 @@
-"""Every run's logged steps as one table, quickly: what metrics.jsonl of hundreds of runs hold, compacted to Parquet.
+"""The logged steps of all runs of a sweep as one table, one row a step; a Parquet file makes reading it fast.
 
-    <sweep>/runs/<run_id>/metrics.jsonl     the truth: one line a logged step, appended by the run
-    <sweep>/metrics.parquet                 what was read of it, for speed alone; delete it at any time
+    <sweep>/runs/<run_id>/metrics.jsonl     the source: one line a logged step, appended by the run
+    <sweep>/metrics.parquet                 a copy of it, for speed only; it can be deleted at any time
 
-The Parquet file says in its metadata how long each metrics.jsonl was, and of when, when it was read. A file that is
-still so is not read again: `compact` reads the others only, and `metrics` takes from JSONL what is not compacted yet.
-
-Not in the design's list of modules: `results` holds one row a run, this one row a step.
+The Parquet file's metadata holds the size and the time of change that each metrics.jsonl had when it was read. A file
+that still has both is not read again: `compact_metrics` reads only the others, and `load_metrics` reads from JSONL what
+the Parquet file does not hold yet.
 """
 
 from __future__ import annotations
@@ -26,20 +25,21 @@ import pyarrow.parquet as pq
 
 from analysis.errors import TableError
 from analysis.files import write_by_rename
+from analysis.tables.run_files import METRICS, METRICS_PARQUET, RUNS
 
-METRICS, FILE = "metrics.jsonl", "metrics.parquet"
 SCHEMA = 1
 _INDEX = b"scaling.runs"
+"""Key of the Parquet metadata that holds the stamps of the files."""
 _NUMBERS = ("loss", "grad_norm", "learning_rate", "validation_loss", "tokens_per_second")
 _KNOWN = pa.schema([("step", pa.int64()), ("tokens", pa.int64()), *((name, pa.float64()) for name in _NUMBERS)])
 _RUN_ID = pa.dictionary(pa.int32(), pa.string())
 _EMPTY = pa.schema([("run_id", _RUN_ID), *_KNOWN]).empty_table()
-_BATCH = 1 << 24
-"""Bytes of JSONL parsed in one go: small files cost more to begin with than to read."""
+_BATCH_BYTES = 1 << 24
+"""Bytes of JSONL that are parsed at once: for small files the start of a parse costs more than the parse."""
 
 
 class FileStamp(NamedTuple):
-    """What tells a file that was read from one that has changed since: bytes, and nanoseconds of its mtime."""
+    """The size of a file in bytes, and its time of change in nanoseconds: equal stamps mean an unchanged file."""
 
     size: int
     mtime_ns: int
@@ -66,126 +66,134 @@ def load_metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.Da
     """Every logged step of a sweep, or of one run.
 
     Columns: run_id (categorical), step, tokens (trained on so far), loss (nats per token, of the step's batch),
-    grad_norm, learning_rate, validation_loss (nats per token), tokens_per_second, and any others that were logged, in
-    order of name; a number that was not logged is nan. Rows by run_id and step. Torn lines are ignored; of lines of one
-    step, as a resume leaves, the last counts, field by field.
+    grad_norm, learning_rate, validation_loss (nats per token), tokens_per_second, and any others that were logged, by
+    name; a number that was not logged is nan. Rows by run_id and step. Torn lines are ignored; of several lines of one
+    step, as a resumed run leaves them, the last counts, field by field.
 
     Args:
-      folder: of a sweep, collected or not; or of a run.
-      runs: run_ids of a sweep, those that are not there left out; all when not given.
+      folder: folder of a sweep, collected or not, or of a run.
+      runs: run_ids of the sweep to read; those it does not have are left out. Default: all.
     Raises:
-      TableError: no such folder, or one that holds neither.
+      TableError: no such folder, or a folder that is neither.
     """
     folder = Path(folder)
     if (folder / METRICS).exists():
-        return _frame(_arranged(_read([folder])))
-    if not (folder / "runs").is_dir() and not (folder / FILE).exists():
-        what = "holds no runs/, no metrics.parquet and no metrics.jsonl" if folder.is_dir() else "no such folder"
-        raise TableError(f"{folder}: {what}")
-    kept, index = _kept(folder / FILE)
-    now = read_stamps(folder / "runs") if (folder / "runs").is_dir() else index
+        return _to_pandas(_concatenate(_read_runs([folder])))
+    if not (folder / RUNS).is_dir() and not (folder / METRICS_PARQUET).exists():
+        problem = f"holds no {RUNS}/, no {METRICS_PARQUET} and no {METRICS}" if folder.is_dir() else "no such folder"
+        raise TableError(f"{folder}: {problem}")
+    compacted, old_stamps = _read_compacted(folder / METRICS_PARQUET)
+    stamps = read_stamps(folder / RUNS) if (folder / RUNS).is_dir() else old_stamps
     if runs is not None:
-        asked = set(runs)
-        now = {run_id: stamp for run_id, stamp in now.items() if run_id in asked}
-    return _frame(_merged(kept, index, now, folder))
+        wanted = set(runs)
+        stamps = {run_id: stamp for run_id, stamp in stamps.items() if run_id in wanted}
+    return _to_pandas(_update(compacted, old_stamps, stamps, folder))
 
 
 def compact_metrics(folder: Path) -> CompactionSummary:
-    """Brings <folder>/metrics.parquet up to its runs' metrics.jsonl, by rename; reads those that changed.
+    """Brings <folder>/metrics.parquet up to date with the metrics.jsonl of its runs; reads only those that changed.
 
-    Raises TableError when the folder holds no runs.
+    Raises TableError if the folder holds no runs.
     """
-    if not (folder / "runs").is_dir():
-        raise TableError(f"{folder}: holds no runs/")
-    now, path = read_stamps(folder / "runs"), folder / FILE
-    if (whole := _whole(path)) is not None and _index(whole.schema.to_arrow_schema()) == now:
-        return CompactionSummary(path, len(now), whole.num_rows, 0, 0)
-    kept, index = _kept(path)
-    table = _merged(kept, index, now, folder)
-    table = table.replace_schema_metadata({_INDEX: json.dumps({"schema": SCHEMA, "runs": now})})
+    if not (folder / RUNS).is_dir():
+        raise TableError(f"{folder}: holds no {RUNS}/")
+    stamps, path = read_stamps(folder / RUNS), folder / METRICS_PARQUET
+    metadata = _read_metadata(path)
+    if metadata is not None and _stamps_of(metadata.schema.to_arrow_schema()) == stamps:
+        return CompactionSummary(path, len(stamps), metadata.num_rows, 0, 0)
+    compacted, old_stamps = _read_compacted(path)
+    table = _update(compacted, old_stamps, stamps, folder)
+    table = table.replace_schema_metadata({_INDEX: json.dumps({"schema": SCHEMA, "runs": stamps})})
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     options: dict[str, Any] = {"use_dictionary": ["run_id"], "use_byte_stream_split": floats}
     write_by_rename(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
-    read = sum(index.get(run_id) != stamp for run_id, stamp in now.items())
-    return CompactionSummary(path, len(now), table.num_rows, read, len(index.keys() - now.keys()))
+    num_read = sum(old_stamps.get(run_id) != stamp for run_id, stamp in stamps.items())
+    return CompactionSummary(path, len(stamps), table.num_rows, num_read, len(old_stamps.keys() - stamps.keys()))
 
 
 def read_stamps(runs: Path) -> dict[str, FileStamp]:
-    """run_id -> stamp of its metrics.jsonl, of the run folders that have one, in order."""
-    found = {}
+    """run_id -> stamp of its metrics.jsonl, of the run folders that have one, by run_id."""
+    stamps = {}
     for run in runs.iterdir():
         try:
             stat = (run / METRICS).stat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        found[run.name] = FileStamp(stat.st_size, stat.st_mtime_ns)
-    return dict(sorted(found.items()))
+        stamps[run.name] = FileStamp(stat.st_size, stat.st_mtime_ns)
+    return dict(sorted(stamps.items()))
 
 
-def _index(schema: pa.Schema) -> dict[str, FileStamp]:
-    """The stamps of what a file holds; none when it is not one of ours, or of another version: it is made anew."""
+def _stamps_of(schema: pa.Schema) -> dict[str, FileStamp]:
+    """The stamps that a Parquet file's metadata holds; none if it is not one of ours or of another version, so that it
+    is written anew."""
     try:
-        said = json.loads((schema.metadata or {})[_INDEX])
-        return {run_id: FileStamp(*stamp) for run_id, stamp in said["runs"].items()} if said["schema"] == SCHEMA else {}
+        document = json.loads((schema.metadata or {})[_INDEX])
+        if document["schema"] != SCHEMA:
+            return {}
+        return {run_id: FileStamp(*stamp) for run_id, stamp in document["runs"].items()}
     except (KeyError, ValueError, TypeError):
         return {}
 
 
-def _whole(path: Path) -> pq.FileMetaData | None:
-    """What a Parquet file says of itself at its end; None where it is none."""
+def _read_metadata(path: Path) -> pq.FileMetaData | None:
+    """The metadata of a Parquet file; None if there is no such file."""
     try:
         return pq.read_metadata(path)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
 
 
-def _kept(path: Path) -> tuple[pa.Table, dict[str, FileStamp]]:
-    """What a compacted file holds, and its stamps; nothing when it is none."""
+def _read_compacted(path: Path) -> tuple[pa.Table, dict[str, FileStamp]]:
+    """(rows, stamps) of a compacted file; no rows if there is none that can be used."""
     try:
         table = pq.read_table(path, read_dictionary=["run_id"])
     except (FileNotFoundError, pa.ArrowInvalid):
         return _EMPTY, {}
-    index = _index(table.schema)
-    return (table, index) if index else (_EMPTY, {})
+    stamps = _stamps_of(table.schema)
+    return (table, stamps) if stamps else (_EMPTY, {})
 
 
-def _merged(kept: pa.Table, index: Mapping[str, FileStamp], now: Mapping[str, FileStamp], folder: Path) -> pa.Table:
-    """The rows of the runs in `now`: kept where their files are as they were, else read anew."""
-    if any(stamp != now.get(run_id) for run_id, stamp in index.items()):
-        ids = kept["run_id"].combine_chunks()
-        stays = np.array([index.get(run_id) == now.get(run_id) for run_id in ids.dictionary.to_pylist()], bool)
-        kept = kept.filter(pa.array(stays[ids.indices.to_numpy()]))
-    fresh = [folder / "runs" / run_id for run_id, stamp in now.items() if index.get(run_id) != stamp]
-    return _arranged([kept, *_read(fresh)]) if fresh else kept
+def _update(
+    compacted: pa.Table, old_stamps: Mapping[str, FileStamp], stamps: Mapping[str, FileStamp], folder: Path
+) -> pa.Table:
+    """The rows of the runs in `stamps`: from the compacted table if their files have not changed, else read anew."""
+    if any(stamp != stamps.get(run_id) for run_id, stamp in old_stamps.items()):
+        ids = compacted["run_id"].combine_chunks()
+        # keep the rows of unchanged runs: one test for each run_id of the dictionary, then a look-up for each row
+        is_unchanged = np.array([old_stamps.get(name) == stamps.get(name) for name in ids.dictionary.to_pylist()], bool)
+        compacted = compacted.filter(pa.array(is_unchanged[ids.indices.to_numpy()]))
+    changed = [folder / RUNS / run_id for run_id, stamp in stamps.items() if old_stamps.get(run_id) != stamp]
+    return _concatenate([compacted, *_read_runs(changed)]) if changed else compacted
 
 
-def _read(runs: Sequence[Path]) -> Iterator[pa.Table]:
-    """The lines of run folders, one row a step, in batches of a size that parses well."""
+def _read_runs(runs: Sequence[Path]) -> Iterator[pa.Table]:
+    """The lines of run folders, one row a step, a table for each batch of about _BATCH_BYTES."""
     batch: dict[str, bytes] = {}
     size = 0
     for run in runs:
         batch[run.name] = read_whole_lines(run / METRICS)
         size += len(batch[run.name])
-        if size > _BATCH:
-            yield from _parsed(batch)
+        if size > _BATCH_BYTES:
+            yield from _parse(batch)
             batch, size = {}, 0
-    yield from _parsed(batch)
+    yield from _parse(batch)
 
 
 def read_whole_lines(path: Path) -> bytes:
-    """The text of a file, less a last line that is torn. Nothing when the file has vanished meanwhile."""
+    """The text of a file without a torn last line; empty if the file no longer exists."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return b""
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        text = text + b"\n" if _line(text[whole:]) else text[:whole]
+    end = text.rfind(b"\n") + 1
+    if end < len(text):
+        # a last line without its newline may be whole all the same
+        text = text + b"\n" if _parse_line(text[end:]) else text[:end]
     return text
 
 
-def _line(text: bytes) -> dict[str, Any] | None:
-    """A logged line, or None of one that is torn or names no step."""
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    """A logged line; None if it is torn or names no step."""
     try:
         line = json.loads(text)
         return line if type(line["step"]) is int else None
@@ -193,31 +201,33 @@ def _line(text: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _parsed(batch: Mapping[str, bytes]) -> Iterator[pa.Table]:
-    """The lines of runs, by run_id. Where one is no JSON they are halved until it stands alone, then read slowly."""
+def _parse(batch: Mapping[str, bytes]) -> Iterator[pa.Table]:
+    """Parses the lines of runs. batch: run_id -> text. Arrow's fast parser refuses a batch with one bad line: then the
+    batch is halved until the run with that line is alone, and that run is parsed line by line."""
     text = b"".join(batch.values())
     if not text:
         return
     try:
-        found = pyarrow.json.read_json(pa.BufferReader(text), parse_options=pyarrow.json.ParseOptions(_KNOWN))
-        whole = found.num_rows == text.count(b"\n") and not found["step"].null_count
+        lines = pyarrow.json.read_json(pa.BufferReader(text), parse_options=pyarrow.json.ParseOptions(_KNOWN))
+        is_complete = lines.num_rows == text.count(b"\n") and not lines["step"].null_count
     except pa.ArrowInvalid:
-        found, whole = None, False
-    if found is not None and whole:
-        yield _by_step(found, {run_id: lines.count(b"\n") for run_id, lines in batch.items()})
+        lines, is_complete = None, False
+    if lines is not None and is_complete:
+        yield _merge_steps(lines, {run_id: part.count(b"\n") for run_id, part in batch.items()})
     elif len(batch) > 1:
         names = list(batch)
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
-            yield from _parsed({run_id: batch[run_id] for run_id in half})
+            yield from _parse({run_id: batch[run_id] for run_id in half})
     else:
-        ((run_id, lines),) = batch.items()
-        rows = [line for text in lines.splitlines() if (line := _line(text)) is not None]
+        ((run_id, part),) = batch.items()
+        rows = [row for line in part.splitlines() if (row := _parse_line(line)) is not None]
         if rows:
-            yield _by_step(_table(rows), {run_id: len(rows)})
+            yield _merge_steps(_to_arrow(rows), {run_id: len(rows)})
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Lines as Arrow's own reader would have them; what is no number in a column of numbers is left out."""
+def _to_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Parsed lines as a table with the types that Arrow's parser gives; an entry of a known column that is no number is
+    null."""
     names = dict.fromkeys([*_KNOWN.names, *(name for row in rows for name in row)])
     return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
 
@@ -234,21 +244,23 @@ def _column(name: str, values: list[Any]) -> pa.Array:
 
 
 def _text(value: Any) -> str | None:
-    """A value of a column that holds several kinds of them: JSON, but for text and times, which Arrow recognises."""
+    """A value of a column that holds values of several types, as text: JSON, except text itself and times, which Arrow
+    recognises."""
     if value is None or isinstance(value, str):
         return value
     return value.isoformat() if isinstance(value, datetime.datetime) else json.dumps(value, default=str)
 
 
-def _by_step(lines: pa.Table, counts: Mapping[str, int]) -> pa.Table:
-    """One row a step of each run, in order: of each field, what the last line of that step that has it says.
+def _merge_steps(lines: pa.Table, counts: Mapping[str, int]) -> pa.Table:
+    """One row for each step of each run, by run and step. Of several lines of one step, each field has the value of the
+    last line that has the field.
 
-    counts: run_id -> lines, in their order.
+    counts: run_id -> number of lines, in the order of the lines.
     """
     run = np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values()))
     step = lines["step"].to_numpy()
     lines = lines.add_column(0, _EMPTY.schema.field("run_id"), pa.DictionaryArray.from_arrays(run, list(counts)))
-    order = np.lexsort((step, run))
+    order = np.lexsort((step, run))  # stable: lines of one step stay in the order in which they were written
     first = np.append(True, (np.diff(run[order]) != 0) | (np.diff(step[order]) != 0))
     if first.all():
         return lines if (np.diff(order) == 1).all() else lines.take(order)
@@ -257,38 +269,40 @@ def _by_step(lines: pa.Table, counts: Mapping[str, int]) -> pa.Table:
     places = np.arange(len(order))
     columns = []
     for column in lines.columns:
-        said = np.maximum.accumulate(np.where(column.is_valid().to_numpy()[order], places, -1))[ends]
-        columns.append(column.take(pa.array(order[said], mask=said < starts)))
+        # for each step, the place of the last line with a value up to its end; null if that line is of an earlier step
+        last_valid = np.maximum.accumulate(np.where(column.is_valid().to_numpy()[order], places, -1))[ends]
+        columns.append(column.take(pa.array(order[last_valid], mask=last_valid < starts)))
     return pa.table(columns, schema=lines.schema)
 
 
-def _arranged(parts: Iterable[pa.Table]) -> pa.Table:
+def _concatenate(parts: Iterable[pa.Table]) -> pa.Table:
     """One table, rows by run_id, known columns first."""
     tables = [_EMPTY, *parts]
-    clashing = _clashing(tables)
-    table = pa.concat_tables([_as_text(one, clashing) for one in tables], promote_options="permissive")
+    mixed = _mixed_columns(tables)
+    table = pa.concat_tables([_as_text(part, mixed) for part in tables], promote_options="permissive")
     table = table.select([*_EMPTY.column_names, *sorted(set(table.column_names) - set(_EMPTY.column_names))])
     table = table.unify_dictionaries().combine_chunks()
     ids = table["run_id"].combine_chunks()
     names = ids.dictionary.to_pylist()
+    # rank[code of a run_id in the dictionary] = its place in alphabetical order
     rank = np.empty(len(names), np.int32)
     rank[np.argsort(np.array(names, object), kind="stable")] = np.arange(len(names), dtype=np.int32)
     run = rank[ids.indices.to_numpy()]
     return table if (np.diff(run) >= 0).all() else table.take(np.argsort(run, kind="stable"))
 
 
-def _clashing(tables: Iterable[pa.Table]) -> set[str]:
-    """Columns that some runs log as one kind of thing and others as another."""
+def _mixed_columns(tables: Iterable[pa.Table]) -> set[str]:
+    """The columns that have one type in some runs and another type in others, where all numbers are one type."""
     kinds: dict[str, set[str]] = {}
     for field in (field for table in tables for field in table.schema):
         if not pa.types.is_null(field.type):
             kind = "number" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else str(field.type)
             kinds.setdefault(field.name, set()).add(kind)
-    return {name for name, found in kinds.items() if len(found) > 1}
+    return {name for name, types in kinds.items() if len(types) > 1}
 
 
 def _as_text(table: pa.Table, names: set[str]) -> pa.Table:
-    """The table with these columns as JSON text, where they are not text yet."""
+    """The table with these columns as JSON text, unless they are text already."""
     for name in names & set(table.column_names):
         at, column = table.column_names.index(name), table[name]
         if not pa.types.is_string(column.type):
@@ -297,7 +311,8 @@ def _as_text(table: pa.Table, names: set[str]) -> pa.Table:
     return table
 
 
-def _frame(table: pa.Table) -> pd.DataFrame:
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """As DataFrame, with the run_ids that occur as sorted categories."""
     frame = table.to_pandas()
-    there = frame["run_id"].astype("category").cat.remove_unused_categories()
-    return frame.assign(run_id=there.cat.set_categories(sorted(there.cat.categories)))
+    run_ids = frame["run_id"].astype("category").cat.remove_unused_categories()
+    return frame.assign(run_id=run_ids.cat.set_categories(sorted(run_ids.cat.categories)))

@@ -1,6 +1,5 @@
-"""The public tables that laws are tested on, each as one tidy table of runs, read from a local folder of the sources.
-
-Not in the design's list of modules: the back-test, the coverage study and the replications read the same tables.
+"""The public tables that laws are tested on, each read from a local folder as one tidy table of runs. The back-test,
+the coverage study and the replications read them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,13 @@ _NAMES = {"N": "params", "D": "tokens", "U": "unique_tokens"}
 
 @dataclass(frozen=True)
 class PublicTable:
-    """A set of runs from one study: how to read it, and where it comes from."""
+    """A set of runs from one study.
+
+    Attributes:
+      file: path below the folder of public tables.
+      source: the publication.
+      select: keeps the rows of the set, and makes its column `loss`.
+    """
 
     name: str
     file: str
@@ -27,19 +32,24 @@ class PublicTable:
     select: Callable[[pd.DataFrame], pd.DataFrame]
 
     def read(self, data: Path) -> pd.DataFrame:
-        """Columns params, tokens, flops, loss (nats per token), and the study's own. Raises TableError if absent."""
+        """Columns params, tokens, flops, loss (nats per token), and the study's own. data: the folder of public tables.
+        Raises TableError if the file is missing."""
         path = data / self.file
         if not path.exists():
-            raise TableError(f"{path}: no such file; --data names the folder of public tables")
+            raise TableError(
+                f"{path}: no such file; --data names the folder of public tables; `scaling replicate --fetch` fills one"
+            )
         table = self.select(pd.read_csv(path).rename(columns=_NAMES)).reset_index(drop=True)
         table = table.astype(dict.fromkeys(("params", "tokens", "loss"), float))
         flops = table["flops"] if "flops" in table else 6 * table["params"] * table["tokens"]
         return table.assign(flops=flops.astype(float))
 
 
-def _equal(**wanted: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+def _select_equal(**values: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """A function that keeps the rows whose columns have these values."""
+
     def select(table: pd.DataFrame) -> pd.DataFrame:
-        for column, value in wanted.items():
+        for column, value in values.items():
             table = table[table[column] == value]
         return table
 
@@ -64,11 +74,11 @@ _PORIAN = {
 
 def _porian(corpus: str, step: str) -> PublicTable:
     file = f"porian/summary_df{'' if corpus == 'rw' else f'_{corpus}'}_points.csv"
-    return PublicTable(f"porian_{corpus}_{step}", file, "Porian et al. 2024", _equal(**_PORIAN[step]))
+    return PublicTable(f"porian_{corpus}_{step}", file, "Porian et al. 2024", _select_equal(**_PORIAN[step]))
 
 
 def _steplaw(table: pd.DataFrame) -> pd.DataFrame:
-    """The best learning rate and batch of each size and horizon."""
+    """The run of the best learning rate and batch size of each number of parameters and tokens."""
     table = table.assign(loss=table["smooth loss"])
     return table.loc[table.groupby(["params", "tokens"])["loss"].idxmin()]
 
@@ -102,5 +112,5 @@ PUBLIC_TABLES: Mapping[str, PublicTable] = {
 
 
 def read_all(data: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Every public table by its name."""
+    """(name, table) of every public table."""
     return ((name, table.read(data)) for name, table in PUBLIC_TABLES.items())

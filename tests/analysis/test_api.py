@@ -258,14 +258,14 @@ def test_a_notebook_needs_few_names_and_no_training_code(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     names = [
+        "compute_to_reach",
         "decision_accuracy",
-        "evaluations",
         "fit",
         "forecast",
         "frontier",
         "load",
-        "metrics",
-        "compute_to_reach",
+        "load_evaluations",
+        "load_metrics",
         "plot",
         "studies",
         "study",

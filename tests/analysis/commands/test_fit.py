@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.commands import fit
+from analysis.commands import collect, fit
 from analysis.errors import TableError
 from analysis.fitting.fit import compute_weights, fit_law, lad
 from analysis.forecasting import saved_fit
 from analysis.laws import chinchilla
+from analysis.tables import flags, results
 from analysis.tables.results import select_points
 from scaling import cli
 from tests.analysis.tables.test_results import run
@@ -52,6 +53,17 @@ def test_a_planted_law_is_recovered_from_a_file(tmp_path: Path, kind: str, capsy
     assert re.search(r"\b29\b.*\b1\b", capsys.readouterr().out)
 
 
+def test_a_sweep_folder_is_read_and_flagged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, row in enumerate(simulated(3e-3, seed=1).to_dict("records")):
+        run(tmp_path, f"r{i:02}", **{name: row[name] for name in ("params_matmul", "tokens", "flops", "loss")})
+    calls: list[str] = []
+    for module, name in ((results, "read_run"), (flags, "find_flags")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=original, n=name: calls.append(n) or f(*a))
+    fit.fit(tmp_path, draws=8, panel=False)
+    assert (calls.count("read_run"), calls.count("find_flags")) == (30, 1)
+
+
 def test_the_counting_convention_is_named_and_moves_the_law(tmp_path: Path) -> None:
     simulated().assign(params_total=lambda t: t["params_matmul"] + 3e7).to_csv(tmp_path / "t.csv", index=False)
     default = fit.fit(tmp_path / "t.csv", draws=8)
@@ -65,15 +77,16 @@ def test_collect_writes_the_table_of_run_folders(tmp_path: Path, capsys: pytest.
         run(tmp_path / "s", name, tokens=tokens)
     run(tmp_path / "s", "c", status="failed", loss=float("nan"), tokens=4e6)
     (tmp_path / "s" / "runs" / "d").mkdir()
-    fit.collect("s", out=tmp_path, json=tmp_path / "rows.json")
+    collect.collect("s", out=tmp_path, json=tmp_path / "rows.json")
     assert pd.read_csv(tmp_path / "s" / "results.csv")["run_id"].tolist() == ["a", "b", "c"]
     assert [row["loss"] for row in json.loads((tmp_path / "rows.json").read_text())] == [2.0, 2.0, None]
     printed = capsys.readouterr().out
     assert re.search(r"\b2 done\b.*\b1 failed\b.*\b1\b", printed), "and one that has not ended"
-    (tmp_path / "none" / "runs").mkdir(parents=True)
+    (tmp_path / "none" / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "none" / "runs" / "a" / "metrics.jsonl").write_text('{"step": 1, "tokens": 8, "loss": 2.0}\n')
     with pytest.raises(TableError, match="none"):
-        fit.collect("none", out=tmp_path)
-    assert not [*(tmp_path / "none").glob("results.*")]
+        collect.collect("none", out=tmp_path)
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["runs"], "nothing is written"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +95,7 @@ def test_collect_writes_the_table_of_run_folders(tmp_path: Path, capsys: pytest.
         ({"delta": 0.0}, r"--delta 0\.0"),
         ({"draws": 1}, r"--draws 1\b.*\b2\b"),
         ({"level": 1.0}, r"--level 1\.0"),
-        ({"params": "params_totl"}, r"params_totl.*params_total\b.*params_total\b"),
+        ({"params_column": "params_totl"}, r"params_totl.*params_total\b.*params_total\b"),
         ({"holdout": "large"}, r"--holdout large\b.*\blargest\b"),
         ({"columns": "params:N"}, "--columns params:N"),
         ({"weight_power": -1.0}, r"--weight-power -1\.0"),

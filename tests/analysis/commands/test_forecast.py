@@ -96,6 +96,17 @@ def test_locked_today_scored_when_the_run_exists(
         assert ("OUTSIDE" in printed) == (not inside)
 
 
+def test_a_note_of_a_score_is_on_the_line_of_its_run(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    forecast(fitted, seal=tmp_path / "sealed.json", out=tmp_path / "f.json")
+    capsys.readouterr()
+    forecast(score=tmp_path / "sealed.json", table=fitted.parent / "t.csv")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith(NOTES[HELD_OUT])]
+    assert " to " in line, "the interval stands on the same line"
+
+
 def test_a_lock_that_is_there_stops_the_whole_command(fitted: Path, tmp_path: Path) -> None:
     (tmp_path / "lock.json").write_text("mine")
     with pytest.raises(TableError, match=r"lock\.json"):

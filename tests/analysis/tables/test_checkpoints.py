@@ -11,6 +11,7 @@ import pytest
 from analysis.errors import TableError
 from analysis.tables import evaluations as evaluated
 from analysis.tables.checkpoints import load_evaluations, load_evaluations_beside
+from analysis.tables.run_files import EVALUATIONS
 from scaling.record import run_folder
 
 
@@ -24,7 +25,7 @@ def line(step: int, task: str, value: float | None, **about: object) -> str:
 def test_the_last_line_of_a_task_and_step_counts_and_torn_ones_do_not(tmp_path: Path) -> None:
     assert evaluated.read_run_evaluations(tmp_path) == {}
     kept = [line(2, "a", 0.5), line(1, "a", 0.4), line(2, "b", 0.3), line(2, "a", 0.6), '{"schema": 1, "step": 2, "ta']
-    (tmp_path / evaluated.FILE).write_text("\n".join(kept))
+    (tmp_path / EVALUATIONS).write_text("\n".join(kept))
     found = evaluated.read_run_evaluations(tmp_path)
     assert list(found) == [1, 2]
     assert found[1] == (100, {"a/accuracy": 0.4, "a/accuracy_stderr": 0.1, "a/chance": 0.25})
@@ -37,7 +38,7 @@ def test_a_sweep_is_one_table_with_what_each_run_spent_by_then(tmp_path: Path) -
         folder = tmp_path / "runs" / name
         row = {"run_id": name, "params_total": size, "tokens": 400, "flops": 4000.0 * size, "loss": 1.0}
         run_folder.write_result(folder, status="done", row=row, measurements={"loss/nats": (1.0, 5, 0.1)})
-        (folder / evaluated.FILE).write_text(f"{line(4, 'a', None)}\n{line(2, 'a', 0.5)}\n")
+        (folder / EVALUATIONS).write_text(f"{line(4, 'a', None)}\n{line(2, 'a', 0.5)}\n")
     (tmp_path / "runs" / "never asked").mkdir()
     table = load_evaluations(tmp_path)
     assert table["run_id"].tolist() == ["small", "small", "large", "large"]
@@ -53,7 +54,7 @@ def test_what_is_no_evaluation_is_one_line(tmp_path: Path) -> None:
         load_evaluations(tmp_path / "nowhere")
     with pytest.raises(TableError, match=r"scaling eval .* --step all"):
         load_evaluations(tmp_path)
-    (tmp_path / evaluated.FILE).write_text(line(1, "a", 0.5, schema=2))
+    (tmp_path / EVALUATIONS).write_text(line(1, "a", 0.5, schema=2))
     with pytest.raises(TableError, match=r"evaluations\.jsonl.*schema = 2.*\b1\b"):
         load_evaluations(tmp_path)
 
@@ -62,7 +63,7 @@ def test_the_checkpoints_of_a_table_are_those_of_its_folder(tmp_path: Path) -> N
     assert load_evaluations_beside(tmp_path) is None
     (tmp_path / "runs" / "a").mkdir(parents=True)
     assert load_evaluations_beside(tmp_path) is None
-    (tmp_path / "runs" / "a" / evaluated.FILE).write_text(f"{line(1, 'a', 0.4)}\n{line(2, 'a', 0.5)}\n")
+    (tmp_path / "runs" / "a" / EVALUATIONS).write_text(f"{line(1, 'a', 0.4)}\n{line(2, 'a', 0.5)}\n")
     for table in (tmp_path, tmp_path / "results.parquet"):
         found = load_evaluations_beside(table)
         assert found is not None

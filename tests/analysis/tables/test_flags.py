@@ -12,7 +12,7 @@ import pytest
 
 from analysis import api
 from analysis.commands import backtest as backtest_
-from analysis.commands import fit, isoflop
+from analysis.commands import collect, isoflop
 from analysis.forecasting import backtest, saved_fit
 from analysis.forecasting.saved_fit import FitSettings
 from analysis.tables import flags, results, table_checks, where
@@ -164,13 +164,13 @@ def test_flags_of_a_sweep_go_into_its_table_and_its_warnings(
     sweep = a_sweep(tmp_path / "s", {7: 16.0})
     (sweep / "runs" / "r03" / "metrics.jsonl").write_text("torn")
     run(sweep, "bad", status="diverged", loss=np.nan)
-    fit.collect("s", out=tmp_path)
+    collect.collect("s", out=tmp_path)
     said = capsys.readouterr().out
     (off,) = [line for line in said.splitlines() if "r07" in line]
     assert "off_collapse" in off
     assert re.search(r"\bbad\b.*\bdiverged\b.*\bwhy$", said, re.M), "with the reason that the run itself gives"
     first = [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")]
-    fit.collect("s", out=tmp_path)
+    collect.collect("s", out=tmp_path)
     assert [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")] == first
     assert flags.join_names(flags.find_flags(api.load(sweep))[0]) == ""
     for path in (sweep, sweep / "results.csv"):
@@ -189,7 +189,7 @@ def test_isoflop_and_backtest_name_them_too(
     table.loc[4, "status"] = "diverged"
     table.to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.setattr(backtest, "backtest", lambda *_, **__: pd.DataFrame({"factor": [3.0]}))
-    monkeypatch.setattr(backtest, "print_scores", lambda *_: None)
+    monkeypatch.setattr(backtest_, "print_scores", lambda *_: None)
     isoflop.isoflop(tmp_path / "t.csv")
     backtest_.backtest(tmp_path / "t.csv")
     said = capsys.readouterr().out

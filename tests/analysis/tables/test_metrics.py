@@ -222,9 +222,9 @@ def test_a_kill_while_it_writes_leaves_the_old_table(tmp_path: Path) -> None:
     compact_metrics(tmp_path)
     a_run(tmp_path, "b")
     program = (
-        "import os, sys, pathlib; from analysis.tables.metrics import compact\n"
+        "import os, sys, pathlib; from analysis.tables.metrics import compact_metrics\n"
         "pathlib.Path.replace = lambda *_: os._exit(9)\n"
-        "compact(pathlib.Path(sys.argv[1]))"
+        "compact_metrics(pathlib.Path(sys.argv[1]))"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 9
     assert len(pd.read_parquet(tmp_path / "metrics.parquet")) == 20

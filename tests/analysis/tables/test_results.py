@@ -13,7 +13,7 @@ import pytest
 
 from analysis import files
 from analysis.errors import TableError
-from analysis.tables import results, where
+from analysis.tables import flags, results, where
 from scaling.record import run_folder
 from tests.conftest import simulated
 
@@ -139,6 +139,24 @@ def test_a_table_that_cannot_be_fitted_names_what_it_lacks(change: Any, words: l
         assert re.search(word, str(error.value))
 
 
+def test_the_row_of_an_error_is_a_whole_number_in_a_table_of_numbers() -> None:
+    table = pd.DataFrame({"params": [1, 2, 3], "tokens": [10, 0, 30], "loss": [3.0, 2.5, 2.0]})
+    with pytest.raises(TableError, match=r"^row 2: tokens = 0,"):
+        results.select_points(table, parameters=1)
+
+
+def test_an_error_of_columns_lists_the_columns_of_the_file(tmp_path: Path) -> None:
+    pd.DataFrame({"N": [1.0], "D": [2.0]}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(TableError, match=r"--columns loss=L\b.*\bL; it has N, D;"):
+        results.read_table(tmp_path / "t.csv", {"params": "N", "tokens": "D", "loss": "L"})
+
+
+def test_two_columns_can_be_exchanged(tmp_path: Path) -> None:
+    pd.DataFrame({"N": [1.0], "D": [2.0]}).to_csv(tmp_path / "t.csv", index=False)
+    table = results.read_table(tmp_path / "t.csv", {"N": "D", "D": "N"})
+    assert (table["N"].tolist(), table["D"].tolist()) == ([2.0], [1.0])
+
+
 def test_paths_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "t.xlsx").write_text("")
     (tmp_path / "t.parquet").write_text("no parquet")
@@ -172,7 +190,8 @@ def test_analysis_loads_neither_flax_nor_training(tmp_path: Path) -> None:
 def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path) -> None:
     for i in range(3):
         run(tmp_path, f"r{i}", tokens=1e6 * (i + 1), batch_tokens=1e3 if i else 1e5)
-    table = results.read_table(tmp_path)
+    table = flags.read_flagged_table(tmp_path)
+    assert "flags" not in results.read_table(tmp_path)
     assert table["flags"].tolist() == ["undertrained", "", ""]
     assert re.search(r"\b10\b.*\b50\b", table["reason"][0]), "steps, and the fewest"
     assert table["reason"].tolist()[1:] == ["", ""]
