@@ -37,7 +37,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from analysis.commands.fit import collect
+from analysis.commands.collect import collect
 from scaling.config.run_config import to_dict
 from scaling.data.prepare import prepare
 from scaling.files import write_json

@@ -136,7 +136,7 @@ def slot_environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
     out = {name: value for name, value in base.items() if not name.startswith(PEER_PREFIXES)}
     if slot.gpu:
         out["CUDA_VISIBLE_DEVICES"] = slot.gpu
-        if slot.memory_fraction < 1:
+        if slot.memory_fraction < 1:  # a tenth of the GPU stays free for what JAX does not allocate itself
             out.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * slot.memory_fraction:.3f}")
     elif slot.devices > 1:
         out.setdefault("JAX_NUM_CPU_DEVICES", str(slot.devices))

@@ -179,12 +179,12 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_at_work(storm: Storm, ray
 
 def test_a_run_over_two_hosts_is_stopped_and_loses_a_process(ray: RayCluster, tmp_path: Path, tiny: RunConfig) -> None:
     """What ends one process ends all, and all go on together from their last checkpoint."""
-    folder = tmp_path / "gang"
+    folder = tmp_path / "two_hosts"
     (run,) = in_plan(folder, frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 192))
     with running(ray, folder) as command:
         until(lambda: reached(run) >= 10, "step 10", PATIENCE)
-        (whole,) = processes("sweeps.clusters.ray_multihost", str(run))
-        os.kill(whole, signal.SIGTERM)
+        (launcher,) = processes("sweeps.clusters.ray_multihost", str(run))
+        os.kill(launcher, signal.SIGTERM)
         until(lambda: kinds(run), "both processes have saved", PATIENCE)
         assert steps(run) == list(range(1, reached(run) + 1))
         stopped = reached(run)

@@ -209,7 +209,7 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(storm: Storm) -> None:
 def test_a_run_over_two_nodes_loses_a_process(slurm: SlurmCluster, tmp_path: Path, tiny: RunConfig) -> None:
     """Argument-less jax.distributed.initialize under srun. Stopped with the command, all processes have saved; the loss
     of one is the loss of all, which go on from the checkpoint."""
-    folder = tmp_path / "gang"
+    folder = tmp_path / "two_nodes"
     plan = frozen(folder, dataclasses.replace(tiny, mesh=MeshConfig(data=2)), 320)
     run = folder / RUNS / plan.cells[0].run_id
     flags = ("slurm", "--partition", "low", "--devices-per-node", "1")

@@ -65,14 +65,14 @@ def start(config: RunConfig, folder: Path, program: str = PROGRAM) -> list[subpr
     ]
 
 
-def ended(pair: list[subprocess.Popen[str]], seconds: float = 120) -> tuple[list[int], list[str]]:
-    """Exit codes, and what was said. No process is left, whatever happens."""
+def wait_for_end(pair: list[subprocess.Popen[str]], seconds: float = 120) -> tuple[list[int], list[str]]:
+    """Exit codes, and the text on stderr, of both. No process is left, whatever happens."""
     try:
-        said = [process.communicate(timeout=seconds)[1] for process in pair]
+        stderr_texts = [process.communicate(timeout=seconds)[1] for process in pair]
     finally:
         for process in pair:
             process.kill()
-    return [process.returncode for process in pair], said
+    return [process.returncode for process in pair], stderr_texts
 
 
 def saved(folder: Path) -> list[int]:
@@ -83,7 +83,7 @@ def saved(folder: Path) -> list[int]:
 def wait_until(true: Callable[[], Any], pair: list[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + 120
     while not true():
-        assert all(process.poll() is None for process in pair), ended(pair)
+        assert all(process.poll() is None for process in pair), wait_for_end(pair)
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -95,22 +95,22 @@ def final_state(config: RunConfig, folder: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_a_pair_that_loses_one_and_is_preempted_ends_bit_equal(shared: RunConfig, tmp_path: Path) -> None:
+def test_a_pair_that_loses_one_process_and_is_preempted_ends_bit_equal(shared: RunConfig, tmp_path: Path) -> None:
     unbroken, folder = tmp_path / "unbroken", tmp_path / "run"
     unbroken.mkdir()
     folder.mkdir()
-    codes, said = ended(start(shared, unbroken))
-    assert codes == [0, 0], said
+    codes, stderr_texts = wait_for_end(start(shared, unbroken))
+    assert codes == [0, 0], stderr_texts
 
     pair = start(shared, folder)
     wait_until(lambda: CADENCE in saved(folder), pair)
     pair[1].kill()
     killed = time.monotonic()
-    codes, said = ended(pair)
+    codes, stderr_texts = wait_for_end(pair)
     assert time.monotonic() - killed < 10, "JAX alone takes 86 s"
-    assert codes == [exit_codes.PROCESS_LOST, -signal.SIGKILL], said
-    assert said[0].splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in said[0]
+    assert codes == [exit_codes.PROCESS_LOST, -signal.SIGKILL], stderr_texts
+    assert stderr_texts[0].splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in stderr_texts[0]
     assert run_folder.read_result(folder) is None
 
     pair = start(shared, folder)
@@ -118,17 +118,17 @@ def test_a_pair_that_loses_one_and_is_preempted_ends_bit_equal(shared: RunConfig
     wait_until(lambda: saved(folder)[-1] > before, pair)
     pair[1].send_signal(signal.SIGUSR1)
     asked = time.monotonic()
-    codes, said = ended(pair)
+    codes, stderr_texts = wait_for_end(pair)
     assert time.monotonic() - asked < 30, "as much notice as a cloud gives"
-    assert codes == [exit_codes.STOPPED, exit_codes.STOPPED], said
-    last = [text.splitlines()[-1] for text in said]
+    assert codes == [exit_codes.STOPPED, exit_codes.STOPPED], stderr_texts
+    last = [text.splitlines()[-1] for text in stderr_texts]
     assert last[0] == last[1], "both at one step"
     stopped = saved(folder)[-1]
     assert re.search(rf"\b{stopped}\b.*\b{shared.steps}\b", last[0])
     assert stopped % CADENCE, "at the signal, not at the cadence"
 
-    codes, said = ended(start(shared, folder))
-    assert codes == [0, 0], said
+    codes, stderr_texts = wait_for_end(start(shared, folder))
+    assert codes == [0, 0], stderr_texts
     a, b = (run_folder.read_result(path) for path in (unbroken, folder))
     assert a is not None
     assert b is not None
@@ -138,14 +138,14 @@ def test_a_pair_that_loses_one_and_is_preempted_ends_bit_equal(shared: RunConfig
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_other_which_says_that_it_was_lost(shared: RunConfig, tmp_path: Path) -> None:
+def test_a_process_that_fails_ends_the_other_as_lost(shared: RunConfig, tmp_path: Path) -> None:
     pair = start(shared, tmp_path, TORN + PROGRAM)
     begun = time.monotonic()
-    codes, said = ended(pair)
+    codes, stderr_texts = wait_for_end(pair)
     assert time.monotonic() - begun < 60, "no farewell that waits for the other"
-    assert codes[1] == exit_codes.FAILED, said
-    assert "ValueError: torn" in said[1]
-    assert codes[0] in (exit_codes.PROCESS_LOST, -signal.SIGABRT), said
+    assert codes[1] == exit_codes.FAILED, stderr_texts
+    assert "ValueError: torn" in stderr_texts[1]
+    assert codes[0] in (exit_codes.PROCESS_LOST, -signal.SIGABRT), stderr_texts
     assert exit_codes.combined_exit_code(codes) == exit_codes.FAILED
 
 
@@ -166,11 +166,11 @@ def test_a_process_that_fails_ends_the_other_which_says_that_it_was_lost(shared:
         ([75, 74], 74),
     ],
 )
-def test_the_code_of_a_gang_is_that_of_its_cause(codes: list[int], whole: int) -> None:
+def test_the_exit_code_of_a_multi_host_run_is_that_of_the_first_failure(codes: list[int], whole: int) -> None:
     assert exit_codes.combined_exit_code(codes) == whole
 
 
-def test_another_process_that_is_gone_is_told_from_other_errors() -> None:
+def test_errors_that_mean_a_lost_process_are_recognised() -> None:
     def of_xla(text: str) -> Exception:
         return jax.errors.JaxRuntimeError(text)
 
@@ -188,14 +188,14 @@ def test_another_process_that_is_gone_is_told_from_other_errors() -> None:
     assert not lost_peer(ValueError("INTERNAL: no kernel for this chip"))
 
 
-def test_alone_the_answer_is_ones_own_at_the_time_of_reading() -> None:
-    said = [False]
-    answer = any_process_asks(lambda: said[0], make_mesh(MeshConfig()))()
+def test_a_process_alone_reads_its_flag_at_the_time_of_reading() -> None:
+    flag = [False]
+    answer = any_process_asks(lambda: flag[0], make_mesh(MeshConfig()))()
     assert not answer()
-    said[0] = True
+    flag[0] = True
     assert answer()
 
 
-def test_alone_errors_are_raised() -> None:
+def test_a_process_alone_raises_its_errors() -> None:
     with pytest.raises(InputError, match="wrong"), exit_together():
         raise InputError("wrong")

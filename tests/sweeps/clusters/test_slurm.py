@@ -1,4 +1,5 @@
-"""What is said to SLURM and read from it, without a cluster; tests/cluster/test_slurm.py has one."""
+"""The SLURM executor without a cluster: its commands, and how their output is read. tests/cluster/test_slurm.py has a
+cluster."""
 
 import os
 import pickle
@@ -44,11 +45,11 @@ def test_partitions_are_read():
 
 
 @pytest.mark.parametrize(
-    ("said", "minutes"),
+    ("limit", "minutes"),
     [("30:00", 30), ("1:00:00", 60), ("2-00:00:00", 2880), ("infinite", None), ("n/a", None), ("0:30", 0)],
 )
-def test_time_limits_are_read(said, minutes):
-    assert parse_minutes(said) == minutes
+def test_time_limits_are_read(limit, minutes):
+    assert parse_minutes(limit) == minutes
 
 
 def test_the_partition_is_the_one_asked_for_or_the_default():
@@ -117,7 +118,7 @@ def test_a_run_on_one_node_is_one_task(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"minutes": 0}, r"minutes.*\b0\b"),
         ({"devices_per_node": -1}, "devices_per_node.*-1"),
@@ -125,24 +126,24 @@ def test_a_run_on_one_node_is_one_task(tmp_path):
         ({"options": ("mem=",)}, "options.*'mem='"),
     ],
 )
-def test_bad_options_are_one_line(options, said):
-    with pytest.raises(InputError, match=said) as error:
+def test_bad_options_are_one_line(options, message):
+    with pytest.raises(InputError, match=message) as error:
         Slurm(**options)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "devices", "said"),
+    ("options", "devices", "message"),
     [
         ({}, 48, r"devices.*48.*\b6\b.*\b8\b.*\blow\b.*\b2\b.*\b2\b.*\b3\b.*\b8\b"),
         ({"minutes": 61}, 1, r"minutes.*61.*\blow\b.*60"),
         ({"minutes": 2}, 1, "signal.*150.*120"),
     ],
 )
-def test_what_has_no_room_is_one_line(tmp_path, monkeypatch, options, devices, said):
+def test_what_has_no_room_is_one_line(tmp_path, monkeypatch, options, devices, message):
     pytest.importorskip("submitit")
     monkeypatch.setattr(slurm.shutil, "which", lambda name: name)
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         jobs(tmp_path, **options).check([1, devices])
     assert "\n" not in str(error.value)
 
@@ -155,23 +156,23 @@ def test_no_submitit_is_one_line(tmp_path, monkeypatch):
 
 def test_the_queue_is_asked_once_and_kept_when_it_does_not_answer(tmp_path, monkeypatch):
     answers = ["7_0|n|RUNNING|None\n7_1|n|PENDING|Resources\n", None, "7_1|n|RUNNING|None\n"]
-    asked = []
-    monkeypatch.setattr(slurm, "slurm_output", lambda *command: asked.append(command) or answers[len(asked) - 1])
+    commands = []
+    monkeypatch.setattr(slurm, "slurm_output", lambda *command: commands.append(command) or answers[len(commands) - 1])
     queue = SlurmQueue()
     workers = [SlurmJob(number, tmp_path, queue) for number in ("7_0", "7_1", "7_2")]
     for states in (["running", "queued", "ended"], ["running", "queued", "ended"], ["ended", "running", "ended"]):
         queue.read_at = float("-inf")
         assert [worker.state() for worker in workers] == states
-    assert len(asked) == 3
-    told = workers[1].describe()
-    assert "7_1" in told.split()
-    assert "running" in told
-    assert f"{tmp_path}/7_1_0_log.err" in told
+    assert len(commands) == 3
+    description = workers[1].describe()
+    assert "7_1" in description.split()
+    assert "running" in description
+    assert f"{tmp_path}/7_1_0_log.err" in description
 
 
-def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monkeypatch, capsys):
-    """Those of another folder stay, those of a command that asked for something else are told to end, once."""
-    mine, other, said = jobs(tmp_path / "a"), jobs(tmp_path / "b"), []
+def test_workers_are_known_by_their_folder_and_the_options_of_the_command(tmp_path, monkeypatch, capsys):
+    """Workers of another folder stay; those of a command with other options are asked to end, once."""
+    mine, other, commands = jobs(tmp_path / "a"), jobs(tmp_path / "b"), []
     work, larger = WorkerSpec(tmp_path, devices=1, total_slots=3), WorkerSpec(tmp_path, devices=2)
     before = [
         WorkerSpec(tmp_path, devices=2, devices_per_run=2),
@@ -182,31 +183,32 @@ def test_workers_are_known_by_their_folder_and_by_what_was_asked(tmp_path, monke
     assert len(set(names)) == 6
     states = ["RUNNING"] * 4 + ["PENDING", "RUNNING"]
     queue = "".join(f"{i}|{name}|{state}|None\n" for i, (name, state) in enumerate(zip(names, states, strict=True)))
-    monkeypatch.setattr(slurm, "slurm_output", lambda *command: said.append(command) or queue)
+    monkeypatch.setattr(slurm, "slurm_output", lambda *command: commands.append(command) or queue)
     assert [worker.number for worker in mine.workers(work)] == ["0"]
     assert [worker.number for worker in mine.workers(larger)] == ["2"]
-    assert [one for one in said if one[0] == "scancel"] == [("scancel", "--signal=USR1", "3", "5"), ("scancel", "4")]
-    (told,) = capsys.readouterr().out.splitlines()
-    assert re.findall(r"\d+", told) == ["3"], "how many"
+    scancels = [command for command in commands if command[0] == "scancel"]
+    assert scancels == [("scancel", "--signal=USR1", "3", "5"), ("scancel", "4")]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.findall(r"\d+", line) == ["3"], "how many"
 
 
 def test_only_running_workers_are_asked_to_save(tmp_path, monkeypatch):
-    sweep, said = jobs(tmp_path), []
+    sweep, commands = jobs(tmp_path), []
     queue = "1|n|RUNNING|None\n2|n|PENDING|BeginTime\n"
-    monkeypatch.setattr(slurm, "slurm_output", lambda *command: said.append(command) or queue)
+    monkeypatch.setattr(slurm, "slurm_output", lambda *command: commands.append(command) or queue)
     sweep.cancel([sweep.job("1"), sweep.job("2"), sweep.job("3")])
-    assert said[1:] == [("scancel", "--signal=USR1", "1"), ("scancel", "2")]
+    assert commands[1:] == [("scancel", "--signal=USR1", "1"), ("scancel", "2")]
 
 
 def test_a_worker_is_pickled_without_what_it_does(tmp_path):
-    pilot = SlurmWorker(WorkerSpec(tmp_path, devices=4), nodes=2, devices_per_node=2)
-    pilot.runner = object()
-    again = pickle.loads(pickle.dumps(pilot))
-    assert (again.work, again.nodes, again.runner) == (pilot.work, 2, None)
+    worker = SlurmWorker(WorkerSpec(tmp_path, devices=4), nodes=2, devices_per_node=2)
+    worker.runner = object()
+    again = pickle.loads(pickle.dumps(worker))
+    assert (again.work, again.nodes, again.runner) == (worker.work, 2, None)
 
 
-def rank(folder, index, code) -> subprocess.Popen:
-    """A process of a gang, in the shell that Gang puts around it."""
+def start_in_script(folder, index, code) -> subprocess.Popen:
+    """A process of a run over several nodes, in the shell script that StepLauncher puts around it."""
     end = (
         "import os; os.kill(os.getpid(), 9)"
         if code == 137
@@ -236,19 +238,19 @@ def rank(folder, index, code) -> subprocess.Popen:
         (DIVERGED, 0, DIVERGED),
     ],
 )
-def test_the_first_process_that_fails_says_how_a_gang_ended(tmp_path, code, seen, judged):
-    assert rank(tmp_path, 1, code).wait() == seen, "what all agree on ends none of the others"
-    assert rank(tmp_path, 0, code and OUT_OF_MEMORY).wait() == (code and OUT_OF_MEMORY)
+def test_the_exit_code_of_a_step_is_that_of_the_first_process_that_fails(tmp_path, code, seen, judged):
+    assert start_in_script(tmp_path, 1, code).wait() == seen, "an end by agreement kills none of the others"
+    assert start_in_script(tmp_path, 0, code and OUT_OF_MEMORY).wait() == (code and OUT_OF_MEMORY)
     step = SlurmStep(subprocess.Popen(["sh", "-c", f"exit {seen}"]), "name", tmp_path / "first")
     step.popen.wait()
     assert step.poll() == judged
     assert step.poll() == judged
     assert not (tmp_path / "first").exists()
-    told = (tmp_path / "log.txt").read_text()
-    assert ("the end of 1" in told) == (code not in (0, 137))
+    log = (tmp_path / "log.txt").read_text()
+    assert ("the end of 1" in log) == (code not in (0, 137))
 
 
-def test_a_process_of_a_gang_that_is_stopped_before_it_starts_does_not_start(tmp_path):
+def test_a_process_of_a_step_that_is_stopped_before_it_starts_does_not_start(tmp_path):
     slow = PROCESS_SCRIPT.replace("=$(grep", f"=$(: >{tmp_path}/up; sleep 1; grep", 1)
     command = ["sh", "-c", slow, "sh", str(tmp_path / "first"), str(tmp_path / "log.txt"), "sleep", "60"]
     process = subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": "0"})
@@ -272,7 +274,7 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "srun", "code"),
+    ("first_exit_code", "srun", "code"),
     [
         (0, 253, OUT_OF_MEMORY),
         (137, 253, OUT_OF_MEMORY),
@@ -284,8 +286,8 @@ def test_a_process_that_the_kernel_killed_for_memory_says_so(tmp_path):
         (0, 200, 200),
     ],
 )
-def test_only_a_signal_becomes_one(said, srun, code):
-    assert step_exit_code(said, srun) == code
+def test_only_a_signal_becomes_one(first_exit_code, srun, code):
+    assert step_exit_code(first_exit_code, srun) == code
     classify_exit(code, Path())
 
 
@@ -348,7 +350,7 @@ def test_a_killed_step_has_not_ended_until_slurm_says_so(controller, monkeypatch
     assert (controller / "scancelled").read_text() == "7.2\n"
 
 
-def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path):
+def test_a_process_of_a_step_ignores_sigusr1_and_sigusr2_and_saves_at_sigterm(tmp_path):
     end = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(75)); "
         f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(30)"
@@ -377,7 +379,7 @@ def test_a_process_of_a_gang_outlives_the_warning_and_saves_at_sigterm(tmp_path)
     assert (tmp_path / "first").read_text() == "75\n"
 
 
-def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
+def test_a_run_over_several_nodes_is_a_step_of_this_job(tmp_path, monkeypatch):
     """srun itself is a script here that says how it was called; the real one is in tests/cluster."""
     program(tmp_path / "srun", 'printf "%s\\n" "$@"; env')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -387,10 +389,10 @@ def test_a_gang_is_a_step_over_the_nodes_of_this_job(tmp_path, monkeypatch):
     run.mkdir(parents=True)
     step = StepLauncher(2, 4, 3)(["train"], run, Slot(devices=8))
     assert step.popen.wait(20) == 0
-    said = set((run / "srun.txt").read_text().splitlines())
-    assert said >= {"--jobid=7", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=3", "--overlap"}
-    assert "SLURM_CONF=/etc/slurm/slurm.conf" in said
-    assert not any(line.startswith(("SLURM_NTASKS", "JAX_NUM_CPU_DEVICES")) for line in said)
+    lines = set((run / "srun.txt").read_text().splitlines())
+    assert lines >= {"--jobid=7", "--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=3", "--overlap"}
+    assert "SLURM_CONF=/etc/slurm/slurm.conf" in lines
+    assert not any(line.startswith(("SLURM_NTASKS", "JAX_NUM_CPU_DEVICES")) for line in lines)
 
 
 DEAF = """

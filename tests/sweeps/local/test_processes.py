@@ -1,4 +1,4 @@
-"""Slots, their variables, and processes that do not outlive the one that started them."""
+"""Slots, the variables of runs in them, and processes that end with the process that started them."""
 
 import os
 import signal
@@ -71,12 +71,12 @@ def test_visible_gpus_follow_the_environment(monkeypatch):
     assert processes.visible_gpus() == ()
 
 
-def test_one_core_means_one_thread_unless_the_user_said_otherwise():
+def test_one_core_means_one_thread_unless_the_user_has_set_the_variables():
     one = slot_environment(Slot(cores=(1,)), {"XLA_FLAGS": "--xla_a=1"})
     assert one["XLA_FLAGS"] == "--xla_a=1 --xla_cpu_multi_thread_eigen=false"
     assert one["OMP_NUM_THREADS"] == "1"
-    said = {"OMP_NUM_THREADS": "4", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}
-    assert {name: slot_environment(Slot(cores=(1,)), said)[name] for name in said} == said
+    given = {"OMP_NUM_THREADS": "4", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}
+    assert {name: slot_environment(Slot(cores=(1,)), given)[name] for name in given} == given
     assert slot_environment(Slot(cores=(0, 1)), {}) == {}
 
 
@@ -130,8 +130,8 @@ def test_a_run_keeps_inherited_descriptors_and_its_own_session(tmp_path):
     os.close(read)
 
 
-@pytest.mark.skipif(not LINUX, reason="the kernel tells no orphan elsewhere")
-def test_an_orphan_is_told_to_end(tmp_path):
+@pytest.mark.skipif(not LINUX, reason="other kernels send no signal when a parent dies")
+def test_a_run_ends_when_its_parent_dies(tmp_path):
     program = (
         "import sys; from pathlib import Path; from sweeps.local.processes import *\n"
         "code = 'import time; print(1, flush=True); time.sleep(60)'\n"
@@ -148,9 +148,9 @@ def test_an_orphan_is_told_to_end(tmp_path):
 
 
 def until(condition: Callable[[], object]) -> None:
-    patience = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < patience, "waited in vain"
+        assert time.monotonic() < deadline, "not within 10 s"
         time.sleep(0.02)
 
 
