@@ -1,1 +1,1 @@
-"""A trained run in formats that other programs read."""
+"""Export of a trained run in formats that other programs read."""

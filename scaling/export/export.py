@@ -1,15 +1,14 @@
-"""A trained model as files that others read: weights in Hugging Face's layout, and one numpy file that runs them.
+"""Exports a trained model in Hugging Face's layout, with a numpy script that runs it: `scaling export`.
 
-    model.safetensors       float32, names and shapes of LlamaForCausalLM, or of Qwen3ForCausalLM where queries and
-                            keys are normalised: the same model with that norm, over each head, before the rotation
-    config.json             the shape, as transformers reads it; under "scaling", which run it is
+    model.safetensors       float32, with the names and shapes of LlamaForCausalLM, or of Qwen3ForCausalLM for models
+                            with qk_norm, which differs by a norm of each head's queries and keys before the rotation
+    config.json             the shape, as transformers reads it; the key "scaling" identifies the run
     generation_config.json, tokenizer.json, tokenizer_config.json
-    tokenizer.model         a SentencePiece vocabulary as it was trained; absent for bytes
+    tokenizer.model         the SentencePiece model; absent for the byte tokenizer
     run.py                  the model in numpy: a copy of standalone_run.py
-    forward.stablehlo       if asked for: (weights, tokens) -> logits, as jax.export serialises it
+    forward.stablehlo       on request: (weights, tokens) -> logits, serialised by jax.export
 
-What mup and completep multiply residual branches and logits by is folded into the weights. Not in the design's list of
-modules: the design names the verb alone.
+The multipliers of residual branches and logits that mup and completep use are folded into the weights.
 """
 
 from __future__ import annotations
@@ -29,50 +28,52 @@ import numpy as np
 from scaling.config.run_config import ModelConfig
 from scaling.data.tokenizer import SentencePieceTokenizer
 from scaling.errors import InputError
-from scaling.export.tokenizer_json import tokenizer_files
+from scaling.export.tokenizer_json import TOKENIZER, TOKENIZER_CONFIG, tokenizer_files
 from scaling.files import replace_folder
 from scaling.model.decoder import Decoder, logits
 from scaling.model.parametrization import logit_multiplier, residual_multiplier, scale
 from scaling.model.weights import exported_name, is_per_layer, path_name
 from scaling.training.restore import TrainedModel
 
-RUN_FILE = Path(__file__).with_name("standalone_run.py")
-WEIGHTS, STABLEHLO, SENTENCEPIECE = "model.safetensors", "forward.stablehlo", "tokenizer.model"
+STANDALONE_SCRIPT = Path(__file__).with_name("standalone_run.py")
+WEIGHTS, STABLEHLO, SENTENCEPIECE, SCRIPT = "model.safetensors", "forward.stablehlo", "tokenizer.model", "run.py"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+FILES = {WEIGHTS, STABLEHLO, SENTENCEPIECE, SCRIPT, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG}
+"""Every file that an export may hold."""
 EXPORT_KEY = "scaling"
-"""The key of config.json by which a folder is known as an export."""
+"""The key of config.json that identifies a folder as an export."""
 
 
-def export_run(restored: TrainedModel, out: Path, *, stablehlo: bool = False) -> list[Path]:
-    """Writes the files above into `out`, whole or not at all, and returns them. A folder that an export wrote before is
-    replaced.
+def export_run(trained: TrainedModel, out: Path, *, stablehlo: bool = False) -> list[Path]:
+    """Writes the files above into the folder `out` by rename, and returns their paths. An earlier export is replaced.
 
-    Raises InputError when `out` holds anything else or is the current folder, a package is absent, or the vocabulary
-    cannot be written.
+    stablehlo: whether to write forward.stablehlo too. Raises InputError when `out` is the current folder or holds
+    anything but an export, a package is absent, or the tokenizer has no such format.
     """
     out = out.resolve()
-    save_file = _package("safetensors.numpy", "safetensors").save_file
-    _check_free(out)
-    vocabulary, config, params = restored.tokenizer, restored.model.config, jax.device_get(restored.params)
-    files = {name: _json(value) for name, value in tokenizer_files(vocabulary).items()}
-    files |= {"config.json": _json(hugging_face_config(restored)), "run.py": RUN_FILE.read_bytes()}
-    special = {"bos_token_id": vocabulary.eos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": 0}
-    files["generation_config.json"] = _json({**special, "do_sample": False, "max_new_tokens": 256})
-    if isinstance(vocabulary, SentencePieceTokenizer):
-        files[SENTENCEPIECE] = Path(vocabulary.name).read_bytes()
+    save_file = _import_package("safetensors.numpy", "safetensors").save_file
+    _check_replaceable(out)
+    tokenizer, config, params = trained.tokenizer, trained.model.config, jax.device_get(trained.params)
+    files = {name: _json_bytes(value) for name, value in tokenizer_files(tokenizer).items()}
+    files |= {CONFIG: _json_bytes(hugging_face_config(trained)), SCRIPT: STANDALONE_SCRIPT.read_bytes()}
+    special_ids = {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": 0}
+    files[GENERATION_CONFIG] = _json_bytes({**special_ids, "do_sample": False, "max_new_tokens": 256})
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        files[SENTENCEPIECE] = Path(tokenizer.name).read_bytes()
     if stablehlo:
-        files[STABLEHLO] = serialize_forward(config, restored.config.data.sequence_length)
-    part = out.with_name(f".writing-{out.name}")
+        files[STABLEHLO] = serialize_forward(config, trained.config.data.sequence_length)
+    temporary = out.with_name(f".writing-{out.name}")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         weights = {name: np.ascontiguousarray(leaf) for name, leaf in to_hugging_face(params, config).items()}
-        save_file(weights, str(part / WEIGHTS), metadata={"format": "pt"})
+        save_file(weights, str(temporary / WEIGHTS), metadata={"format": "pt"})
         for name, content in files.items():
-            (part / name).write_bytes(content)
-        replace_folder(part, out)
+            (temporary / name).write_bytes(content)
+        replace_folder(temporary, out)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise InputError(f"out = {str(out)!r}: cannot be written ({error.strerror})") from None
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"out = {str(out)!r}: cannot be written ({error.strerror}); give another --out") from None
     return [out / name for name in sorted([WEIGHTS, *files])]
 
 
@@ -113,17 +114,17 @@ def param_shapes(model: Decoder) -> Any:
 
 
 def without_multipliers(config: ModelConfig) -> ModelConfig:
-    """The model whose weights hold all that multiplies them."""
+    """The same shape without multipliers of residual branches and logits; its weights contain them."""
     return dataclasses.replace(config, parametrization="standard")
 
 
-def hugging_face_config(restored: TrainedModel) -> dict[str, Any]:
-    """config.json. The dtype is that of the weights; a run that computed in bfloat16 says so under "scaling"."""
-    c, data = restored.model.config, restored.config.data
-    kind = "qwen3" if c.qk_norm else "llama"
+def hugging_face_config(trained: TrainedModel) -> dict[str, Any]:
+    """The contents of config.json. Its dtype is that of the weights; what the run computed in is under "scaling"."""
+    c, data = trained.model.config, trained.config.data
+    model_type = "qwen3" if c.qk_norm else "llama"
     return {
         "architectures": ["Qwen3ForCausalLM" if c.qk_norm else "LlamaForCausalLM"],
-        "model_type": kind,
+        "model_type": model_type,
         "vocab_size": c.vocab_size,
         "hidden_size": c.width,
         "intermediate_size": c.num_ff,
@@ -139,74 +140,74 @@ def hugging_face_config(restored: TrainedModel) -> dict[str, Any]:
         "rope_theta": c.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tied,
-        "bos_token_id": restored.tokenizer.eos_id,
-        "eos_token_id": restored.tokenizer.eos_id,
+        "bos_token_id": trained.tokenizer.eos_id,
+        "eos_token_id": trained.tokenizer.eos_id,
         "pad_token_id": 0,
         "dtype": "float32",
         "torch_dtype": "float32",
         "use_cache": True,
         **({"use_sliding_window": False} if c.qk_norm else {"mlp_bias": False}),
         EXPORT_KEY: {
-            "run_id": restored.config.run_id,
-            "step": restored.step,
-            "tokens": restored.tokens,
+            "run_id": trained.config.run_id,
+            "step": trained.step,
+            "tokens": trained.tokens,
             "corpus": data.corpus,
-            "compute": restored.config.precision.compute,
+            "compute": trained.config.precision.compute,
             "parametrization": c.parametrization,
         },
     }
 
 
-def serialize_forward(config: ModelConfig, length: int) -> bytes:
-    """(weights under Hugging Face's names, int32 [b, length]) -> float32 logits [b, length, V], for any b, on CPUs,
-    CUDA and TPUs, serialised by jax.export: `jax.export.deserialize(content).call(weights, tokens)`.
+def serialize_forward(config: ModelConfig, sequence_length: int) -> bytes:
+    """The model's forward pass for CPUs, CUDA and TPUs, serialised by jax.export as StableHLO.
 
-    Raises InputError when the package flatbuffers is absent.
+    `jax.export.deserialize(content).call(weights, tokens)` takes weights under Hugging Face's names and int32 tokens
+    [b, sequence_length] for any b, and returns float32 logits [b, sequence_length, V]. Raises InputError when the
+    package flatbuffers is absent.
     """
-    _package("flatbuffers", "flatbuffers")
-    from jax import export as exporting
+    _import_package("flatbuffers", "flatbuffers")
+    from jax import export as jax_export
 
     model = Decoder(dataclasses.replace(without_multipliers(config), remat="none"))
-    (rows,) = exporting.symbolic_shape("b")
+    (rows,) = jax_export.symbolic_shape("b")
     weights = jax.eval_shape(lambda p: to_hugging_face(p, config), param_shapes(model))
 
-    def run(weights: Mapping[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
+    def forward(weights: Mapping[str, jax.Array], tokens_BT: jax.Array) -> jax.Array:
         return logits(model, from_hugging_face(weights, config), tokens_BT)
 
-    made = exporting.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))
-    return bytes(made(weights, jax.ShapeDtypeStruct((rows, length), jnp.int32)).serialize())
+    export_shapes = jax_export.export(jax.jit(forward), platforms=("cpu", "cuda", "tpu"))
+    return bytes(export_shapes(weights, jax.ShapeDtypeStruct((rows, sequence_length), jnp.int32)).serialize())
 
 
-def _json(value: Any) -> bytes:
+def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _package(module: str, package: str) -> Any:
+def _import_package(module: str, package: str) -> Any:
+    """A module of an optional package. Raises InputError when it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
         raise InputError(f"this export needs the package {package}: pip install 'scaling-laws[export]'") from None
 
 
-def _check_free(out: Path) -> None:
-    """Raises InputError unless `out` is absent, empty, or an export and nothing else, and may be replaced."""
+def _check_replaceable(out: Path) -> None:
+    """Raises InputError unless `out` is absent, empty, or an export with no other files in it."""
     if out == Path.cwd():
-        raise InputError(f"out = {str(out)!r}: is the current folder, which cannot be replaced; give one inside it")
+        raise InputError(f"out = {str(out)!r}: is the current folder: must be another, as it is replaced; change --out")
     if out.exists() and not out.is_dir():
-        raise InputError(f"out = {str(out)!r}: is a file; it must be a folder that is not there yet, or an export")
-    held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    ours = {WEIGHTS, STABLEHLO, SENTENCEPIECE, "run.py", "config.json", "generation_config.json"}
-    ours |= {"tokenizer.json", "tokenizer_config.json"}
-    strange = [name for name in held if name not in ours]
-    if held and (strange or not _is_export(out)):
-        what = strange[0] if strange else held[0]
+        raise InputError(f"out = {str(out)!r}: is a file: must be a new folder or an earlier export; change --out")
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    foreign = [name for name in names if name not in FILES]
+    if names and (foreign or not _is_export(out)):
         raise InputError(
-            f"out = {str(out)!r}: holds {what!r}, which no export wrote; give a folder that is not there yet"
+            f"out = {str(out)!r}: holds {(foreign or names)[0]!r}, which no export wrote: must be a new folder or an "
+            "earlier export; change --out"
         )
 
 
 def _is_export(folder: Path) -> bool:
     try:
-        return EXPORT_KEY in json.loads((folder / "config.json").read_text())
+        return EXPORT_KEY in json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
         return False

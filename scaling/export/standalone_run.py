@@ -1,7 +1,7 @@
-"""Writes text with the model in this folder: python run.py "def main(" --tokens 200 --temperature 0.8
+"""Generates text with the model in this folder: python run.py "def main(" --tokens 200 --temperature 0.8
 
-All of the model that `scaling export` wrote here, in numpy: model.safetensors holds the weights, config.json the shape,
-tokenizer.json the vocabulary. Needs numpy and safetensors. --no-cache recomputes everything at every token.
+The whole model that `scaling export` wrote here, in numpy: model.safetensors holds the weights, config.json the shape,
+tokenizer.json the tokenizer. Needs numpy and safetensors. --no-cache recomputes everything at every token.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def read(name):
+def read_json(name):
     with open(os.path.join(HERE, name), encoding="utf-8") as file:
         return json.load(file)
 
 
-CONFIG, TOKENIZER = read("config.json"), read("tokenizer.json")
+CONFIG, TOKENIZER = read_json("config.json"), read_json("tokenizer.json")
 BPE = TOKENIZER["model"]
 HEADS, KV_HEADS, WIDTH = CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"], CONFIG["head_dim"]
 W = load_file(os.path.join(HERE, "model.safetensors"))
@@ -29,12 +29,13 @@ HEAD = W["model.embed_tokens.weight" if CONFIG["tie_word_embeddings"] else "lm_h
 
 
 def norm(x, name):
-    """x / rms(x), times a learned scale."""
+    """RMSNorm: x / rms(x), times a learned scale."""
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(CONFIG["rms_norm_eps"])) * W[name + ".weight"]
 
 
-def rotated(x, start):
-    """Positions start, start + 1, ... of x [tokens, heads, width] as angles: dimension d pairs with d + width / 2."""
+def apply_rope(x, start):
+    """Rotates x [tokens, heads, width], whose positions are start, start + 1, ...: dimension d pairs with
+    d + width / 2."""
     frequency = CONFIG["rope_theta"] ** (-np.arange(0, WIDTH, 2) / WIDTH)
     angle = np.arange(start, start + len(x))[:, None, None] * frequency
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
@@ -43,13 +44,14 @@ def rotated(x, start):
 
 
 def attention(x, layer, cache):
-    """What each token reads from those before it; cache holds their keys and values, and then also these."""
+    """Causal attention of x [tokens, M]. cache[layer]: keys and values of earlier tokens, to which those of x are
+    appended."""
     name = f"model.layers.{layer}.self_attn."
     q, k, v = ((x @ W[f"{name}{n}_proj.weight"].T).reshape(len(x), -1, WIDTH) for n in "qkv")
     if name + "q_norm.weight" in W:
         q, k = norm(q, name + "q_norm"), norm(k, name + "k_norm")
     start = len(cache[layer][0]) if layer in cache else 0
-    q, k = rotated(q, start), rotated(k, start)
+    q, k = apply_rope(q, start), apply_rope(k, start)
     if layer in cache:
         k, v = np.concatenate([cache[layer][0], k]), np.concatenate([cache[layer][1], v])
     cache[layer] = k, v
@@ -63,13 +65,14 @@ def attention(x, layer, cache):
 
 
 def feed_forward(x, layer):
+    """SwiGLU: (silu(x gate) * x up) down."""
     gate, up, down = (W[f"model.layers.{layer}.mlp.{n}_proj.weight"].T for n in ("gate", "up", "down"))
     hidden = x @ gate
     return (hidden / (1 + np.exp(-hidden)) * (x @ up)) @ down
 
 
 def logits(ids, cache):
-    """Of the token after the last of ids, which follow those in cache."""
+    """Logits [V] of the token after ids, which follow the tokens in the cache."""
     x = W["model.embed_tokens.weight"][ids]
     for layer in range(CONFIG["num_hidden_layers"]):
         x = x + attention(norm(x, f"model.layers.{layer}.input_layernorm"), layer, cache)
@@ -77,16 +80,16 @@ def logits(ids, cache):
     return HEAD @ norm(x[-1], "model.norm")
 
 
-def generate(ids, most, temperature=0.0, seed=0, keep=True, window=CONFIG["max_position_embeddings"]):
-    """The ids after ids, one by one, until the document ends or there are `most`. The model reads at most `window`
-    tokens, the length it was trained on; where there are more, it goes on from the last half of the window."""
+def generate(ids, max_tokens, temperature=0.0, seed=0, use_cache=True, window=CONFIG["max_position_embeddings"]):
+    """Yields the ids after ids, up to max_tokens or the end of the document. The model reads at most `window` tokens,
+    by default the length it was trained on; beyond that it continues from the last half of the window."""
     rng, ids, cache = np.random.default_rng(seed), list(ids), {}
-    for _ in range(most):
+    for _ in range(max_tokens):
         if len(ids) > window:
             ids, cache = ids[-(window // 2) :], {}
-        scores = logits(ids[-1:] if cache else ids, cache if keep else {})
+        scores = logits(ids[-1:] if cache else ids, cache if use_cache else {})
         if temperature > 0:
-            scores = scores / temperature + rng.gumbel(size=len(scores))  # a draw from their softmax
+            scores = scores / temperature + rng.gumbel(size=len(scores))  # argmax samples from softmax
         ids.append(int(scores.argmax()))
         yield ids[-1]
         if ids[-1] == CONFIG["eos_token_id"]:
@@ -94,14 +97,13 @@ def generate(ids, most, temperature=0.0, seed=0, keep=True, window=CONFIG["max_p
 
 
 def encode(text):
-    """Ids of a text. A byte b is the id b + 3; pieces are merged in the order of the vocabulary's merges."""
+    """The ids of a text. With the byte tokenizer, byte b is id b + 3; otherwise pieces are merged as BPE does."""
     if not BPE["byte_fallback"]:
         return [byte + 3 for byte in text.encode()]
-    vocabulary, rank = BPE["vocab"], {tuple(pair): place for place, pair in enumerate(BPE["merges"])}
+    id_of_piece, rank = BPE["vocab"], {tuple(pair): place for place, pair in enumerate(BPE["merges"])}
     ids = []
-    for place, part in enumerate(text.split("\u2581")):  # which stands for a space in pieces, hence is spelt in bytes
-        pieces = ["<0xE2>", "<0x96>", "<0x81>"] if place else []
-        ids += [vocabulary[piece] for piece in pieces]
+    for number, part in enumerate(text.split("\u2581")):  # in pieces it stands for a space
+        ids += [id_of_piece[byte] for byte in ("<0xE2>", "<0x96>", "<0x81>")] if number else []
         pieces = list(part.replace(" ", "\u2581"))
         while len(pieces) > 1:
             best = min(range(len(pieces) - 1), key=lambda i: rank.get((pieces[i], pieces[i + 1]), len(rank)))
@@ -109,13 +111,13 @@ def encode(text):
                 break
             pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
         for piece in pieces:
-            spelt = [piece] if piece in vocabulary else [f"<0x{byte:02X}>" for byte in piece.encode()]
-            ids += [vocabulary[one] for one in spelt]
+            known = [piece] if piece in id_of_piece else [f"<0x{byte:02X}>" for byte in piece.encode()]
+            ids += [id_of_piece[name] for name in known]
     return ids
 
 
-def bytes_of():
-    """The bytes of text that each id stands for; none for specials."""
+def bytes_by_id():
+    """{id: bytes of its text}, without special ids."""
     if not BPE["byte_fallback"]:
         return {byte + 3: bytes([byte]) for byte in range(256)}
     special = {token["content"] for token in TOKENIZER["added_tokens"]}
@@ -124,19 +126,19 @@ def bytes_of():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Writes text with the model in this folder.")
-    parser.add_argument("prompt", nargs="?", default="")
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token each time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description="Generates text with the model in this folder.")
+    parser.add_argument("prompt", nargs="?", default="", help="text to continue; empty begins a document")
+    parser.add_argument("--tokens", type=int, default=256, help="most tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token each time")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers, when the temperature is above 0")
     parser.add_argument("--no-cache", action="store_true", help="recompute all keys and values at every token")
-    parser.add_argument("--ids", action="store_true", help="write the ids, not their text")
-    given = parser.parse_args()
-    ids = [CONFIG["bos_token_id"], *encode(given.prompt)]
-    made = generate(ids, given.tokens, given.temperature, given.seed, not given.no_cache)
-    pieces, decoder = bytes_of(), codecs.getincrementaldecoder("utf-8")(errors="replace")
+    parser.add_argument("--ids", action="store_true", help="print token ids instead of text")
+    args = parser.parse_args()
+    ids = [CONFIG["bos_token_id"], *encode(args.prompt)]
+    new_ids = generate(ids, args.tokens, args.temperature, args.seed, not args.no_cache)
+    pieces, decoder = bytes_by_id(), codecs.getincrementaldecoder("utf-8")(errors="replace")
     with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as out:
-        print("" if given.ids else given.prompt, end="", file=out)
-        for i in made:
-            print(f"{i} " if given.ids else decoder.decode(pieces.get(i, b"")), end="", file=out, flush=True)
+        print("" if args.ids else args.prompt, end="", file=out)
+        for i in new_ids:
+            print(f"{i} " if args.ids else decoder.decode(pieces.get(i, b"")), end="", file=out, flush=True)
         print(decoder.decode(b"", final=True), file=out)

@@ -1,7 +1,4 @@
-"""A vocabulary as the files that Hugging Face's tokenizers read, with the same ids.
-
-Not in the design's list of modules: export.py would pass 300 lines.
-"""
+"""Converts a tokenizer to the files of Hugging Face's tokenizers, with the same ids; export.py writes them."""
 
 from __future__ import annotations
 
@@ -10,16 +7,23 @@ from typing import Any
 from scaling.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer
 from scaling.errors import InputError
 
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
-def tokenizer_files(vocabulary: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json and tokenizer_config.json. A text begins with the end of the document before it, as prompts of
-    `scaling generate` do; special ids are not read out of a text. Raises InputError when the vocabulary is a
-    SentencePiece model whose pieces are not found by merging pairs (unigram, or pieces of the user's own)."""
-    if isinstance(vocabulary, SentencePieceTokenizer):
-        names, parts = [vocabulary.processor.id_to_piece(i) for i in range(vocabulary.size)], _merging(vocabulary)
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The contents of tokenizer.json and tokenizer_config.json, by file name.
+
+    An encoded text begins with an end-of-document id, as the prompts of `scaling generate` do; the names of special ids
+    inside a text are encoded as text. Raises InputError for a SentencePiece model that does not encode by merging pairs
+    (a unigram model, or one with pieces that its user defined)."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        names, parts = (
+            [tokenizer.processor.id_to_piece(i) for i in range(tokenizer.size)],
+            _sentencepiece_parts(tokenizer),
+        )
     else:
-        names, parts = ["<pad>", "</s>", "<unk>", *_printable()], _bytes()
-    special = [i for i, piece in enumerate(vocabulary.pieces) if not piece]
+        names, parts = ["<pad>", "</s>", "<unk>", *_byte_characters()], _byte_parts()
+    special = [i for i, piece in enumerate(tokenizer.pieces) if not piece]
     model: dict[str, Any] = {
         "type": "BPE",
         "dropout": None,
@@ -30,15 +34,15 @@ def tokenizer_files(vocabulary: Tokenizer) -> dict[str, Any]:
     model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None, **parts.pop("model")}
     model["vocab"] = {name: i for i, name in enumerate(names)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    start, ids = names[vocabulary.eos_id], [vocabulary.eos_id]
-    first = {"SpecialToken": {"id": start, "type_id": 0}}
+    eos, eos_ids = names[tokenizer.eos_id], [tokenizer.eos_id]
+    first = {"SpecialToken": {"id": eos, "type_id": 0}}
     template = {
         "type": "TemplateProcessing",
         "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [first, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {start: {"id": start, "ids": ids, "tokens": [start]}},
+        "special_tokens": {eos: {"id": eos, "ids": eos_ids, "tokens": [eos]}},
     }
-    tokenizer = {
+    tokenizer_json = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -49,25 +53,26 @@ def tokenizer_files(vocabulary: Tokenizer) -> dict[str, Any]:
     }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": start,
-        "eos_token": start,
+        "bos_token": eos,
+        "eos_token": eos,
         "pad_token": names[special[0]],
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
         "model_max_length": 1_000_000,
     }
-    return {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
+    return {TOKENIZER: tokenizer_json, TOKENIZER_CONFIG: config}
 
 
-def _printable() -> list[str]:
-    """The character by which tokenizers write each byte (Radford et al. 2019): itself where it prints, else the next
-    one from U+0100 on."""
-    shown = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in shown else next(others)) for byte in range(256)]
+def _byte_characters() -> list[str]:
+    """[256] the character that stands for each byte in byte-level BPE (Radford et al. 2019): the byte's own character
+    when that is printable, else the next unused one from U+0100."""
+    printable = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
+    replacements = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(replacements)) for byte in range(256)]
 
 
-def _bytes() -> dict[str, Any]:
+def _byte_parts() -> dict[str, Any]:
+    """The parts of tokenizer.json that are particular to the byte tokenizer: byte-level BPE without merges."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "normalizer": None,
@@ -77,24 +82,28 @@ def _bytes() -> dict[str, Any]:
     }
 
 
-def _merging(vocabulary: SentencePieceTokenizer) -> dict[str, Any]:
-    """A piece is merged from every pair of pieces that spell it, the best-scored first."""
-    processor = vocabulary.processor
-    plain = {
-        processor.id_to_piece(i): i for i, piece in enumerate(vocabulary.pieces) if piece and not processor.is_byte(i)
+def _sentencepiece_parts(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """The parts of tokenizer.json that are particular to a SentencePiece BPE model.
+
+    Such a model merges the neighbouring pieces whose concatenation has the best score. That equals a list of merges in
+    which every pair of pieces that concatenates to a piece is listed, in the order of the pieces' scores."""
+    processor = tokenizer.processor
+    id_of_piece = {
+        processor.id_to_piece(i): i for i, piece in enumerate(tokenizer.pieces) if piece and not processor.is_byte(i)
     }
-    scores = [processor.get_score(i) for piece, i in plain.items() if len(piece) > 1]
+    scores = [processor.get_score(i) for piece, i in id_of_piece.items() if len(piece) > 1]
+    # BPE gives merged pieces the scores 0, -1, -2, ...; a unigram model gives log probabilities.
     if any(score % 1 for score in scores) or len(set(scores)) < len(scores):
         raise InputError(
-            f"vocabulary {vocabulary.name!r}: its pieces are not the steps of a BPE merge, in order; an export needs "
-            "such a model, as scaling data vocabulary trains it, or bytes"
+            f"vocabulary {tokenizer.name!r}: its pieces are not ordered BPE merges: must be bytes or a BPE model, such "
+            "as scaling data vocabulary trains"
         )
-    ranked = sorted(plain, key=lambda piece: (-processor.get_score(plain[piece]), plain[piece]))
+    by_score = sorted(id_of_piece, key=lambda piece: (-processor.get_score(id_of_piece[piece]), id_of_piece[piece]))
     merges = [
         [piece[:cut], piece[cut:]]
-        for piece in ranked
+        for piece in by_score
         for cut in range(1, len(piece))
-        if piece[:cut] in plain and piece[cut:] in plain
+        if piece[:cut] in id_of_piece and piece[cut:] in id_of_piece
     ]
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL},

@@ -21,7 +21,7 @@ from scaling.commands.generate import prompt_ids
 from scaling.config.run_config import DataConfig, ModelConfig, RunConfig
 from scaling.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from scaling.errors import InputError
-from scaling.export.export import RUN_FILE, export_run, from_hugging_face, to_hugging_face, without_multipliers
+from scaling.export.export import STANDALONE_SCRIPT, export_run, from_hugging_face, to_hugging_face, without_multipliers
 from scaling.generation.decode import generate, stream
 from scaling.model.decoder import Decoder, logits
 from scaling.training.restore import TrainedModel, restore_model
@@ -116,7 +116,7 @@ def test_none_of_256_tokens_of_a_random_model_differ(shape: str, tmp_path: Path)
     assert len(set(expected)) > 10
     ids = prompt_ids(restored.tokenizer, "def").tolist()
     assert list(file.generate(ids, 256, window=512)) == expected
-    assert list(file.generate(ids, 40, keep=False)) == expected[:40]
+    assert list(file.generate(ids, 40, use_cache=False)) == expected[:40]
     windows = shown(restored, "def")
     assert list(file.generate(ids, 256)) == windows != expected
 
@@ -144,7 +144,7 @@ def test_the_run_file_draws_tokens_as_often_as_they_are_likely(tmp_path: Path) -
 
 
 def test_the_run_file_is_short_and_needs_nothing_but_numpy_and_safetensors() -> None:
-    lines = RUN_FILE.read_text().splitlines()
+    lines = STANDALONE_SCRIPT.read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert len(lines) < 150
     assert imported - set(sys.stdlib_module_names) == {"numpy", "safetensors"}
@@ -171,7 +171,7 @@ def test_sentencepiece_text_has_the_same_ids_and_comes_back(pieces: SentencePiec
     for text in [*TEXTS, "    return self.value_3 + 49  # words", shuffled]:
         ids = pieces.encode(text).tolist()
         assert file.encode(text) == ids, text
-        assert b"".join(file.bytes_of().get(i, b"") for i in ids).decode() == text
+        assert b"".join(file.bytes_by_id().get(i, b"") for i in ids).decode() == text
     expected = shown(restored, "def f1(self")
     assert run(tmp_path / "out", "def f1(self") == "def f1(self" + pieces.decode(expected) + "\n"
 
