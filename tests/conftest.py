@@ -63,7 +63,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of planted laws, named like the public ones: for tests of how those are read and fitted."""
     from tests.support import made_tables
 
-    return made_tables.write(tmp_path_factory.mktemp("made_data"))
+    return made_tables.write_tables(tmp_path_factory.mktemp("made_data"))
 
 
 @pytest.fixture(scope="session")
@@ -176,9 +176,9 @@ def no_rivals() -> Iterator[None]:
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small sweep, fitted, with its report: for tests of the page and of a browser that opens it."""
     from analysis.commands import fit, report
-    from tests.support.reported import sweep
+    from tests.support.reported import write_sweep
 
-    folder = sweep(tmp_path_factory.mktemp("reported"))
+    folder = write_sweep(tmp_path_factory.mktemp("reported"))
     fit.fit(folder / "results.parquet", holdout="largest", draws=64)
     report.report(folder, json=folder / "report.json")
     return folder

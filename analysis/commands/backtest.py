@@ -34,7 +34,7 @@ def backtest(
     the law that a back-test chooses.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file; required.
+      table: A sweep folder, or a CSV, Parquet or JSONL file.
       factors: For each of these factors f, the fit sees the runs of at most Cmax / f FLOPs and forecasts the others.
       columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they are.
       where: Rows to use, as in "corpus==c4". Default: all rows.

@@ -26,7 +26,7 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
     the collapse of the loss curves.
 
     Args:
-      name: Name of the sweep, as in `scaling sweep plan NAME`; required.
+      name: Name of the sweep, as in `scaling sweep plan NAME`.
       out: Folder that holds the folders of the sweeps.
       json: Also write the rows to this file, as JSON. Default: no file.
     """

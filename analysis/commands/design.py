@@ -42,7 +42,7 @@ def design(
     before it, are better than one, because the first fits are poor.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file, with the runs trained so far; required.
+      table: A sweep folder, or a CSV, Parquet or JSONL file, with the runs trained so far.
       budget: Training FLOPs for all proposed runs together; required.
       target_params: Parameters of the run to forecast; goes with --target-tokens. Default: the compute-optimal run of
         10x the largest compute in the table.

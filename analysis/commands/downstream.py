@@ -46,7 +46,7 @@ def downstream(
     of the largest compute.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file, with columns <task>/accuracy and <task>/chance; required.
+      table: A sweep folder, or a CSV, Parquet or JSONL file, with columns <task>/accuracy and <task>/chance.
       task: Tasks to study. Default: all that enough runs of the table have.
       columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they are.
       where: Rows to use, as in "corpus==c4". Default: all rows.

@@ -41,7 +41,7 @@ def fit(
     way of fitting.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file; required.
+      table: A sweep folder, or a CSV, Parquet or JSONL file.
       law: Name of the law, such as chinchilla, interaction or data_constrained; `chosen` lets a back-test choose it.
       objective: Loss of a residual: huber, lad (absolute) or mse_log (squared), all of log losses; mse, squared, of
         losses.

@@ -26,8 +26,7 @@ def isoflop(
     with the bias that its grid of runs gives it.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file, with several sizes at each of several budgets of FLOPs;
-        required.
+      table: A sweep folder, or a CSV, Parquet or JSONL file, with several sizes at each of several budgets of FLOPs.
       columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they are.
       where: Rows to use, as in "corpus==c4". Default: all rows.
       params_column: The count of parameters to use. Default: params if the table has it, else params_matmul.

@@ -23,8 +23,7 @@ def rates(
     """Find the best learning rate of each model size in a table of learning-rate scans, and the power law through them.
 
     Args:
-      table: A sweep folder, or a CSV, Parquet or JSONL file, with runs that differ only in their learning rate;
-        required.
+      table: A sweep folder, or a CSV, Parquet or JSONL file, with runs that differ only in their learning rate.
       out: Also write the law to this file, as the JSON that a recipe reads. Default: no file.
       figure_file: Also draw the scans into this file, PNG or SVG. Default: no figure.
       params_column: The count of parameters that the law is a function of.

@@ -17,7 +17,7 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
     """Draw the figures of a fitted sweep and write one self-contained page, report.html.
 
     Args:
-      directory: A folder that holds fit.json; required.
+      directory: A folder that holds fit.json.
       scans: Learning-rate scans to show: a table, a sweep folder, or the JSON of `scaling rates --out`. Default: those
         in the table itself, else those of the sweep beside it that its runs name.
       json: Also write the paths of the page and its figures, and the checklist, to this file, as JSON. Default: no

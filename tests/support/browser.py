@@ -1,6 +1,7 @@
-"""A real headless Chromium for tests: an installed one, or Debian's, unpacked into .pytest_cache; the host stays clean.
+"""A real headless Chromium for tests: an installed one, or Debian's package, unpacked into .pytest_cache without being
+installed.
 
-Playwright's own download does not work everywhere, and it drives any Chromium whose path it is given.
+Playwright can drive any Chromium whose path it is given; its own download does not work everywhere.
 """
 
 from __future__ import annotations
@@ -21,35 +22,39 @@ PACKAGE, UNPACKED = "chromium-headless-shell", Path("usr/lib/chromium/chromium-h
 FETCH_SECONDS = 240
 
 
-class Unavailable(Exception):
-    """Why no browser can be had here, in one line."""
+class BrowserUnavailable(Exception):
+    """No browser is available; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Chromium:
-    """An executable, and what it needs in its environment."""
+    """An executable, and the environment variables that it needs."""
 
     path: Path
     environment: dict[str, str]
 
 
-def find() -> Chromium:
-    """An installed Chromium, or one unpacked before, or one fetched now. Raises Unavailable."""
+def find_chromium() -> Chromium:
+    """An installed Chromium, else an unpacked one, downloaded if needed. Raises BrowserUnavailable."""
     for name in INSTALLED:
-        if found := shutil.which(name):
-            return Chromium(Path(found), {})
-    return fetched(CACHE)
+        if path := shutil.which(name):
+            return Chromium(Path(path), {})
+    return fetch_chromium(CACHE)
 
 
-def fetched(cache: Path, options: Sequence[str] = ()) -> Chromium:
-    """Debian's Chromium and what it needs that is not here, unpacked into a folder, once. Raises Unavailable.
+def fetch_chromium(cache: Path, options: Sequence[str] = ()) -> Chromium:
+    """Downloads Debian's Chromium with the libraries that are not installed, and unpacks them into a folder, once.
 
-    options: more of apt-get's.
+    options: further options of apt-get.
+
+    Raises BrowserUnavailable.
     """
     root = cache / "root"
     if not (cache / "whole").exists():
         if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise Unavailable(f"no Chromium here ({', '.join(INSTALLED)}), and fetching one needs root on a Debian")
+            raise BrowserUnavailable(
+                f"no Chromium here ({', '.join(INSTALLED)}), and fetching one needs root on a Debian"
+            )
         shutil.rmtree(root, ignore_errors=True)
         for package in _packages(cache, options):
             _quiet("dpkg", "-x", package, root)
@@ -60,7 +65,8 @@ def fetched(cache: Path, options: Sequence[str] = ()) -> Chromium:
 
 
 def _packages(cache: Path, options: Sequence[str]) -> list[Path]:
-    """Downloads with lists of its own, where those of the host are missing or old."""
+    """Downloads the packages and returns their files. If the package lists of the host are missing or old, apt-get gets
+    lists of its own."""
     archives, lists = cache / "archives", cache / "lists"
     for folder in (archives / "partial", lists / "partial"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +76,7 @@ def _packages(cache: Path, options: Sequence[str]) -> list[Path]:
     own = ["-o", f"Dir::State::lists={lists}"]
     try:
         _quiet(*apt, *install)
-    except Unavailable:
+    except BrowserUnavailable:
         _quiet(*apt, *own, "update")
         _quiet(*apt, *own, *install)
     return sorted(archives.glob("*.deb"))
@@ -89,22 +95,22 @@ def _quiet(*command: object) -> None:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise Unavailable(f"no Chromium: {command[0]}: {' '.join(str(said).split())[-300:]}") from None
+        text = getattr(error, "stderr", None) or str(error)
+        raise BrowserUnavailable(f"no Chromium: {command[0]}: {' '.join(str(text).split())[-300:]}") from None
 
 
 @contextlib.contextmanager
-def browser(chromium: Chromium) -> Iterator[Any]:
-    """A running browser, as Playwright's. Raises Unavailable where Playwright is not installed."""
+def open_browser(chromium: Chromium) -> Iterator[Any]:
+    """A running browser, as Playwright's object. Raises BrowserUnavailable if Playwright is not installed."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        raise Unavailable("playwright is not installed: pip install 'scaling-laws[test]'") from None
+        raise BrowserUnavailable("playwright is not installed: pip install 'scaling-laws[test]'") from None
     with sync_playwright() as playwright:
         environment = {**os.environ, **chromium.environment}
         options = {"executable_path": str(chromium.path), "args": ["--no-sandbox"], "env": environment}
-        running = playwright.chromium.launch(**options)
+        chromium_browser = playwright.chromium.launch(**options)
         try:
-            yield running
+            yield chromium_browser
         finally:
-            running.close()
+            chromium_browser.close()

@@ -33,7 +33,7 @@ def test_rates_prints_names_and_numbers_in_full(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    reported.scans().to_csv(tmp_path / "t.csv", index=False)
+    reported.scan_table().to_csv(tmp_path / "t.csv", index=False)
     rates(tmp_path / "t.csv")
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["scan", "N", "tried", "best", "law", "loss"]

@@ -11,7 +11,7 @@ from tests.support.figure_style import follows_the_style
 
 
 def test_the_interval_is_that_of_a_line_in_logs() -> None:
-    law = learning_rate_law.fit_rate_law(learning_rate_law.find_scans(made.scans()))
+    law = learning_rate_law.fit_rate_law(learning_rate_law.find_scans(made.scan_table()))
     x, y = np.log([s.params for s in law.scans]), np.log([s.best for s in law.scans])
     line = stats.linregress(x, y)
     at = np.log(1e6)
@@ -30,7 +30,9 @@ def test_the_runs_are_shown_without_scans_too() -> None:
 
 
 def test_two_scans_have_no_interval_to_show() -> None:
-    law = learning_rate_law.fit_rate_law(learning_rate_law.find_scans(made.scans()[lambda t: t["params_matmul"] < 5e4]))
+    law = learning_rate_law.fit_rate_law(
+        learning_rate_law.find_scans(made.scan_table()[lambda t: t["params_matmul"] < 5e4])
+    )
     follows_the_style(learning_rates.tried(law), intervals=False)
     runs = pd.DataFrame({"params": [1e4], "learning_rate": [1e-2]})
     follows_the_style(learning_rates.used(runs, law), intervals=False)

@@ -80,7 +80,7 @@ def test_porian(shared_data: Path) -> None:
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.0, "reproduced"), (0.02, "differs")])
 def test_porian_recovers_planted_exponents(tmp_path: Path, shift: float, verdict: str) -> None:
-    made_tables.porian_points(tmp_path, shift)
+    made_tables.write_porian(tmp_path, shift)
     rows = porian.run(tmp_path / "porian")
     assert [row.difference for row in rows] == pytest.approx([shift] * 10, abs=0.005)
     assert set(verdicts(rows).values()) == {verdict}

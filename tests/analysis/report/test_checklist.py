@@ -60,7 +60,7 @@ def test_a_whole_sweep_answers_every_item(found: Evidence) -> None:
     ],
 )
 def test_what_the_table_says_changes_the_answer(found: Evidence, key: str, answer: str, table: dict[str, Any]) -> None:
-    changed = answers(replace(found, table=made.table().assign(**table)))[key]
+    changed = answers(replace(found, table=made.planted_table().assign(**table)))[key]
     assert changed[0] == answer
     assert changed[1] != answers(found)[key][1]
 
@@ -91,9 +91,9 @@ def test_what_the_fit_says_changes_the_answer(found: Evidence, key: str, answer:
         ("code", "no", {"environments": {"a": {"commit": "x"}, "b": {"commit": "y"}}}),
         ("hardware", "unknown", {"environments": {}}),
         ("data", "unknown", {"configs": {}}),
-        ("inside", "unknown", {"rates": None}),
-        ("table", "no", {"unchanged": False}),
-        ("table", "no", {"unchanged": None}),
+        ("inside", "unknown", {"rate_law": None}),
+        ("table", "no", {"table_unchanged": False}),
+        ("table", "no", {"table_unchanged": None}),
     ],
 )
 def test_what_is_not_there_is_not_claimed(found: Evidence, key: str, answer: str, missing: dict[str, Any]) -> None:
@@ -101,17 +101,17 @@ def test_what_is_not_there_is_not_claimed(found: Evidence, key: str, answer: str
 
 
 def test_three_seeds_are_counted(found: Evidence) -> None:
-    tables = [made.table().assign(seed=seed) for seed in range(3)]
+    tables = [made.planted_table().assign(seed=seed) for seed in range(3)]
     assert answers(replace(found, table=pd.concat(tables, ignore_index=True)))["seeds"][0] == "yes"
 
 
 @pytest.mark.parametrize(("key", "lacking"), [("seeds", "params"), ("repeated", "tokens")])
 def test_a_table_made_elsewhere_need_not_tell(found: Evidence, key: str, lacking: str) -> None:
-    elsewhere = made.table().rename(columns={"params_matmul": "N", "tokens": "D"})
+    elsewhere = made.planted_table().rename(columns={"params_matmul": "N", "tokens": "D"})
     answer, said = answers(replace(found, table=elsewhere))[key]
     assert answer == "unknown"
     assert re.search(rf"\b{lacking}\b", said)
-    nothing = answers(replace(found, table=made.table().assign(status="failed")))[key]
+    nothing = answers(replace(found, table=made.planted_table().assign(status="failed")))[key]
     assert nothing[0] == "unknown"
 
 

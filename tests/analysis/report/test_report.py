@@ -181,7 +181,7 @@ def test_the_page_stands_without_the_table(alone: Path) -> None:
     written = report.write_report(alone)
     page = Page(written.path.read_text())
     assert "run11" in page.text
-    assert made.FAILED not in page.text
+    assert made.FAILED_RUN not in page.text
     assert page.sections["provenance"] != whole, "which says so"
     assert {item.key: item.answer for item in written.checklist}["table"] == "no"
 
@@ -189,7 +189,7 @@ def test_the_page_stands_without_the_table(alone: Path) -> None:
 def test_a_table_that_changed_since_the_fit_is_told(alone: Path) -> None:
     before = report.write_report(alone)
     unchanged = Page(before.path.read_text()).sections
-    results.write_table(made.table().assign(note="later"), alone)
+    results.write_table(made.planted_table().assign(note="later"), alone)
     after = report.write_report(alone)
     changed = Page(after.path.read_text()).sections
     answers = [{item.key: item.answer for item in written.checklist}["table"] for written in (before, after)]
@@ -204,7 +204,9 @@ def test_a_foreign_table_of_three_columns_has_a_page(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(report, "available_figures", lambda found: {})
     monkeypatch.setattr(evidence.backtest, "backtest_forecasts", lambda *_, **__: pd.DataFrame())
-    made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss"]].to_csv(tmp_path / "runs.csv", index=False)
+    made.planted_table().dropna(subset="loss")[["params_matmul", "tokens", "loss"]].to_csv(
+        tmp_path / "runs.csv", index=False
+    )
     verbs.fit(tmp_path / "runs.csv", columns="params=params_matmul", draws=16, panel=False)
     path, _, asked, failed = report.write_report(tmp_path)
     assert failed == {}
@@ -221,7 +223,7 @@ def test_a_fit_of_some_rows_of_a_foreign_table_is_made_again_by_its_command(
 ) -> None:
     from scaling import cli
 
-    rows = made.table().dropna(subset="loss")[["params_matmul", "tokens", "loss", "seed"]]
+    rows = made.planted_table().dropna(subset="loss")[["params_matmul", "tokens", "loss", "seed"]]
     rows = rows.rename(columns={"params_matmul": "its size"})
     other = rows.assign(corpus="b", loss=rows["loss"] + 1, seed=5)
     pd.concat([other, rows.assign(corpus="it's a")]).to_csv(tmp_path / "runs.csv", index=False)
@@ -253,8 +255,8 @@ def test_of_many_runs_those_of_note_are_listed_and_it_is_said(found: Evidence, m
     monkeypatch.setattr(runs_table, "MAX_ROWS", 8)
     body = runs_table.runs_section(found).body
     listed = re.findall(r'data-v="(run\d+)"', body)
-    assert {"run19", made.FAILED, made.OFF} < set(listed), "held out, failed, flagged"
-    others = [run for run in found.table["run_id"] if run not in ("run19", made.FAILED, made.OFF)]
+    assert {"run19", made.FAILED_RUN, made.OUTLIER_RUN} < set(listed), "held out, failed, flagged"
+    others = [run for run in found.table["run_id"] if run not in ("run19", made.FAILED_RUN, made.OUTLIER_RUN)]
     assert {others[0], others[-1]} < set(listed), "the others from end to end"
     assert len(listed) == 8
     assert body.count('<tr class="held">') == 1
@@ -302,7 +304,7 @@ def test_what_cannot_be_made_is_told_in_its_place_and_on_stderr(
     facts = json.loads((alone / "report.json").read_text())
     failed = ("rates", "figure surface", "checklist seeds", "section backtest", "headline")
     assert facts["failed"] == dict.fromkeys(failed, why)
-    assert next(item for item in facts["checklist"] if item["key"] == "seeds")["said"] == why
+    assert next(item for item in facts["checklist"] if item["key"] == "seeds")["evidence"] == why
     told = capsys.readouterr().err
     assert [f"{part}: {why}" in told for part in failed] == [True] * 5
     assert "no such column" not in told, "a TableError is a note on the page alone"
@@ -322,7 +324,7 @@ def test_an_odd_table_has_a_whole_page(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(saved_fit, "choose", partial(law_choice.choose, candidates=law_choice.CANDIDATES[:1]))
     few = {"factors": backtest.FACTORS[:1], "plain": backtest.PLAIN[:1], "candidates": law_choice.CANDIDATES[:1]}
     monkeypatch.setattr(evidence.backtest, "backtest_forecasts", partial(backtest.backtest_forecasts, **few))
-    _odd(made.table()).to_csv(tmp_path / "runs.csv", index=False)
+    _odd(made.planted_table()).to_csv(tmp_path / "runs.csv", index=False)
     verbs.fit(tmp_path / "runs.csv", draws=8, panel=False)
     written = report.write_report(tmp_path)
     assert written.failed == {}
@@ -335,7 +337,7 @@ def test_an_odd_table_has_a_whole_page(tmp_path: Path, monkeypatch: pytest.Monke
 def test_scans_that_are_named_are_read(alone: Path, tmp_path: Path) -> None:
     from analysis.fitting import learning_rate_law
 
-    law = learning_rate_law.fit_rate_law(learning_rate_law.find_scans(made.scans()))
+    law = learning_rate_law.fit_rate_law(learning_rate_law.find_scans(made.scan_table()))
     file = files.write_json(tmp_path / "rates.json", learning_rate_law.rate_document(law, "made", "x"))
     read = evidence.gather(alone, file).rate_law
     assert read is not None
@@ -367,7 +369,7 @@ def test_tasks_are_judged_as_by_the_verb_and_those_that_cannot_be_are_named(
     found: Evidence, reported: Path, tmp_path: Path
 ) -> None:
     generator = np.random.default_rng(0)
-    table = made.table().assign(**{"t/chance": 0.25, "t/accuracy_stderr": 0.01, "few/chance": 0.25})
+    table = made.planted_table().assign(**{"t/chance": 0.25, "t/accuracy_stderr": 0.01, "few/chance": 0.25})
     table["t/accuracy"] = 0.3 + 0.01 * generator.standard_normal(len(table))
     table["few/accuracy"] = table["t/accuracy"].where(table["run_id"] < "run03")
     place = tmp_path / "runs" / "run00"

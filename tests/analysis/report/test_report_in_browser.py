@@ -11,7 +11,7 @@ import pytest
 
 from analysis.report.html import Cell, Section, html_table, page_html
 from analysis.report.runs_table import ROLE_LABELS
-from tests.support.browser import Unavailable, browser, fetched, find
+from tests.support.browser import BrowserUnavailable, fetch_chromium, find_chromium, open_browser
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
@@ -20,9 +20,9 @@ DESK = {"width": 1280, "height": 900}
 @pytest.fixture(scope="module")
 def running() -> Iterator[Any]:
     try:
-        with browser(find()) as started:
+        with open_browser(find_chromium()) as started:
             yield started
-    except Unavailable as reason:
+    except BrowserUnavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -174,6 +174,6 @@ def test_figures_hold_their_text_in_the_page_font(running: Any, path: Path) -> N
 
 def test_a_browser_that_cannot_be_fetched_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    with pytest.raises(Unavailable):
-        fetched(tmp_path)
+    with pytest.raises(BrowserUnavailable):
+        fetch_chromium(tmp_path)
     assert list(tmp_path.iterdir()) == []
