@@ -1,4 +1,4 @@
-"""What benchmarks/design.py found, gathered and drawn."""
+"""Summarises and draws the results of benchmarks/design.py."""
 
 from __future__ import annotations
 

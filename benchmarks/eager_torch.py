@@ -1,7 +1,7 @@
-"""The decoder of scaling/model/decoder.py as a plain PyTorch eager module: what benchmarks/train.py is compared with.
+"""The decoder of scaling/model/decoder.py as a plain PyTorch eager module, the baseline of benchmarks/train.py.
 
-Runs in an environment of its own (benchmarks/torch.txt). Talks in lines of JSON: the first names the shape, each
-further one asks for some steps and is answered with the wall seconds, CPU seconds and the last loss of those steps.
+Runs in an environment of its own (benchmarks/torch.txt). It reads lines of JSON: the first gives the shape; for each
+later one it runs that many steps and replies with their wall seconds, CPU seconds and last loss.
 The choices are those that a PyTorch user makes for speed without compiling: fused scaled_dot_product_attention, fused
 AdamW, one autograd graph a step, gradients set to None.
 """

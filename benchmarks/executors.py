@@ -1,19 +1,17 @@
-"""What the executors cost: beside a run, and on each of ten thousand cells.
+"""Measures the overhead of the executors: of a run, and of each cell of a sweep of ten thousand.
 
     python benchmarks/executors.py runs      # the same short runs on local, SLURM and Ray; into executors.json
-    python benchmarks/executors.py start     # a process started as runs are, beside one that is not; beside those
-    python benchmarks/executors.py cells     # 1,000, 3,000 and 10,000 simulated cells, stage by stage; beside those
+    python benchmarks/executors.py start     # a process started as runs are, and one that is not; into the same file
+    python benchmarks/executors.py cells     # 1,000, 3,000 and 10,000 simulated cells by stage; into the same file
 
 Runs: RUNS short ones, two at once, by hand and by each executor in turn, one process a run, with a cache of programs
 that is warm. What an executor adds is taken from the ledgers of the run folders (sweeps/running/attempt_log.py): from
-the command to
-the first run's begin; from the end of a run to the begin of the next on that worker; from the last result to the
-command's end. SLURM and Ray are real ones of two nodes on this machine (tests/cluster); where one cannot be had its row
-says why. Root, for SLURM.
+the command to the first run's begin; from the end of a run to the begin of the next on that worker; from the last
+result to the command's end. SLURM and Ray are real clusters of two nodes on this machine (tests/cluster); where one
+cannot start, its row says why. SLURM needs root.
 
 Cells: CPU time of one process, divided by the cells; simulated ones (scaling/training/simulated_run.py), so that only
-the sweep's
-own work is counted. A stage without a quadratic step has the same figure in every column.
+the sweep's own work is counted. A stage without a quadratic step has the same figure in every column.
 """
 
 from __future__ import annotations
@@ -130,7 +128,7 @@ def by_hand(folder: Path, corpora: Path) -> dict[str, Any]:
     return {"run": seconds, "total": time.monotonic() - began}
 
 
-def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
+def measure_executor(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
     """The same by an executor: what its ledgers say."""
     plan = short_runs(folder, corpora)
     typed = time.time()
@@ -144,7 +142,7 @@ def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
     patience = (
         time.monotonic() + 60
     )  # on a cluster the command ends with the last result, which workers have yet to note
-    while not all(noted(run) for run in runs):
+    while not all(finished_in_one_attempt(run) for run in runs):
         if time.monotonic() > patience:
             raise RuntimeError(
                 f"{executor.name}: not one attempt a run, done: {[*map(attempt_log.read_attempts, runs)]}"
@@ -161,8 +159,8 @@ def by(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
     }
 
 
-def noted(run: Path) -> bool:
-    """Whether a run took one attempt, and its end is noted."""
+def finished_in_one_attempt(run: Path) -> bool:
+    """Whether a run began once and its end is in the attempt log."""
     return [line.get("kind", line["event"]) for line in attempt_log.read_attempts(run)] == [attempt_log.BEGAN, "done"]
 
 
@@ -193,19 +191,19 @@ def runs() -> dict[str, Any]:
                     turns = [
                         (
                             by_hand(work / f"hand{i}{executor.name}", work / "corpora"),
-                            by(executor, work / f"s{i}{executor.name}", work / "corpora"),
+                            measure_executor(executor, work / f"s{i}{executor.name}", work / "corpora"),
                         )
                         for i in range(TURNS)
                     ]
             except (slurm_cluster.Unavailable, ray_cluster.Unavailable) as why:
                 rows.append({"executor": begin.__name__, "not_run_here": str(why)})
                 continue
-            rows.append({"executor": executor.name, "cluster_up": executor.seconds_up} | summed(turns))
+            rows.append({"executor": executor.name, "cluster_up": executor.seconds_up} | sum_turns(turns))
             Console().print(rows[-1])
     return {"rows": rows, "runs": RUNS, "at_once": AT_ONCE, "turns": TURNS}
 
 
-def summed(turns: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
+def sum_turns(turns: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
     """Medians; share: of what a run takes by hand, what passes until the next begins."""
     hand = statistics.median(one for alone, _ in turns for one in alone["run"])
     run = statistics.median(one for _, swept in turns for one in swept["run"])
@@ -272,7 +270,7 @@ def stages(count: int) -> dict[str, float]:
     return found | {"seconds": time.monotonic() - began}
 
 
-def about() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -293,7 +291,7 @@ def main() -> None:
         stages(20)
         found = {"stages": {str(count): stages(count) for count in CELLS}}
         Console().print(found)
-    OUT.write_text(json.dumps(held | {what: found | about() | {"load_before": load}}, indent=1) + "\n")
+    OUT.write_text(json.dumps(held | {what: found | describe_machine() | {"load_before": load}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

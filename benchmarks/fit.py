@@ -61,7 +61,7 @@ def _loss(table: pd.DataFrame) -> np.ndarray:
     return table["loss"].to_numpy(np.float64)
 
 
-def optima(tables: Mapping[str, pd.DataFrame], references: Mapping[str, Any]) -> Facts:
+def time_optima(tables: Mapping[str, pd.DataFrame], references: Mapping[str, Any]) -> Facts:
     """Every table under every objective, twice: the first pass compiles, the second is timed."""
     rows: list[Facts] = []
     passes = []
@@ -87,7 +87,7 @@ def optima(tables: Mapping[str, pd.DataFrame], references: Mapping[str, Any]) ->
     }
 
 
-def bootstrapped(table: pd.DataFrame) -> Facts:
+def time_bootstrap(table: pd.DataFrame) -> Facts:
     """DRAWS resamples of a table, twice, timed as optima(); then some of them again from every start of the law."""
     loss, unit = _loss(table), np.arange(len(table))
     fit = fit_law(chinchilla, table, loss, huber(DELTA))
@@ -185,13 +185,13 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def in_a_child(part: str, data: Path) -> Facts:
+def run_part_in_subprocess(part: str, data: Path) -> Facts:
     """What this script prints when it measures one thing alone, in a process of its own."""
     command = [sys.executable, __file__, "--data", str(data), "--part", part]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def about() -> Facts:
+def describe_machine() -> Facts:
     """Where and when: processor, cores, versions, date."""
     info = Path("/proc/cpuinfo")
     lines = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
@@ -207,7 +207,7 @@ def about() -> Facts:
     }
 
 
-def compared(ours: Facts, drawn: Facts, theirs: Facts) -> dict[str, Facts]:
+def compare_tasks(ours: Facts, drawn: Facts, theirs: Facts) -> dict[str, Facts]:
     """CPU-seconds of ours and theirs, and their ratio, by task."""
     one = next(r for r in ours["rows"] if (r["table"], r["objective"]) == (EPOCH_TABLE, "huber_1e-3_on_log"))["seconds"]
     search, again = theirs["starts_seconds_extrapolated"], theirs["resamples_seconds_extrapolated"]
@@ -250,23 +250,23 @@ def main(
     references = json.loads((data / "reference.json").read_text())
     tables = {name: PUBLIC_TABLES[ALIASES.get(name, name)].read(data) for name in references}
     table, reference = tables[EPOCH_TABLE], references[EPOCH_TABLE]["optimum"]["huber_1e-3_on_log"]["obj"]
-    found, drawn = optima(tables, references), bootstrapped(table)
+    found, drawn = time_optima(tables, references), time_bootstrap(table)
     fit = fit_law(chinchilla, table, _loss(table), huber(DELTA))
     theirs = epoch(table, fit.values, reference * (1 + REACHED), starts, draws)
     theirs |= {"resamples": DRAWS, "resamples_seconds_extrapolated": DRAWS * theirs["seconds_a_resample"]["mean"]}
     total = found["seconds"] + drawn["seconds"]
     facts: Facts = {
-        "about": about(),
+        "about": describe_machine(),
         "import_seconds": imports,
         "compile_seconds": found["first_pass_seconds"] + drawn["first_pass_seconds"] - total,
         "ours_seconds": total,
         "target_seconds": TARGET,
         "target_met": total <= TARGET and found["reached"] == found["count"],
-        "tasks": compared(found, drawn, theirs),
+        "tasks": compare_tasks(found, drawn, theirs),
         "optima": found,
         "bootstrap": drawn,
         "epoch": theirs,
-        "memory": {name: in_a_child(name, data) for name in ("points", "resamples")} if memory else {},
+        "memory": {name: run_part_in_subprocess(name, data) for name in ("points", "resamples")} if memory else {},
     }
     print(report(facts))
     if json_:

@@ -1,4 +1,4 @@
-"""The facts that benchmarks/fit.py measured, for a reader and as a figure."""
+"""Prints and draws the results of benchmarks/fit.py."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
     return row | {"peak_bytes": peak}
 
 
-def place(size: tuple[int, int], count: int, folder: Path, corpora: Path, batch: int, length: int) -> list[str]:
+def write_run_folders(
+    size: tuple[int, int], count: int, folder: Path, corpora: Path, batch: int, length: int
+) -> list[str]:
     """Run folders with a config each: one shape, seeds 0, 1, 2."""
     one = config(size, batch, length)
     data = dataclasses.replace(one.data, directory=str(corpora))
@@ -159,14 +161,14 @@ def runs(
         place_here = Path(name)
         corpora = place_here / "corpora"
         prepare("walk", corpora, backend="plain")
-        solo = place(size, len(members) + 1, place_here / "solo", corpora, batch, length)
+        solo = write_run_folders(size, len(members) + 1, place_here / "solo", corpora, batch, length)
 
         def train(folder: str) -> tuple[float, float]:
             return timed_command(["train", "--quiet", "--folder", folder], place_here / "cache", core)
 
         first = train(solo[0])
         for index, count in enumerate(members):
-            folders = place(size, count, place_here / str(count), corpora, batch, length)
+            folders = write_run_folders(size, count, place_here / str(count), corpora, batch, length)
             joint = timed_command(["population", "--quiet", *folders], place_here / f"cache{count}", core)
             again = train(solo[index + 1])
             alone = [cold + (count - 1) * warm for cold, warm in zip(first, again, strict=True)]
@@ -192,7 +194,7 @@ def cpu(out: Path) -> None:
             console.print(rows[-1])
             about = {"batch": CPU_BATCH, "sequence_length": CPU_LENGTH, "steps": CPU_STEPS, "turns": TURNS}
             files.write_json(out, provenance() | about | {"rows": rows})
-    console.print(shown(rows))
+    console.print(make_table(rows))
 
 
 def gpu(out: Path) -> None:
@@ -210,10 +212,10 @@ def gpu(out: Path) -> None:
                 rows.append(steps(config(size, GPU_BATCH, GPU_LENGTH, dtype), members))
                 console.print(rows[-1])
                 files.write_json(out, provenance() | about | {"steps": CPU_STEPS, "turns": TURNS, "rows": rows})
-    console.print(shown(rows))
+    console.print(make_table(rows))
 
 
-def shown(rows: list[dict[str, Any]]) -> Table:
+def make_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Time of runs one at a time / time together: above 1, a population is faster")
     for name in ("parameters", "members", "compute", "runs", "runs, CPU", "step", "step, CPU"):
         table.add_column(name, justify="right")

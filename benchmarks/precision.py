@@ -1,11 +1,11 @@
-"""What bfloat16 costs in loss: one run in float32 and in bfloat16, beside float32 from other initial weights.
+"""Measures what bfloat16 costs in loss: one run in float32 and in bfloat16, and float32 from other initial weights.
 
     python benchmarks/precision.py --json benchmarks/precision.json --figure docs/precision.png
 
 All runs see the same batches in the same order (the standard library's source, as bytes); the two precisions also start
 from the same weights. Master weights, softmax and loss are float32 in both. Curves are moving averages of the training
-loss, so a difference at a step is between averages over the same tokens. Other initial weights are the yardstick:
-a difference smaller than theirs cannot be seen in a sweep that runs one seed.
+loss, so a difference at a step is between averages over the same tokens. The spread
+over initial weights is the scale: a sweep of one seed cannot see a smaller difference.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def differences(curve: Curve, base: Curve) -> dict[str, float]:
     }
 
 
-def gathered(config: RunConfig, curves: Mapping[str, Curve]) -> dict[str, Any]:
+def gather_results(config: RunConfig, curves: Mapping[str, Curve]) -> dict[str, Any]:
     """Everything as plain JSON: what was run, where, the curves thinned, and the differences with their ratio."""
     base, others = curves[FLOAT], [one for one in curves.values() if one.weights != curves[FLOAT].weights]
     half, apart = differences(curves[BF16], base), {one.name: differences(one, base) for one in others}
@@ -234,7 +234,7 @@ def main(
     for weights in range(1, others + 1):
         name = f"float32, weights {weights}"
         curves[name] = run(name, config, weights, tokens)
-    facts = gathered(config, curves)
+    facts = gather_results(config, curves)
     print(report(facts))
     if json_:
         json_.write_text(json.dumps(facts, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The store of logged steps beside a loop over lines, and what collecting thousands of cells costs.
+"""Compares the store of logged steps with a loop over lines, and measures collecting thousands of cells.
 
     python benchmarks/store.py
 
@@ -51,17 +51,17 @@ def write_run(folder: Path, rng: np.random.Generator) -> None:
     (folder / run_folder.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def by_line(folder: Path) -> pd.DataFrame:
-    """What the store is held against: every run by the reader that training has, into one table."""
+def read_by_line(folder: Path) -> pd.DataFrame:
+    """The baseline: every run, read by the reader of training, in one table."""
     runs = sorted((folder / "runs").iterdir())
     return pd.concat([pd.DataFrame(run_folder.read_metrics(run)).assign(run_id=run.name) for run in runs])
 
 
-def grouped(table: pd.DataFrame) -> pd.Series:
+def mean_loss_by_bin(table: pd.DataFrame) -> pd.Series:
     return table.groupby(["run_id", table["step"] // BIN], observed=True)["loss"].mean()
 
 
-def spent(work: Callable[[], object]) -> tuple[float, float]:
+def measure_seconds(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds of CPU and of wall time."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
@@ -83,14 +83,14 @@ def steps(folder: Path) -> dict[str, Any]:
     for _ in range(TURNS):
         compacted.unlink(missing_ok=True)
         turn = {
-            "by line, grouped": spent(lambda: grouped(by_line(folder))),
-            "from JSONL, grouped": spent(lambda: grouped(metrics.load_metrics(folder))),
-            "compacted from nothing": spent(lambda: metrics.compact_metrics(folder)),
-            "from Parquet, grouped": spent(lambda: grouped(metrics.load_metrics(folder))),
+            "by line, grouped": measure_seconds(lambda: mean_loss_by_bin(read_by_line(folder))),
+            "from JSONL, grouped": measure_seconds(lambda: mean_loss_by_bin(metrics.load_metrics(folder))),
+            "compacted from nothing": measure_seconds(lambda: metrics.compact_metrics(folder)),
+            "from Parquet, grouped": measure_seconds(lambda: mean_loss_by_bin(metrics.load_metrics(folder))),
         }
         touched()
-        turn[f"compacted with {CHANGED} runs changed"] = spent(lambda: metrics.compact_metrics(folder))
-        turn["compacted with none changed"] = spent(lambda: metrics.compact_metrics(folder))
+        turn[f"compacted with {CHANGED} runs changed"] = measure_seconds(lambda: metrics.compact_metrics(folder))
+        turn["compacted with none changed"] = measure_seconds(lambda: metrics.compact_metrics(folder))
         for name, seconds in turn.items():
             found.setdefault(name, []).append(seconds)
     rows = [
@@ -131,10 +131,10 @@ def cells(folder: Path, count: int) -> dict[str, Any]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             collect("simulated", folder)
 
-    first = spent(collected)
+    first = measure_seconds(collected)
     for run in runs[::100]:
         os.utime(run / run_folder.METRICS)
-    again = spent(collected)
+    again = measure_seconds(collected)
     shutil.rmtree(folder / "simulated")
     return {"cells": count, "first_cpu": first[0], "again_cpu": again[0], "first_wall": first[1]}
 

@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/README.md from the JSON files beside it: no figure there is typed by hand.
+"""Writes the tables of benchmarks/README.md from the JSON files beside it.
 
     python benchmarks/tables.py
 
@@ -20,13 +20,13 @@ def table(header: str, rows: list[str]) -> str:
     return "\n".join([f"| {header} |", "|" + "---|" * (header.count("|") + 1), *(f"| {row} |" for row in rows)])
 
 
-def read(name: str) -> dict[str, Any]:
+def read_json(name: str) -> dict[str, Any]:
     return json.loads((HERE / f"{name}.json").read_text())
 
 
 def cpu() -> str:
     """Theirs / ours, in time."""
-    found = read("train_cpu")
+    found = read_json("train_cpu")
     rows = []
     for r in found["rows"]:
         low, high = r["wall_quartiles"]
@@ -43,7 +43,7 @@ def cpu() -> str:
 
 
 def topologies() -> str:
-    found = read("topologies")
+    found = read_json("topologies")
     rows = []
     for r in found["rows"]:
         mesh = " ".join(f"{axis}={size}" for axis, size in r["mesh"].items() if size > 1)
@@ -62,7 +62,7 @@ def topologies() -> str:
 
 
 def precision() -> str:
-    found = read("precision")
+    found = read_json("precision")
     rows = [("bfloat16, same weights and batches", found["bfloat16_minus_float32"])]
     rows += [(f"{name} (other initial weights)", d) for name, d in found["other_weights_minus_float32"].items()]
     keys = ("smoothed_mean_absolute", "smoothed_largest", "second_half_mean", "validation")
@@ -78,7 +78,7 @@ def precision() -> str:
 
 def design() -> str:
     """Error of the forecast by what was spent, over tables and seeds."""
-    found = read("design")
+    found = read_json("design")
     rows, before = [], ""
     for group, policy in dict.fromkeys((entry["group"], entry["policy"]) for entry in found["summary"]):
         mine = [entry for entry in found["summary"] if (entry["group"], entry["policy"]) == (group, policy)]
@@ -102,7 +102,9 @@ def design_public() -> str:
     """Each public table at a tenth of its cost; bold where no worse than all candidates."""
     rows = []
     found = [
-        entry for entry in read("design")["tables"] if entry["group"] == "public, chinchilla" and entry["v"].get("0.1")
+        entry
+        for entry in read_json("design")["tables"]
+        if entry["group"] == "public, chinchilla" and entry["v"].get("0.1")
     ]
     policies = [name for name, errors in found[0].items() if isinstance(errors, dict) and errors]
     for entry in found:
@@ -114,7 +116,7 @@ def design_public() -> str:
 
 def trunks() -> str:
     """FLOPs saved by shared trunks."""
-    found = read("trunks")
+    found = read_json("trunks")
     rows = []
     for r in found["rows"]:
         saved = " | ".join(f"{-share:.0%}" for share in r["saved"].values())
@@ -128,7 +130,7 @@ def trunks() -> str:
 
 def population() -> str:
     """Alone / together, in time."""
-    found = read("population_cpu")
+    found = read_json("population_cpu")
     rows = [
         f"{r['matmul']:,} | {r['members']} | **{r['run_cpu']:.2f}** | {r['run_wall']:.2f} | {r['step_cpu']:.2f} | "
         f"{r['first_alone_cpu_s']:.1f} + {r['members'] - 1} x {r['next_alone_cpu_s']:.1f} s | "
@@ -145,7 +147,7 @@ def population() -> str:
 
 def store() -> str:
     """By line / the store, in CPU time."""
-    found = read("store")
+    found = read_json("store")
     steps = found["steps"]
     plain = steps["rows"][0]["cpu"]
     rows = [
@@ -169,7 +171,7 @@ def store() -> str:
 
 def executors() -> str:
     """What a sweep adds to a run."""
-    found = read("executors")["runs"]
+    found = read_json("executors")["runs"]
     rows = []
     for r in found["rows"]:
         if why := r.get("not_run_here"):
@@ -179,7 +181,7 @@ def executors() -> str:
             f"{r['executor']} | **{1e3 * r['between']:.0f} ms** | {r['between'] / r['by_hand']:.2%} of "
             f"{r['by_hand']:.1f} s | {r['to_first']:.1f} s | {r['to_end']:.1f} s | {r['cluster_up']:.0f} s"
         )
-    tied = read("executors")["start"]
+    tied = read_json("executors")["start"]
     about = (
         f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, "
         f"{found['runs']} runs, {found['at_once']} at once, medians, "
@@ -198,7 +200,7 @@ def executors() -> str:
 
 def executors_cells() -> str:
     """Milliseconds of CPU a cell."""
-    found = read("executors")["cells"]
+    found = read_json("executors")["cells"]
     sizes = found["stages"]
     stages = [name for name in next(iter(sizes.values())) if name != "seconds"]
     rows = [" | ".join([stage, *(f"{one[stage]:.2f}" for one in sizes.values())]) for stage in stages]
@@ -227,8 +229,8 @@ TABLES = {
 }
 
 
-def filled(text: str) -> str:
-    """The text with what stands between the comments of each table replaced."""
+def fill_tables(text: str) -> str:
+    """The text of the page with every table, between its two comments, made anew from the JSON files."""
     for name, make in TABLES.items():
         block = f"<!-- {name} -->\n{make()}\n<!-- end -->"
         text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, b=block: b, text, flags=re.DOTALL)
@@ -238,4 +240,4 @@ def filled(text: str) -> str:
 
 if __name__ == "__main__":
     page = HERE / "README.md"
-    page.write_text(filled(page.read_text()))
+    page.write_text(fill_tables(page.read_text()))

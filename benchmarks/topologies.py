@@ -1,7 +1,7 @@
-"""What a 1B and an 8B shape would need on TPU slices of 16 and 256 chips, compiled on this CPU: no TPU is asked.
+"""Compiles a 1B and an 8B shape for TPU slices of 16 and 256 chips, on this CPU and without a TPU.
 
     python benchmarks/topologies.py            # all rows, one after another, into benchmarks/topologies.json
-    python benchmarks/topologies.py v6e 8b     # only rows whose names hold these words; the others are kept
+    python benchmarks/topologies.py v6e 8b     # only rows whose names contain these words; the others stay
 
 Needs `pip install 'scaling-laws[tpu-aot]'`. Times and MFU are rooflines, not measurements.
 """
@@ -74,14 +74,14 @@ def measure(row: Row) -> dict[str, Any]:
     return {"name": row.name, "model": row.model} | made.facts()
 
 
-def held() -> dict[str, dict[str, Any]]:
+def read_rows() -> dict[str, dict[str, Any]]:
     """Rows written before, by name."""
     return {row["name"]: row for row in json.loads(OUT.read_text())["rows"]} if OUT.exists() else {}
 
 
 def main(words: list[str]) -> None:
     """Compiles the rows whose names hold all the words, and writes after each, so that nothing is lost."""
-    rows = held()
+    rows = read_rows()
     for row in ROWS:
         if all(word in row.name for word in words):
             rows[row.name] = measure(row)

@@ -1,4 +1,4 @@
-"""Does the best learning rate stay put? Scans over widths and depths under each parametrisation, on text, on a CPU.
+"""Measures how the best learning rate moves with width and depth under each parametrization, on text, on a CPU.
 
     python benchmarks/transfer.py            # writes benchmarks/transfer.json after every run; again to go on
     python benchmarks/transfer_report.py     # docs/transfer.png and docs/transfer.md from that file
@@ -63,7 +63,7 @@ class Cell:
     depth: int
 
     def config(self, data: DataConfig, rate: float, seed: int) -> RunConfig:
-        """Queries and keys normalised and heads of 16, as in recipe.py; a tenth of the steps warm up, then a cosine."""
+        """Heads of 16, queries and keys normalised, as in recipes; a tenth of the steps warm up, then cosine."""
         return RunConfig(
             model=ModelConfig(
                 width=self.width,
@@ -90,7 +90,7 @@ def cells() -> list[Cell]:
     return [Cell("standard", BASE_WIDTH, BASE_DEPTH), *by_width, *by_depth]
 
 
-def trained(
+def train_cell(
     cell: Cell, program: Program, tokens: TokenShards, data: DataConfig, rate: float, seed: int
 ) -> dict[str, Any]:
     """One run. loss: validation, nats per token; infinite where it diverged."""
@@ -124,24 +124,24 @@ def train(directory: Path = Path("out/corpora"), json_file: Path = JSON, seeds: 
         batch_sequences=BATCH,
         directory=str(directory),
     )
-    facts = json.loads(json_file.read_text()) if json_file.exists() else fresh(data)
-    done = {key(run) for run in facts["runs"]}
+    facts = json.loads(json_file.read_text()) if json_file.exists() else empty_results(data)
+    done = {run_key(run) for run in facts["runs"]}
     left = [(cell, seed) for seed in range(seeds) for cell in cells()]
     with Progress() as progress:
         bar = progress.add_task("learning rates", total=len(left) * len(RATES), completed=len(done))
         for cell, seed in left:
-            missing = [r for r in RATES if key({**asdict(cell), "learning_rate": r, "seed": seed}) not in done]
+            missing = [r for r in RATES if run_key({**asdict(cell), "learning_rate": r, "seed": seed}) not in done]
             program = (
                 build_program(cell.config(data, RATES[0], seed), sharding.make_mesh(MeshConfig())) if missing else None
             )
             for rate in missing:
                 assert program is not None
-                facts["runs"].append(trained(cell, program, tokens, data, rate, seed))
+                facts["runs"].append(train_cell(cell, program, tokens, data, rate, seed))
                 write_json(json_file, facts)
                 progress.advance(bar)
 
 
-def fresh(data: DataConfig) -> dict[str, Any]:
+def empty_results(data: DataConfig) -> dict[str, Any]:
     """The file before its first run: what is common to all."""
     common = {"steps": STEPS, "batch_tokens": data.batch_tokens, "sequence_length": SEQUENCE, "corpus": data.corpus}
     base = {"base_width": BASE_WIDTH, "base_depth": BASE_DEPTH, "head_width": HEAD_WIDTH}
@@ -156,7 +156,7 @@ def fresh(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def key(run: dict[str, Any]) -> tuple[Any, ...]:
+def run_key(run: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(run[name] for name in ("parametrization", "width", "depth", "learning_rate", "seed"))
 
 

@@ -1,4 +1,4 @@
-"""The page of benchmarks/transfer.py: the best rate of every size, how it moves, and the coordinate check beside it.
+"""Writes the page of benchmarks/transfer.py: the best learning rate of every size, its drift, and coordinate checks.
 
     python benchmarks/transfer_report.py     # docs/transfer.png and docs/transfer.md
 
@@ -30,7 +30,7 @@ from transfer import (  # pyrefly: ignore[missing-import]
     WIDTHS,
     Cell,
     Parametrization,
-    key,
+    run_key,
 )
 
 from scaling.commands.coordinate_check import KINDS
@@ -129,7 +129,7 @@ def scan(facts: dict[str, Any], axis: str, parametrization: Parametrization) -> 
         width, depth = (size, BASE_DEPTH) if axis == "width" else (BASE_WIDTH, size)
         model = simplest_equivalent(Cell(parametrization, width, depth).config(DataConfig(), 1.0, 0).model)
         wanted = (model.parametrization, width, depth)
-        out.append(optimum(size, [run for run in facts["runs"] if key(run)[:3] == wanted]))
+        out.append(optimum(size, [run for run in facts["runs"] if run_key(run)[:3] == wanted]))
     return out
 
 

@@ -1,10 +1,10 @@
-"""What shared trunks save: plans of one size at many horizons, counted, beside the formula for endless ladders.
+"""Counts what shared trunks save: plans of one size at many horizons, and the formula for endless ladders.
 
     python benchmarks/trunks.py          # writes trunks.json; then python benchmarks/tables.py
 
 FLOPs are exact_causal (scaling/accounting/counts.py), counted from the configs that a plan holds (sweeps/trunks.py).
-Nothing
-is trained: a branch is equal to its run alone bit for bit (tests/scaling/training/test_branching.py).
+Nothing is
+trained: a branch is equal to its run alone bit for bit (tests/scaling/training/test_branching.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HORIZONS = (4, 7, 20)
 LONGEST_STEPS = 2**20
 
 
-def spent(configs: tuple[RunConfig, ...]) -> tuple[float, float]:
+def flops_alone_and_shared(configs: tuple[RunConfig, ...]) -> tuple[float, float]:
     """FLOPs of runs that each train alone, and of the same with trunks shared."""
     rows = [
         result_row(config, tokens=config.steps * config.data.batch_tokens, unique_tokens=None)
@@ -42,7 +42,7 @@ def row(name: str, ratio: float, cooldown: float) -> dict[str, Any]:
     saved = {}
     for count in HORIZONS:
         tokens = [round(LONGEST_STEPS / ratio**i) * base.data.batch_tokens for i in range(count)]
-        alone, shared = spent(apply(base, axis("tokens", *tokens)))
+        alone, shared = flops_alone_and_shared(apply(base, axis("tokens", *tokens)))
         saved[str(count)] = 1 - shared / alone
     endless = ratio / (ratio - 1)
     formula = 1 - (1 - cooldown + cooldown * endless) / endless
@@ -50,7 +50,7 @@ def row(name: str, ratio: float, cooldown: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    alone, shared = spent(stdlib_cpu.sweep().cells)
+    alone, shared = flops_alone_and_shared(stdlib_cpu.sweep().cells)
     found = {
         "rows": [row(name, ratio, cooldown) for name, ratio in RATIOS.items() for cooldown in COOLDOWNS],
         "stdlib_cpu": {"runs": len(stdlib_cpu.sweep().cells), "alone": alone, "shared": shared},

@@ -26,7 +26,7 @@ def load(name: str) -> ModuleType:
 
 def test_the_page_holds_the_figures_of_the_files() -> None:
     page = (BENCHMARKS / "README.md").read_text()
-    assert load("tables").filled(page) == page
+    assert load("tables").fill_tables(page) == page
 
 
 def test_a_worker_answers_each_line_with_the_time_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
