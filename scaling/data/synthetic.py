@@ -74,8 +74,8 @@ class Walk(SyntheticCorpus):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(3 <= self.nodes <= 94, self, "nodes", "in [3, 94], the printable characters")
-        most = self.nodes * (self.nodes - 1) // 2
-        require(self.nodes <= self.edges <= most, self, "edges", f"in [{self.nodes}, {most}]")
+        max_edges = self.nodes * (self.nodes - 1) // 2
+        require(self.nodes <= self.edges <= max_edges, self, "edges", f"in [{self.nodes}, {max_edges}]")
 
     @property
     def neighbours(self) -> tuple[tuple[int, ...], ...]:

@@ -31,14 +31,14 @@ def addition(sequence_length: int, digits: int = 2) -> Measurement:
     return multiple_choice(NAME, CHOICES, make_question, sequence_length)
 
 
-def one_digit_changes(number: int, least: int, most: int) -> list[list[str]]:
+def one_digit_changes(number: int, lowest: int, highest: int) -> list[list[str]]:
     """For each digit of a number: the numbers that differ from it in this digit alone, ascending.
 
-    Only numbers from `least` to `most` with as many digits are listed: a model could tell that others are not sums."""
+    Only numbers from `lowest` to `highest` with as many digits are listed: others are recognizably not sums."""
     text = str(number)
     lowest_first_digit = 0 if len(text) == 1 else 1
     changes = (
         [text[:place] + digit + text[place + 1 :] for digit in "0123456789"[0 if place else lowest_first_digit :]]
         for place in range(len(text))
     )
-    return [[other for other in others if other != text and least <= int(other) <= most] for others in changes]
+    return [[other for other in others if other != text and lowest <= int(other) <= highest] for others in changes]

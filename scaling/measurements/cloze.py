@@ -43,9 +43,9 @@ def cloze(tokens: TokenShards, sequence_length: int) -> Measurement:
         for _ in range(MAX_TRIES):
             right = int(generator.choice(len(documents), p=places_D / places_D.sum()))
             others_D = np.where(np.arange(len(documents)) == right, 0, places_D)
-            drawn = [right, *generator.choice(len(documents), CHOICES - 1, p=others_D / others_D.sum())]
-            starts = [int(generator.integers(choice_tokens, len(documents[d]) - choice_tokens)) for d in drawn]
-            choices = [documents[d][start : start + choice_tokens] for d, start in zip(drawn, starts, strict=True)]
+            indices = [right, *generator.choice(len(documents), CHOICES - 1, p=others_D / others_D.sum())]
+            starts = [int(generator.integers(choice_tokens, len(documents[d]) - choice_tokens)) for d in indices]
+            choices = [documents[d][start : start + choice_tokens] for d, start in zip(indices, starts, strict=True)]
             if len({choice.tobytes() for choice in choices}) == CHOICES:
                 context = np.r_[tokenizer.eos_id, documents[right][: starts[0]]][-context_tokens:]
                 return shuffle_choices(context, choices[0], choices[1:], generator)

@@ -32,7 +32,7 @@ def test_names_parse_and_come_back(name: str, corpus: object) -> None:
     assert "/" not in parsed.slug
 
 
-def test_slugs_tell_corpora_apart() -> None:
+def test_different_corpora_have_different_slugs() -> None:
     names = [
         "stdlib",
         "walk",
@@ -61,14 +61,14 @@ def test_slugs_tell_corpora_apart() -> None:
         ("text:x?document=page", r"Text\.document.*'page'.*'file'.*'line'.*'paragraph'"),
     ],
 )
-def test_wrong_names_are_named_with_what_is_right(name: str, message: str) -> None:
+def test_a_wrong_name_is_quoted_with_the_right_choices(name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse_corpus(name)
     assert re.search(message, str(error.value))
     assert "\n" not in str(error.value)
 
 
-def test_a_mixture_says_who_prepares_it() -> None:
+def test_a_mixture_names_the_command_that_prepares_it() -> None:
     with pytest.raises(InputError, match=r"scaling data mixture code .*--train-tokens"):
         parse_corpus("mixture:code").source_hash()
 
@@ -99,22 +99,22 @@ def small_stdlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_stdlib_skips_and_keeps_what_it_says(small_stdlib: Path) -> None:
+def test_stdlib_skips_files_that_are_not_utf8_and_keeps_line_ends(small_stdlib: Path) -> None:
     texts = [text for split in SPLITS for text in Stdlib().documents(split)]
     assert sorted(texts) == sorted([*(f"x = {n}\n" for n in range(200)), "a\r\nb\rc\x00\n"])
     assert Stdlib().count_skipped() == 1
 
 
 def test_held_out_files_do_not_depend_on_the_others_or_on_contents(small_stdlib: Path) -> None:
-    held = list(Stdlib().documents("validation"))
-    assert held
+    validation_texts = list(Stdlib().documents("validation"))
+    assert validation_texts
     for number in range(0, 200, 2):
         (small_stdlib / f"m{number:03d}.py").unlink()
-    assert list(Stdlib().documents("validation")) == [text for text in held if int(text.split("= ")[1]) % 2]
+    assert list(Stdlib().documents("validation")) == [text for text in validation_texts if int(text.split("= ")[1]) % 2]
     for path in small_stdlib.glob("m*.py"):
         path.write_text("other " + path.read_text())
-    kept = ["other " + text for text in held if int(text.split("= ")[1]) % 2]
-    assert list(Stdlib().documents("validation")) == kept
+    expected = ["other " + text for text in validation_texts if int(text.split("= ")[1]) % 2]
+    assert list(Stdlib().documents("validation")) == expected
 
 
 def test_source_follows_the_contents(small_stdlib: Path) -> None:

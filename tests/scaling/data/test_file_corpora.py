@@ -1,4 +1,4 @@
-"""The user's own files, made here: text, JSONL, Parquet, Hugging Face datasets."""
+"""Corpora in the user's own files: text, JSONL, Parquet, Hugging Face datasets."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from scaling.errors import InputError
 DOCUMENTS = [f"document {i}\nwith é, \x00 and  spaces \r\n" for i in range(300)]
 
 
-def both(corpus: Text | Jsonl | Parquet | HuggingFace) -> list[str]:
+def all_documents(corpus: Text | Jsonl | Parquet | HuggingFace) -> list[str]:
     return sorted(text for split in SPLITS for text in corpus.documents(split))
 
 
@@ -24,7 +24,7 @@ def write_jsonl(path: Path, field: str = "text") -> Path:
     return path
 
 
-def test_equal_documents_fall_on_one_side() -> None:
+def test_equal_documents_are_in_the_same_split() -> None:
     documents = [f"text {i % 100}" for i in range(300)]
     train, validation = (list(split_documents(lambda: iter(documents), split)) for split in SPLITS)
     assert not set(train) & set(validation)
@@ -45,7 +45,7 @@ def test_two_documents_still_make_two_splits() -> None:
 
 
 @pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
-def test_text_in_any_unit_is_the_whole_text(tmp_path: Path, unit: str) -> None:
+def test_documents_of_a_text_file_concatenate_to_the_file(tmp_path: Path, unit: str) -> None:
     text = "\n\nfirst\nstill first\n\n \t\nsecond \r\n\r\nthird\x0b\x85 same line\x00\n  \n\n\nno end"
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
@@ -66,14 +66,14 @@ def test_text_by_default_is_files_of_a_folder_or_paragraphs_of_a_file(tmp_path: 
 
 def test_jsonl(tmp_path: Path) -> None:
     corpus = Jsonl(str(write_jsonl(tmp_path / "a.jsonl", "body")), field="body")
-    assert both(corpus) == sorted(DOCUMENTS)
+    assert all_documents(corpus) == sorted(DOCUMENTS)
     assert list(corpus.read_documents()) == DOCUMENTS
 
 
 def test_parquet(tmp_path: Path) -> None:
     pd.DataFrame({"body": DOCUMENTS, "n": range(300)}).to_parquet(tmp_path / "a.parquet", row_group_size=64)
     corpus = Parquet(str(tmp_path), column="body")
-    assert both(corpus) == sorted(DOCUMENTS)
+    assert all_documents(corpus) == sorted(DOCUMENTS)
     assert list(corpus.read_documents()) == DOCUMENTS
 
 
@@ -82,7 +82,7 @@ def test_hugging_face_saved_to_disk(tmp_path: Path) -> None:
     dataset = datasets.Dataset.from_dict({"body": DOCUMENTS})
     dataset.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": dataset, "test": dataset.select(range(7))}).save_to_disk(str(tmp_path / "dict"))
-    assert both(HuggingFace(str(tmp_path / "one"), column="body")) == sorted(DOCUMENTS)
+    assert all_documents(HuggingFace(str(tmp_path / "one"), column="body")) == sorted(DOCUMENTS)
     assert list(HuggingFace(str(tmp_path / "dict"), split="test", column="body").read_documents()) == DOCUMENTS[:7]
     with pytest.raises(InputError, match=r"'tset'.*\btest\b"):
         list(HuggingFace(str(tmp_path / "dict"), split="tset").read_documents())
@@ -98,7 +98,7 @@ def test_hugging_face_loads_local_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(HuggingFace(str(tmp_path / "data")).read_documents()) == DOCUMENTS
 
 
-def test_hugging_face_names_what_it_cannot_load(tmp_path: Path) -> None:
+def test_a_dataset_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"'hf:{tmp_path}/empty'") as error:

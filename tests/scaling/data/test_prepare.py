@@ -1,4 +1,4 @@
-"""Documents to shards: exact, once, and never half."""
+"""Preparing a corpus: the shards hold exactly its documents, are written once, and never partially."""
 
 import json
 import os
@@ -36,15 +36,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["byte", "sentencepiece"])
-def test_shards_are_the_documents_each_with_its_end(source: Path, tmp_path: Path, kind: str) -> None:
+def test_shards_hold_every_document_followed_by_its_end(source: Path, tmp_path: Path, kind: str) -> None:
     model = "byte" if kind == "byte" else train_sentencepiece(TEXTS, 300, tmp_path / "m.model").name
     prepared = prepare(name_of(source), tmp_path / "out", model, backend="plain")
     tokens = open_shards(tmp_path / "out", name_of(source), model)
-    vocabulary = ByteTokenizer() if kind == "byte" else train_sentencepiece(TEXTS, 300, tmp_path / "again.model")
+    tokenizer = ByteTokenizer() if kind == "byte" else train_sentencepiece(TEXTS, 300, tmp_path / "again.model")
     for split in SPLITS:
         stream = np.concatenate(getattr(tokens, split).shards)
         ends = np.flatnonzero(stream == tokens.eos_id)
-        documents = [vocabulary.decode(part[part != tokens.eos_id]) for part in np.split(stream, ends + 1)[:-1]]
+        documents = [tokenizer.decode(part[part != tokens.eos_id]) for part in np.split(stream, ends + 1)[:-1]]
         assert documents == list(parse_corpus(name_of(source)).documents(split))
         facts = prepared.meta["splits"][split]
         assert facts["documents"] == len(documents)
@@ -52,7 +52,7 @@ def test_shards_are_the_documents_each_with_its_end(source: Path, tmp_path: Path
         assert facts["tokens"] == len(stream) == len(documents) + len(stream[stream != tokens.eos_id])
         assert facts["max_id"] == stream.max()
     assert tokens.fingerprint == prepared.fingerprint
-    assert len(tokens.bytes_per_token) == tokens.vocab_size == vocabulary.size
+    assert len(tokens.bytes_per_token) == tokens.vocab_size == tokenizer.size
 
 
 def test_a_second_prepare_writes_nothing(source: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_fingerprint_depends_on_contents_alone(source: Path, tmp_path: Path)
     assert second.fingerprint == first.fingerprint
 
 
-def test_wide_vocabularies_take_four_bytes(source: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_many_ids_takes_four_bytes_a_token(source: Path, tmp_path: Path) -> None:
     class Wide(ByteTokenizer):
         bytes_per_token = np.ones(70_000, np.int64)  # pyrefly: ignore
 
@@ -116,24 +116,24 @@ def test_a_split_without_documents_is_an_empty_corpus(tmp_path: Path, content: s
     assert not list(tmp_path.glob("out/*/[!.]*"))
 
 
-def test_a_killed_prepare_leaves_nothing_half_and_is_cleaned_up(source: Path, tmp_path: Path) -> None:
+def test_a_killed_prepare_leaves_no_corpus_and_the_next_one_cleans_up(source: Path, tmp_path: Path) -> None:
     script = """if True:
         import os, signal, sys
         import numpy as np
         import scaling.data.prepare as p
         from scaling.data.corpora import parse_corpus
         from scaling.data.tokenizer import ByteTokenizer
-        def dying():
+        def killed_midway():
             yield np.full(1 << 20, 7)
             os.kill(os.getpid(), signal.SIGKILL)
         corpus = parse_corpus(sys.argv[1])
         p.write_shards(p.shards_folder(sys.argv[2], corpus.name, "byte"), corpus, ByteTokenizer(),
-                       {"train": dying(), "validation": dying()})"""
+                       {"train": killed_midway(), "validation": killed_midway()})"""
     name, out = name_of(source), tmp_path / "out"
     killed = subprocess.run([sys.executable, "-c", script, name, str(out)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    left = list(out.glob("*/.writing-*/train-00000.bin"))
-    assert len(left) == 1
+    leftovers = list(out.glob("*/.writing-*/train-00000.bin"))
+    assert len(leftovers) == 1
     with pytest.raises(InputError, match="scaling data prepare"):
         open_shards(out, name)
     prepare(name, out, backend="plain")
@@ -141,14 +141,14 @@ def test_a_killed_prepare_leaves_nothing_half_and_is_cleaned_up(source: Path, tm
     assert open_shards(out, name).train.documents > 300
 
 
-def test_a_writer_that_waited_keeps_what_the_other_wrote(source: Path, tmp_path: Path) -> None:
+def test_a_second_writer_keeps_the_shards_of_the_first(source: Path, tmp_path: Path) -> None:
     prepared = prepare(name_of(source), tmp_path / "out", backend="plain")
     before = files(prepared.folder)
 
-    def untouched() -> Iterator[np.ndarray]:
+    def never_read() -> Iterator[np.ndarray]:
         raise AssertionError("the second writer read its documents")
         yield np.array([])
 
-    documents = {"train": untouched(), "validation": untouched()}
+    documents = {"train": never_read(), "validation": never_read()}
     write_shards(prepared.folder, parse_corpus(name_of(source)), ByteTokenizer(), documents)  # pyrefly: ignore
     assert files(prepared.folder) == before

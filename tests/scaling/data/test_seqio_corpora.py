@@ -1,4 +1,4 @@
-"""seqio writes the shards that the plain reader writes. It is imported in a subprocess, for it costs seconds."""
+"""The seqio backend writes the same shards as the plain one. It runs in a subprocess: importing it takes seconds."""
 
 import importlib.util
 import json
@@ -35,9 +35,9 @@ corpus, bad, model, out, texts = json.loads(sys.argv[1])
 facts, arrays = {}, {}
 for kind in ("byte", model):
     name = "byte" if kind == "byte" else "pieces"
-    theirs = seqio_corpora.to_seqio_vocabulary(load_tokenizer(kind))
-    facts[name] = {"ids": [theirs.encode_tf(text).numpy().tolist() for text in texts], "eos": theirs.eos_id,
-                   "size": theirs.vocab_size}
+    vocabulary = seqio_corpora.to_seqio_vocabulary(load_tokenizer(kind))
+    facts[name] = {"ids": [vocabulary.encode_tf(text).numpy().tolist() for text in texts], "eos": vocabulary.eos_id,
+                   "size": vocabulary.vocab_size}
     seqio_corpora.write_task_shards(corpus, out, kind, shard_tokens=1000)
     for split in ("train", "validation"):
         packed = seqio_corpora.pack_windows(seqio_corpora.register_task(corpus, kind), split, 16)
@@ -89,8 +89,8 @@ def seqio_facts(folder: Path, corpus: str, model: str) -> dict[str, Any]:
     (folder / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
     arguments = json.dumps([corpus, f"jsonl:{folder}/bad.jsonl", model, str(folder / "by_seqio"), TEXTS])
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, arguments], env=quiet, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run([sys.executable, "-c", SCRIPT, arguments], env=quiet, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
     return json.loads((folder / "by_seqio" / "facts.json").read_text())
 
 
@@ -99,36 +99,38 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["byte", "pieces"])
-def test_ids_are_seqios(seqio_facts: dict[str, Any], model: str, kind: str) -> None:
-    ours, theirs = load_tokenizer("byte" if kind == "byte" else model), seqio_facts[kind]
-    assert [ours.encode(text).tolist() for text in TEXTS] == theirs["ids"]
-    assert (ours.eos_id, ours.size) == (theirs["eos"], theirs["size"])
+def test_tokenizers_have_the_ids_of_seqio(seqio_facts: dict[str, Any], model: str, kind: str) -> None:
+    tokenizer, expected = load_tokenizer("byte" if kind == "byte" else model), seqio_facts[kind]
+    assert [tokenizer.encode(text).tolist() for text in TEXTS] == expected["ids"]
+    assert (tokenizer.eos_id, tokenizer.size) == (expected["eos"], expected["size"])
     if kind == "byte":
         assert [ByteTokenizer().encode(text).tolist() for text in TEXTS] == seqio_facts["seqio.ByteVocabulary"]
 
 
 @pytest.mark.parametrize("kind", ["byte", "pieces"])
-def test_shards_are_the_same_bytes_by_both_roads(
+def test_both_backends_write_the_same_bytes(
     seqio_facts: dict[str, Any], folder: Path, corpus: str, model: str, kind: str
 ) -> None:
     vocabulary = "byte" if kind == "byte" else model
     plain = prepare(corpus, folder / "plain", vocabulary, backend="plain", shard_tokens=1000)
-    theirs = contents(folder / "by_seqio" / plain.folder.relative_to(folder / "plain"))
-    assert {"meta.json", "bytes_per_token.npy", "train-00003.bin", "validation-00000.bin"} <= set(theirs)
-    assert contents(plain.folder) == theirs
+    seqio_files = contents(folder / "by_seqio" / plain.folder.relative_to(folder / "plain"))
+    assert {"meta.json", "bytes_per_token.npy", "train-00003.bin", "validation-00000.bin"} <= set(seqio_files)
+    assert contents(plain.folder) == seqio_files
 
 
 @pytest.mark.parametrize("kind", ["byte", "pieces"])
-def test_packing_is_seqios(seqio_facts: dict[str, Any], folder: Path, corpus: str, model: str, kind: str) -> None:
+def test_windows_equal_those_of_tf_data(
+    seqio_facts: dict[str, Any], folder: Path, corpus: str, model: str, kind: str
+) -> None:
     tokens = open_shards(folder / "by_seqio", corpus, "byte" if kind == "byte" else model)
     packed = np.load(folder / "by_seqio" / "windows.npz")
     assert np.array_equal(read_validation_windows(tokens, 16, 10**9), packed[f"{kind}-validation"])
     count = tokens.train.count_windows(16)
-    ours = tokens.train.gather(np.arange(count)[:, None] * 16 + np.arange(17))
-    assert np.array_equal(ours, packed[f"{kind}-train"])
+    windows_NS = tokens.train.gather(np.arange(count)[:, None] * 16 + np.arange(17))
+    assert np.array_equal(windows_NS, packed[f"{kind}-train"])
 
 
-def test_synthetic_corpora_are_tasks_too(seqio_facts: dict[str, Any], folder: Path) -> None:
+def test_both_backends_write_synthetic_corpora_alike(seqio_facts: dict[str, Any], folder: Path) -> None:
     plain = prepare("walk?tokens=4096", folder / "plain", backend="plain")
     assert contents(plain.folder) == contents(folder / "by_seqio" / plain.folder.relative_to(folder / "plain"))
 
@@ -148,26 +150,26 @@ def test_a_mixture_is_whole_documents_of_its_corpora_and_repeatable(
     assert mixed.train.tokens >= 300_000
     stream = np.concatenate(mixed.train.shards)
     documents = [ByteTokenizer().decode(part) for part in np.split(stream, np.flatnonzero(stream == 1) + 1)[:-1]]
-    ours = [text for text in documents if text in set(TEXTS)]
-    assert 0 < len(documents) - len(ours) < len(ours)
+    from_corpus = [text for text in documents if text in set(TEXTS)]
+    assert 0 < len(documents) - len(from_corpus) < len(from_corpus)
     assert sum(len(ids) for ids in np.split(stream, np.flatnonzero(stream == 1) + 1)[:-1]) == len(stream)
 
 
 @pytest.mark.slow
-def test_stdlib_is_the_same_by_both_roads_where_prepare_chooses(
+def test_prepare_chooses_seqio_for_stdlib_and_writes_the_same_bytes(
     folder: Path, stdlib: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
-    place, done = stdlib
-    assert "tensorflow" not in (done.stdout + done.stderr).lower()
-    chosen = place / "out" / "corpora"
+    folder_of_run, process = stdlib
+    assert "tensorflow" not in (process.stdout + process.stderr).lower()
+    chosen = folder_of_run / "out" / "corpora"
     plain = prepare("stdlib", folder / "plain", backend="plain")
     assert contents(chosen / plain.folder.relative_to(folder / "plain")) == contents(plain.folder)
     for split in SPLITS:
         assert plain.meta["splits"][split]["documents"] > 0
 
 
-def test_what_is_wrong_with_a_corpus_comes_through_tensorflow(seqio_facts: dict[str, Any], folder: Path) -> None:
-    """That `prepare` raises what was said there is seen on a full disk, in test_data_verbs.py."""
+def test_the_error_of_a_corpus_passes_through_tensorflow(seqio_facts: dict[str, Any], folder: Path) -> None:
+    """tests/scaling/commands/test_data.py shows with a full disk that `prepare` raises the error of its subprocess."""
     assert re.match(rf"{folder}/bad\.jsonl\D*2\b.*'text'.*\btxt\b", seqio_facts["bad corpus"])
     assert "\n" not in seqio_facts["bad corpus"]
     assert [left.name for left in (folder / "by_seqio" / "bad").glob("*/*")] == [".lock"]

@@ -1,4 +1,4 @@
-"""Batches are a pure function of (seed, step): every window once an epoch, whoever reads it, wherever it lies."""
+"""Batches are a pure function of (seed, step), whatever the process and the shards; an epoch has every window once."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ TRAIN = np.random.default_rng(0).integers(3, 259, WINDOWS * T + 1 + 5)
 VALIDATION = np.random.default_rng(1).integers(3, 259, 50)
 
 
-def written(folder: Path, shard_tokens: int = 1 << 20) -> tuple[Path, str]:
+def write_corpus(folder: Path, shard_tokens: int = 1 << 20) -> tuple[Path, str]:
     corpus = Text(str(folder / "source.txt"))
     (folder / "source.txt").write_text("the tokens below stand for it")
     documents = {"train": np.split(TRAIN, [100, 101, 500]), "validation": [VALIDATION]}
@@ -37,7 +37,7 @@ def written(folder: Path, shard_tokens: int = 1 << 20) -> tuple[Path, str]:
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> TokenShards:
-    return open_shards(*written(tmp_path))
+    return open_shards(*write_corpus(tmp_path))
 
 
 def sequences(tokens: TokenShards, first: int, count: int, seed: int = 0) -> np.ndarray:
@@ -49,9 +49,9 @@ def sequences(tokens: TokenShards, first: int, count: int, seed: int = 0) -> np.
 
 
 def starts(tokens_BT: np.ndarray) -> list[int]:
-    """Index of the window that each row is, found by its contents."""
-    where = {TRAIN[i * T : i * T + T + 1].tobytes(): i for i in range(WINDOWS)}
-    return [where[row.astype(TRAIN.dtype).tobytes()] for row in tokens_BT]
+    """The number of the window that each row holds, identified by its contents."""
+    number_of = {TRAIN[i * T : i * T + T + 1].tobytes(): i for i in range(WINDOWS)}
+    return [number_of[row.astype(TRAIN.dtype).tobytes()] for row in tokens_BT]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -59,7 +59,7 @@ def test_an_epoch_visits_every_window_once(tokens: TokenShards, epoch: int) -> N
     assert sorted(starts(sequences(tokens, epoch * WINDOWS, WINDOWS))) == list(range(WINDOWS))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own(tokens: TokenShards) -> None:
+def test_every_epoch_and_seed_has_its_own_order(tokens: TokenShards) -> None:
     orders = [starts(sequences(tokens, e * WINDOWS, WINDOWS, seed)) for e, seed in itertools.product((0, 1), (0, 1))]
     assert len({tuple(order) for order in orders}) == 4
     for one, other in itertools.combinations([*orders, list(range(WINDOWS))], 2):
@@ -90,7 +90,7 @@ def test_a_step_needs_no_step_before_it(tokens: TokenShards, tmp_path: Path) -> 
 @pytest.mark.parametrize("shard_tokens", [1, 7, 8, 64, 100])
 def test_shards_are_one_stream(tokens: TokenShards, tmp_path: Path, shard_tokens: int) -> None:
     (tmp_path / "many").mkdir()
-    many = open_shards(*written(tmp_path / "many", shard_tokens))
+    many = open_shards(*write_corpus(tmp_path / "many", shard_tokens))
     assert len(many.train.shards) == -(-len(TRAIN) // shard_tokens)
     options = {"seed": 1, "step": 3, "batch_sequences": 40, "sequence_length": T}
     assert (gather_batch(many, **options) == gather_batch(tokens, **options)).all()

@@ -1,4 +1,4 @@
-"""Corpora of known entropy: what is claimed, counted on what is written."""
+"""Corpora of known entropy: the stated entropies equal those counted in the generated text."""
 
 import itertools
 import math
@@ -70,8 +70,8 @@ def test_the_samples_own_floor_scatters_around_the_expected_one(
 
 @pytest.mark.parametrize("corpus", [WALK, ZIPF])
 def test_a_counting_model_comes_down_to_the_floor_and_not_below(corpus: Walk | Zipf, tmp_path: Path) -> None:
-    """Counts over contexts that determine the law (the last token; the record so far), learnt on batches, scored on
-    validation through the same pipeline."""
+    """A model that counts continuations of sufficient contexts (the last token; the record so far) learns from batches
+    and is scored on validation windows."""
     windows_NT = windows(corpus, tmp_path, 64, 30_000)
     tokens = open_shards(tmp_path, corpus.name)
 

@@ -1,4 +1,4 @@
-"""Text comes back exactly, and every id stands for a known number of bytes."""
+"""Tokenizers decode what they encoded, and know how many bytes every id stands for."""
 
 import errno
 import os
@@ -39,27 +39,27 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceToke
 
 
 @pytest.fixture(params=["byte", "sentencepiece"])
-def vocabulary(request: pytest.FixtureRequest) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return ByteTokenizer() if request.param == "byte" else request.getfixturevalue("sentencepiece")
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_every_text_comes_back_and_its_bytes_are_exact(vocabulary: Tokenizer, text: str) -> None:
-    ids = vocabulary.encode(text)
-    assert vocabulary.decode(ids) == text
-    assert vocabulary.bytes_per_token[ids].sum() == len(text.encode())
-    assert vocabulary.eos_id not in ids
-    assert vocabulary.decode([*ids, vocabulary.eos_id]) == text
+def test_every_text_comes_back_and_its_bytes_are_exact(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.bytes_per_token[ids].sum() == len(text.encode())
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eos_id]) == text
 
 
-def test_ids_beyond_the_vocabulary_are_no_text(vocabulary: Tokenizer) -> None:
-    ids = vocabulary.encode("ab").tolist()
-    assert vocabulary.decode([vocabulary.size, *ids, vocabulary.size + 99]) == "ab"
+def test_ids_beyond_the_vocabulary_are_no_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("ab").tolist()
+    assert tokenizer.decode([tokenizer.size, *ids, tokenizer.size + 99]) == "ab"
 
 
-def test_table_of_bytes_covers_the_vocabulary(vocabulary: Tokenizer) -> None:
-    assert vocabulary.bytes_per_token.shape == (vocabulary.size,)
-    assert (vocabulary.bytes_per_token == 0).nonzero()[0].tolist() == [0, 1, 2]
+def test_table_of_bytes_covers_the_vocabulary(tokenizer: Tokenizer) -> None:
+    assert tokenizer.bytes_per_token.shape == (tokenizer.size,)
+    assert (tokenizer.bytes_per_token == 0).nonzero()[0].tolist() == [0, 1, 2]
 
 
 def test_byte_ids_are_bytes_plus_three() -> None:
@@ -74,9 +74,9 @@ def test_sentencepiece_merges_words_it_has_seen(sentencepiece: SentencePieceToke
     assert load_tokenizer(sentencepiece.name).slug == sentencepiece.slug
 
 
-def test_lone_surrogate_is_refused(vocabulary: Tokenizer) -> None:
+def test_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"\b1\b.*\\ud800"):
-        vocabulary.encode("a\ud800")
+        tokenizer.encode("a\ud800")
 
 
 def test_a_model_that_loses_text_is_refused(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
     assert [left.name for left in tmp_path.iterdir()] == ["m.model"]
 
 
-def test_what_is_wrong_with_the_texts_comes_through(tmp_path: Path) -> None:
+def test_an_error_of_the_texts_passes_through_sentencepiece(tmp_path: Path) -> None:
     def texts() -> Iterator[str]:
         yield "words"
         raise InputError("line 2: no field")

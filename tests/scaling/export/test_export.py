@@ -1,4 +1,4 @@
-"""Exports: the numpy file, StableHLO and transformers must say what the model says, token by token."""
+"""Exports: the numpy script, StableHLO and transformers compute what the model computes, token by token."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ CODE = [f"def f{n}(self, value_{n % 7}):\n    return self.value + {n * n}  # wor
 TEXTS = ["", "def main(self):\n", "  two  spaces ", "é😀\ufeff\x00", "</s> <unk> <0x41> <s>", "a▁b", "x" * 300]
 
 
-plainly = jax.jit(logits, static_argnums=0)
+plain_logits = jax.jit(logits, static_argnums=0)
 
 
 @functools.cache
 def random_run(vocabulary: str = "byte", gain: float = 2.0, **shape: Any) -> TrainedModel:
-    """A run as its weights begin, but larger, so that tokens are not all alike."""
+    """An untrained run whose weights are scaled up, so that its tokens differ."""
     model = ModelConfig(width=32, depth=2, heads=4, vocab_size=load_tokenizer(vocabulary).size, **shape)
     config = RunConfig(model=model, data=DataConfig(vocabulary=vocabulary, sequence_length=48))
     decoder = Decoder(model)
@@ -67,7 +67,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     return train_sentencepiece(CODE, 400, tmp_path_factory.mktemp("vocabulary") / "code.model")
 
 
-def loaded(folder: Path) -> ModuleType:
+def load_script(folder: Path) -> ModuleType:
     """run.py as a module."""
     spec = importlib.util.spec_from_file_location(f"run_{abs(hash(folder))}", folder / "run.py")
     assert spec is not None
@@ -78,30 +78,30 @@ def loaded(folder: Path) -> ModuleType:
 
 
 def greedy(restored: TrainedModel, text: str) -> list[int]:
-    """Whatever the length that the model was trained on, as transformers does."""
+    """Greedy decoding beyond the training length with further rotations, as in transformers."""
     ids = prompt_ids(restored.tokenizer, text)
     return generate(restored.model, restored.params, [ids], 256, stop_id=restored.tokenizer.eos_id)[0].tolist()
 
 
-def shown(restored: TrainedModel, text: str) -> list[int]:
-    """As `scaling generate --temperature 0` does."""
+def stream_greedy(restored: TrainedModel, text: str) -> list[int]:
+    """Greedy decoding with a window, as in `scaling generate --temperature 0`."""
     ids, trained = prompt_ids(restored.tokenizer, text), restored.config.data.sequence_length
     return list(stream(restored.model, restored.params, ids, 256, trained, stop_id=restored.tokenizer.eos_id))
 
 
 def run(folder: Path, *arguments: str) -> str:
-    """As its user does, from elsewhere, with nothing of this repository in sight."""
+    """Runs run.py as its user does: from another folder, without this repository on the path."""
     command = [sys.executable, "-I", str(folder / "run.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, cwd=folder.parent, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stderr == b""
-    return done.stdout.decode()
+    process = subprocess.run(command, capture_output=True, cwd=folder.parent, timeout=300)
+    assert process.returncode == 0, process.stderr.decode()
+    assert process.stderr == b""
+    return process.stdout.decode()
 
 
 def test_none_of_256_tokens_of_a_trained_run_differ(trained: Path, tmp_path: Path) -> None:
     restored = restore_model(trained)
     export_run(restored, tmp_path / "out")
-    expected = shown(restored, "abc")
+    expected = stream_greedy(restored, "abc")
     assert len(expected) == 256
     assert [int(i) for i in run(tmp_path / "out", "abc", "--ids").split()] == expected
     assert run(tmp_path / "out", "abc") == "abc" + restored.tokenizer.decode(expected) + "\n"
@@ -111,39 +111,39 @@ def test_none_of_256_tokens_of_a_trained_run_differ(trained: Path, tmp_path: Pat
 def test_none_of_256_tokens_of_a_random_model_differ(shape: str, tmp_path: Path) -> None:
     restored = random_run(**SHAPES[shape])
     export_run(restored, tmp_path / "out")
-    file, expected = loaded(tmp_path / "out"), greedy(restored, "def")
+    script, expected = load_script(tmp_path / "out"), greedy(restored, "def")
     assert len(expected) == 256
     assert len(set(expected)) > 10
     ids = prompt_ids(restored.tokenizer, "def").tolist()
-    assert list(file.generate(ids, 256, window=512)) == expected
-    assert list(file.generate(ids, 40, use_cache=False)) == expected[:40]
-    windows = shown(restored, "def")
-    assert list(file.generate(ids, 256)) == windows != expected
+    assert list(script.generate(ids, 256, window=512)) == expected
+    assert list(script.generate(ids, 40, use_cache=False)) == expected[:40]
+    windows = stream_greedy(restored, "def")
+    assert list(script.generate(ids, 256)) == windows != expected
 
 
-def test_the_logits_of_the_run_file_are_those_of_the_model(tmp_path: Path) -> None:
+def test_the_script_computes_the_logits_of_the_model(tmp_path: Path) -> None:
     restored = random_run(gain=1.0, **SHAPES["llama"])
     export_run(restored, tmp_path / "out")
-    file, ids = loaded(tmp_path / "out"), np.random.default_rng(0).integers(0, 259, 200).tolist()
+    script, ids = load_script(tmp_path / "out"), np.random.default_rng(0).integers(0, 259, 200).tolist()
     cache: dict = {}
-    expected = plainly(restored.model, restored.params, np.array([ids]))[0, [119, 199]]
-    found = file.logits(ids[:120], cache), file.logits(ids[120:], cache)
-    np.testing.assert_allclose(found, expected, atol=5e-6)
+    expected = plain_logits(restored.model, restored.params, np.array([ids]))[0, [119, 199]]
+    script_logits = script.logits(ids[:120], cache), script.logits(ids[120:], cache)
+    np.testing.assert_allclose(script_logits, expected, atol=5e-6)
 
 
-def test_the_run_file_draws_tokens_as_often_as_they_are_likely(tmp_path: Path) -> None:
+def test_the_script_samples_tokens_with_their_probabilities(tmp_path: Path) -> None:
     restored = random_run(**SHAPES["llama"])
     export_run(restored, tmp_path / "out")
-    file = loaded(tmp_path / "out")
-    shares = jax.nn.softmax(file.logits([1, 5], {}) / 0.5)
-    drawn = [next(file.generate([1, 5], 1, temperature=0.5, seed=seed)) for seed in range(600)]
+    script = load_script(tmp_path / "out")
+    shares = jax.nn.softmax(script.logits([1, 5], {}) / 0.5)
+    sampled = [next(script.generate([1, 5], 1, temperature=0.5, seed=seed)) for seed in range(600)]
     likeliest = np.argsort(-shares)[:3]
-    found = [drawn.count(i) / 600 for i in likeliest]
-    np.testing.assert_allclose(found, shares[likeliest], atol=0.07)
+    frequencies = [sampled.count(i) / 600 for i in likeliest]
+    np.testing.assert_allclose(frequencies, shares[likeliest], atol=0.07)
     assert shares[likeliest].sum() > 0.15
 
 
-def test_the_run_file_is_short_and_needs_nothing_but_numpy_and_safetensors() -> None:
+def test_the_script_is_short_and_needs_only_numpy_and_safetensors() -> None:
     lines = STANDALONE_SCRIPT.read_text().splitlines()
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert len(lines) < 150
@@ -156,9 +156,9 @@ def test_weights_come_back_without_their_multipliers(shape: str) -> None:
     config, ids_BT = restored.model.config, np.random.default_rng(0).integers(0, 259, (2, 20))
     again = from_hugging_face(to_hugging_face(restored.params, config), config)
     plain = Decoder(without_multipliers(config))
-    expected = plainly(restored.model, restored.params, ids_BT)
-    np.testing.assert_allclose(plainly(plain, again, ids_BT), expected, atol=2e-5)
-    assert np.abs(plainly(plain, restored.params, ids_BT) - expected).max() > 0.1, "nothing was to be folded in"
+    expected = plain_logits(restored.model, restored.params, ids_BT)
+    np.testing.assert_allclose(plain_logits(plain, again, ids_BT), expected, atol=2e-5)
+    assert np.abs(plain_logits(plain, restored.params, ids_BT) - expected).max() > 0.1, "the multipliers matter"
 
 
 def test_sentencepiece_text_has_the_same_ids_and_comes_back(pieces: SentencePieceTokenizer, tmp_path: Path) -> None:
@@ -166,17 +166,17 @@ def test_sentencepiece_text_has_the_same_ids_and_comes_back(pieces: SentencePiec
     files = {path.name for path in export_run(restored, tmp_path / "out")}
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == Path(pieces.name).read_bytes()
     assert "tokenizer.model" in files
-    file = loaded(tmp_path / "out")
+    script = load_script(tmp_path / "out")
     shuffled = "".join(np.random.default_rng(0).choice(list("defslvaurtnow_ :("), 2000))
     for text in [*TEXTS, "    return self.value_3 + 49  # words", shuffled]:
         ids = pieces.encode(text).tolist()
-        assert file.encode(text) == ids, text
-        assert b"".join(file.bytes_by_id().get(i, b"") for i in ids).decode() == text
-    expected = shown(restored, "def f1(self")
+        assert script.encode(text) == ids, text
+        assert b"".join(script.bytes_by_id().get(i, b"") for i in ids).decode() == text
+    expected = stream_greedy(restored, "def f1(self")
     assert run(tmp_path / "out", "def f1(self") == "def f1(self" + pieces.decode(expected) + "\n"
 
 
-def test_a_vocabulary_that_merges_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_unigram_tokenizer_is_refused(tmp_path: Path) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     options = {"normalization_rule_name": "identity", "byte_fallback": True, "minloglevel": 2, "vocab_size": 300}
     options |= {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "bos_id": -1, "eos_id": 1, "unk_id": 0}
@@ -190,7 +190,7 @@ def test_a_vocabulary_that_merges_nothing_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_stablehlo_says_what_the_model_says(tmp_path: Path) -> None:
+def test_stablehlo_computes_the_logits_of_the_model(tmp_path: Path) -> None:
     pytest.importorskip("flatbuffers")
     from safetensors.numpy import load_file
 
@@ -199,8 +199,8 @@ def test_stablehlo_says_what_the_model_says(tmp_path: Path) -> None:
     program = jax.export.deserialize(bytearray((tmp_path / "out" / "forward.stablehlo").read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
     ids_BT = np.random.default_rng(0).integers(0, 259, (3, 48)).astype(np.int32)
-    found = program.call(load_file(tmp_path / "out" / "model.safetensors"), ids_BT)
-    np.testing.assert_allclose(found, plainly(restored.model, restored.params, ids_BT), atol=1e-5)
+    stablehlo_logits = program.call(load_file(tmp_path / "out" / "model.safetensors"), ids_BT)
+    np.testing.assert_allclose(stablehlo_logits, plain_logits(restored.model, restored.params, ids_BT), atol=1e-5)
 
 
 def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_package_that_is_absent_is_named_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -287,7 +287,7 @@ def test_transformers_agrees(shape: str, request: pytest.FixtureRequest, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout)
     config, expected = restored.model.config, greedy(restored, "def main(")
-    of_prompt = plainly(restored.model, restored.params, np.array([ids]))[0]
+    of_prompt = plain_logits(restored.model, restored.params, np.array([ids]))[0]
     difference = np.abs(np.array(theirs["logits"]) - of_prompt).max()
     differing = sum(a != b for a, b in zip(theirs["made"], expected, strict=True))
     print(f"{shape}: logits differ by {difference:.1e}, {differing} of {len(expected)} tokens, {theirs['versions']}")

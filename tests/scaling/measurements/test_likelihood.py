@@ -1,4 +1,4 @@
-"""Scores of continuations: against the plain sum over one row at a time, whatever is batched, padded and cut."""
+"""Scores of continuations in padded batches, compared with sums over one row at a time."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ def model() -> tuple[Decoder, dict]:
     return decoder, decoder.init(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def pair(seed: int, context: int, continuation: int) -> ContextPair:
+def random_pair(seed: int, context: int, continuation: int) -> ContextPair:
     ids = np.random.default_rng(seed).integers(0, CONFIG.vocab_size, context + continuation)
     return ContextPair(ids[:context], ids[context:])
 
 
-def alone(model: tuple[Decoder, dict], given: ContextPair) -> tuple[float, bool]:
-    ids = np.concatenate([given.context, given.continuation])[-(LENGTH + 1) :]
+def score_alone(model: tuple[Decoder, dict], pair: ContextPair) -> tuple[float, bool]:
+    ids = np.concatenate([pair.context, pair.continuation])[-(LENGTH + 1) :]
     padded = np.r_[ids[:-1], np.zeros(LENGTH + 1 - len(ids), ids.dtype)]
-    scores = np.asarray(jax.nn.log_softmax(logits(*model, padded[None])[0]))
-    tail, likeliest = range(len(ids) - 1 - len(given.continuation), len(ids) - 1), scores.argmax(-1)
-    return -float(sum(scores[t, ids[t + 1]] for t in tail)), all(likeliest[t] == ids[t + 1] for t in tail)
+    log_p_TV = np.asarray(jax.nn.log_softmax(logits(*model, padded[None])[0]))
+    tail, likeliest = range(len(ids) - 1 - len(pair.continuation), len(ids) - 1), log_p_TV.argmax(-1)
+    return -float(sum(log_p_TV[t, ids[t + 1]] for t in tail)), all(likeliest[t] == ids[t + 1] for t in tail)
 
 
 def test_every_pair_scores_as_it_does_alone(model) -> None:
-    pairs = [pair(seed, 1 + 7 * seed % 60, 1 + seed % 5) for seed in range(23)]
-    found = score_pairs(*model, pairs, LENGTH)
-    expected = [alone(model, one) for one in pairs]
-    np.testing.assert_allclose(found.nats_P, [nats for nats, _ in expected], rtol=1e-5)
-    assert found.greedy_P.tolist() == [greedy for _, greedy in expected]
+    pairs = [random_pair(seed, 1 + 7 * seed % 60, 1 + seed % 5) for seed in range(23)]
+    scores = score_pairs(*model, pairs, LENGTH)
+    expected = [score_alone(model, one) for one in pairs]
+    np.testing.assert_allclose(scores.nats_P, [nats for nats, _ in expected], rtol=1e-5)
+    assert scores.greedy_P.tolist() == [greedy for _, greedy in expected]
 
 
 def test_pairs_that_differ_in_their_last_token_share_a_row(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, plain = [], likelihood.score_rows
-    monkeypatch.setattr(likelihood, "score_rows", lambda *given: rows.append(len(given[2])) or plain(*given))
-    start, other = pair(5, 11, 3), pair(6, 11, 1)
+    rows, score_rows = [], likelihood.score_rows
+    monkeypatch.setattr(likelihood, "score_rows", lambda *args: rows.append(len(args[2])) or score_rows(*args))
+    start, other = random_pair(5, 11, 3), random_pair(6, 11, 1)
     ends = [ContextPair(start.context, [*start.continuation[:-1], end]) for end in range(CONFIG.vocab_size)]
     shorter = ContextPair([*start.context, *start.continuation[:-1]], [7])
-    found = score_pairs(*model, [*ends, other, shorter], LENGTH)
+    scores = score_pairs(*model, [*ends, other, shorter], LENGTH)
     assert rows == [4], "three rows and one that fills up"
-    assert found.greedy_P[: len(ends)].sum() <= 1
+    assert scores.greedy_P[: len(ends)].sum() <= 1
     for place, one in ((0, ends[0]), (60, ends[60]), (61, other), (62, shorter)):
-        assert found.nats_P[place] == pytest.approx(alone(model, one)[0], rel=1e-5)
+        assert scores.nats_P[place] == pytest.approx(score_alone(model, one)[0], rel=1e-5)
 
 
 def test_the_likeliest_continuation_is_greedy_and_another_is_not(model) -> None:
-    start = pair(1, 9, 1).context
+    start = random_pair(1, 9, 1).context
     best = int(logits(*model, start[None])[0, -1].argmax())
-    found = score_pairs(*model, [ContextPair(start, [best]), ContextPair(start, [(best + 1) % 61])], LENGTH)
-    assert found.greedy_P.tolist() == [True, False]
-    assert found.nats_P[0] < found.nats_P[1]
+    scores = score_pairs(*model, [ContextPair(start, [best]), ContextPair(start, [(best + 1) % 61])], LENGTH)
+    assert scores.greedy_P.tolist() == [True, False]
+    assert scores.nats_P[0] < scores.nats_P[1]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("pair", "message"),
     [
         (ContextPair([1], []), r"pair\D*0\b.*\bcontinuation\b"),
         (ContextPair([], [1]), r"pair\D*0\b.*\bcontext\b"),
         (ContextPair([1], [2] * 49), r"pair\D*0\D*49\D*48\b"),
     ],
 )
-def test_what_cannot_be_scored_is_named(model, given: ContextPair, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        score_pairs(*model, [given], LENGTH)
+def test_wrong_pairs_are_named(model, pair: ContextPair, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score_pairs(*model, [pair], LENGTH)

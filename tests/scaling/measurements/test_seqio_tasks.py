@@ -1,4 +1,4 @@
-"""Metric functions of seqio Tasks on our models' answers: what they report is what plain texts and sums give."""
+"""Metric functions of seqio Tasks on a model, compared with numbers computed from plain texts and sums."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scaling.model.decoder import Decoder, logits
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("seqio") is None, reason="seqio is not installed")
 
-VOCABULARY, LENGTH, SAID = ByteTokenizer(), 32, 16
+TOKENIZER, LENGTH, COMPLETION_TOKENS = ByteTokenizer(), 32, 16
 PROMPTS = ["def ", "import os", "x = 3", "class A:", "if not ", "return"]
 
 MODULE = """
@@ -39,7 +39,7 @@ def rows(split, shuffle_files, seed=None):
     return tf.data.Dataset.from_tensor_slices({name: [row[name] for row in ROWS] for name in ("inputs", "targets")})
 
 def exact(targets, predictions):
-    hits = [one == other for one, other in zip(targets, predictions)]
+    hits = [target == prediction for target, prediction in zip(targets, predictions)]
     return {"exact": seqio.metrics.Scalar(sum(hits) / len(hits)), "first": seqio.metrics.Text(predictions[0])}
 
 def likelihood(targets, scores):
@@ -64,23 +64,23 @@ seqio.MixtureRegistry.add("mixed", [("spelt", 1.0)])
 
 @pytest.fixture(scope="module")
 def model() -> tuple[Decoder, Any]:
-    decoder = Decoder(ModelConfig(vocab_size=VOCABULARY.size, width=32, depth=1, heads=2))
+    decoder = Decoder(ModelConfig(vocab_size=TOKENIZER.size, width=32, depth=1, heads=2))
     params = decoder.init(jax.random.key(3), jnp.zeros((1, 2), jnp.int32))["params"]
     return decoder, jax.tree.map(lambda weights: 2 * weights, params)
 
 
 def ids(text: str) -> np.ndarray:
-    return np.r_[VOCABULARY.eos_id, VOCABULARY.encode(text)]
+    return np.r_[TOKENIZER.eos_id, TOKENIZER.encode(text)]
 
 
-def said(model: tuple[Decoder, Any], prompt: str) -> str:
-    """The likeliest text as seqio decodes it, made without a cache: as many tokens as half of what the model reads."""
+def greedy_text(model: tuple[Decoder, Any], prompt: str) -> str:
+    """The greedily decoded text, as seqio decodes ids, computed without a cache: half the longest input."""
     tokens, start = np.zeros(LENGTH, np.int32), len(ids(prompt))
     tokens[:start], place = ids(prompt), start
-    while place < start + SAID and VOCABULARY.eos_id not in tokens[start:place]:
+    while place < start + COMPLETION_TOKENS and TOKENIZER.eos_id not in tokens[start:place]:
         tokens[place] = int(likeliest(*model, tokens[None])[0, place - 1])
         place += 1
-    return VOCABULARY.decode(tokens[start:place]).replace("\N{REPLACEMENT CHARACTER}", "")
+    return TOKENIZER.decode(tokens[start:place]).replace("\N{REPLACEMENT CHARACTER}", "")
 
 
 @functools.partial(jax.jit, static_argnames="decoder")
@@ -90,10 +90,10 @@ def likeliest(decoder: Decoder, params: Any, tokens_BT: jax.Array) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def rows(model: tuple[Decoder, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, str]]]:
-    """Of six targets the first two are what the model says; the others are longer than what it may say."""
+    """Six examples. The targets of the first two are what the model generates; the others are longer than that."""
     texts = [
-        said(model, prompt) if place < 2 else f"line {place} is not what it says"
-        for place, prompt in enumerate(PROMPTS)
+        greedy_text(model, prompt) if row < 2 else f"line {row} is not what it generates"
+        for row, prompt in enumerate(PROMPTS)
     ]
     rows = [{"inputs": prompt, "targets": text} for prompt, text in zip(PROMPTS, texts, strict=True)]
     folder = tmp_path_factory.mktemp("module")
@@ -105,19 +105,19 @@ def rows(model: tuple[Decoder, Any], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def run(model: tuple[Decoder, Any], name: str, budget: int = 100) -> dict[str, tuple[float, int, float]]:
-    return seqio_task(name, LENGTH).run(*model, VOCABULARY, jax.random.key(0), budget)
+    return seqio_task(name, LENGTH).run(*model, TOKENIZER, jax.random.key(0), budget)
 
 
 @pytest.mark.slow
 def test_metric_functions_see_processed_texts_and_likelihoods(model, rows) -> None:
-    found = run(model, "seqio:spelt@spelt_tasks")
-    assert set(found) == {"exact", "nats"}
-    assert found["exact"][:2] == (pytest.approx(2 / 6), 6)
-    assert found["exact"][2] == pytest.approx(math.sqrt(2 / 6 * 4 / 6 / 6), rel=0.15)
-    pairs = [ContextPair(ids(row["inputs"]), [*VOCABULARY.encode(row["targets"]), VOCABULARY.eos_id]) for row in rows]
+    values = run(model, "seqio:spelt@spelt_tasks")
+    assert set(values) == {"exact", "nats"}
+    assert values["exact"][:2] == (pytest.approx(2 / 6), 6)
+    assert values["exact"][2] == pytest.approx(math.sqrt(2 / 6 * 4 / 6 / 6), rel=0.15)
+    pairs = [ContextPair(ids(row["inputs"]), [*TOKENIZER.encode(row["targets"]), TOKENIZER.eos_id]) for row in rows]
     nats_P = score_pairs(*model, pairs, LENGTH).nats_P
-    assert found["nats"][:2] == (pytest.approx(nats_P.mean(), rel=1e-5), 6)
-    assert found["nats"][2] == pytest.approx(nats_P.std() / math.sqrt(6), rel=0.15)
+    assert values["nats"][:2] == (pytest.approx(nats_P.mean(), rel=1e-5), 6)
+    assert values["nats"][2] == pytest.approx(nats_P.std() / math.sqrt(6), rel=0.15)
 
 
 def test_a_budget_is_the_first_examples(model, rows) -> None:
@@ -125,7 +125,7 @@ def test_a_budget_is_the_first_examples(model, rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "named"),
+    ("name", "message"),
     [
         ("seqio:silent@spelt_tasks", r"targets.*predictions.*scores"),
         ("seqio:mixed@spelt_tasks", r"\bspelt\b"),
@@ -136,15 +136,15 @@ def test_a_budget_is_the_first_examples(model, rows) -> None:
         ("seqio:other@spelt_tasks", "'byte'"),
     ],
 )
-def test_what_is_wrong_with_a_task_is_said_in_one_line(model, rows, name: str, named: str) -> None:
+def test_an_unusable_task_is_one_line(model, rows, name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         run(model, name)
     assert repr(name) in str(error.value)
-    assert re.search(named, str(error.value).replace(repr(name), ""))
+    assert re.search(message, str(error.value).replace(repr(name), ""))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["seqio:spelt", "seqio:@module", "seqio:", "spelt@spelt_tasks"])
-def test_a_name_says_task_and_module(name: str) -> None:
+def test_a_name_has_a_task_and_a_module(name: str) -> None:
     with pytest.raises(InputError, match=f"{name!r}.*seqio:TASK@MODULE"):
         seqio_task(name, LENGTH)

@@ -1,5 +1,5 @@
-"""The built-in tasks: answerable by whoever sees the question, right answers at random places, chance for a model that
-knows nothing."""
+"""The built-in tasks: the question determines the answer, right choices have random indices, and a model that knows
+nothing is at chance."""
 
 from __future__ import annotations
 
@@ -54,32 +54,32 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> TokenShards:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Question]]:
-    """The questions that a measure asks, caught on their way to the model."""
-    caught = []
+def make_questions(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Question]]:
+    """The questions of a measurement, intercepted before they reach the model."""
+    intercepted = []
 
-    def nats(model: object, params: object, questions: list[Question], length: int) -> np.ndarray:
-        caught.append(questions)
+    def score_choices(model: object, params: object, questions: list[Question], sequence_length: int) -> np.ndarray:
+        intercepted.append(questions)
         return np.array([[choice != one.answer for choice in range(len(one.choices))] for one in questions], float)
 
-    monkeypatch.setattr(multiple_choice, "score_choices", nats)
+    monkeypatch.setattr(multiple_choice, "score_choices", score_choices)
 
-    def ask(measure: Measurement, seed: int = 0, budget: int = 300) -> list[Question]:
-        found = measure.run(MODEL, None, BYTES, jax.random.key(seed), budget)
-        assert found["accuracy"] == (1.0, budget, 0.0), "an oracle comes to the ceiling"
-        assert found["centred"][0] == measure.ceiling == found["ceiling"][0] == 1.0
-        assert found["chance"][0] == pytest.approx(measure.chance, rel=1e-8)
-        return caught[-1]
+    def make(measurement: Measurement, seed: int = 0, budget: int = 300) -> list[Question]:
+        values = measurement.run(MODEL, None, BYTES, jax.random.key(seed), budget)
+        assert values["accuracy"] == (1.0, budget, 0.0), "an oracle reaches the ceiling"
+        assert values["centred"][0] == measurement.ceiling == values["ceiling"][0] == 1.0
+        assert values["chance"][0] == pytest.approx(measurement.chance, rel=1e-8)
+        return intercepted[-1]
 
-    return ask
+    return make
 
 
-def seen(question: Question) -> str:
+def context_text(question: Question) -> str:
     return BYTES.decode(question.context)
 
 
-def still_open(text: str) -> str:
-    """The closer due after a text that may begin inside brackets."""
+def due_closer(text: str) -> str:
+    """The closing bracket due after a text, which may begin inside brackets."""
     stack = ""
     for character in text:
         if character in "([{":
@@ -91,7 +91,7 @@ def still_open(text: str) -> str:
     return stack[-1]
 
 
-def begun_again(text: str) -> str:
+def next_letters(text: str) -> str:
     whole, _, again = text.partition("\n")
     assert whole.startswith(again)
     return whole[len(again) :][:3]
@@ -112,37 +112,39 @@ def total(text: str) -> str:
 
 
 SOLVERS: dict[Callable[[int], Measurement], Callable[[str], str]] = {
-    brackets: still_open,
-    copy: begun_again,
+    brackets: due_closer,
+    copy: next_letters,
     recall: value_of,
     addition: total,
 }
 
 
 @pytest.mark.parametrize("task", SOLVERS, ids=lambda task: task.__name__)
-def test_whoever_sees_a_made_up_question_can_answer_it(task: Callable[[int], Measurement], asked) -> None:
-    for question in asked(task(LENGTH)):
+def test_a_synthetic_question_determines_its_answer(task: Callable[[int], Measurement], make_questions) -> None:
+    for question in make_questions(task(LENGTH)):
         answers = [BYTES.decode(choice) for choice in question.choices]
         assert question.context[0] == BYTES.eos_id
-        assert answers.index(SOLVERS[task](seen(question))) == question.answer
+        assert answers.index(SOLVERS[task](context_text(question))) == question.answer
 
 
-def test_closers_follow_from_what_is_shown_of_the_held_out_text(code: TokenShards, asked) -> None:
+def test_the_context_determines_the_closing_bracket(code: TokenShards, make_questions) -> None:
     held_out = [BYTES.decode(ids) for ids in read_documents(code, code.validation)]
-    questions = asked(closers(code, LENGTH))
+    questions = make_questions(closers(code, LENGTH))
     for question in questions:
-        text, answer = seen(question), BYTES.decode(question.choices[question.answer])
-        assert still_open(text) == answer
+        text, answer = context_text(question), BYTES.decode(question.choices[question.answer])
+        assert due_closer(text) == answer
         assert len(text) == LENGTH
         assert any(text + answer in document for document in held_out)
     kinds = [BYTES.decode(question.choices[question.answer]) for question in questions]
-    assert [kinds.count(kind) for kind in ")]}"] == pytest.approx([100] * 3, abs=30), "however rare it is in code"
+    assert [kinds.count(kind) for kind in ")]}"] == pytest.approx([100] * 3, abs=30), (
+        "although they are not equally frequent in the corpus"
+    )
 
 
-def test_cloze_goes_on_as_the_held_out_text_does(code: TokenShards, asked) -> None:
+def test_the_right_choice_of_cloze_continues_the_validation_text(code: TokenShards, make_questions) -> None:
     held_out = [ids.tobytes() for ids in read_documents(code, code.validation)]
     train = np.concatenate(read_documents(code, code.train)).tobytes()
-    for question in asked(cloze(code, LENGTH), budget=60):
+    for question in make_questions(cloze(code, LENGTH), budget=60):
         context = question.context[question.context != BYTES.eos_id].astype(np.int32)
         home = [
             ids
@@ -158,39 +160,41 @@ def test_cloze_goes_on_as_the_held_out_text_does(code: TokenShards, asked) -> No
 
 @pytest.mark.parametrize("task", [*SOLVERS, closers, cloze], ids=lambda task: task.__name__)
 def test_questions_are_a_function_of_seed_and_budget_and_fit_the_model(
-    task: Callable, code: TokenShards, asked
+    task: Callable, code: TokenShards, make_questions
 ) -> None:
-    measure = task(code, LENGTH) if task in (cloze, closers) else task(LENGTH)
+    measurement = task(code, LENGTH) if task in (cloze, closers) else task(LENGTH)
     again = task(code, LENGTH) if task in (cloze, closers) else task(LENGTH)
 
-    def spelt(questions: list[Question]) -> list[tuple[bytes, ...]]:
+    def as_bytes(questions: list[Question]) -> list[tuple[bytes, ...]]:
         return [(one.context.tobytes(), *(choice.tobytes() for choice in one.choices)) for one in questions]
 
-    first = asked(measure)
-    assert spelt(asked(again)) == spelt(first)
-    assert spelt(asked(again, budget=100)) == spelt(first)[:100], "a smaller budget asks the first of them"
-    assert spelt(asked(again, seed=1)) != spelt(first)
-    K = round(1 / measure.chance)
+    first = make_questions(measurement)
+    assert as_bytes(make_questions(again)) == as_bytes(first)
+    assert as_bytes(make_questions(again, budget=100)) == as_bytes(first)[:100], (
+        "a smaller budget takes the first of them"
+    )
+    assert as_bytes(make_questions(again, seed=1)) != as_bytes(first)
+    K = round(1 / measurement.chance)
     places = np.bincount([one.answer for one in first], minlength=K)
     assert len(places) == K
-    assert (abs(places - 300 / K) < 4 * np.sqrt(300 / K)).all(), "anywhere, with equal chances"
+    assert (abs(places - 300 / K) < 4 * np.sqrt(300 / K)).all(), "every index is equally likely"
     for one in first:
         assert len({choice.tobytes() for choice in one.choices}) == K, "no two choices are the same"
         assert len({len(choice) for choice in one.choices}) == 1, "none is likelier because it is shorter"
         assert len(one.context) + len(one.choices[0]) <= LENGTH + 1
 
 
-def test_a_fresh_model_is_within_noise_of_chance(code: TokenShards) -> None:
+def test_an_untrained_model_is_within_noise_of_chance(code: TokenShards) -> None:
     params = MODEL.init(jax.random.key(1), jnp.zeros((1, 2), jnp.int32))["params"]
-    for measure in (cloze(code, LENGTH), closers(code, LENGTH), *(task(LENGTH) for task in SOLVERS)):
-        found = measure.run(MODEL, params, BYTES, jax.random.key(0), 256)
-        accuracy, n, stderr = found["accuracy"]
+    for measurement in (cloze(code, LENGTH), closers(code, LENGTH), *(task(LENGTH) for task in SOLVERS)):
+        values = measurement.run(MODEL, params, BYTES, jax.random.key(0), 256)
+        accuracy, n, stderr = values["accuracy"]
         assert n == 256
-        assert abs(accuracy - measure.chance) < 4 * stderr, measure.name
-        assert found["bits_per_byte"][0] == pytest.approx(8, abs=0.5), "about one of 259 ids a byte"
+        assert abs(accuracy - measurement.chance) < 4 * stderr, measurement.name
+        assert values["bits_per_byte"][0] == pytest.approx(8, abs=0.5), "about one of 259 ids a byte"
 
 
-def test_what_a_model_or_a_corpus_cannot_hold_is_one_line(code: TokenShards, corpora: Path) -> None:
+def test_too_short_a_model_or_corpus_is_one_line(code: TokenShards, corpora: Path) -> None:
     with pytest.raises(InputError, match=r"copy\D*\d+\b.*sequence_length\D*16\b"):
         copy(16).run(MODEL, None, BYTES, jax.random.key(0), 10)
     with pytest.raises(InputError, match=r"closers.*'walk'\D*0\b.*'\]'"):
@@ -200,35 +204,35 @@ def test_what_a_model_or_a_corpus_cannot_hold_is_one_line(code: TokenShards, cor
         cloze(short, LENGTH)
 
 
-def test_cloze_asks_of_documents_by_their_size_however_they_differ(
-    code: TokenShards, asked, monkeypatch: pytest.MonkeyPatch
+def test_cloze_draws_documents_in_proportion_to_their_size(
+    code: TokenShards, make_questions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(0)
     long, short = generator.integers(100, 200, 10_000), generator.integers(200, 259, 132)
     monkeypatch.setattr("scaling.measurements.cloze.read_documents", lambda *_: [short, long])
-    from_long = [(one.choices[one.answer] < 200).all() for one in asked(cloze(code, LENGTH), budget=200)]
+    from_long = [(one.choices[one.answer] < 200).all() for one in make_questions(cloze(code, LENGTH), budget=200)]
     assert 0.93 < np.mean(from_long) < 1, "about 99 of 100 places"
     repeated = [np.full(100, 7), np.full(80, 7)]
     monkeypatch.setattr("scaling.measurements.cloze.read_documents", lambda *_: repeated)
     with pytest.raises(InputError, match=r"cloze.*code\.jsonl'"):
-        asked(cloze(code, LENGTH))
+        make_questions(cloze(code, LENGTH))
 
 
-def test_pairs_of_brackets_and_what_breaks_them() -> None:
+def test_brackets_are_matched_and_a_wrong_one_discards_the_open_ones() -> None:
     assert match_brackets("f(a[1], {2})") == [(3, 5), (8, 10), (1, 11)]
-    assert match_brackets("(a] b)") == [], "a closer of the wrong kind ends what was open"
+    assert match_brackets("(a] b)") == [], "a closing bracket of the wrong kind discards the open ones"
 
 
-def test_wrong_sums_are_sums_and_differ_in_one_digit(asked) -> None:
+def test_wrong_sums_are_sums_and_differ_in_one_digit(make_questions) -> None:
     assert one_digit_changes(120, 20, 198) == [[], [f"1{d}0" for d in "013456789"], [f"12{d}" for d in "123456789"]]
     assert one_digit_changes(15, 2, 18) == [[], ["10", "11", "12", "13", "14", "16", "17", "18"]]
-    for question in asked(addition(LENGTH)):
+    for question in make_questions(addition(LENGTH)):
         columns = zip(*(BYTES.decode(choice) for choice in question.choices), strict=True)
         assert sorted(len(set(column)) for column in columns)[-2:] == [1, 4], "all in the same place"
 
 
 @pytest.mark.parametrize("digits", [1, 3])
-def test_numbers_of_other_lengths_are_added_too(digits: int, asked) -> None:
-    for question in asked(addition(LENGTH, digits)):
-        assert BYTES.decode(question.choices[question.answer]) == total(seen(question))
-        assert re.search(rf"\n\d{{{digits}}}\+\d{{{digits}}}=$", seen(question))
+def test_numbers_of_other_lengths_are_added_too(digits: int, make_questions) -> None:
+    for question in make_questions(addition(LENGTH, digits)):
+        assert BYTES.decode(question.choices[question.answer]) == total(context_text(question))
+        assert re.search(rf"\n\d{{{digits}}}\+\d{{{digits}}}=$", context_text(question))
