@@ -442,7 +442,8 @@ def test_a_run_that_lost_its_claim_is_killed_and_writes_nothing(tmp_path, monkey
 
 def test_the_longest_run_goes_first(tmp_path):
     cells = tuple(
-        dataclasses.replace(c, seconds=float(i)) for i, c in enumerate(stand_in_plan(tmp_path / "x", *[""] * 3).cells)
+        dataclasses.replace(c, estimated_seconds=float(i))
+        for i, c in enumerate(stand_in_plan(tmp_path / "x", *[""] * 3).cells)
     )
     freeze_plan(tmp_path / "s", dataclasses.replace(load_plan(tmp_path / "x"), cells=cells))
     assert run_locally(tmp_path / "s", jobs=1, command=stand_in_command()) == 0
@@ -513,6 +514,32 @@ def test_members_whose_population_ends_without_them_are_tried_alone(tmp_path):
         line["reason"] for line in attempt_log.read_attempts(first) if "reason" in line
     )
     assert re.match(r"ValueError: the moon is full\b.*\b2\b", read_result_rows(tmp_path)[first.name]["reason"])
+
+
+def test_every_member_of_a_failed_population_gets_the_reason(tmp_path):
+    """The process writes its output to the log of the first member alone."""
+    plan = stand_in_plan(tmp_path, "crash", "", "", "", "", "")
+    assert run_locally(tmp_path, jobs=1, command=stand_in_command(), members=None) == 1
+    for cell in plan.cells[:3]:
+        lines = attempt_log.read_attempts(tmp_path / RUNS / cell.run_id)
+        assert lines[0]["members"] == 3
+        assert "ValueError: the moon is full" in lines[1]["reason"]
+
+
+def test_a_process_killed_for_memory_without_output_has_a_whole_reason(tmp_path):
+    assert classify_exit(OUT_OF_MEMORY, tmp_path) == ("memory", "ran out of memory")
+    (tmp_path / LOG_FILE).write_text("RESOURCE_EXHAUSTED: too much\n")
+    assert classify_exit(OUT_OF_MEMORY, tmp_path) == ("memory", "ran out of memory: RESOURCE_EXHAUSTED: too much")
+
+
+def test_each_reported_cell_raises_the_count_of_ended_cells_by_one(tmp_path, capsys):
+    """Also where a member that failed comes before members of its population that have results."""
+    stand_in_plan(tmp_path, "crash", "", "", "", "", "")
+    command = stand_in_command()
+    last_first = lambda *folders: command(*reversed(folders))  # noqa: E731
+    assert run_locally(tmp_path, jobs=1, command=last_first, members=None) == 1
+    counts = re.findall(r"^\[(\d+)/6\]", capsys.readouterr().out, re.MULTILINE)
+    assert counts == ["1", "2", "3", "4", "5", "6"]
 
 
 def test_a_killed_population_goes_on_from_its_checkpoints(tmp_path):

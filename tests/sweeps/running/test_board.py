@@ -245,7 +245,9 @@ def a_cell(name: str, state: CellState, **facts: Any) -> CellProgress:
 def test_time_left_holds_the_plan_against_what_runs(tmp_path):
     """Each cell is planned to take 1 s; the one that runs has done half of it and needs 3 s more: six times as slow."""
     plan = stand_in_plan(tmp_path, "", "", "", "")
-    plan = dataclasses.replace(plan, cells=tuple(dataclasses.replace(cell, seconds=1.0) for cell in plan.cells))
+    plan = dataclasses.replace(
+        plan, cells=tuple(dataclasses.replace(cell, estimated_seconds=1.0) for cell in plan.cells)
+    )
     states = [("running", 50, 3.0), ("waiting", 0, None), ("waiting", 50, None), ("done", 100, None)]
     now = [
         CellProgress(cell.run_id, cell.name, state, tokens=tokens, budget=100, eta_seconds=eta)

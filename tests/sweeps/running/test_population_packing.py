@@ -60,7 +60,7 @@ def test_a_device_is_not_filled_beyond_its_memory() -> None:
 
 def test_on_a_device_members_keep_step_and_on_a_core_they_need_not() -> None:
     made = cells({"seed": 0}, {"seed": 1, "tokens": 131_072}, {"seed": 2})
-    made = [dataclasses.replace(cell, seconds=1.0) for cell in made]
+    made = [dataclasses.replace(cell, estimated_seconds=1.0) for cell in made]
     assert [c.config.seed for c in choose_members(made, 20 * work(made), GPU, 1, None)] == [0, 2]
     assert [c.config.seed for c in choose_members(made, 20 * work(made), CORE, 1, None)] == [0, 1, 2]
 
@@ -69,7 +69,7 @@ def test_on_a_core_big_runs_go_alone_unless_they_are_short() -> None:
     made = cells(*({"model.width": 64, "model.depth": 4, "model.heads": 4, "seed": seed} for seed in range(4)))
     assert made[0].row["params_matmul"] > population_packing.LARGE_PARAMS
     for seconds, slot, count in ((50.0, CORE, 4), (70.0, CORE, 1), (70.0, GPU, 4)):
-        timed = [dataclasses.replace(cell, seconds=seconds) for cell in made]
+        timed = [dataclasses.replace(cell, estimated_seconds=seconds) for cell in made]
         assert len(choose_members(timed, 20 * work(timed), slot, 1, None)) == count
 
 

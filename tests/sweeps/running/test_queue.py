@@ -133,7 +133,7 @@ def test_few_questions_are_asked_however_many_wait() -> None:
 
 
 def test_a_cell_has_a_place_of_its_own_however_often_it_comes_back() -> None:
-    one = dataclasses.replace(cells(1)[0], seconds=5.0)
+    one = dataclasses.replace(cells(1)[0], estimated_seconds=5.0)
     queue = WaitingCells(Trunks().ready, width)
     for _ in range(3):
         queue.add([one], until=7.0)
