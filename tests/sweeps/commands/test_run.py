@@ -17,7 +17,7 @@ import pytest
 from scaling.config.run_config import load_config
 from scaling.errors import InputError
 from scaling.exit_codes import OUT_OF_MEMORY, STOPPED
-from scaling.record.run_folder import CONFIG, PLAN, RESULT, RUNS, read_result, write_result
+from scaling.record.run_folder import CONFIG, LOG_FILE, PLAN, RESULT, RUNS, read_result, write_result
 from sweeps.commands.run import run, run_locally
 from sweeps.grids import Sweep, overlay
 from sweeps.local import processes
