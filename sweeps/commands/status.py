@@ -55,7 +55,7 @@ def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None
             console.print(progress_line(cell), soft_wrap=True, highlight=False, markup=False)
         console.print(describe_totals(now) + describe_outlook(plan, now), soft_wrap=True, highlight=False)
     if unplanned := _count_unplanned(folder, plan):
-        text = f"{unplanned} run folder(s) in {folder / RUNS} belong to no cell of this plan"
+        text = f"{unplanned} run folder(s) belong to no cell of this plan"
         console.print(text, soft_wrap=True, highlight=False)
     if json is not None:
         write_json(json, {"sweep": plan.sweep, "cells": [asdict(cell) for cell in now]})

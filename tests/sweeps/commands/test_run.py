@@ -572,11 +572,11 @@ def test_a_trunk_that_another_runner_ended_meanwhile_holds_up_nobody(tmp_path, m
     plan = trunk_plan(tmp_path, "walk")
     trunk = plan.cells[1]
     folder = tmp_path / RUNS / trunk.run_id
-    write_result(folder, status="failed", row=trunk.row, measurements={})
+    write_result(folder, status="failed", row=trunk.known_columns, measurements={})
 
     def late(run_folder: Path):
         if run_folder == folder:
-            row = trunk.row | {"status": "diverged", "tokens": 512}
+            row = trunk.known_columns | {"status": "diverged", "tokens": 512}
             write_result(folder, status="diverged", row=row, measurements={}, reason="nan")
         return claim_run(run_folder)
 
@@ -593,7 +593,7 @@ def test_a_branch_that_began_alone_goes_on_alone(tmp_path):
     plan = trunk_plan(tmp_path, "walk")
     cell, trunk = plan.cells[0], plan.cells[1]
     folder = tmp_path / RUNS / cell.run_id
-    write_result(tmp_path / RUNS / trunk.run_id, status="failed", row=trunk.row, measurements={})
+    write_result(tmp_path / RUNS / trunk.run_id, status="failed", row=trunk.known_columns, measurements={})
     assert prepare_run(folder, cell).branch_of == ""
     (folder / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / RUNS / trunk.run_id / "branches" / str(cell.config.branch_step)).mkdir(parents=True)
@@ -634,7 +634,9 @@ def test_a_branch_whose_trunk_kept_no_state_trains_alone(tmp_path, status):
     """A trunk of an older plan, or one that failed: the branch is trained whole, and says so."""
     plan = trunk_plan(tmp_path)
     trunk = plan.cells[1]
-    write_result(tmp_path / RUNS / trunk.run_id, status=status, row=trunk.row | {"status": status}, measurements={})
+    write_result(
+        tmp_path / RUNS / trunk.run_id, status=status, row=trunk.known_columns | {"status": status}, measurements={}
+    )
     assert run_locally(tmp_path, retry_failed=False) == int(status == "failed")
     found = read_result_rows(tmp_path)
     for cell in (plan.cells[0], plan.cells[2]):

@@ -13,10 +13,10 @@ from scaling.config.run_config import from_dict
 from scaling.errors import InputError
 from scaling.performance import compile_ahead
 from scaling.record.run_folder import PLAN
-from sweeps.commands import plan as plan_
+from sweeps.commands import plan as plan_verb
 from sweeps.grids import overlay
 from sweeps.local.processes import Slot
-from sweeps.planning import plan, wall_time
+from sweeps.planning import wall_time
 from sweeps.planning.plan import (
     build_plan,
     find_sweep,
@@ -125,13 +125,15 @@ def test_equal_cells_are_refused():
 def test_corpus_that_is_not_prepared_is_bad_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"scaling data prepare.*{find_sweep('smoke').cells[0].data.corpus}"):
-        plan_.plan("smoke")
+        plan_verb.plan("smoke")
     assert not (tmp_path / "out/smoke").exists()
 
 
 def test_the_verb_prints_every_cell_and_writes_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "build_plan", lambda sweep, pace: build_plan(sweep, pace, lambda config: StandInCorpus()))
-    made = plan_.plan("smoke", tmp_path, tmp_path / "facts.json")
+    monkeypatch.setattr(
+        plan_verb, "build_plan", lambda sweep, pace: build_plan(sweep, pace, lambda config: StandInCorpus())
+    )
+    made = plan_verb.plan("smoke", tmp_path, tmp_path / "facts.json")
     printed = capsys.readouterr().out
     for cell in made.cells:
         assert cell.run_id in printed
@@ -192,7 +194,7 @@ def test_a_price_compiles_each_shape_once_and_sums_the_runs():
         return SimpleNamespace(overlapped_seconds=2.0 * config.model.width, sequential_seconds=3.0 * config.model.width)
 
     cells = find_sweep("smoke").cells
-    priced = estimate_tpu_cost(cells, parse_topology("v5e:2x2"), wall_time)
+    priced = estimate_tpu_cost(cells, parse_topology("v5e:2x2"), cost)
     assert len(asked) == len(set(asked)) == 2
     hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
     assert priced == TpuCost("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
@@ -211,30 +213,30 @@ def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
     def cost(config, target):
         return SimpleNamespace(overlapped_seconds=1.0, sequential_seconds=2.0)
 
-    priced = [estimate_tpu_cost([config], target, wall_time).overlapped for config in (trunk, alone, branch)]
+    priced = [estimate_tpu_cost([config], target, cost).overlapped for config in (trunk, alone, branch)]
     assert priced[1] == pytest.approx(priced[0] / 2)
     assert priced[2] == pytest.approx(priced[1] / 4)
-    assert estimate_tpu_cost([trunk, muon], target, wall_time).programs == 2
+    assert estimate_tpu_cost([trunk, muon], target, cost).programs == 2
 
 
 def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
     made = stand_in_plan(tmp_path / "stand_in", "", "")
-    monkeypatch.setattr(plan, "build_plan", lambda *arguments: made)
-    monkeypatch.setattr(plan, "find_sweep", lambda name: None)
-    monkeypatch.setattr(plan, "wall_time_model", lambda slot: WALL_TIME)
+    monkeypatch.setattr(plan_verb, "build_plan", lambda *arguments: made)
+    monkeypatch.setattr(plan_verb, "find_sweep", lambda name: None)
+    monkeypatch.setattr(plan_verb, "wall_time_model", lambda slot: WALL_TIME)
     monkeypatch.setattr(
         compile_ahead,
         "estimate_step",
         lambda config, target: SimpleNamespace(overlapped_seconds=1.0, sequential_seconds=2.0),
     )
-    plan_.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
+    plan_verb.plan("stand_in", out=tmp_path, topology="v5e:4x4", json=tmp_path / "facts.json")
     assert "v5e:4x4" in capsys.readouterr().out
     facts = json.loads((tmp_path / "facts.json").read_text())
     steps = sum(cell.config.steps for cell in made.cells)
     assert facts["price"]["overlapped"] == pytest.approx(steps * 16 / 3600)
     assert "price" not in json.loads((tmp_path / "stand_in" / PLAN).read_text())
     with pytest.raises(InputError, match=r"\bv5e:3x3\b"):
-        plan_.plan("stand_in", out=tmp_path, topology="v5e:3x3")
+        plan_verb.plan("stand_in", out=tmp_path, topology="v5e:3x3")
 
 
 def test_cpu_rate_is_measured_and_gpu_rate_is_not(monkeypatch):

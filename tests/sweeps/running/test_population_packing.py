@@ -67,7 +67,7 @@ def test_on_a_device_members_keep_step_and_on_a_core_they_need_not() -> None:
 
 def test_on_a_core_big_runs_go_alone_unless_they_are_short() -> None:
     made = cells(*({"model.width": 64, "model.depth": 4, "model.heads": 4, "seed": seed} for seed in range(4)))
-    assert made[0].row["params_matmul"] > population_packing.LARGE_PARAMS
+    assert made[0].known_columns["params_matmul"] > population_packing.LARGE_PARAMS
     for seconds, slot, count in ((50.0, CORE, 4), (70.0, CORE, 1), (70.0, GPU, 4)):
         timed = [dataclasses.replace(cell, estimated_seconds=seconds) for cell in made]
         assert len(choose_members(timed, 20 * work(timed), slot, 1, None)) == count
