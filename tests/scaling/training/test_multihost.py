@@ -32,11 +32,11 @@ SOON = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """See conftest.soon_compiled: all that is compared bit for bit is made by these programs."""
 PROGRAM = "import sys; from scaling.cli import main; main(sys.argv[1:])"
 TORN = (
-    "import os, scaling.training.train as train; whole = train.batch\n"
+    "import os, scaling.training.train as train; whole = train.gather_batch\n"
     "def torn(*args, step, **options):\n"
     "    if step == 3 and os.environ['JAX_PROCESS_ID'] == '1': raise ValueError('torn')\n"
     "    return whole(*args, step=step, **options)\n"
-    "train.batch = torn\n"
+    "train.gather_batch = torn\n"
 )
 
 
