@@ -31,25 +31,25 @@ def alone(tiny: RunConfig) -> dict[int, RunConfig]:
 
 @pytest.fixture(scope="module")
 def trunk(alone: dict[int, RunConfig]) -> RunConfig:
-    """The longest, keeping its state where the others leave: after 9 and 15 steps."""
+    """The longest run, which saves its state where the others branch off: after 9 and 15 steps."""
     measure = dataclasses.replace(alone[32].measure, branch_at_steps=(alone[12].branch_step, alone[20].branch_step))
     return dataclasses.replace(alone[32], measure=measure)
 
 
 @pytest.fixture(scope="module")
 def trained(trunk: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs that holds the trunk."""
+    """A folder of run folders with that of the trained trunk."""
     folder = tmp_path_factory.mktemp("runs")
     assert train(trunk, folder / trunk.run_id, quiet=True) == "done"
     return folder
 
 
-def of(trunk: RunConfig, config: RunConfig) -> RunConfig:
+def branch_of(trunk: RunConfig, config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, branch_of=trunk.run_id)
 
 
 def end(config: RunConfig, folder: Path) -> tuple[Any, list[Any], dict[str, Any], dict[str, Any]]:
-    """Weights and optimizer, losses, row, measurements: all that a run is, but for what it cost."""
+    """State, logged lines, row and measurements of a finished run, without the columns that say what it cost."""
     program = build_program(config, make_mesh(config.mesh))
     with Checkpoints(folder / run_folder.CHECKPOINTS, 1) as save:
         state = jax.tree.map(np.asarray, save.restore(config.steps, program.abstract_state))
@@ -67,7 +67,7 @@ def end(config: RunConfig, folder: Path) -> tuple[Any, list[Any], dict[str, Any]
 def test_a_branch_ends_as_if_it_had_trained_alone_bit_for_bit(
     alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path, steps: int
 ) -> None:
-    config = of(trunk, alone[steps])
+    config = branch_of(trunk, alone[steps])
     assert config.run_id == alone[steps].run_id
     assert train(config, trained / config.run_id, quiet=True) == "done"
     assert train(alone[steps], tmp_path / "alone", quiet=True) == "done"
@@ -78,14 +78,14 @@ def test_a_branch_ends_as_if_it_had_trained_alone_bit_for_bit(
 
 
 def test_what_a_branch_spends_is_its_cooldown(alone: dict[int, RunConfig], trunk: RunConfig) -> None:
-    row = run_folder.result_row(of(trunk, alone[20]), tokens=alone[20].tokens, unique_tokens=None)
+    row = run_folder.result_row(branch_of(trunk, alone[20]), tokens=alone[20].tokens, unique_tokens=None)
     assert row["branch_of"] == trunk.run_id
     assert row["flops_spent"] == pytest.approx(row["flops"] * 5 / 20)
     whole = run_folder.result_row(alone[20], tokens=alone[20].tokens, unique_tokens=None)
     assert whole["flops_spent"] == whole["flops"] == row["flops"]
 
 
-def test_a_kept_state_outlives_the_trunk_s_own_checkpoints(trunk: RunConfig, trained: Path) -> None:
+def test_a_branch_state_stays_when_the_trunk_deletes_its_own_checkpoints(trunk: RunConfig, trained: Path) -> None:
     kept = sorted(int(path.name) for path in (trained / trunk.run_id / run_folder.BRANCHES).iterdir())
     assert kept == [9, 15]
     assert [path.name for path in (trained / trunk.run_id / run_folder.CHECKPOINTS).iterdir() if path.is_dir()] == [
@@ -93,13 +93,13 @@ def test_a_kept_state_outlives_the_trunk_s_own_checkpoints(trunk: RunConfig, tra
     ]
 
 
-def test_reading_a_trunk_leaves_alone_what_it_is_writing(
+def test_reading_a_trunk_does_not_delete_its_unfinished_checkpoints(
     alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained / trunk.run_id, tmp_path / trunk.run_id)
     unfinished = tmp_path / trunk.run_id / run_folder.BRANCHES / "20.orbax-checkpoint-tmp-1"
     unfinished.mkdir()
-    config = of(trunk, alone[12])
+    config = branch_of(trunk, alone[12])
     folder = tmp_path / config.run_id
     folder.mkdir()
     branching.restore_branch_state(folder, config, build_program(config, make_mesh(config.mesh)).abstract_state)
@@ -112,7 +112,7 @@ def test_a_branch_of_a_trunk_that_diverged_before_it_left_diverged_too(
     wild = OptimizerConfig(learning_rate=1e30)
     trunk, short = (dataclasses.replace(config, optimizer=wild) for config in (trunk, alone[20]))
     assert train(trunk, tmp_path / trunk.run_id, quiet=True) == "diverged"
-    config = of(trunk, short)
+    config = branch_of(trunk, short)
     assert train(config, tmp_path / config.run_id, quiet=True) == "diverged"
     assert train(short, tmp_path / "alone", quiet=True) == "diverged"
     ours, theirs = (run_folder.read_result(tmp_path / name) for name in (config.run_id, "alone"))
@@ -124,26 +124,26 @@ def test_a_branch_of_a_trunk_that_diverged_before_it_left_diverged_too(
     assert ours["row"].keys() == theirs["row"].keys()
 
 
-def test_a_trunk_that_diverged_after_a_branch_left_says_nothing_of_it(
+def test_a_trunk_that_diverged_after_the_branch_step_does_not_end_the_branch(
     alone: dict[int, RunConfig], trunk: RunConfig, tmp_path: Path
 ) -> None:
-    """It kept no state, so the branch has nothing to begin from; but it would not have diverged by then."""
-    config, run = of(trunk, alone[20]), tmp_path / trunk.run_id
+    """The trunk saved no state to start from; but the branch alone would not have diverged by then."""
+    config, run = branch_of(trunk, alone[20]), tmp_path / trunk.run_id
     for steps, diverged in ((15, True), (16, False)):
         row = {"tokens": steps * trunk.data.batch_tokens, "unique_tokens": 1}
         run_folder.write_result(run, status="diverged", row=row, measurements={}, reason="nan")
         assert branching.trunk_diverged_before(tmp_path / config.run_id, config) is diverged
 
 
-def test_a_trunk_that_is_not_there_or_not_the_same_run_is_named(
+def test_a_missing_or_different_trunk_is_refused_by_name(
     alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"branch_of.*'gone'"):
         train(dataclasses.replace(alone[12], branch_of="gone"), tmp_path / "a", quiet=True)
-    other = dataclasses.replace(of(trunk, alone[12]), seed=1)
+    other = dataclasses.replace(branch_of(trunk, alone[12]), seed=1)
     with pytest.raises(InputError, match=f"branch_of.*{trunk.run_id}"):
         train(other, trained / "b", quiet=True)
-    unkept = dataclasses.replace(of(trunk, alone[12]), tokens=16 * alone[12].data.batch_tokens)
+    unkept = dataclasses.replace(branch_of(trunk, alone[12]), tokens=16 * alone[12].data.batch_tokens)
     with pytest.raises(InputError, match=r"\b12\b.*measure\.branch_at_steps"):
         train(unkept, trained / "c", quiet=True)
     assert not any((folder / run_folder.METRICS).exists() for folder in (tmp_path / "a", trained / "b", trained / "c"))

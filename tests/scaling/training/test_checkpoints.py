@@ -22,7 +22,7 @@ def state(width: int, fill: float = 1.0) -> dict[str, dict[str, jax.Array]]:
     return {"params": {"q": jnp.full((width, 2), fill), "norm": jnp.ones(width)}}
 
 
-def test_saves_keeps_the_last_and_restores_bit_for_bit(tmp_path: Path) -> None:
+def test_the_last_checkpoints_stay_and_are_restored_bit_for_bit(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "c", keep=2) as save:
         assert save.latest() is None
         for step in (1, 2, 3):
@@ -38,7 +38,7 @@ def test_saves_keeps_the_last_and_restores_bit_for_bit(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "3"]
 
 
-def test_another_tree_is_explained_leaf_by_leaf(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused_with_the_leaves_that_differ(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=1) as save:
         save.save(1, state(4))
         save.wait()
@@ -65,7 +65,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("foreseen", [True, False])
-def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays_whole(
+def test_a_full_disk_is_an_error_of_one_line_and_the_last_checkpoint_stays_whole(
     small_disk: Path, foreseen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not foreseen:
@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_last_checkpoint_stays_whole(
     np.testing.assert_array_equal(restored["q"], fits["q"])
 
 
-def test_only_a_full_disk_is_one() -> None:
+def test_is_full_disk_tells_it_from_other_errors() -> None:
     assert is_full_disk(OSError(28, os.strerror(28)))
     wrapped = ValueError("save failed")
     wrapped.__cause__ = OSError(28, "x")

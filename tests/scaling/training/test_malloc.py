@@ -33,12 +33,14 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
-def test_temporaries_are_not_new_pages_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_pages_save_page_faults_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert faults("keep") < 0.2 * faults("as it is")
 
 
 @pytest.mark.parametrize(("asked", "answer"), [("cpu", True), ("cuda,cpu", False), ("tpu", False)])
-def test_a_platform_asked_for_by_name_is_believed(monkeypatch: pytest.MonkeyPatch, asked: str, answer: bool) -> None:
+def test_jax_platforms_decides_whether_only_cpus_are_used(
+    monkeypatch: pytest.MonkeyPatch, asked: str, answer: bool
+) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", asked)
     assert is_cpu_only() is answer

@@ -36,7 +36,7 @@ def test_a_loss_above_ln_v_is_divergence_only_when_it_lasts() -> None:
     assert re.search(rf"\b5\.1.*\b5\.0.*\b{DIVERGED_STEPS}\b.*\b99\b", watch.divergence_reason(99, 5.1))
 
 
-def test_rates_leave_out_the_first_step_and_pauses() -> None:
+def test_throughput_leaves_out_the_first_step_and_pauses() -> None:
     clock = Clock(RunConfig())
     time.sleep(0.2)
     clock.tick()
@@ -49,7 +49,7 @@ def test_rates_leave_out_the_first_step_and_pauses() -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_told_and_the_old_handler_comes_back(number: signal.Signals) -> None:
+def test_a_signal_is_reported_and_the_old_handler_restored(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_signals() as stop:
         assert not stop()
@@ -83,7 +83,7 @@ def test_a_second_ctrl_c_interrupts() -> None:
             time.sleep(0.01)
 
 
-def test_patience_says_what_it_waits_for_and_nothing_when_it_is_short(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_long_wait_is_printed_and_a_short_one_is_not(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     with timeout_with_notice("the other half", seconds=60, code=74, every=0.05):
         time.sleep(0.13)

@@ -55,7 +55,7 @@ def test_no_step_is_spent_at_zero() -> None:
     assert rates[0] == pytest.approx(config.optimizer.learning_rate / 4)
 
 
-def test_equals_adamw_of_optax_with_the_gains_left_undecayed() -> None:
+def test_adamw_equals_optax_with_gains_not_decayed() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=0.3)
     matrix, gain = np.full((2, 2), 3.0, np.float32), np.full(2, 3.0, np.float32)
     params = {"head": {"kernel": matrix}, "final_norm": {"scale": gain}}
@@ -94,8 +94,8 @@ def weights(seed: int) -> dict:
     }
 
 
-def test_each_weight_has_the_rate_the_decay_and_the_epsilon_of_its_row() -> None:
-    """Against Adam told of another epsilon, one weight at a time; epsilon is large, so that it matters."""
+def test_each_weight_has_the_rate_decay_and_epsilon_of_its_parametrization() -> None:
+    """Against Adam with another epsilon, one weight at a time; epsilon is large, so that it matters."""
     model = ModelConfig(width=8, heads=2, depth=6, base_width=2, base_depth=2, parametrization="completep")
     config = OptimizerConfig(epsilon=0.3, clip_norm=1e9)
     params, ours = weights(0), gradient_transformation(config, 0.5, model)
@@ -123,7 +123,7 @@ def each(adams: dict[str, Any], grads: dict[str, Any], states: dict[str, Any]) -
 
 
 def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adamw() -> None:
-    """Against Newton and Schulz by hand, layer by layer, on Nesterov momentum over two steps."""
+    """Against Newton-Schulz iterations in numpy, layer by layer, on Nesterov momentum over two steps."""
     near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     config, model = OptimizerConfig(kind="muon", momentum=0.8, clip_norm=1e9), ModelConfig()
     params, ours = weights(0), gradient_transformation(config, 0.5, model)

@@ -28,11 +28,11 @@ from scaling.training.train import train
 LIMITED = "resource.setrlimit(resource.RLIMIT_AS, (1900 * 2**20,) * 2)"
 CGROUPS = Path("/sys/fs/cgroup/memory")
 PLAIN = {"MALLOC_ARENA_MAX": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""One arena, and see conftest.soon_compiled: of one step it is seen whether its arrays fit."""
+"""One malloc arena, and fast compilation (conftest.soon_compiled): only whether the arrays of a step fit matters."""
 
 
 @pytest.fixture(scope="module")
-def hungry(tiny: RunConfig) -> RunConfig:
+def large_run(tiny: RunConfig) -> RunConfig:
     """One step of 256 sequences of 512: scores and what belongs to them take 2.04 GB at once, 0.26 in eight parts."""
     data = dataclasses.replace(tiny.data, batch_sequences=256, sequence_length=512)
     model = dataclasses.replace(tiny.model, width=32, depth=1, heads=8)
@@ -40,7 +40,7 @@ def hungry(tiny: RunConfig) -> RunConfig:
 
 
 def attempt(config: RunConfig, folder: Path, verb: str, first: str) -> subprocess.CompletedProcess[str]:
-    """One attempt by a process that does something `first`, and has two cores: few threads, each with a stack."""
+    """Runs a verb in a process that executes `first`. It has two cores, so that it has few thread stacks."""
     files.write_json(folder / run_folder.CONFIG, to_dict(config))
     cores = f"os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[:2]})"
     program = f"import os, resource, sys; {cores}; {first}; from scaling.cli import main; main(sys.argv[1:])"
@@ -52,20 +52,20 @@ def attempt(config: RunConfig, folder: Path, verb: str, first: str) -> subproces
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds a process on Linux")
 def test_a_run_that_runs_out_of_memory_says_so_and_ends_well_with_a_smaller_microbatch(
-    hungry: RunConfig, tmp_path: Path
+    large_run: RunConfig, tmp_path: Path
 ) -> None:
-    """The same limit on memory for each attempt; the first ones by both verbs."""
+    """Every attempt has the same limit on memory; both verbs are tried first."""
     for verb in ("train", "population"):
-        failed = attempt(hungry, tmp_path, verb, LIMITED)
+        failed = attempt(large_run, tmp_path, verb, LIMITED)
         assert failed.returncode == exit_codes.OUT_OF_MEMORY, failed.stderr[-3000:]
         *before, last = failed.stderr.strip().splitlines()
         assert "Traceback (most recent call last):" in before
         assert re.match("error: .*RESOURCE_EXHAUSTED.*--data.microbatch-sequences", last)
         assert run_folder.read_result(tmp_path) is None
-    smaller = hungry
+    smaller = large_run
     for _ in range(3):
         smaller = with_smaller_microbatch(smaller) or smaller
-    assert smaller.run_id == hungry.run_id
+    assert smaller.run_id == large_run.run_id
     done = attempt(smaller, tmp_path, "train", LIMITED)
     assert done.returncode == 0, done.stderr[-3000:]
     assert load_config(tmp_path / run_folder.CONFIG).data.microbatch_sequences == 32
@@ -87,10 +87,10 @@ def cgroup(name: str, limit: int) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_run_that_the_kernel_kills_for_memory_is_told_from_other_kills(hungry: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_the_kernel_kills_for_memory_is_told_from_other_kills(large_run: RunConfig, tmp_path: Path) -> None:
     with cgroup(f"scaling-test-{os.getpid()}", 700 * 2**20) as place:
         before = count_oom_kills()
-        killed = attempt(hungry, tmp_path, "train", f"open('{place}/cgroup.procs', 'w').write('0')")
+        killed = attempt(large_run, tmp_path, "train", f"open('{place}/cgroup.procs', 'w').write('0')")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert oom_kill_since(before)
     other = subprocess.Popen(["sleep", "60"])
@@ -154,7 +154,7 @@ def test_the_next_smaller_microbatch_divides_batch_and_devices(
     assert (found.data.microbatch_sequences if found else None) == then
 
 
-def test_what_is_halved_to_the_end_still_fits(tiny: RunConfig) -> None:
+def test_the_smallest_microbatch_still_fits_the_mesh(tiny: RunConfig) -> None:
     config, mesh = tiny, make_mesh(MeshConfig())
     while (smaller := with_smaller_microbatch(config)) is not None:
         check_divisibility(smaller, mesh)
@@ -205,7 +205,7 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert report_failure(refused) == exit_codes.BAD_INPUT
 
 
-def test_a_machine_that_does_not_count_kills_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vmstat_no_kill_is_attributed_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scaling.training.out_of_memory.VMSTAT", tmp_path / "absent")
     assert count_oom_kills() is None
     assert not oom_kill_since(0)

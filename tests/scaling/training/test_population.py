@@ -32,7 +32,7 @@ from tests.scaling.training.test_train import facts, final_state
 
 
 def members(tiny: RunConfig) -> list[RunConfig]:
-    """Five that share nothing but their shape; two of them die, one of these in its last step."""
+    """Five runs that share nothing but their shape; two of them diverge, one of these in its last step."""
     batch_tokens = tiny.data.batch_tokens
 
     def member(name: str, steps: int, rate: OptimizerConfig = tiny.optimizer, **changes: Any) -> RunConfig:
@@ -42,13 +42,18 @@ def members(tiny: RunConfig) -> list[RunConfig]:
     return [
         member("plain", 20),
         member("seed and schedule", 12, seed=1, schedule=ScheduleConfig(kind="wsd", warmup_tokens=0)),
-        member("dies", 30, OptimizerConfig(learning_rate=1e30)),
+        member("diverges", 30, OptimizerConfig(learning_rate=1e30)),
         member("rate, decay and order", 12, OptimizerConfig(learning_rate=2e-3, weight_decay=0.0), data=order),
-        member("ruined", 1, OptimizerConfig(learning_rate=1e38, weight_decay=1e9), schedule=ScheduleConfig()),
+        member(
+            "diverges in its last step",
+            1,
+            OptimizerConfig(learning_rate=1e38, weight_decay=1e9),
+            schedule=ScheduleConfig(),
+        ),
     ]
 
 
-def place(configs: list[RunConfig], folder: Path) -> list[Path]:
+def write_folders(configs: list[RunConfig], folder: Path) -> list[Path]:
     for config in configs:
         files.write_json(folder / config.run_id / run_folder.CONFIG, to_dict(config))
     return [folder / config.run_id for config in configs]
@@ -56,7 +61,7 @@ def place(configs: list[RunConfig], folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def alone(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = place(members(tiny), tmp_path_factory.mktemp("alone"))
+    folders = write_folders(members(tiny), tmp_path_factory.mktemp("alone"))
     for config, folder in zip(members(tiny), folders, strict=True):
         train(config, folder, quiet=True)
     return folders
@@ -67,7 +72,7 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
 
 
 def test_each_member_is_its_solo_run_bit_for_bit(tiny: RunConfig, alone: list[Path], tmp_path: Path) -> None:
-    folders = place(members(tiny), tmp_path)
+    folders = write_folders(members(tiny), tmp_path)
     outcomes = train_population(folders, quiet=True)
     assert list(outcomes.values()) == ["done", "done", "diverged", "done", "diverged"]
     for config, folder, solo in zip(members(tiny), folders, alone, strict=True):
@@ -79,13 +84,13 @@ def test_each_member_is_its_solo_run_bit_for_bit(tiny: RunConfig, alone: list[Pa
     assert files.read_json(folders[3] / run_folder.ENVIRONMENT)["population"] == {"members": 5, "lane": 3}
 
 
-def test_side_by_side_survivors_are_their_solo_runs(
+def test_vmapped_survivors_are_their_solo_runs(
     tiny: RunConfig, alone: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on accelerators, vmapped, with XLA's attention; half die, and the others are stepped without them."""
+    """As on accelerators, vmapped, with XLA's attention; half diverge, and the others are stepped without them."""
     monkeypatch.setattr("scaling.training.population_step.sequential_on_device", lambda mesh: False)
     chosen = [members(tiny)[i] for i in (1, 2, 4, 3)]
-    folders = place(chosen, tmp_path)
+    folders = write_folders(chosen, tmp_path)
     assert list(train_population(folders, quiet=True).values()) == ["done", "diverged", "diverged", "done"]
     assert files.read_json(folders[0] / run_folder.ENVIRONMENT)["attention_kernel"] == "xla"
     for folder, solo in ((folders[0], alone[1]), (folders[3], alone[3])):
@@ -97,7 +102,7 @@ def test_side_by_side_survivors_are_their_solo_runs(
 
 
 def stop_after(polls: int) -> Any:
-    """In place of `signals`: a signal comes at a poll, one a step."""
+    """Stands in for `stop_signals`: the signal arrives after so many polls, one of which is made a step."""
 
     @contextlib.contextmanager
     def signals() -> Iterator[Any]:
@@ -107,12 +112,12 @@ def stop_after(polls: int) -> Any:
     return signals
 
 
-def test_runs_go_on_alone_and_together_in_any_turn(
+def test_runs_resume_alone_and_together_in_any_order(
     tiny: RunConfig, alone: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One alone to step 5; then with another to 9 and 4; then the one alone and the other in new company to the end."""
+    """Run a alone to step 5; a and b together to steps 9 and 4; then a alone, and b and c together, to the end."""
     configs = [members(tiny)[i] for i in (0, 1, 3)]
-    a, b, c = place(configs, tmp_path)
+    a, b, c = write_folders(configs, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("scaling.training.train.stop_signals", stop_after(4))
         with pytest.raises(Stopped):
@@ -120,8 +125,8 @@ def test_runs_go_on_alone_and_together_in_any_turn(
         patch.setattr("scaling.training.population.stop_signals", stop_after(3))
         with pytest.raises(Stopped, match=r"\b2\b"):
             train_population([a, b], quiet=True)
-    held = [[int(path.name) for path in (folder / run_folder.CHECKPOINTS).iterdir()] for folder in (a, b)]
-    assert held == [[9], [4]]
+    steps = [[int(path.name) for path in (folder / run_folder.CHECKPOINTS).iterdir()] for folder in (a, b)]
+    assert steps == [[9], [4]]
     assert not any((folder / run_folder.RESULT).exists() for folder in (a, b))
     assert train(configs[0], a, quiet=True) == "done"
     assert list(train_population([a, b, c], quiet=True).values()) == ["done"] * 3
@@ -136,18 +141,18 @@ def test_a_branch_and_its_trunk_may_each_be_a_member(tiny: RunConfig, tmp_path: 
     trunk = dataclasses.replace(long, measure=dataclasses.replace(tiny.measure, branch_at_steps=(4,)))
     branch = dataclasses.replace(short, branch_of=trunk.run_id)
     others = [dataclasses.replace(wsd, seed=seed, tokens=tiny.data.batch_tokens) for seed in (5, 6)]
-    folders = place([trunk, branch, *others], tmp_path / "together")
+    folders = write_folders([trunk, branch, *others], tmp_path / "together")
     early = train_population([folders[1], folders[0], folders[2]], quiet=True)
     assert re.search(r"\b4\b.*measure\.branch_at_steps", str(early.pop(folders[1])))
     assert list(early.values()) == ["done", "done"]
     assert list(train_population([folders[1], folders[3]], quiet=True).values()) == ["done", "done"]
-    (solo,) = place([short], tmp_path / "alone")
+    (solo,) = write_folders([short], tmp_path / "alone")
     train(short, solo, quiet=True)
     assert losses(folders[1]) == losses(solo)
     assert facts(folders[1])[0]["loss"] == facts(solo)[0]["loss"]
 
 
-def test_a_member_that_cannot_be_trained_is_said_and_is_the_only_one(
+def test_a_member_that_cannot_be_trained_is_reported_and_the_others_go_on(
     tiny: RunConfig, alone: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torn, held = tmp_path / "torn", tmp_path / "held"
@@ -178,21 +183,21 @@ def test_runs_of_different_programs_are_refused_before_anything_is_spent(
     tiny: RunConfig, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     other = dataclasses.replace(tiny, **changes)
-    folders = place([tiny, other], tmp_path)
+    folders = write_folders([tiny, other], tmp_path)
     with pytest.raises(InputError, match=words):
         train_population(folders, quiet=True)
     assert [path.name for folder in folders for path in folder.iterdir()] == [run_folder.CONFIG] * 2
     assert program_key(tiny) != program_key(other)
 
 
-def test_what_members_may_differ_in_leaves_the_key_of_their_program_alone(tiny: RunConfig) -> None:
+def test_fields_in_which_members_may_differ_do_not_change_the_program_key(tiny: RunConfig) -> None:
     keys = {program_key(config) for config in members(tiny)}
     assert len(keys) == 1
     resolved = dataclasses.replace(tiny.model, kv_heads=tiny.model.heads, ff_width=tiny.model.num_ff)
     assert program_key(dataclasses.replace(tiny, model=resolved, sweep="s", recipe="r", overrides=("x",))) in keys
 
 
-def test_members_that_fit_share_activations_only_where_they_take_turns(tiny: RunConfig) -> None:
+def test_members_share_activations_only_where_they_are_stepped_one_after_the_other(tiny: RunConfig) -> None:
     one, state = estimate_bytes(tiny, (1, 1, 1)), STATE_BYTES_PER_PARAM * count_params(tiny.model).total
     room = (one + 3 * state) / MEMORY_FRACTION * (1 + 1e-9)
     assert members_that_fit(tiny, room, "cpu") == 4
@@ -200,20 +205,20 @@ def test_members_that_fit_share_activations_only_where_they_take_turns(tiny: Run
     assert members_that_fit(tiny, 0.9 * one, "cpu") == members_that_fit(tiny, 0.9 * one, "gpu") == 0
 
 
-@pytest.mark.parametrize(("turns", "count"), [(True, 5), (False, 4)])
-def test_only_those_of_the_mask_change(
-    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, turns: bool, count: int
+@pytest.mark.parametrize(("sequential", "count"), [(True, 5), (False, 4)])
+def test_only_members_of_the_mask_are_stepped(
+    tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, sequential: bool, count: int
 ) -> None:
-    """Taking turns as on CPUs, and side by side; a batch and a rate that would ruin the others."""
-    monkeypatch.setattr("scaling.training.population_step.sequential_on_device", lambda mesh: turns)
+    """One after the other as on CPUs, and vmapped; members that the mask leaves out are given a rate of nan."""
+    monkeypatch.setattr("scaling.training.population_step.sequential_on_device", lambda mesh: sequential)
     mesh = make_mesh(tiny.mesh)
     program = build_program(tiny, mesh, member_kernel(tiny, mesh))
     before = [jax.device_get(program.init(jax.random.key(seed))) for seed in range(count)]
     tokens = np.zeros((count, tiny.data.batch_sequences, tiny.data.sequence_length + 1), np.int32)
     live = np.arange(count) % 2 == 0
     rates = Rates(np.where(live, 1e-3, np.nan).astype(np.float32), np.zeros(count, np.float32))
-    given = jax.device_put((jax.tree.map(lambda *x: np.stack(x), *before), tokens, rates, live))
-    after, metrics = batched_step(program)(*given)
+    step_arguments = jax.device_put((jax.tree.map(lambda *x: np.stack(x), *before), tokens, rates, live))
+    after, metrics = batched_step(program)(*step_arguments)
     for member, (start, alive) in enumerate(zip(before, live, strict=True)):
         end = jax.tree.map(lambda x, row=member: np.asarray(x)[row], after)
         assert int(end.step) == int(alive)

@@ -12,7 +12,7 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_items_come_once_and_in_order_and_the_thread_ends() -> None:
+def test_items_are_made_once_and_in_order_and_the_thread_ends() -> None:
     made: list[int] = []
 
     def make(step: int) -> int:
@@ -27,7 +27,7 @@ def test_items_come_once_and_in_order_and_the_thread_ends() -> None:
     assert threads() == []
 
 
-def test_no_steps_are_no_items() -> None:
+def test_no_steps_give_no_items() -> None:
     with prefetch(lambda step: step, range(3, 3)) as items:
         assert list(items) == []
 
@@ -91,4 +91,4 @@ def test_leaving_makes_no_more_than_what_is_in_the_making() -> None:
 
     with prefetch(make, range(1000), ahead=20) as items:
         assert next(items) == 0
-    assert len(made) <= 4, "twenty were asked for"
+    assert len(made) <= 4, "up to twenty could have been made ahead"

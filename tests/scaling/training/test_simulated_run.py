@@ -47,7 +47,7 @@ def result(config: RunConfig, folder: Path) -> dict:
     return run_folder.read_result(folder) or {}
 
 
-def test_a_run_is_the_law_at_its_size_and_its_tokens(tmp_path: Path) -> None:
+def test_the_loss_of_a_run_is_the_law_at_its_params_and_tokens(tmp_path: Path) -> None:
     config = run()
     found = result(config, tmp_path)
     N, D = count_params(config.model).matmul, config.tokens
@@ -61,7 +61,7 @@ def test_a_run_is_the_law_at_its_size_and_its_tokens(tmp_path: Path) -> None:
     assert files.read_json(tmp_path / run_folder.ENVIRONMENT)["simulated"] == TRUTH.name
 
 
-def test_the_rate_costs_what_the_truth_says_and_too_high_a_one_diverges(tmp_path: Path) -> None:
+def test_a_learning_rate_off_the_best_costs_loss_and_too_high_a_one_diverges(tmp_path: Path) -> None:
     best, off = (result(run(rate=rate), tmp_path / str(rate))["row"]["loss"] for rate in (1.0, 4.0))
     assert off / best == pytest.approx(1 + 0.01 * 4)
     wild = result(run(rate=17.0), tmp_path / "wild")
@@ -71,7 +71,7 @@ def test_the_rate_costs_what_the_truth_says_and_too_high_a_one_diverges(tmp_path
     assert "nan" in wild["reason"]
 
 
-def test_noise_is_of_the_run_and_of_its_seed_and_the_same_again(tmp_path: Path) -> None:
+def test_noise_depends_on_the_run_and_its_seed_and_repeats(tmp_path: Path) -> None:
     noisy = "simulated?noise=0.01&seed_effect=0.03"
     again = [result(run(noisy), tmp_path / name)["row"]["loss"] for name in "ab"]
     assert again[0] == again[1]
@@ -90,14 +90,14 @@ def test_noise_is_of_the_run_and_of_its_seed_and_the_same_again(tmp_path: Path) 
     assert of_one_trunk == pytest.approx(0.01 / math.sqrt(2), rel=0.2), "half of the variance is shared"
 
 
-def test_a_run_s_noise_is_its_own_whatever_it_branches_from(tmp_path: Path) -> None:
+def test_noise_does_not_depend_on_branch_of(tmp_path: Path) -> None:
     config = run("simulated?noise=0.1")
     branched = dataclasses.replace(config, branch_of="abc")
     assert branched.run_id == config.run_id
     assert result(config, tmp_path / "a")["row"]["loss"] == result(branched, tmp_path / "b")["row"]["loss"]
 
 
-def test_a_simulated_sweep_goes_the_whole_way_in_milliseconds_a_run(tmp_path: Path) -> None:
+def test_a_simulated_sweep_is_fitted_back_to_its_law_in_milliseconds_a_run(tmp_path: Path) -> None:
     """Planned, trunks shared, made, collected and fitted: the truth comes back."""
     noisy = "simulated?noise=0.001&seed_effect=0&mishap=0.1"
     cells = apply(run(noisy), product(axis("model.width", 64, 128, 256, 512, 1024), axis("tokens", *SIZES)))
@@ -132,7 +132,7 @@ SIZES = tuple((32_768 * 250) << doubling for doubling in range(7))
         ("simulated?mishap=2", r"mishap.*2\.0.*\[0, 1\]"),
     ],
 )
-def test_a_wrong_truth_is_named(corpus: str, says: str) -> None:
+def test_a_wrong_field_of_the_law_is_named(corpus: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         simulated_run.true_law(run(corpus))
 

@@ -64,7 +64,7 @@ def unbroken(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_folder_explains_itself(tiny: RunConfig, unbroken: Path) -> None:
+def test_a_run_folder_holds_config_environment_metrics_and_result(tiny: RunConfig, unbroken: Path) -> None:
     assert from_dict(files.read_json(unbroken / run_folder.CONFIG)) == tiny
     kernel = build_program(tiny, make_mesh(tiny.mesh)).model.kernel
     assert files.read_json(unbroken / run_folder.ENVIRONMENT)["attention_kernel"] == kernel != "auto"
@@ -105,7 +105,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 @pytest.fixture(scope="module")
 def long(tiny: RunConfig) -> RunConfig:
-    """Long enough that a signal falls inside: 640 steps of the tiny run."""
+    """640 steps of the tiny run, long enough for a signal to arrive before the end."""
     return dataclasses.replace(
         tiny,
         tokens=tiny.tokens * 20,
@@ -184,7 +184,7 @@ def same_to_1e5(folder: Path, unbroken: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, by_two: Path) -> None:
-    """One process then finds the run done."""
+    """Then one process alone finds the run done."""
     assert files.read_json(by_two / run_folder.ENVIRONMENT)["processes"] == 2
     same_to_1e5(by_two, unbroken)
     assert train(tiny, by_two, quiet=True) == "done"
@@ -213,7 +213,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
 
 
 @pytest.mark.parametrize(("count", "words"), [("two", "JAX_NUM_PROCESSES=two"), (None, "JAX_NUM_PROCESSES")])
-def test_a_process_that_cannot_be_is_refused(
+def test_incomplete_process_variables_are_refused(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str | None, words: str
 ) -> None:
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", free_address())
@@ -225,8 +225,8 @@ def test_a_process_that_cannot_be_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tmp_path: Path) -> None:
-    """Three seconds instead of half an hour: XLA would abort at five."""
+def test_a_process_whose_peer_never_starts_ends_with_process_lost(tiny: RunConfig, tmp_path: Path) -> None:
+    """It waits for three seconds here, not half an hour; XLA would abort at five."""
     files.write_json(tmp_path / "c.json", to_dict(tiny))
     program = "import sys; from scaling import cli; from scaling.training import multihost; "
     program += "multihost.START_TIMEOUT_SECONDS = 5; cli.main(sys.argv[1:])"
@@ -244,9 +244,8 @@ def test_a_process_whose_peer_does_not_come_says_so_and_ends(tiny: RunConfig, tm
 def test_a_step_is_dispatched_before_the_last_ones_metrics_are_read_and_moves_nothing_itself(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every dispatch under a guard that raises on a transfer nobody asked for; every value that reaches Python counted.
-
-    Long runs log and save seldom: here never before the end, so that the loop is seen alone.
+    """Every step is dispatched under a guard that raises on an implicit transfer, and every array that Python reads is
+    counted. The run logs and saves nothing before its end, so that nothing but the loop reads.
     """
     quiet = dataclasses.replace(tiny.measure, checkpoint_every_tokens=tiny.tokens, log_every_steps=1000)
     config = dataclasses.replace(tiny, measure=quiet, tokens=6 * tiny.data.batch_tokens, schedule=ScheduleConfig())
@@ -333,7 +332,7 @@ def test_a_run_that_diverges_is_recorded_as_such(tiny: RunConfig, tmp_path: Path
 def test_an_error_in_the_input_ends_the_run_with_that_error(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was trained before it is recorded; no thread stays behind, neither here nor after a divergence."""
+    """Steps before the error are recorded; no thread is left, neither here nor after a divergence."""
 
     def torn(tokens: TokenShards, *, step: int, **options: Any) -> np.ndarray:
         if step == 5:
@@ -351,7 +350,7 @@ def test_an_error_in_the_input_ends_the_run_with_that_error(
 
 
 def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path: Path) -> None:
-    """The first loss of seed 1 is that of its own weights on its own batch: change either and it is another."""
+    """The first loss of seed 1 is that of its own weights on its own batch; with either of seed 0 it differs."""
     train(
         dataclasses.replace(tiny, seed=1, tokens=tiny.data.batch_tokens, schedule=ScheduleConfig()),
         tmp_path,
@@ -371,7 +370,7 @@ def test_seed_changes_start_and_order(tiny: RunConfig, unbroken: Path, tmp_path:
 
 
 def test_a_changed_corpus_is_refused_midway(tiny: RunConfig, tmp_path: Path) -> None:
-    """The config did not name its data; the folder remembers them."""
+    """The config has no fingerprint of its data; the run folder has."""
     (tmp_path / "a.txt").write_text("\n\n".join(f"paragraph {i} of one text" for i in range(400)))
     corpus = f"text:{tmp_path}/a.txt?document=paragraph"
     data = dataclasses.replace(tiny.data, corpus=corpus, fingerprint="", directory=str(tmp_path / "corpora"))
@@ -429,7 +428,7 @@ def test_a_full_disk_ends_the_command_in_one_line_and_loses_nothing(tiny: RunCon
 def test_a_state_that_no_device_holds_ends_before_a_step(
     tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Devices that tell their memory, as GPUs and TPUs do, are believed."""
+    """The limit is the memory that devices report, as GPUs and TPUs do."""
 
     class Small:
         def memory_stats(self) -> dict[str, int]:

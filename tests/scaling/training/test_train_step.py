@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("soon_compiled")
     ("remat", "configured", "unroll"),
     [("none", None, 4), ("none", 2, 2), ("none", 9, 4), ("full", None, 1), ("dots", 3, 3)],
 )
-def test_what_the_config_leaves_open_is_decided_for_the_devices(
+def test_kernel_and_unroll_are_decided_for_the_devices_where_the_config_leaves_them_open(
     remat: str, configured: int | None, unroll: int
 ) -> None:
     config = RunConfig(model=ModelConfig(depth=4, unroll=configured, remat=remat))  # pyrefly: ignore
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_plain_loss_with_the_reference_kernel(tiny: R
             np.testing.assert_allclose(a, b, atol=3e-6 + 1e-5 * np.abs(b).max(), err_msg=str(microbatch))
 
 
-def test_the_state_is_given_up_to_the_step() -> None:
+def test_the_step_consumes_the_state_it_is_given() -> None:
     """Donated: the weights and moments before a step share memory with those after it."""
     config = RunConfig(model=ModelConfig(width=32, depth=1, heads=2), precision=PrecisionConfig("bfloat16"))
     program = build_program(config, sharding.make_mesh(MeshConfig()))
