@@ -1,14 +1,12 @@
-"""`scaling track`: mirrors run folders into TensorBoard or Weights & Biases, beside the files, never instead of them.
+"""The verb `scaling track`: copies the metrics of run folders to TensorBoard or Weights & Biases.
 
-A process of its own reads what runs wrote, so that a tracker that fails, or has no network, cannot harm a run, and any
-run can be mirrored at any time: while it trains, after it ended, or never.
+It reads what runs wrote, in a process of its own, so that a tracker that fails or has no network cannot harm a run, and
+so that a run can be copied at any time, while it trains or after it ended.
 
-    <run>/metrics.jsonl, result.json       what is mirrored; only read here
+    <run>/metrics.jsonl, result.json       read only
     <run>/tensorboard/<name>/              event files: `tensorboard --logdir <sweep>/runs`
-    <run>/wandb/                           what W&B keeps: WANDB_MODE=offline, then `wandb sync`, or online at once
-    <run>/tracked.<tracker>.json           how far it was mirrored, so that the same command again goes on from there
-
-Not in the design's list of modules: trackers are extras that nothing else knows of.
+    <run>/wandb/                           files of W&B: with WANDB_MODE=offline for `wandb sync`, or sent at once
+    <run>/tracked.<tracker>.json           how much was sent, so that the same command continues from there
 """
 
 from __future__ import annotations
@@ -32,8 +30,14 @@ from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, loa
 
 @dataclass(frozen=True)
 class MirrorState:
-    """How far a run was mirrored. offset: bytes of metrics.jsonl; step: the last one sent, and the names sent of it;
-    ended: mtime (ns) of the result.json that was sent."""
+    """How much of a run was sent.
+
+    Attributes:
+        offset: bytes of metrics.jsonl.
+        step: the last step that was sent; -1 for none.
+        names: the metrics that were sent of that step.
+        ended: modification time of the result.json that was sent, in ns; 0 for none.
+    """
 
     offset: int = 0
     step: int = -1
@@ -48,14 +52,15 @@ def track(
     every: float = 10.0,
     project: str = "",
 ) -> None:
-    """Mirror a sweep's runs, or one run, into TensorBoard or W&B. The same command again sends what is new.
+    """Copy the metrics of a sweep's runs, or of one run, to TensorBoard or W&B. The same command again sends what is
+    new.
 
     Args:
         path: a sweep folder or a run folder.
-        tracker: tensorboard, or wandb, which keeps to WANDB_MODE (offline, then `wandb sync`), WANDB_DIR and others.
-        follow: go on until all runs have ended.
-        every: seconds between looks, with --follow.
-        project: of W&B; WANDB_PROJECT or the sweep's name when not given.
+        tracker: tensorboard, or wandb, which obeys WANDB_MODE (offline, then `wandb sync`), WANDB_DIR and the others.
+        follow: continue until all runs have ended.
+        every: seconds between two looks at the files, with --follow.
+        project: project on W&B; WANDB_PROJECT or the sweep's name when not given.
     """
     if every <= 0:
         raise InputError(f"every = {every}: must be more than 0 seconds")
@@ -63,33 +68,32 @@ def track(
     make = load_tracker(tracker, project)
     try:
         with exclusive_mirror(path, tracker):
-            sent, runs = _until_all_is_sent(path, tracker, make, every if follow else None)
+            sent, runs = _send_all(path, tracker, make, every if follow else None)
     except OSError as error:
-        raise InputError(f"{path}: {error}; mend it, and the same command goes on") from None
+        raise InputError(f"{path}: {error}; repair it, and run the same command again") from None
     ended = sum((run / RESULT).exists() for run in runs)
-    inside = path if path in runs else path / RUNS
-    look = f"tensorboard --logdir {inside}" if tracker == "tensorboard" else "W&B has it"
+    logdir = path if path in runs else path / RUNS
+    look = f"tensorboard --logdir {logdir}" if tracker == "tensorboard" else "W&B has it"
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "offline":
-        look = f"wandb sync {inside / 'wandb' if path in runs else inside / '*' / 'wandb'}/offline-run-* sends it"
+        look = f"wandb sync {logdir / 'wandb' if path in runs else logdir / '*' / 'wandb'}/offline-run-* sends it"
     print(f"{sent} new steps of {len(runs)} runs, {ended} of them ended: {look}")
 
 
-def _until_all_is_sent(
-    path: Path, tracker: TrackerName, make: OpenTrackedRun, every: float | None
-) -> tuple[int, list[Path]]:
-    """Lines sent, and the run folders; every: seconds between looks until all runs have ended, or one look alone."""
-    sinks: dict[Path, TrackedRun] = {}
+def _send_all(path: Path, tracker: TrackerName, make: OpenTrackedRun, every: float | None) -> tuple[int, list[Path]]:
+    """Sends what is new, once or, with `every`, again after so many seconds until all runs have ended. Returns the
+    number of lines sent and the run folders."""
+    tracked: dict[Path, TrackedRun] = {}
     sent = 0
     try:
         while True:
             runs = find_run_folders(path)
-            sent += sum(mirror(run, tracker, make, sinks, every is not None) for run in runs)
+            sent += sum(mirror(run, tracker, make, tracked, every is not None) for run in runs)
             if every is None or sum((run / RESULT).exists() for run in runs) == count_planned_runs(path, runs):
                 return sent, runs
             time.sleep(every)
     finally:
-        for sink in sinks.values():
-            sink.close(failed=False)
+        for tracked_run in tracked.values():
+            tracked_run.close(failed=False)
 
 
 def find_run_folders(path: Path) -> list[Path]:
@@ -104,49 +108,51 @@ def find_run_folders(path: Path) -> list[Path]:
 
 
 def count_planned_runs(path: Path, runs: list[Path]) -> int:
-    """How many runs there will be: as many as the plan beside them has cells."""
+    """How many runs there will be: the cells of the plan beside them, or else the folders that are there."""
     return len(read_json(path / PLAN)["cells"]) if (path / PLAN).exists() else len(runs)
 
 
-def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, sinks: dict[Path, TrackedRun], follow: bool) -> int:
-    """Sends what is new of a run; returns the number of lines. sinks: those open; a run that may go on stays there."""
+def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, tracked: dict[Path, TrackedRun], follow: bool) -> int:
+    """Sends what is new of a run and returns the number of lines. tracked: the runs that are open; with `follow`, a run
+    that has not ended stays open."""
     state = run / f"tracked.{tracker}.json"
     before = read_state(state)
     lines, now = new_lines(run, before)
     result = read_result(run)
     stamp = (run / RESULT).stat().st_mtime_ns if result is not None else 0
-    news = result is not None and stamp != before.ended
-    if not lines and not news:
+    result_is_new = result is not None and stamp != before.ended
+    if not lines and not result_is_new:
         return 0
-    sink = sinks.pop(run, None) or make(run, load_config(run / CONFIG))
+    tracked_run = tracked.pop(run, None) or make(run, load_config(run / CONFIG))
     for step, values in lines:
-        sink.log(step, values)
-    if news:
-        sink.log_result(max(now.step, 0), result)
+        tracked_run.log(step, values)
+    if result_is_new:
+        tracked_run.log_result(max(now.step, 0), result)
         now = replace(now, ended=stamp)
-    sink.flush()
+    tracked_run.flush()
     write_json(state, asdict(now))
     if follow and result is None:
-        sinks[run] = sink
+        tracked[run] = tracked_run
     else:
-        sink.close(failed=result is not None and result["status"] == "failed")
+        tracked_run.close(failed=result is not None and result["status"] == "failed")
     return len(lines)
 
 
 def read_state(state: Path) -> MirrorState:
-    """How far a run was mirrored; from the start when nothing tells."""
+    """How much of a run was sent; nothing where the file is absent or not readable."""
     try:
-        found = json.loads(state.read_text())
-        return MirrorState(found["offset"], found["step"], tuple(found["names"]), found["ended"])
+        content = json.loads(state.read_text())
+        return MirrorState(content["offset"], content["step"], tuple(content["names"]), content["ended"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return MirrorState()
 
 
 def new_lines(run: Path, before: MirrorState) -> tuple[list[tuple[int, dict[str, float]]], MirrorState]:
-    """The whole lines that are new, as (step, numbers), and how far they reach.
+    """The new whole lines of metrics.jsonl as (step, numbers), and how much is sent after them.
 
-    A run that goes on from a checkpoint logs steps again, equal to the bit: those sent before are left out, but for
-    numbers that such a step did not have yet. Torn lines are passed over; a file that was begun anew is read anew.
+    A run that resumes from a checkpoint logs some steps again, with equal numbers: of those, only numbers that were not
+    sent before are kept. Torn lines are skipped. A file that became shorter was written anew and is read from the
+    start.
     """
     try:
         with (run / METRICS).open("rb") as file:
@@ -156,21 +162,21 @@ def new_lines(run: Path, before: MirrorState) -> tuple[list[tuple[int, dict[str,
     except FileNotFoundError:
         return [], before
     whole = text.rfind(b"\n") + 1
-    found, last, names = [], before.step, set(before.names)
-    for one in text[:whole].splitlines():
-        step, values = _numbers(one)
+    new, last, names = [], before.step, set(before.names)
+    for line in text[:whole].splitlines():
+        step, values = _numbers(line)
         if step < last:
             continue
         names = names if step == last else set()
-        new = {name: value for name, value in values.items() if name not in names}
+        unsent = {name: value for name, value in values.items() if name not in names}
         last, names = step, names | set(values)
-        if new:
-            found.append((step, new))
-    return found, MirrorState(offset + whole, last, tuple(sorted(names)), before.ended)
+        if unsent:
+            new.append((step, unsent))
+    return new, MirrorState(offset + whole, last, tuple(sorted(names)), before.ended)
 
 
 def _numbers(text: bytes) -> tuple[int, dict[str, float]]:
-    """A line's step, and its numbers; step -2 of a torn line, or one without a step."""
+    """The step of a line and its numbers; step -2 for a torn line or one without a step."""
     try:
         line = json.loads(text)
         step = line.pop("step")
@@ -183,8 +189,8 @@ def _numbers(text: bytes) -> tuple[int, dict[str, float]]:
 
 @contextlib.contextmanager
 def exclusive_mirror(path: Path, tracker: TrackerName) -> Iterator[None]:
-    """Keeps a second process from mirroring the same folder into the same tracker, which would send lines twice."""
+    """Keeps a second process from sending the same folder to the same tracker, which would send lines twice."""
     with lock_file(path / f".tracked.{tracker}.lock", wait=False) as is_ours:
         if not is_ours:
-            raise InputError(f"{path}: another process mirrors it into {tracker} already")
+            raise InputError(f"{path}: another process sends it to {tracker} already; wait for it, or stop it")
         yield

@@ -1,4 +1,4 @@
-"""The surroundings of a run: versions, devices and commit, as environment.json keeps them."""
+"""What a run ran on: versions, devices and commit, as environment.json records them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENVIRONMENT_SCHEMA = 1
 
 
 def describe_environment(kernel: str) -> dict[str, Any]:
-    """Versions, devices, commit and the attention kernel that ran: what a reader needs to explain a number."""
+    """The content of environment.json: versions, devices, commit, and `kernel`, the attention kernel that runs."""
     import jax
 
     return {
@@ -43,7 +43,7 @@ def package_version(name: str) -> str | None:
 
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of the working tree that this code runs from, with "+dirty" when it differs; None outside git."""
+    """The commit of the checkout that this code runs from, with "+dirty" where files differ; None outside git."""
     here = Path(__file__).parent
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

@@ -1,8 +1,8 @@
-"""What checkpoints were found able to do: `evaluations.jsonl` in the run folder, one line a (task, step).
+"""Evaluations of checkpoints: `evaluations.jsonl` in a run folder, one line for each task and step.
 
     {"schema": 1, "step", "tokens", "task", "budget", "seed", "measurements": {"task/metric": [value, n, stderr]}}
 
-The last line of a (task, step) counts; torn lines are ignored. Analysis reads the same file
+Of several lines of one task and step the last counts; torn lines are ignored. `analysis` reads the same file
 (analysis/tables/evaluations.py).
 """
 
@@ -21,7 +21,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task asked of the checkpoint after `step` steps, `tokens` tokens, with so large a budget and this seed."""
+    """The values of a task for one checkpoint.
+
+    Attributes:
+        step, tokens: steps and tokens after which the checkpoint was saved.
+        task: name of the task.
+        budget: number of questions, at most.
+        seed: seed of the questions.
+        measurements: "<task>/<metric>" -> value.
+    """
 
     step: int
     tokens: int
@@ -38,18 +46,18 @@ def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluations(folder: Path) -> dict[tuple[str, int], Evaluation]:
-    """The evaluations of a run folder by task and step. Raises InputError on a line of another schema, or
-    of something else."""
-    path, found = folder / EVALUATIONS, {}
+    """The evaluations of a run folder by (task, step). Raises InputError on a line that is not an evaluation of this
+    schema."""
+    path, evaluations = folder / EVALUATIONS, {}
     for number, line in read_json_lines(path):
         if isinstance(line, dict) and (schema := line.pop("schema", None)) != SCHEMA:
             raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")
         try:
-            measured = {name: Value(_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
-            found[line["task"], line["step"]] = Evaluation(**line, measurements=measured)
+            values = {name: Value(_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
+            evaluations[line["task"], line["step"]] = Evaluation(**line, measurements=values)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise InputError(f"{path}: line {number} is no evaluation; delete it and evaluate again") from None
-    return found
+    return evaluations
 
 
 def _number(value: float | None) -> float:

@@ -58,8 +58,8 @@ PLAN, RUNS = "plan.json", "runs"
 def check_folder(folder: Path, config: RunConfig) -> None:
     """Raises InputError when a run folder holds another run."""
     path = folder / CONFIG
-    if path.exists() and (held := load_config(path)).run_id != config.run_id:
-        raise InputError(f"{folder}: holds run {held.run_id}, not {config.run_id}; give another folder")
+    if path.exists() and (stored := load_config(path)).run_id != config.run_id:
+        raise InputError(f"{folder}: holds run {stored.run_id}, not {config.run_id}; give another folder")
 
 
 def holds_config(folder: Path, config: RunConfig) -> bool:
@@ -79,10 +79,11 @@ def write_config(folder: Path, config: RunConfig, *, durable: bool = True) -> No
 
 @contextlib.contextmanager
 def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any) -> Iterator[None]:
-    """The run folder, begun or gone on with, and nobody else's meanwhile.
+    """Holds a run folder, new or old, so that no other process trains in it, and writes its config.json and
+    environment.json.
 
-    Writes config, and environment with what is said `about` it. Raises InputError when it holds another run, or another
-    process trains in it.
+    kernel: the attention kernel that runs. about: further fields of environment.json. Raises InputError when the folder
+    holds another run, BusyError when another process trains in it.
     """
     check_folder(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,12 +96,13 @@ def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
-    """Appends one line to the logged ones."""
+    """Appends one line to metrics.jsonl. Numbers that are not finite become null."""
     append_json_line(folder / METRICS, {name: _finite(value) for name, value in line.items()})
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The logged lines in order of step, torn lines ignored; of lines of one step (a resume) the last counts."""
+    """The lines of metrics.jsonl in order of step. Lines of one step (after a resume) are joined; the last value
+    counts."""
     by_step: dict[int, dict[str, Any]] = {}
     for _, line in read_json_lines(folder / METRICS):
         by_step[line["step"]] = by_step.get(line["step"], {}) | line
@@ -108,18 +110,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def result_row(config: RunConfig, *, tokens: int, unique_tokens: int | None) -> dict[str, Any]:
-    """The columns of a row that follow from the config and the tokens trained on; `unique_tokens` None if unknown."""
+    """The columns of a result's row that follow from the config and the tokens trained on.
+
+    unique_tokens: distinct tokens among them; None where that is not known.
+    """
     model, T = config.model, config.data.sequence_length
-    groups = accounting.count_params(model)
-    shared = (config.steps - config.own_steps) * config.data.batch_tokens
+    params = accounting.count_params(model)
+    trunk_tokens = (config.steps - config.own_steps) * config.data.batch_tokens
     if unique_tokens is not None and config.data.unique_tokens is not None:
         unique_tokens = min(unique_tokens, config.data.unique_tokens // T * T)
     return {
         "run_id": config.run_id,
         "sweep": config.sweep,
-        "params_total": groups.total,
-        "params_non_embedding": groups.non_embedding,
-        "params_matmul": groups.matmul,
+        "params_total": params.total,
+        "params_non_embedding": params.non_embedding,
+        "params_matmul": params.matmul,
         "width": model.width,
         "depth": model.depth,
         "tokens": tokens,
@@ -136,7 +141,7 @@ def result_row(config: RunConfig, *, tokens: int, unique_tokens: int | None) -> 
         "optimizer": config.optimizer.kind,
         "weight_decay": config.optimizer.weight_decay,
         "branch_of": config.branch_of,
-        "flops_spent": accounting.train_flops(model, T, max(tokens - shared, 0), "exact_causal"),
+        "flops_spent": accounting.train_flops(model, T, max(tokens - trunk_tokens, 0), "exact_causal"),
         "recipe": config.recipe,
         "overrides": "; ".join(config.overrides),
         "learning_rate_from": config.learning_rate_from,
@@ -174,7 +179,7 @@ def write_result(
 
 
 def to_json(measurements: dict[str, Value]) -> dict[str, list[Any]]:
-    """Measurements as JSON has them; numbers that are not finite become null."""
+    """Measured values as JSON: [value, n, stderr], with null for numbers that are not finite."""
     return {name: [_finite(v), int(n), _finite(e)] for name, (v, n, e) in measurements.items()}
 
 
@@ -185,6 +190,6 @@ def _finite(value: Any) -> Any:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a run folder; None when the run has not ended. Raises InputError when the file is torn."""
+    """The content of result.json; None when the run has not ended. Raises InputError when the file is torn."""
     path = folder / RESULT
     return read_json(path) if path.exists() else None

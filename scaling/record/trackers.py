@@ -1,6 +1,6 @@
-"""Where runs can be shown: TensorBoard, Weights & Biases. `scaling track` (track_verb.py) sends them what files hold.
+"""Experiment trackers: TensorBoard and Weights & Biases. `scaling track` sends them what a run folder holds.
 
-Their packages are extras, imported here alone and only when asked for.
+Their packages are extras, which only this module imports, and only when a tracker is used.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ HEADLINE_COLUMNS = ("loss", "bits_per_byte", "seconds", "tokens_per_second")
 
 
 class TrackedRun(Protocol):
-    """A run in a tracker."""
+    """A run in a tracker, open for writing."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, which is not below any before."""
+        """Sends the numbers of a step. Steps never decrease."""
         ...
 
     def flush(self) -> None:
-        """Returns when what was logged is out of this process."""
+        """Returns when everything logged has left this process."""
         ...
 
     def log_result(self, step: int, result: Mapping[str, Any]) -> None:
-        """What result.json says."""
+        """Sends the content of result.json."""
         ...
 
-    def close(self, failed: bool) -> None: ...
+    def close(self, failed: bool) -> None:
+        """Ends the session. failed: whether the run failed."""
+        ...
 
 
 OpenTrackedRun = Callable[[Path, RunConfig], TrackedRun]
-"""Opens a run, by its folder and config, in a tracker."""
+"""(run folder, config) -> the run, open in a tracker."""
 
 
 def load_tracker(tracker: TrackerName, project: str) -> OpenTrackedRun:
-    """What opens a run in a tracker. Raises InputError when its package is not installed."""
+    """The function that opens runs in a tracker. project: of W&B. Raises InputError when its package is not
+    installed."""
     try:
         importlib.import_module("wandb" if tracker == "wandb" else "tensorboard.summary.writer.record_writer")
     except ImportError as error:
@@ -53,7 +56,8 @@ def load_tracker(tracker: TrackerName, project: str) -> OpenTrackedRun:
 
 
 class TensorBoard:
-    """A run's event file. Written by record, because TensorBoard's own writer imports TensorFlow where that is."""
+    """A run's event file, written record by record: TensorBoard's own writer imports TensorFlow where it is
+    installed."""
 
     def __init__(self, run: Path, config: RunConfig) -> None:
         folder = run / "tensorboard" / (re.sub(r"[^\w.=-]+", "_", config.name) or run.name)
@@ -70,13 +74,13 @@ class TensorBoard:
 
     def log_result(self, step: int, result: Mapping[str, Any]) -> None:
         row = {name: result["row"].get(name) for name in HEADLINE_COLUMNS}
-        found = row | {name: value for name, (value, _, _) in result["measurements"].items()}
-        self.log(step, {f"result/{name}": value for name, value in found.items() if value is not None})
+        values = row | {name: value for name, (value, _, _) in result["measurements"].items()}
+        self.log(step, {f"result/{name}": value for name, value in values.items() if value is not None})
         self._text(step, "result", f"{result['status']} {result['reason']}".strip())
 
     def _text(self, step: int, tag: str, text: str) -> None:
-        told = _module("compat.proto.tensor_pb2").TensorProto(dtype="DT_STRING", string_val=[text.encode()])
-        self._summary(step, [{"tag": tag, "tensor": told, "metadata": {"plugin_data": {"plugin_name": "text"}}}])
+        tensor = _module("compat.proto.tensor_pb2").TensorProto(dtype="DT_STRING", string_val=[text.encode()])
+        self._summary(step, [{"tag": tag, "tensor": tensor, "metadata": {"plugin_data": {"plugin_name": "text"}}}])
 
     def _summary(self, step: int, values: list[dict[str, Any]]) -> None:
         self._write(step=step, summary=_module("compat.proto.summary_pb2").Summary(value=values))
@@ -93,12 +97,12 @@ class TensorBoard:
 
 
 def _module(name: str) -> Any:
-    """Of TensorBoard; its messages are made when it is imported, so that no type checker knows them."""
+    """A module of TensorBoard, as Any: it builds its message classes at import, where no type checker sees them."""
     return importlib.import_module(f"tensorboard.{name}")
 
 
 class WandB:
-    """A run on W&B, under the run's own id: what is sent later goes to the same one."""
+    """A run on W&B under its own run_id, so that a later session continues the same one."""
 
     def __init__(self, run: Path, config: RunConfig, project: str) -> None:
         import wandb
@@ -116,19 +120,19 @@ class WandB:
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.errors.Error as error:
-            said = " ".join(str(error).split())
-            raise InputError(f"wandb: {said}; log in, or set WANDB_MODE=offline and sync later") from None
+            message = " ".join(str(error).split())
+            raise InputError(f"wandb: {message}; log in, or set WANDB_MODE=offline and sync later") from None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
 
     def log_result(self, step: int, result: Mapping[str, Any]) -> None:
-        found = {name: value for name, (value, _, _) in result["measurements"].items()}
+        values = {name: value for name, (value, _, _) in result["measurements"].items()}
         row = {name: value for name, value in result["row"].items() if value is not None}
-        self.run.summary.update(row | found | {"status": result["status"], "reason": result["reason"]})
+        self.run.summary.update(row | values | {"status": result["status"], "reason": result["reason"]})
 
     def flush(self) -> None:
-        """Its own process has it."""
+        """Does nothing: W&B's own process has what was logged."""
 
     def close(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
