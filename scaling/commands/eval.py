@@ -1,7 +1,4 @@
-"""`scaling eval`: asks tasks of the checkpoints of a run, or of every finished run of a sweep.
-
-Not in the design's list of modules: it keeps the command line thin, as the other verbs' modules do.
-"""
+"""The verb `scaling eval`: evaluates checkpoints of a run, or of every finished run of a sweep, on tasks."""
 
 from __future__ import annotations
 
@@ -27,16 +24,18 @@ from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
-from scaling.record import evaluations
-from scaling.record.evaluations import Evaluation
+from scaling.record.evaluations import Evaluation, append_evaluation, read_evaluations
 from scaling.record.run_folder import CONFIG, EVALUATIONS, RUNS, Value, read_result, to_json
 from scaling.training import simulated_run
 from scaling.training.restore import checkpoint_steps, restore_model
 
+Evaluations = Sequence[tuple[Path, Evaluation]]
+"""Evaluations, each with its run folder."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run folder and one of its saved steps. measurements: what it is to be asked."""
+    """A saved step of a run, and the measurements that it is evaluated by."""
 
     folder: Path
     config: RunConfig
@@ -54,93 +53,109 @@ def evaluate(
     rerun: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Measure what the checkpoints of a run, or of every finished run of a sweep, can do.
+    """Evaluate checkpoints of a run, or of every finished run of a sweep, on tasks.
 
-    Each finding is a line of evaluations.jsonl in the run folder; `scaling sweep collect` takes those of the last step
-    into the results table. What is there already, with the same budget and seed, is not asked again, even if the task
-    has changed since: --rerun asks it.
+    Each evaluation is a line of evaluations.jsonl in the run folder; `scaling sweep collect` takes those of the last
+    step into the results table. An evaluation with the same budget and seed that is there already is not repeated, even
+    if the task has changed since; --rerun repeats it.
 
     Args:
         path: a run folder or a sweep folder.
         tasks: names, joined by commas: cloze, closers (held-out text of the corpus), brackets, copy, recall, addition
-            (made up); names of lm-evaluation-harness's tasks; seqio:TASK@MODULE. The built-in ones unless given.
-        step: last, all that are kept, or a number.
-        budget: questions of each task; each has its own default.
-        seed: of the questions.
+            (generated); names of lm-evaluation-harness's tasks; seqio:TASK@MODULE. All built-in tasks when not given.
+        step: last, all (of the checkpoints that are kept), or the number of a step.
+        budget: largest number of questions of each task; a default of each task when not given.
+        seed: seed of the questions.
         include: a folder of YAML tasks for lm-evaluation-harness.
-        rerun: ask anew what is there already, as after a task was edited.
-        json: also write the findings to this file.
+        rerun: repeat evaluations that are there already, for example after a task was edited.
+        json: also write the evaluations to this file.
     """
     for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise InputError(f"--{name} {value}: must be {least} or more")
     console = Console(soft_wrap=True, highlight=False)
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    kept, without = select_steps(find_runs(path), step)
-    chosen = [
-        (folder, config, at, *build_measurements(names, config.data, include, budget, seed))
-        for folder, config, at in kept
-    ]
-    asked = [Checkpoint(folder, config, one, these) for folder, config, at, these, _ in chosen for one in at]
-    for note in dict.fromkeys((*without, *(note for *_, notes in chosen for note in notes))):
+    runs, notes = select_steps(find_runs(path), step)
+    checkpoints: list[Checkpoint] = []
+    for folder, config, steps in runs:
+        measurements, skipped = build_measurements(names, config.data, include, budget, seed)
+        checkpoints += [Checkpoint(folder, config, saved_step, measurements) for saved_step in steps]
+        notes += skipped
+    for note in dict.fromkeys(notes):
         console.print(f"[yellow]left out:[/] {escape(note)}")
-    for note in mixed_data_notes(asked):
+    for note in mixed_data_notes(checkpoints):
         console.print(f"[yellow]note:[/] {escape(note)}")
-    fresh = run_measurements(asked, budget, seed, rerun)
-    found = [
-        (one.folder, evaluations.read_evaluations(one.folder)[measure.name, one.step])
-        for one in asked
-        for measure in one.measurements
+    evaluated = run_measurements(checkpoints, budget, seed, rerun)
+    evaluations = [
+        (checkpoint.folder, read_evaluations(checkpoint.folder)[measurement.name, checkpoint.step])
+        for checkpoint in checkpoints
+        for measurement in checkpoint.measurements
     ]
-    console.print(one_run(found) if len(asked) == 1 else many_runs(asked, found))
-    hint = " (--rerun asks those anew)" if len(found) > fresh else ""
-    console.print(f"{fresh} asked now, {len(found) - fresh} before{hint}; kept in {EVALUATIONS} of each run folder")
+    console.print(task_table(evaluations) if len(checkpoints) == 1 else checkpoint_table(checkpoints, evaluations))
+    earlier = len(evaluations) - evaluated
+    hint = " (--rerun repeats those)" if earlier else ""
+    console.print(f"{evaluated} evaluated now, {earlier} earlier{hint}; kept in {EVALUATIONS} of each run folder")
     if json:
-        write_json(json, [facts(folder, evaluation) for folder, evaluation in found])
+        write_json(json, [evaluation_to_json(folder, evaluation) for folder, evaluation in evaluations])
 
 
 def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
-    """The run of a folder, or a sweep's finished runs, those of one shape together. Raises InputError when there are
-    none, or they are simulated."""
+    """The run of a run folder, or the finished runs of a sweep folder, those of one model shape side by side, so that
+    each program is compiled once. Raises InputError when there are none, or when they are simulated."""
     if (path / CONFIG).exists():
-        found = [(path, load_config(path / CONFIG))]
+        runs = [(path, load_config(path / CONFIG))]
     elif (path / RUNS).is_dir():
         folders = sorted(folder for folder in (path / RUNS).iterdir() if (folder / CONFIG).exists())
         done = [folder for folder in folders if (result := read_result(folder)) and result["status"] == "done"]
         if not done:
             raise InputError(f"{path}: none of its {len(folders)} runs is done: scaling sweep run {path.name}")
-        found = [(folder, load_config(folder / CONFIG)) for folder in done]
+        runs = [(folder, load_config(folder / CONFIG)) for folder in done]
     else:
         raise InputError(f"{path}: {'neither a run nor a sweep with runs/' if path.is_dir() else 'no such folder'}")
-    for folder, config in found:
+    for folder, config in runs:
         if simulated_run.is_simulated(config):
-            raise InputError(f"{folder}: corpus {config.data.corpus!r} is simulated: there is no model to ask")
-    return sorted(found, key=lambda one: (canonical_json(asdict(one[1].model)), one[1].data.sequence_length))
+            raise InputError(f"{folder}: corpus {config.data.corpus!r} is simulated: there is no model to evaluate")
+    return sorted(runs, key=lambda run: (canonical_json(asdict(run[1].model)), run[1].data.sequence_length))
 
 
 def select_steps(
-    found: Sequence[tuple[Path, RunConfig]], asked: str
+    runs: Sequence[tuple[Path, RunConfig]], step: str
 ) -> tuple[list[tuple[Path, RunConfig, list[int]]], list[str]]:
-    """The runs that have the steps asked for, with those; and why the others are left out. Raises InputError when none
-    has."""
-    kept, reasons = [], []
-    for folder, config in found:
+    """The runs that have a checkpoint of --step, with its steps; and why the others are left out. Raises InputError
+    when none has one."""
+    selected, reasons = [], []
+    for folder, config in runs:
         try:
-            kept.append((folder, config, select_steps_of_run(folder, asked)))
+            selected.append((folder, config, select_steps_of_run(folder, step)))
         except InputError as error:
             reasons.append(str(error))
-    if not kept:
+    if not selected:
         raise InputError(reasons[0])
-    return kept, reasons
+    return selected, reasons
 
 
-def mixed_data_notes(asked: Sequence[Checkpoint]) -> list[str]:
-    """What to say where runs are asked of held-out text that is not the same, or is cut otherwise."""
-    names = [
-        name for name in CORPUS_TASKS if any(measure.name == name for one in asked for measure in one.measurements)
+def select_steps_of_run(folder: Path, step: str) -> list[int]:
+    """The saved steps of a run that --step names. Raises InputError when there are none."""
+    saved = checkpoint_steps(folder)
+    if step not in ("last", "all") and not step.isdecimal():
+        raise InputError(f"--step {step}: must be last, all, or the number of a step")
+    if not saved:
+        raise InputError(f"{folder}: no checkpoint to evaluate: train the run, or give another")
+    if step.isdecimal() and int(step) not in saved:
+        raise InputError(f"{folder}: --step {step}: checkpoints are kept of {', '.join(map(str, saved))}")
+    return saved if step == "all" else [saved[-1] if step == "last" else int(step)]
+
+
+def mixed_data_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """A warning where checkpoints are evaluated on held-out text of different corpora, or cut differently."""
+    used = {measurement.name for checkpoint in checkpoints for measurement in checkpoint.measurements}
+    names = [name for name in CORPUS_TASKS if name in used]
+    data = [
+        checkpoint.config.data
+        for checkpoint in checkpoints
+        if any(measurement.name in names for measurement in checkpoint.measurements)
     ]
-    data = [one.config.data for one in asked if any(measure.name in names for measure in one.measurements)]
-    kinds = {(one.corpus, one.vocabulary, one.fingerprint, one.sequence_length) for one in data}
+    kinds = {(part.corpus, part.vocabulary, part.fingerprint, part.sequence_length) for part in data}
     if len(kinds) < 2:
         return []
     return [
@@ -149,42 +164,31 @@ def mixed_data_notes(asked: Sequence[Checkpoint]) -> list[str]:
     ]
 
 
-def select_steps_of_run(folder: Path, asked: str) -> list[int]:
-    """The kept steps that are asked for. Raises InputError when there are none."""
-    kept = checkpoint_steps(folder)
-    if asked not in ("last", "all") and not asked.isdecimal():
-        raise InputError(f"--step {asked}: must be last, all, or a number of steps")
-    if not kept:
-        raise InputError(f"{folder}: no checkpoint to evaluate: train the run, or give another")
-    if asked.isdecimal() and int(asked) not in kept:
-        raise InputError(f"{folder}: --step {asked}: checkpoints are kept of {', '.join(map(str, kept))}")
-    return kept if asked == "all" else [kept[-1] if asked == "last" else int(asked)]
-
-
-def run_measurements(asked: Sequence[Checkpoint], budget: int | None, seed: int, rerun: bool) -> int:
-    """Asks what is not known yet, or everything again, and keeps each answer at once. Returns how many there were."""
-    fresh = 0
-    with _progress(sum(len(one.measurements) for one in asked)) as step:
-        for one in asked:
-            known, model = evaluations.read_evaluations(one.folder), None
-            for measure in one.measurements:
-                step(f"{one.config.name or one.folder.name} {measure.name}")
-                before, most = known.get((measure.name, one.step)), task_budget(measure.name, budget)
-                if not rerun and before is not None and (before.budget, before.seed) == (most, seed):
+def run_measurements(checkpoints: Sequence[Checkpoint], budget: int | None, seed: int, rerun: bool) -> int:
+    """Evaluates what is not evaluated yet, or everything with `rerun`, and appends each evaluation at once. Returns how
+    many it made."""
+    evaluated = 0
+    with _progress(sum(len(checkpoint.measurements) for checkpoint in checkpoints)) as show:
+        for checkpoint in checkpoints:
+            folder, step = checkpoint.folder, checkpoint.step
+            earlier, trained = read_evaluations(folder), None
+            for measurement in checkpoint.measurements:
+                show(f"{checkpoint.config.name or folder.name} {measurement.name}")
+                before, questions = earlier.get((measurement.name, step)), task_budget(measurement.name, budget)
+                if not rerun and before is not None and (before.budget, before.seed) == (questions, seed):
                     continue
-                model = model or restore_model(one.folder, one.step)
-                found = measure.run(model.model, model.params, model.tokenizer, jax.random.key(seed), most)
-                named = {f"{measure.name}/{metric}": value for metric, value in found.items()}
-                evaluations.append_evaluation(
-                    one.folder, Evaluation(one.step, model.tokens, measure.name, most, seed, named)
-                )
-                fresh += 1
-    return fresh
+                trained = trained or restore_model(folder, step)
+                key = jax.random.key(seed)
+                values = measurement.run(trained.model, trained.params, trained.tokenizer, key, questions)
+                named = {f"{measurement.name}/{metric}": value for metric, value in values.items()}
+                append_evaluation(folder, Evaluation(step, trained.tokens, measurement.name, questions, seed, named))
+                evaluated += 1
+    return evaluated
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on a terminal, nothing elsewhere. Yields show(what is asked now)."""
+    """A progress bar on a terminal, nothing elsewhere. Yields show(text), which is called as each evaluation begins."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -195,61 +199,67 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
 
-        def show(what: str) -> None:
-            progress.update(task, description=what, advance=int(progress.tasks[0].description != ""))
+        def show(text: str) -> None:
+            progress.update(task, description=text, advance=int(progress.tasks[0].description != ""))
 
         yield show
         progress.update(task, completed=total)
 
 
-Found = Sequence[tuple[Path, Evaluation]]
-
-
-def one_run(found: Found) -> Table:
-    """A line a task."""
+def task_table(evaluations: Evaluations) -> Table:
+    """The table of one checkpoint: a row for each task."""
     table = Table("task", "chance", "accuracy", "bits/byte", "choice nats", "n", "others", box=None, pad_edge=False)
     usual = ("accuracy", "bits_per_byte", "choice_nats", "chance", "ceiling", "centred")
-    for _, evaluation in found:
-        of_task = {name.partition("/")[2]: entry for name, entry in evaluation.measurements.items()}
-        others = [f"{metric} {_shown(entry)}" for metric, entry in of_task.items() if metric not in usual]
-        chance, *cells = (_shown(of_task.get(metric)) for metric in ("chance", *usual[:3]))
-        n = max(n for _, n, _ in of_task.values())
+    for _, evaluation in evaluations:
+        by_metric = {name.partition("/")[2]: value for name, value in evaluation.measurements.items()}
+        others = [f"{metric} {_with_stderr(value)}" for metric, value in by_metric.items() if metric not in usual]
+        chance, *cells = (_with_stderr(by_metric.get(metric)) for metric in ("chance", *usual[:3]))
+        n = max(n for _, n, _ in by_metric.values())
         table.add_row(escape(evaluation.task), chance, *cells, str(n), escape(", ".join(others)))
     return table
 
 
-def many_runs(asked: Sequence[Checkpoint], found: Found) -> Table:
-    """A line a checkpoint, small models first: the accuracy of each task, or its first number where it has none; the
-    last line has the largest standard error of each."""
-    by_place = {(folder, evaluation.step, evaluation.task): evaluation for folder, evaluation in found}
-    names = dict.fromkeys(evaluation.task for _, evaluation in found)
+def checkpoint_table(checkpoints: Sequence[Checkpoint], evaluations: Evaluations) -> Table:
+    """The table of several checkpoints, small models first: a row for each, with the accuracy of each task, or its
+    first value where it has none. The last row has the largest standard error of each task."""
+    by_checkpoint = {(folder, evaluation.step, evaluation.task): evaluation for folder, evaluation in evaluations}
+    names = dict.fromkeys(evaluation.task for _, evaluation in evaluations)
     table = Table("run", "params", "tokens", *map(escape, names), box=None, pad_edge=False, padding=(0, 1))
-    of_task = {name: [_headline(one) for _, one in found if one.task == name] for name in names}
-    chances = (next(one for _, one in found if one.task == name).measurements.get(f"{name}/chance") for name in names)
-    table.add_row("chance", "", "", *map(_value, chances))
-    sized = [(count_params(one.config.model).matmul, one.step * one.config.data.batch_tokens, one) for one in asked]
-    for size, tokens, one in sorted(sized, key=lambda row: row[:2]):
-        of_run = [by_place.get((one.folder, one.step, name)) for name in names]
-        cells = [_value(_headline(evaluation)) if evaluation else "" for evaluation in of_run]
-        table.add_row(one.folder.name, str(size), str(tokens), *cells)
-    errors = [np.nanmax([0.0, *(entry[2] for entry in entries)]) for entries in of_task.values()]
+    by_task = {name: [evaluation for _, evaluation in evaluations if evaluation.task == name] for name in names}
+    chances = (by_task[name][0].measurements.get(f"{name}/chance") for name in names)
+    table.add_row("chance", "", "", *map(_format_value, chances))
+    sized = [
+        (
+            count_params(checkpoint.config.model).matmul,
+            checkpoint.step * checkpoint.config.data.batch_tokens,
+            checkpoint,
+        )
+        for checkpoint in checkpoints
+    ]
+    for size, tokens, checkpoint in sorted(sized, key=lambda row: row[:2]):
+        of_checkpoint = [by_checkpoint.get((checkpoint.folder, checkpoint.step, name)) for name in names]
+        cells = [_format_value(_headline(evaluation)) if evaluation else "" for evaluation in of_checkpoint]
+        table.add_row(checkpoint.folder.name, str(size), str(tokens), *cells)
+    errors = [np.nanmax([0.0, *(_headline(evaluation)[2] for evaluation in by_task[name])]) for name in names]
     table.add_row("stderr", "", "", *(f"{error:.3f}" for error in errors))
     return table
 
 
 def _headline(evaluation: Evaluation) -> Value:
+    """The accuracy of a task, or its first value where it has none."""
     accuracy = evaluation.measurements.get(f"{evaluation.task}/accuracy")
     return accuracy or next(iter(evaluation.measurements.values()))
 
 
-def _value(entry: Value | None) -> str:
-    return f"{entry[0]:.3f}" if entry and math.isfinite(entry[0]) else ""
+def _format_value(value: Value | None) -> str:
+    return f"{value[0]:.3f}" if value and math.isfinite(value[0]) else ""
 
 
-def _shown(entry: Value | None) -> str:
-    return _value(entry) + (f" +- {entry[2]:.3f}" if entry and entry[1] and math.isfinite(entry[2]) else "")
+def _with_stderr(value: Value | None) -> str:
+    has_stderr = value and value[1] and math.isfinite(value[2])
+    return _format_value(value) + (f" +- {value[2]:.3f}" if value and has_stderr else "")
 
 
-def facts(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """What --json has of an evaluation."""
+def evaluation_to_json(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as --json writes it."""
     return {"run": folder.name, **asdict(evaluation), "measurements": to_json(evaluation.measurements)}

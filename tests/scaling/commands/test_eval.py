@@ -17,7 +17,7 @@ import analysis
 from analysis import errors
 from analysis.tables import results
 from scaling import files
-from scaling.commands import eval
+from scaling.commands.eval import evaluate
 from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.errors import InputError
 from scaling.measurements import registry
@@ -70,7 +70,7 @@ def lines(run: Path) -> list[dict]:
 
 
 def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    eval.evaluate(sweep, budget=32, json=sweep / "all.json")
+    evaluate(sweep, budget=32, json=sweep / "all.json")
     said = capsys.readouterr().out
     assert re.search(r"closers.*'walk'\D*0\b", said)
     assert re.search(r"cloze.*'walk'\D*1\b", said)
@@ -93,7 +93,7 @@ def test_a_sweep_is_asked_once_and_its_table_has_the_answers(sweep: Path, capsys
     assert "copy/chance_stderr" not in table
 
     before = {run: (run / EVALUATIONS).read_bytes() for run in runs(sweep)}
-    eval.evaluate(sweep, budget=32)
+    evaluate(sweep, budget=32)
     assert re.search(r"\b0\b\D*\b8\b.*--rerun", capsys.readouterr().out.splitlines()[-1])
     assert before == {run: (run / EVALUATIONS).read_bytes() for run in runs(sweep)}
 
@@ -110,14 +110,14 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
 
     monkeypatch.setattr(evaluations, "append_evaluation", killed)
     with pytest.raises(KeyboardInterrupt):
-        eval.evaluate(sweep, MADE_UP, budget=16)
+        evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 3
     whole = (one / EVALUATIONS).read_text() if (one / EVALUATIONS).exists() else ""
     torn = two if len(whole.splitlines()) == 2 else one
     with (torn / EVALUATIONS).open("a") as file:
         file.write('{"schema": 1, "st')
     monkeypatch.setattr(evaluations, "append_evaluation", lambda *given: calls.append(given) or plain(*given))
-    eval.evaluate(sweep, MADE_UP, budget=16)
+    evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 4, "one was left"
     for run in (one, two):
         assert [task for task, _ in sorted(evaluations.read_evaluations(run))] == ["addition", "recall"]
@@ -127,9 +127,9 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
 def test_another_seed_or_budget_is_asked_anew_and_the_last_counts(sweep: Path) -> None:
     run = runs(sweep)[0]
     for budget, seed in ((16, 0), (24, 0), (24, 1), (24, 1)):
-        eval.evaluate(run, "recall", budget=budget, seed=seed)
+        evaluate(run, "recall", budget=budget, seed=seed)
     assert [(line["budget"], line["seed"]) for line in lines(run)] == [(16, 0), (24, 0), (24, 1)]
-    eval.evaluate(run, "recall", budget=24, seed=1, rerun=True)
+    evaluate(run, "recall", budget=24, seed=1, rerun=True)
     assert [(line["budget"], line["seed"]) for line in lines(run)][2:] == [(24, 1), (24, 1)], (
         "--rerun asks all the same"
     )
@@ -142,7 +142,7 @@ def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
     run = runs(sweep)[0]
     kept = checkpoint_steps(run)
     assert len(kept) == 4
-    eval.evaluate(run, "recall", step="all", budget=64)
+    evaluate(run, "recall", step="all", budget=64)
     table = analysis.load_evaluations(run)
     assert table["step"].tolist() == kept
     assert table["tokens"].tolist() == [step * 256 for step in kept]
@@ -153,21 +153,21 @@ def test_checkpoints_on_the_way_are_a_table_of_their_own(sweep: Path) -> None:
     assert row["recall/bits_per_byte"] == table["recall/bits_per_byte"].iloc[-1], "the run's row has its last step"
     pd_of_sweep = analysis.load_evaluations(sweep)
     assert pd_of_sweep["run_id"].tolist() == [run.name] * 4
-    eval.evaluate(run, "recall", step=str(kept[1]), budget=64)
+    evaluate(run, "recall", step=str(kept[1]), budget=64)
     assert len(lines(run)) == 4, "that one was asked already"
 
 
 def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     many, other = runs(sweep)
     early, *_, last = checkpoint_steps(many)
-    eval.evaluate(sweep, "recall", step=str(early), budget=16)
+    evaluate(sweep, "recall", step=str(early), budget=16)
     assert re.search(rf"{other}\b.*--step\D*{early}\b\D*{last}\b", capsys.readouterr().out)
     assert [line["step"] for line in lines(many)] == [early]
     assert not (other / EVALUATIONS).exists()
     with pytest.raises(InputError, match=rf"--step\D*3\b.*\b{last}\b"):
-        eval.evaluate(sweep, "recall", step="3")
+        evaluate(sweep, "recall", step="3")
     shutil.rmtree(other / run_folder.CHECKPOINTS)
-    eval.evaluate(sweep, "recall", budget=16)
+    evaluate(sweep, "recall", budget=16)
     assert str(other) in capsys.readouterr().out
     assert [line["step"] for line in lines(many)] == [early, last]
     assert not (other / EVALUATIONS).exists()
@@ -178,12 +178,12 @@ def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
 ) -> None:
     run = runs(sweep)[1]
     with_length(run, 26)
-    eval.evaluate(run, budget=16)
+    evaluate(run, budget=16)
     too_long = r"recall\D*29\b.*sequence_length\D*26\b"
     assert re.search(too_long, capsys.readouterr().out)
     assert sorted(line["task"] for line in lines(run)) == ["brackets", "copy"]
     with pytest.raises(InputError, match=too_long):
-        eval.evaluate(run, "brackets,recall", budget=16, rerun=True)
+        evaluate(run, "brackets,recall", budget=16, rerun=True)
     assert len(lines(run)) == 2, "nothing was asked before"
 
 
@@ -192,18 +192,18 @@ def test_other_questions_on_the_way_through_a_sweep_are_announced(
 ) -> None:
     recall_as_cloze = registry.BuiltinTask(lambda tokens, length: replace(recall(length), name="cloze"), 320)
     monkeypatch.setitem(registry.CORPUS_TASKS, "cloze", recall_as_cloze)
-    eval.evaluate(sweep, "cloze", budget=17)
+    evaluate(sweep, "cloze", budget=17)
     assert "sequence_length" not in capsys.readouterr().out
     with_length(runs(sweep)[1], 60)
-    eval.evaluate(sweep, "recall", budget=16)
+    evaluate(sweep, "recall", budget=16)
     assert "sequence_length" not in capsys.readouterr().out
-    eval.evaluate(sweep, "cloze", budget=17)
+    evaluate(sweep, "cloze", budget=17)
     assert re.search(r"cloze\D*2\b.*sequence_length", capsys.readouterr().out)
 
 
 def test_a_table_of_one_run_shows_each_task(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = runs(sweep)[1]
-    eval.evaluate(run, MADE_UP, budget=16)
+    evaluate(run, MADE_UP, budget=16)
     shown = {row[0]: row for row in (line.split() for line in capsys.readouterr().out.splitlines()) if row}
     measured = evaluations.read_evaluations(run)["addition", checkpoint_steps(run)[-1]].measurements
     accuracy, n, stderr = measured["addition/accuracy"]
@@ -253,28 +253,28 @@ def test_what_cannot_be_asked_is_one_line(trained: Path, tmp_path: Path, options
 def test_an_unknown_task_is_met_with_the_nearest(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"'cloz'.*\bcloze\b.*\[eval\]"):
-        eval.evaluate(runs(trained)[0], "recall,cloz")
+        evaluate(runs(trained)[0], "recall,cloz")
     with pytest.raises(InputError, match=r"'seqio:x'.*seqio:TASK@MODULE"):
-        eval.evaluate(runs(trained)[0], "seqio:x")
+        evaluate(runs(trained)[0], "seqio:x")
 
 
 def test_folders_without_a_model_are_one_line(sweep: Path, tmp_path: Path, tiny: RunConfig) -> None:
     for run in runs(sweep)[1:]:
         shutil.rmtree(run / run_folder.CHECKPOINTS)
         with pytest.raises(InputError, match=run.name):
-            eval.evaluate(run)
+            evaluate(run)
     for run in runs(sweep):
         (run / run_folder.RESULT).unlink()
     with pytest.raises(InputError, match=r"\b3\b.*scaling sweep run small"):
-        eval.evaluate(sweep)
+        evaluate(sweep)
     with pytest.raises(InputError, match=f"{tmp_path}/nowhere"):
-        eval.evaluate(tmp_path / "nowhere")
+        evaluate(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"{tmp_path}/empty.*runs/"):
-        eval.evaluate(tmp_path / "empty")
+        evaluate(tmp_path / "empty")
     with pytest.raises(errors.TableError, match=f"{tmp_path}/empty.*scaling eval"):
         analysis.load_evaluations(tmp_path / "empty")
     made = replace(tiny, data=replace(tiny.data, corpus="simulated"))
     assert train(made, tmp_path / "made", quiet=True) == "done"
     with pytest.raises(InputError, match=f"{tmp_path}/made.*'simulated'"):
-        eval.evaluate(tmp_path / "made")
+        evaluate(tmp_path / "made")
