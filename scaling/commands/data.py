@@ -1,8 +1,4 @@
-"""The verbs `scaling data prepare | mixture | vocabulary | list`.
-
-Not in the design's list of modules: it keeps prepare.py to the writing of shards, as analysis/commands/fit.py does
-for fits.
-"""
+"""The verbs `scaling data prepare | mixture | vocabulary | list`."""
 
 from __future__ import annotations
 
@@ -29,18 +25,18 @@ def data_prepare(
     backend: Backend = "auto",
     json: Path | None = None,
 ) -> None:
-    """Write the token shards of a corpus, once; a second call finds them.
+    """Write the token shards of a corpus. Where they are there already, print what they hold.
 
     Args:
-        name: stdlib, walk, zipf, text:PATH, jsonl:PATH, parquet:PATH, hf:NAME, seqio:TASK?module=M; options as in
+        name: stdlib, walk, zipf, text:PATH, jsonl:PATH, parquet:PATH, hf:NAME or seqio:TASK?module=M; options as in
             jsonl:PATH?field=body.
         directory: folder of the prepared corpora.
-        vocabulary: "byte" or the path of a SentencePiece model.
-        backend: auto is seqio where it is installed, else plain; the shards are the same bytes.
-        json: also write the same facts to this file.
+        vocabulary: byte, or the path of a SentencePiece model.
+        backend: plain or seqio, which reads the documents; auto takes seqio where it is installed. The shards are the
+            same bytes.
+        json: also write what is printed to this file.
     """
-    done = prepare(name, directory, vocabulary, backend)
-    _show(done, json)
+    _print_prepared(prepare(name, directory, vocabulary, backend), json)
 
 
 def data_mixture(
@@ -53,32 +49,33 @@ def data_mixture(
     vocabulary: str = "byte",
     json: Path | None = None,
 ) -> None:
-    """Write the token shards of several corpora at stated rates, to be trained on as corpus mixture:NAME.
+    """Write the token shards of a mixture of corpora, which a run trains on as corpus mixture:NAME.
 
     Args:
         name: name of the mixture.
-        parts: CORPUS=RATE ..., relative numbers of documents.
-        train_tokens: size of its training split, rounded up to whole documents. Must be given.
-        validation_tokens: size of its validation split, likewise.
+        parts: CORPUS=RATE ..., required: the corpora, and the relative numbers of documents that are drawn from them.
+        train_tokens: required: tokens of the training split, rounded up to whole documents.
+        validation_tokens: tokens of the validation split, rounded up to whole documents.
         directory: folder of the prepared corpora.
-        vocabulary: "byte" or the path of a SentencePiece model.
-        json: also write the same facts to this file.
+        vocabulary: byte, or the path of a SentencePiece model.
+        json: also write what is printed to this file.
     """
     sizes = {"train_tokens": train_tokens, "validation_tokens": validation_tokens}
-    _show(prepare_mixture(name, parts, directory, vocabulary, **sizes), json)
+    _print_prepared(prepare_mixture(name, parts, directory, vocabulary, **sizes), json)
 
 
 def data_vocabulary(
     corpus: str, /, size: int = 4096, path: Path | None = None, documents: int | None = None, json: Path | None = None
 ) -> None:
-    """Train a SentencePiece model (BPE that loses no text) on the training split of a corpus.
+    """Train a SentencePiece tokenizer (BPE that falls back to bytes) on the training split of a corpus.
 
     Args:
         corpus: name of a corpus, as in `scaling data prepare`.
-        size: ids of the vocabulary, its 3 specials and 256 bytes included.
-        path: the model; out/vocabularies/CORPUS-SIZE.model when not given. Trained again when it is there.
-        documents: train on the first so many documents, and measure on as many; training holds its text in memory.
-        json: also write the same facts to this file.
+        size: ids of the vocabulary, its 3 special ids and 256 bytes included.
+        path: file of the tokenizer; out/vocabularies/CORPUS-SIZE.model when not given. An old file is replaced.
+        documents: train on the first so many documents, and measure compression on as many of the validation split; all
+            when not given. The text that is trained on is held in memory.
+        json: also write what is printed to this file.
     """
     parsed = parse_corpus(corpus)
     if documents is not None and documents < 1:
@@ -103,11 +100,11 @@ def data_vocabulary(
 
 
 def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
-    """List the kinds of corpora and what is prepared.
+    """List the kinds of corpora, and the prepared ones.
 
     Args:
         directory: folder of the prepared corpora.
-        json: also write the same facts to this file.
+        json: also write the list of prepared corpora to this file.
     """
     console, kinds = Console(), Table("corpus", "what it is")
     for kind, corpus in CORPUS_KINDS.items():
@@ -124,14 +121,16 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
         write_json(json, metas)
 
 
-def _show(done: PreparedCorpus, json: Path | None) -> None:
+def _print_prepared(prepared: PreparedCorpus, json: Path | None) -> None:
+    """Prints a table of the splits of a prepared corpus, its fingerprint and its folder."""
     table = Table("split", "documents", "tokens", "bytes", "shards")
-    for split, facts in done.meta["splits"].items():
+    for split, facts in prepared.meta["splits"].items():
         numbers = (facts["documents"], facts["tokens"], facts["bytes"], len(facts["shards"]))
         table.add_row(split, *(f"{number:,}" for number in numbers))
     console = Console()
     console.print(table)
-    how = f"written in {done.seconds:.1f} s" if done.seconds else "already there"
-    console.print(f"{done.meta['corpus']}: fingerprint {done.fingerprint}, {how}, {done.folder}", soft_wrap=True)
+    how = f"written in {prepared.seconds:.1f} s" if prepared.seconds else "already there"
+    fingerprint = f"fingerprint {prepared.fingerprint}"
+    console.print(f"{prepared.meta['corpus']}: {fingerprint}, {how}, {prepared.folder}", soft_wrap=True)
     if json:
-        write_json(json, {"folder": str(done.folder), **done.meta})
+        write_json(json, {"folder": str(prepared.folder), **prepared.meta})

@@ -1,4 +1,4 @@
-"""The verb `scaling export`: a run's checkpoint as a parameters file and a run file."""
+"""The verb `scaling export`: writes a checkpoint in the formats of other libraries."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def export(
     stablehlo: bool = False,
     json: Path | None = None,
 ) -> None:
-    """Write a run as files that others read: model.safetensors, config.json and tokenizer files as Hugging Face has
-    them, and run.py, which needs numpy and safetensors alone.
+    """Write a run in the formats of other libraries: model.safetensors, config.json and tokenizer files in Hugging
+    Face's form, and run.py, which generates text with numpy and safetensors alone.
 
     Args:
         run: the run folder.
         out: the folder to write; out/export/<run_id> when not given. An older export there is replaced.
-        step: of the checkpoint; the last one when not given.
+        step: step of the checkpoint; the last one when not given.
         stablehlo: also write forward.stablehlo, the model as jax.export serialises it for CPUs, CUDA and TPUs.
-        json: also write what was written to this file.
+        json: also write the names and sizes of the files to this file.
     """
     restored = restore_model(run, step)
     folder = out if out is not None else Path("out/export") / restored.config.run_id

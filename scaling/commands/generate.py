@@ -1,4 +1,4 @@
-"""The verb `scaling generate`: text from a run's checkpoint, shown as it is made."""
+"""The verb `scaling generate`: prints text that a trained run generates."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ def generate(
     step: int | None = None,
     json: Path | None = None,
 ) -> None:
-    """Write text with a trained run, as it is made. The prompt stands at the start of a document; the text ends where
-    the model ends the document, or after --tokens.
+    """Generate text with a trained run and print it as it comes. The prompt is the start of a document; the text ends
+    where the model ends the document, or after --tokens.
 
     Args:
         run: the run folder.
-        prompt: what the text begins with; nothing where neither it nor a file is given.
-        prompt_file: a UTF-8 file that the text begins with; - for the standard input.
-        tokens: how many to make at most.
-        temperature: 0 takes the likeliest token each time; 1 draws as the model has it; above, more wildly.
-        top_k: draw from the so many likeliest tokens.
-        top_p: of those, from the fewest likeliest that together have this probability.
-        seed: of the draw; the same seed, the same text.
-        samples: how many texts.
-        window: how many tokens the model reads at most; the length it was trained on when not given. Longer texts go on
-            from the last half of it.
-        step: of the checkpoint; the last one when not given.
+        prompt: text to continue; empty when neither this nor --prompt-file is given.
+        prompt_file: a UTF-8 file with the text to continue; - for standard input.
+        tokens: largest number of tokens to generate.
+        temperature: temperature of sampling; 0 takes the likeliest token each time, 1 samples from the model's
+            distribution.
+        top_k: sample from this many likeliest tokens only.
+        top_p: of those, sample from the fewest likeliest tokens whose probabilities sum to this.
+        seed: seed of sampling; equal seeds give equal texts.
+        samples: number of texts.
+        window: largest number of tokens that the model reads; the sequence length of training when not given. A longer
+            text is continued from the last half of the window.
+        step: step of the checkpoint; the last one when not given.
         json: also write the texts and their ids to this file.
     """
     sampling = Sampling(temperature, top_k, top_p)
@@ -74,21 +75,21 @@ def generate(
             f"[yellow]note:[/] window = {window}, and the run was trained on sequences of {trained}: "
             "past that its text may fall apart"
         )
-    started, made = time.perf_counter(), []
+    started, samples_ids = time.perf_counter(), []
     for number in range(samples):
         key = jax.random.fold_in(jax.random.key(seed), number)
-        given = (ids, tokens, window or trained, sampling, key, vocabulary.eos_id)
+        arguments = (ids, tokens, window or trained, sampling, key, vocabulary.eos_id)
         if samples > 1:
             print(f"--- {number + 1} ---")
-        made.append(_shown(text, restored, stream(restored.model, restored.params, *given)))
+        samples_ids.append(_print_sample(text, restored, stream(restored.model, restored.params, *arguments)))
     if json is not None:
         seconds = time.perf_counter() - started
-        write_json(json, _facts(restored, text, sampling, seed, window or trained, ids, made, seconds))
+        write_json(json, _facts(restored, text, sampling, seed, window or trained, ids, samples_ids, seconds))
 
 
 def prompt_ids(vocabulary: Tokenizer, text: str) -> np.ndarray:
-    """The ids that a text generates from: of the end of the document before it, and its own. Raises InputError when
-    the vocabulary cannot spell it."""
+    """The ids to generate from: the end-of-document id, then those of the text. Raises InputError when the tokenizer
+    cannot represent the text."""
     ids = vocabulary.encode(text)
     if vocabulary.decode(ids) != text:
         raise InputError(f"prompt {text[:40]!r}: the vocabulary {vocabulary.name!r} cannot spell it")
@@ -96,8 +97,8 @@ def prompt_ids(vocabulary: Tokenizer, text: str) -> np.ndarray:
 
 
 def pieces_of_text(vocabulary: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of each id, whole characters only: the bytes of one that is not whole yet wait for the next id. Bytes
-    that are not UTF-8 are as `decode` gives them; together the texts are its text."""
+    """The text of each id, whole characters only: bytes of a character that is not complete wait for the next id. The
+    texts together are what `decode` gives for all the ids."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:
         yield decoder.decode(piece_bytes(vocabulary, i))
@@ -105,6 +106,7 @@ def pieces_of_text(vocabulary: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The text to continue. Raises InputError when both are given, or when the file cannot be read."""
     if prompt is not None and prompt_file is not None:
         raise InputError("prompt and prompt_file: give one of them")
     if prompt_file is None:
@@ -118,21 +120,21 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
         raise InputError(f"prompt_file = {str(prompt_file)!r}: is not UTF-8 (byte {error.start})") from None
 
 
-def _shown(text: str, restored: TrainedModel, ids: Iterable[int]) -> list[int]:
-    """The ids, their text written as they come."""
-    made: list[int] = []
+def _print_sample(text: str, restored: TrainedModel, ids: Iterable[int]) -> list[int]:
+    """Prints the prompt and the text of the ids as they come. Returns the ids."""
+    generated: list[int] = []
 
-    def noted() -> Iterator[int]:
+    def recorded() -> Iterator[int]:
         for i in ids:
-            made.append(int(i))
+            generated.append(int(i))
             yield int(i)
 
     sys.stdout.write(text)
-    for shown in pieces_of_text(restored.tokenizer, noted()):
-        sys.stdout.write(shown)
+    for piece_text in pieces_of_text(restored.tokenizer, recorded()):
+        sys.stdout.write(piece_text)
         sys.stdout.flush()
     print()
-    return made
+    return generated
 
 
 def _facts(
@@ -142,9 +144,10 @@ def _facts(
     seed: int,
     window: int,
     ids: np.ndarray,
-    made: list[list[int]],
+    samples: list[list[int]],
     seconds: float,
 ) -> dict[str, Any]:
+    """What --json writes. seconds: time of generation."""
     eos, decode = restored.tokenizer.eos_id, restored.tokenizer.decode
     return {
         "run": str(restored.folder),
@@ -156,7 +159,7 @@ def _facts(
         "sampling": {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p},
         "seed": seed,
         "window": window,
-        "samples": [{"text": decode(one), "ids": one, "ended": one[-1] == eos} for one in made],
+        "samples": [{"text": decode(sample), "ids": sample, "ended": sample[-1] == eos} for sample in samples],
         "seconds": seconds,
-        "tokens_per_second": sum(map(len, made)) / seconds,
+        "tokens_per_second": sum(map(len, samples)) / seconds,
     }

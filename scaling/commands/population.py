@@ -1,4 +1,4 @@
-"""`scaling population`: trains run folders of one shape in one program."""
+"""The verb `scaling population`: trains runs of one shape together, as members of one vmapped program."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scaling.training.population import train_population
 
 
 def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
-    """Train runs of one shape in one program. The same command again resumes them.
+    """Train runs of one shape together in one program. The same command again resumes them.
 
-    Returns 0 when every run has a result, 1 when one could not be trained (one line each), 12 when memory did not
-    suffice, 75 when stopped by a signal.
+    Exit code: 0 when every run has a result, 1 when one could not be trained (one line on stderr for each), 12 when
+    memory was too small, 75 when a signal stopped it.
 
     Args:
-        folders: run folders, each with its config.json.
-        quiet: no progress bar.
+        folders: required: run folders, each with its config.json.
+        quiet: print no progress bar.
     """
     if not folders:
         raise InputError("no run folder given: name those that hold the config.json of each member")

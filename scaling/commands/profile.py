@@ -1,4 +1,4 @@
-"""The verb `scaling profile`: is a run's step compute-bound, and in what does it spend its time?"""
+"""The verb `scaling profile`: traces a run's training step and prints what its time goes into."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ TOP = 15
 
 @dataclass(frozen=True)
 class Profile:
-    """wall: milliseconds of a step without the profiler; activity: with it, which slows short operations."""
+    """The measured step of a run. wall: milliseconds of a step without the profiler; activity: what the profiler saw,
+    which slows short operations; trace: the folder of the trace."""
 
     run_id: str
     params: int
@@ -60,35 +61,37 @@ def profile(
     warmup: int = 5,
     json: Path | None = None,
 ) -> None:
-    """Traces a run's training step: busy share of the devices, gaps, and what the time goes into.
+    """Trace a run's training step and print the busy share of the devices, the gaps between steps, and the longest
+    operations.
 
-    The trace stays in the folder --out: open it in Perfetto or XProf.
+    The trace is kept in the folder --out: open it in Perfetto or XProf.
 
     Args:
-        config: every field of the run.
+        config: the fields of the run.
         folder: a run folder whose config.json the flags change.
-        file: a config.json that the flags change, in place of the folder's.
+        file: a config.json that the flags change, instead of the folder's own or the defaults.
         out: folder of the trace.
-        steps: number of steps that are timed, and then traced; at least 2.
-        warmup: number of steps before that; at least 1.
-        json: also write the printed facts to this file.
+        steps: number of steps that are timed, and of steps that are traced after them; at least 2.
+        warmup: number of steps before them; at least 1.
+        json: also write what is printed to this file.
     """
     del folder, file  # scaling.cli has read them into `config`
     multihost.join_processes()
-    found = profile_run(config, out, steps, warmup)
+    measured = profile_run(config, out, steps, warmup)
     if jax.process_index() == 0:
-        show(found)
+        print_profile(measured)
         if json is not None:
-            write_json(json, facts(found))
+            write_json(json, profile_to_json(measured))
 
 
 def profile_run(
     config: RunConfig, out: Path, steps: int = 20, warmup: int = 5, host: Callable[[], object] = lambda: None
 ) -> Profile:
-    """Builds the real step, warms it up, times `steps` steps, then traces as many. Batches come as in training.
+    """Builds the training step, warms it up, times `steps` steps, then traces as many. Batches are prefetched as in
+    training.
 
-    host: called after each step is dispatched, as whatever else the host may have to do. Raises InputError when the
-    run does not fit the devices or the data, or steps and warm-up are too few.
+    host: called after each step is dispatched; tests use it to slow the host. Raises InputError when the run does not
+    fit the devices or the data, or when steps or warmup are too few.
     """
     if steps < 2 or warmup < 1:
         raise InputError(f"steps = {steps}, warmup = {warmup}: must be at least 2 and 1")
@@ -116,7 +119,8 @@ def profile_run(
 
 
 def _options() -> Any:
-    """Python's own calls are left out: to trace them slows the host and tells nothing of the devices."""
+    """Options of the profiler, without Python's own calls: tracing them slows the host and says nothing of the
+    devices."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     return options
@@ -124,7 +128,7 @@ def _options() -> Any:
 
 @dataclass(frozen=True)
 class Loop:
-    """The training loop without its records: batches made ahead, metrics fetched a step late."""
+    """The training loop without logs and checkpoints: batches are prefetched, metrics fetched a step late."""
 
     config: RunConfig
     program: Program
@@ -132,24 +136,26 @@ class Loop:
     host: Callable[[], object]
 
     def run(self, state: TrainState, steps: int) -> TrainState:
-        """Returns when the last step is done."""
+        """Trains that many steps and waits for the last one."""
         make = functools.partial(step_input, self.config, self.tokens, self.program.mesh)
         pending = None
         with prefetch(make, range(steps)) as feeds:
-            for given in feeds:
-                state, metrics = self.step(state, given)
+            for step_inputs in feeds:
+                state, metrics = self.step(state, step_inputs)
                 self.host()
                 jax.device_get(pending)
                 pending = metrics
         jax.block_until_ready((state, pending))
         return state
 
-    def step(self, state: TrainState, given: StepInput) -> tuple[TrainState, Any]:
-        return self.program.step(state, given.tokens_BS, given.rates)
+    def step(self, state: TrainState, inputs: StepInput) -> tuple[TrainState, Any]:
+        """Dispatches one training step. Returns the new state and its metrics."""
+        return self.program.step(state, inputs.tokens_BS, inputs.rates)
 
     def program_text(self, state: TrainState) -> str:
-        given = step_input(self.config, self.tokens, self.program.mesh, 0)
-        lowered = self.program.step.lower(state, given.tokens_BS, given.rates)  # pyrefly: ignore
+        """The HLO text of the compiled step."""
+        inputs = step_input(self.config, self.tokens, self.program.mesh, 0)
+        lowered = self.program.step.lower(state, inputs.tokens_BS, inputs.rates)  # pyrefly: ignore
         return lowered.compile().as_text()
 
 
@@ -176,26 +182,26 @@ def _profile(
     )
 
 
-def facts(found: Profile) -> dict[str, Any]:
-    """What the table shows and all operations, for machines. Times in milliseconds a step, shares of 1."""
-    return dataclasses.asdict(found) | {"verdict": found.activity.verdict}
+def profile_to_json(measured: Profile) -> dict[str, Any]:
+    """What --json writes: the facts of the tables, and every operation. Times in milliseconds per step, shares of 1."""
+    return dataclasses.asdict(measured) | {"verdict": measured.activity.verdict}
 
 
-def show(found: Profile) -> None:
-    """Prints two short tables and the verdict."""
-    console, a = Console(), found.activity
-    mfu = f", {found.mfu:.1%} of peak FLOPs (exact causal)" if found.mfu is not None else ""
-    gap = "cannot be told" if a.gap is None else f"{a.gap:.3f} ms ({a.gap / a.wall:.1%} of the wall)"
+def print_profile(measured: Profile) -> None:
+    """Prints a table of the step, a table of its longest operations, and the verdict."""
+    console, a = Console(), measured.activity
+    mfu = f", {measured.mfu:.1%} of peak FLOPs (exact causal)" if measured.mfu is not None else ""
+    gap = "not known" if a.gap is None else f"{a.gap:.3f} ms ({a.gap / a.wall:.1%} of the wall)"
     rows = [
-        ("wall a step", f"{found.wall:.3f} ms, {found.tokens_per_second:,.0f} tokens/s{mfu}"),
-        ("  while traced", f"{a.wall:.3f} ms, {a.wall / found.wall:.2f} times"),
+        ("wall a step", f"{measured.wall:.3f} ms, {measured.tokens_per_second:,.0f} tokens/s{mfu}"),
+        ("  while traced", f"{a.wall:.3f} ms, {a.wall / measured.wall:.2f} times"),
         ("devices busy", f"{a.busy:.1%} of the wall; the idlest {a.least_busy:.1%}"),
         ("gap between steps", gap),
         ("time by kind", ", ".join(f"{kind} {share:.1%}" for kind, share in a.kinds.items())),
     ]
     title = (
-        f"{found.params:,} parameters, {found.batch_tokens:,} tokens a step, attention {found.kernel}, "
-        f"{found.devices} x {found.device_kind}, {found.steps} steps"
+        f"{measured.params:,} parameters, {measured.batch_tokens:,} tokens a step, attention {measured.kernel}, "
+        f"{measured.devices} x {measured.device_kind}, {measured.steps} steps"
     )
     summary = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     for row in rows:
@@ -213,4 +219,4 @@ def show(found: Profile) -> None:
     for op in itertools.islice(a.ops, TOP):
         table.add_row(op.name, op.kind, f"{op.share:.1%}", f"{op.milliseconds:.3f}", f"{op.calls:g}")
     console.print(table)
-    console.print(f"{a.verdict}\nThe trace is in {found.trace} (Perfetto: *.trace.json.gz; XProf: the folder).")
+    console.print(f"{a.verdict}\nThe trace is in {measured.trace} (Perfetto: *.trace.json.gz; XProf: the folder).")

@@ -1,4 +1,4 @@
-"""`scaling train`: trains one run in its folder, or resumes it, and prints how it ended."""
+"""The verb `scaling train`: trains one run in its folder, or resumes it, and prints how it ended."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ def train(
     quiet: bool = False,
     json: Path | None = None,
 ) -> int:
-    """Trains one run. The same command again resumes it, or says that it is done.
+    """Train one run. The same command again resumes it, or prints its result when it is done.
 
-    Compiled programs stay in the user's cache folder for the next run of the same shape. JAX_COMPILATION_CACHE_DIR
+    Compiled programs are kept in the user's cache folder for the next run of the same shape. JAX_COMPILATION_CACHE_DIR
     names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
 
     Args:
-        config: every field of the run.
-        folder: the run folder; without it, out/train/<run_id>. If it holds a config.json, the flags change that config.
-        file: a config.json that the flags change, in place of the folder's own or the defaults.
+        config: the fields of the run.
+        folder: the run folder; out/train/<run_id> when not given. If it holds a config.json, the flags change that
+            config.
+        file: a config.json that the flags change, instead of the folder's own or the defaults.
         quiet: print no progress bar.
         json: also write the result to this file.
     """
