@@ -1,4 +1,4 @@
-"""The verb `scaling compile`: what a run would need on TPUs that are not there."""
+"""The verb `scaling compile`: compiles a training step for TPUs that are not there, and prints what it would need."""
 
 from __future__ import annotations
 
@@ -42,39 +42,40 @@ def compile_for_tpu(
     tokens: int | None = None,
     json: Path | None = None,
 ) -> None:
-    """Compile the train step for a TPU topology, without TPUs: memory, FLOPs, collectives, and the least time it takes.
+    """Compile the training step for a TPU topology, without TPUs: memory, FLOPs, collectives, and bounds of its time.
 
     Args:
-        model: a published shape, as llama-3.2-1b, or the path of a config.json, whose fields are then the defaults.
-        topology: chip and slice, as v5e:16x16 or v5p:4x8x8. Must be given.
-        mesh: data=..,fsdp=..,tensor=..; what is left out is 1, but data takes the rest. By default fsdp over a slice.
-        slices: that many slices, joined by a data-centre network, which only the data axis crosses.
-        sequence_length: tokens of a sequence; 2048.
-        batch_per_chip: sequences of a batch for each chip; 1.
-        batch_sequences: sequences of a batch over all chips, instead of batch_per_chip.
-        microbatch: sequences over all chips of one gradient computation; the batch.
-        remat: what the backward pass recomputes; full.
-        compute: dtype of the matrix products; bfloat16.
+        model: name of a published model, as llama-3.2-1b, or the path of a config.json, whose fields are the defaults.
+        topology: required: chip and slice, as v5e:16x16 or v5p:4x8x8.
+        mesh: devices per axis, as data=2,fsdp=8,tensor=1; an axis that is left out has 1, but data takes the rest. By
+            default fsdp spans a slice, and data the slices.
+        slices: number of slices, joined by a data-centre network, which only the data axis crosses.
+        sequence_length: tokens of a sequence; 2048 for a published model.
+        batch_per_chip: sequences of a batch for each chip; 1 for a published model.
+        batch_sequences: sequences of a batch over all chips, instead of --batch-per-chip.
+        microbatch: sequences over all chips of one gradient computation; the whole batch by default.
+        remat: what the backward pass recomputes; full for a published model.
+        compute: dtype of the matrix products; bfloat16 for a published model.
         attention: the attention kernel, as in model.attention.
-        tokens: budget for the chip-hours; 20 for each parameter.
-        json: also write the same facts to this file.
+        tokens: training tokens for which chip-hours are computed; 20 for each parameter of a published model.
+        json: also write what is printed to this file.
     """
     if not topology:
-        raise InputError("topology: must be given, as --topology v5e:4x4")
+        raise InputError("--topology: required, a chip and its slice, as --topology v5e:4x4")
     target = parse_topology(topology, slices)
     batch = (batch_per_chip or 1) * target.chips if batch_sequences is None else batch_sequences
-    given: dict[str, Any] = {
+    data_fields: dict[str, Any] = {
         "sequence_length": sequence_length,
         "batch_sequences": batch if batch_sequences or batch_per_chip else None,
         "microbatch_sequences": microbatch,
     }
     config = load_config(model) if model.endswith(".json") else published_run(model, target)
-    data = dataclasses.replace(config.data, **{key: value for key, value in given.items() if value is not None})
-    options: dict[str, Any] = {
+    data = dataclasses.replace(config.data, **{key: value for key, value in data_fields.items() if value is not None})
+    model_fields: dict[str, Any] = {
         key: value for key, value in {"remat": remat, "attention": attention}.items() if value is not None
     }
     config = RunConfig(
-        model=dataclasses.replace(config.model, **options),
+        model=dataclasses.replace(config.model, **model_fields),
         data=data,
         precision=PrecisionConfig(compute) if compute else config.precision,
         mesh=parse_mesh(mesh) if mesh is not None else config.mesh,
@@ -82,61 +83,62 @@ def compile_for_tpu(
     )
     sharding.axis_sizes(config.mesh, target.chips, target.slices)
     require_libtpu()
-    made = estimate_step(config, target)
-    show(made, model)
+    estimate = estimate_step(config, target)
+    print_estimate(estimate, model)
     if json is not None:
-        write_json(json, {"model": model} | made.facts())
+        write_json(json, {"model": model} | estimate.facts())
 
 
 def published_run(model: str, target: Topology, mesh: MeshConfig | None = None) -> RunConfig:
-    """A run of a published shape: one sequence of 2048 tokens a chip, bfloat16, all recomputed, 20 tokens a parameter,
-    weights over a whole slice unless `mesh` says else. Raises InputError on an unknown name."""
-    named = dataclasses.replace(find_published_model(model).model, remat="full")
+    """A run of a published model: one sequence of 2048 tokens for each chip, bfloat16, full recomputation, 20 tokens
+    for each parameter, weights split over a whole slice unless `mesh` says otherwise. Raises InputError on an unknown
+    name."""
+    published = dataclasses.replace(find_published_model(model).model, remat="full")
     return RunConfig(
-        model=named,
+        model=published,
         data=DataConfig(sequence_length=2048, batch_sequences=target.chips),
         precision=PrecisionConfig("bfloat16"),
         mesh=mesh or MeshConfig(data=target.slices, fsdp=target.chips // target.slices),
-        tokens=TOKENS_PER_PARAMETER * counts.count_params(named).total,
+        tokens=TOKENS_PER_PARAMETER * counts.count_params(published).total,
     )
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """`data=4,fsdp=4,tensor=1` -> that mesh. Raises InputError on anything else."""
-    found = re.fullmatch(r"(data|fsdp|tensor)=(\d+)(?:,(data|fsdp|tensor)=(\d+)){0,2}", text)
+    """`data=4,fsdp=4,tensor=1` as a mesh. Raises InputError on text of another form."""
+    match = re.fullmatch(r"(data|fsdp|tensor)=(\d+)(?:,(data|fsdp|tensor)=(\d+)){0,2}", text)
     pairs = [part.partition("=") for part in text.split(",")]
     names = [name for name, _, _ in pairs]
-    if not found or len(set(names)) < len(names):
+    if not match or len(set(names)) < len(names):
         raise InputError(f"mesh {text!r}: must be as data=4,fsdp=4,tensor=1, each at most once")
     return MeshConfig(**{name: int(size) for name, _, size in pairs})
 
 
-def show(made: Estimate, name: str) -> None:
-    """Prints an estimate: memory, work, collectives, bounds."""
+def print_estimate(estimate: Estimate, name: str) -> None:
+    """Prints an estimate: memory, FLOPs, collectives, and bounds of the time of a step."""
     console = Console()
-    mesh = ",".join(f"{axis}={size}" for axis, size in made.mesh.items())
-    slices = f" x {made.slices} slices" if made.slices > 1 else ""
+    mesh = ",".join(f"{axis}={size}" for axis, size in estimate.mesh.items())
+    slices = f" x {estimate.slices} slices" if estimate.slices > 1 else ""
     title = (
-        f"{name}: {made.params:,} parameters on {made.topology}{slices}, {made.chips} chips, {mesh}; "
-        f"{made.batch_sequences} x {made.sequence_length} tokens a step, "
-        f"remat {made.remat}, {made.compute}, attention {made.attention}"
+        f"{name}: {estimate.params:,} parameters on {estimate.topology}{slices}, {estimate.chips} chips, {mesh}; "
+        f"{estimate.batch_sequences} x {estimate.sequence_length} tokens a step, "
+        f"remat {estimate.remat}, {estimate.compute}, attention {estimate.attention}"
     )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    for label, value in rows(made):
+    for label, value in estimate_rows(estimate):
         table.add_row(label, value)
     console.print(table)
-    if made.collectives:
-        console.print(collectives(made))
+    if estimate.collectives:
+        console.print(collective_table(estimate))
 
 
-def rows(made: Estimate) -> list[tuple[str, str]]:
-    """What the table says, line by line."""
-    gib = {key: getattr(made, key) / GIB for key in ("peak", "hbm", "arguments", "live", "code")}
-    best, worst = made.overlapped_seconds, made.sequential_seconds
-    engines = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in made.engines.items() if value)
-    repeated = made.flops_chip * made.chips / made.flops
+def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
+    """The rows of the table, (label, text)."""
+    gib = {key: getattr(estimate, key) / GIB for key in ("peak", "hbm", "arguments", "live", "code")}
+    best, worst = estimate.overlapped_seconds, estimate.sequential_seconds
+    engines = ", ".join(f"{name} {value * 1e3:.1f}" for name, value in estimate.engines.items() if value)
+    repeated = estimate.flops_chip * estimate.chips / estimate.flops
     return [
         (
             "memory a chip",
@@ -144,33 +146,36 @@ def rows(made: Estimate) -> list[tuple[str, str]]:
             f"(state and batch {gib['arguments']:.2f}, more on the way {gib['live'] - gib['arguments']:.2f}, "
             f"code {gib['code']:.2f})",
         ),
-        ("FLOPs a step", f"{made.flops:.3e} with recomputation, {made.useful_flops:.3e} without (attention halved)"),
-        ("FLOPs a chip", f"{made.flops_chip:.3e}, {repeated:.2f}x its share"),
-        ("HBM a chip", f"{made.hbm_bytes / 1e9:.1f} GB a step"),
+        (
+            "FLOPs a step",
+            f"{estimate.flops:.3e} with recomputation, {estimate.useful_flops:.3e} without (attention halved)",
+        ),
+        ("FLOPs a chip", f"{estimate.flops_chip:.3e}, {repeated:.2f}x its share"),
+        ("HBM a chip", f"{estimate.hbm_bytes / 1e9:.1f} GB a step"),
         ("milliseconds", f"{engines} (rooflines)"),
         ("step", f"{best * 1e3:.1f} ms if they overlap perfectly, {worst * 1e3:.1f} ms if not at all"),
-        ("tokens/s", f"{made.batch_tokens / best:,.0f} to {made.batch_tokens / worst:,.0f}"),
-        ("MFU", f"{made.mfu(best):.1%} to {made.mfu(worst):.1%} (attention halved); bounds, not measurements"),
+        ("tokens/s", f"{estimate.batch_tokens / best:,.0f} to {estimate.batch_tokens / worst:,.0f}"),
+        ("MFU", f"{estimate.mfu(best):.1%} to {estimate.mfu(worst):.1%} (attention halved); bounds, not measurements"),
         (
             "chip-hours",
-            f"{made.chip_hours(best):,.0f} to {made.chip_hours(worst):,.0f} for {made.tokens:.3g} tokens",
+            f"{estimate.chip_hours(best):,.0f} to {estimate.chip_hours(worst):,.0f} for {estimate.tokens:.3g} tokens",
         ),
-        ("compiled in", f"{made.compile_seconds:.0f} s"),
+        ("compiled in", f"{estimate.compile_seconds:.0f} s"),
     ]
 
 
-def collectives(made: Estimate) -> Table:
-    """One row for each kind of collective over each set of mesh axes."""
+def collective_table(estimate: Estimate) -> Table:
+    """The table of collectives: a row for each kind over each set of mesh axes."""
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     for heading in ("collective", "axes", "devices", "times", "MB a chip", "ms"):
         table.add_column(heading, justify="left" if heading in ("collective", "axes") else "right", no_wrap=True)
-    for one in made.collectives:
+    for collective in estimate.collectives:
         table.add_row(
-            one.kind,
-            one.axes,
-            str(one.devices),
-            f"{one.count:,}",
-            f"{one.sent / 1e6:,.1f}",
-            f"{one.seconds * 1e3:.2f}",
+            collective.kind,
+            collective.axes,
+            str(collective.devices),
+            f"{collective.count:,}",
+            f"{collective.sent / 1e6:,.1f}",
+            f"{collective.seconds * 1e3:.2f}",
         )
     return table

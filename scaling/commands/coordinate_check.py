@@ -1,8 +1,10 @@
-"""`scaling coord-check`: do activations move alike at every width and depth? (Yang et al. 2022, appendix D.1.)
+"""The verb `scaling coord-check`: whether activations change alike at every width and depth in the first steps of
+training (the coordinate check of Yang et al. 2022, muP, appendix D.1).
 
-A few steps from random weights; then the root mean square, over the entries of each kind of activation on one fixed
-batch, of the change since the start. Under a right parametrisation it does not depend on size once sizes are large. A
-slope in log size that theory gets wrong is 1/2 or more in absolute value, so half of that is the bound.
+Models of several sizes train for a few steps. Measured is the root mean square, over the entries of each kind of
+activation on one fixed batch, of the change since the start. Under a right parametrisation it does not depend on size
+once sizes are large. Where theory says that it does, the slope of log change in log size is 1/2 or more in absolute
+value: BOUND is half of that.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ COLOURS = {"standard": "#1c1d21", "mup": "#c2410c", "completep": "#0f766e"}
 
 @dataclass(frozen=True)
 class Trend:
-    """How the change of one kind of activation follows one axis. changes: after the last step, one a size, the
-    geometric mean over seeds. slope: of log change in log size, least squares."""
+    """How the change of one kind of activation depends on width or depth. changes: after the last step, one for each
+    size, the geometric mean over seeds."""
 
     axis: Axis
     parametrization: Parametrization
@@ -53,19 +55,22 @@ class Trend:
 
     @property
     def slope(self) -> float:
+        """Slope of log change in log size, by least squares."""
         return float(np.polyfit(np.log(self.sizes), np.log(self.changes), 1)[0])
 
     @property
     def verdict(self) -> str:
+        """flat, grows or shrinks."""
         return "flat" if abs(self.slope) <= BOUND else "grows" if self.slope > 0 else "shrinks"
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def activations(model: Decoder, params: Any, tokens_BT: jax.Array) -> dict[str, jax.Array]:
-    """embedding, residual (what the last block leaves) [B, T, M]; attention, ff (what each branch adds, before its
-    multiplier) [L, B, T, M]; logits [B, T, V]."""
+    """Activations by kind: embedding and residual (the output of the last block) [B, T, M]; attention and ff (what each
+    branch adds, before its multiplier) [L, B, T, M]; logits [B, T, V]."""
     block = Block(model.config, model.kernel)
 
+    # Scan over the layers, and keep the output of both branches of each.
     def layer(x_BTM: jax.Array, weights: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         out: Any = block.apply(
             {"params": weights}, x_BTM, None, capture_intermediates=_is_branch, mutable=["intermediates"]
@@ -77,8 +82,8 @@ def activations(model: Decoder, params: Any, tokens_BT: jax.Array) -> dict[str, 
     with matmul_precision(model):
         embedding_BTM = params["embedding"][tokens_BT].astype(model.dtype)
         residual_BTM, (attention_LBTM, ff_LBTM) = jax.lax.scan(layer, embedding_BTM, params["blocks"])
-    found = (embedding_BTM, attention_LBTM, ff_LBTM, residual_BTM, logits(model, params, tokens_BT))
-    return dict(zip(KINDS, found, strict=True))
+    arrays = (embedding_BTM, attention_LBTM, ff_LBTM, residual_BTM, logits(model, params, tokens_BT))
+    return dict(zip(KINDS, arrays, strict=True))
 
 
 def _is_branch(module: Any, method: str) -> bool:
@@ -87,12 +92,15 @@ def _is_branch(module: Any, method: str) -> bool:
 
 @jax.jit
 def rms_change(now: dict[str, jax.Array], start: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Root mean square of now - start, by kind."""
+    """Root mean square of now - start for each kind of activation."""
     return jax.tree.map(lambda a, b: jnp.sqrt(jnp.mean((a - b) ** 2)), now, start)
 
 
 def activation_changes(config: RunConfig, tokens_SBS: np.ndarray, seeds: int) -> np.ndarray:
-    """Change since the start after each step, [seeds, steps, len(KINDS)]. tokens_SBS: a batch [B, T + 1] each step."""
+    """Trains a model and returns the change since the start after each step, [seeds, steps, len(KINDS)].
+
+    tokens_SBS: a batch [B, T + 1] for each step; activations are those on the first.
+    """
     program = build_program(config, sharding.make_mesh(MeshConfig()))
     rates = Rates(np.float32(config.optimizer.learning_rate), np.float32(config.optimizer.weight_decay))
     out = np.zeros((seeds, len(tokens_SBS), len(KINDS)))
@@ -102,15 +110,16 @@ def activation_changes(config: RunConfig, tokens_SBS: np.ndarray, seeds: int) ->
         start = activations(program.model, state.params, probe_BT)
         for step, tokens_BS in enumerate(tokens_SBS):
             state, _ = program.step(state, jnp.asarray(tokens_BS), rates)
-            found = rms_change(activations(program.model, state.params, probe_BT), start)
-            out[seed, step] = [float(found[kind]) for kind in KINDS]
+            changes = rms_change(activations(program.model, state.params, probe_BT), start)
+            out[seed, step] = [float(changes[kind]) for kind in KINDS]
     return out
 
 
 def model_of_size(
     width: int, depth: int, parametrization: Parametrization, base: tuple[int, int], head: int
 ) -> ModelConfig:
-    """Heads of one width, queries and keys normalised, as in recipe.py; layers looped, which compiles soonest."""
+    """A model of one size, with heads of one width and normalised queries and keys as the recipes have them. Layers are
+    scanned, not unrolled, which compiles fastest. base: (width, depth) of the base size. head: width of a head."""
     if width % head:
         raise InputError(f"widths = {width}: must be a multiple of head_width={head}")
     return ModelConfig(
@@ -126,9 +135,10 @@ def model_of_size(
 
 
 def fit_trends(
-    found: dict[ModelConfig, np.ndarray], widths: Sequence[int], depths: Sequence[int], head: int
+    changes: dict[ModelConfig, np.ndarray], widths: Sequence[int], depths: Sequence[int], head: int
 ) -> list[Trend]:
-    """Widths at the first depth, depths at the first width. found: what `moved` gave each model of `simplest`."""
+    """The trend of each kind of activation, under each parametrisation, along each axis: widths at the first depth, and
+    depths at the first width. changes: of each model that `simplest_equivalent` gives, from `activation_changes`."""
     base, out = (widths[0], depths[0]), []
     for parametrization, axis in itertools.product(get_args(Parametrization), get_args(Axis)):
         sizes = tuple(widths if axis == "width" else depths)
@@ -136,7 +146,7 @@ def fit_trends(
             model_of_size(*((s, base[1]) if axis == "width" else (base[0], s)), parametrization, base, head)
             for s in sizes
         ]
-        last = np.array([np.exp(np.log(found[simplest_equivalent(model)][:, -1]).mean(axis=0)) for model in models])
+        last = np.array([np.exp(np.log(changes[simplest_equivalent(model)][:, -1]).mean(axis=0)) for model in models])
         out += [
             Trend(axis, parametrization, kind, sizes, tuple(map(float, last[:, k]))) for k, kind in enumerate(KINDS)
         ]
@@ -155,21 +165,19 @@ def coord_check(
     figure: Path | None = None,
     json: Path | None = None,
 ) -> None:
-    """Train a few steps at each width and depth under each parametrisation; show how far activations move.
-
-    The first width and depth are the base, at which all three are one.
+    """Check that activations change alike at every width and depth, under each parametrisation.
 
     Args:
-        widths: in multiples of head_width; two or more.
-        depths: layers; two or more.
-        steps: optimizer steps from random weights, at a constant learning rate.
-        seeds: of initial weights; changes are averaged over them.
-        learning_rate: at the base size.
-        head_width: of every size; heads grow in number.
-        corpus: a prepared corpus.
-        directory: where it is prepared.
+        widths: model widths, trained at the first depth; the first one is the base width.
+        depths: numbers of layers, trained at the first width; the first one is the base depth.
+        steps: training steps before activations are compared.
+        seeds: number of initial weights; changes are averaged over them.
+        learning_rate: learning rate at the base size.
+        head_width: width of a head at every size; the number of heads grows.
+        corpus: name of a prepared corpus.
+        directory: folder of the prepared corpora.
         figure: also draw the changes into this file, .png or .svg.
-        json: also write the same facts to this file.
+        json: also write what is printed to this file.
     """
     for name, value in {"widths": len(set(widths)), "depths": len(set(depths))}.items():
         if value < 2:
@@ -180,46 +188,47 @@ def coord_check(
     data = DataConfig(corpus=corpus, fingerprint=tokens.fingerprint, sequence_length=SEQUENCE, batch_sequences=BATCH)
     base = (widths[0], depths[0])
     sizes = [(w, base[1]) for w in widths] + [(base[0], d) for d in depths]
-    wanted = {
+    models = {
         simplest_equivalent(model_of_size(*size, p, base, head_width))
         for size in sizes
         for p in get_args(Parametrization)
     }
     shapes: Any = {"batch_sequences": BATCH, "sequence_length": SEQUENCE, "vocab_size": ModelConfig.vocab_size}
     batches = np.stack([gather_batch(tokens, seed=0, step=step, **shapes) for step in range(steps)])
-    found = {}
+    changes = {}
     with Progress(transient=True) as progress:
-        bar = progress.add_task("sizes", total=len(wanted))
-        for model in sorted(wanted, key=lambda m: (m.width, m.depth, m.parametrization)):
+        bar = progress.add_task("sizes", total=len(models))
+        for model in sorted(models, key=lambda m: (m.width, m.depth, m.parametrization)):
             config = RunConfig(model=model, data=data, optimizer=OptimizerConfig(learning_rate=learning_rate))
-            found[model] = activation_changes(config, batches, seeds)
+            changes[model] = activation_changes(config, batches, seeds)
             progress.advance(bar)
-    result = fit_trends(found, widths, depths, head_width)
-    show(result, steps)
+    trends = fit_trends(changes, widths, depths, head_width)
+    print_trends(trends, steps)
     if figure is not None:
-        draw(result, figure, steps)
+        draw_trends(trends, figure, steps)
     if json is not None:
         setting = {"steps": steps, "seeds": seeds, "learning_rate": learning_rate, "head_width": head_width}
         setting |= {"corpus": corpus, "fingerprint": tokens.fingerprint, "bound": BOUND}
-        rows = [asdict(trend) | {"slope": trend.slope, "verdict": trend.verdict} for trend in result]
+        rows = [asdict(trend) | {"slope": trend.slope, "verdict": trend.verdict} for trend in trends]
         write_json(json, {"setting": setting, "environment": describe_environment("blocked"), "trends": rows})
 
 
-def show(found: list[Trend], steps: int) -> None:
-    """A row a kind of activation under each parametrisation, along each axis."""
+def print_trends(trends: list[Trend], steps: int) -> None:
+    """Prints a table for each axis: a row for each kind of activation under each parametrisation."""
     for axis in ("width", "depth"):
-        here = [trend for trend in found if trend.axis == axis]
+        of_axis = [trend for trend in trends if trend.axis == axis]
         table = Table(title=f"root mean square change after {steps} steps, by {axis}", title_justify="left")
-        for name in ("parametrisation", "activation", *map(str, here[0].sizes), f"slope in log {axis}", ""):
+        for name in ("parametrisation", "activation", *map(str, of_axis[0].sizes), f"slope in log {axis}", ""):
             table.add_column(name, justify="left" if name in ("parametrisation", "activation", "") else "right")
-        for t in here:
+        for t in of_axis:
             numbers = [f"{value:.3g}" for value in t.changes]
             table.add_row(t.parametrization, t.kind, *numbers, f"{t.slope:+.2f}", t.verdict)
         Console().print(table)
 
 
-def draw(found: list[Trend], path: Path, steps: int) -> None:
-    """A column a kind of activation, a row an axis, a line a parametrisation; changes are relative to the base's."""
+def draw_trends(trends: list[Trend], path: Path, steps: int) -> None:
+    """Draws a column for each kind of activation, a row for each axis, and a line for each parametrisation: the
+    change over that of the base size."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -228,7 +237,7 @@ def draw(found: list[Trend], path: Path, steps: int) -> None:
         grid = canvas.subplots(2, len(KINDS), sharey=True)
         for row, axis in enumerate(get_args(Axis)):
             for column, kind in enumerate(KINDS):
-                _panel(grid[row, column], [t for t in found if (t.axis, t.kind) == (axis, kind)])
+                _draw_panel(grid[row, column], [t for t in trends if (t.axis, t.kind) == (axis, kind)])
             grid[row, 0].set_ylabel(f"RMS change in {steps} steps,\nover that of the base")
         handles = grid[0, 0].get_lines()
         canvas.legend(handles, get_args(Parametrization), loc="outside upper left", ncols=3, frameon=False)
@@ -236,16 +245,16 @@ def draw(found: list[Trend], path: Path, steps: int) -> None:
     canvas.savefig(path, dpi=180)
 
 
-def _panel(axes: Any, found: list[Trend]) -> None:
-    """One kind of activation along one axis."""
+def _draw_panel(axes: Any, trends: list[Trend]) -> None:
+    """Draws one kind of activation along one axis."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    for t in found:
+    for t in trends:
         line = "--" if t.parametrization == "mup" else "-"
         relative = np.array(t.changes) / t.changes[0]
         axes.plot(t.sizes, relative, line, color=COLOURS[t.parametrization], marker="o", markersize=3.5)
-    slopes = ", ".join(f"{t.slope:+.2f}" for t in found)
-    axes.set_title(f"{found[0].kind}\nslopes {slopes}", fontsize=8.5, loc="left")
-    axes.set(xscale="log", yscale="log", xlabel=found[0].axis)
-    axes.xaxis.set(major_locator=FixedLocator(found[0].sizes), minor_locator=NullLocator())
+    slopes = ", ".join(f"{t.slope:+.2f}" for t in trends)
+    axes.set_title(f"{trends[0].kind}\nslopes {slopes}", fontsize=8.5, loc="left")
+    axes.set(xscale="log", yscale="log", xlabel=trends[0].axis)
+    axes.xaxis.set(major_locator=FixedLocator(trends[0].sizes), minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

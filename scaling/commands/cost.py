@@ -1,6 +1,6 @@
-"""The verb `scaling cost`: the whole recipe of a size or a budget, rule by rule, and what the run would take.
+"""The verb `scaling cost`: prints the recipe of a size or a budget, rule by rule, and what the run would take.
 
-Arithmetic alone: nothing is compiled or measured. Not in the design's list of modules: the verb beside recipe.py.
+Everything is computed from the config; nothing is compiled or measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONVENTIONS: tuple[Convention, ...] = ("6nd", "exact", "exact_causal")
 PEAKS = {name: peak for name, peak in PEAK_BFLOAT16 if "TPU" not in name} | {
     f"TPU {name}": chip.peak_bfloat16 for name, chip in CHIPS.items()
 }
-"""Dense bfloat16 peak of one chip, FLOP/s, from the data sheets."""
+"""Dense bfloat16 peak of each chip, FLOP/s, from the data sheets."""
 
 
 def cost(
@@ -48,24 +48,26 @@ def cost(
     json: Path | None = None,
     config: Path | None = None,
 ) -> None:
-    """Print the whole recipe of a size or a budget: each number with its rule and paper, counts, FLOPs, memory, time.
+    """Print the recipe of a size or a budget, each number with its rule and source, and its parameters, FLOPs, memory
+    and time.
 
     Args:
-        size: parameters (params_matmul) as 124M or 1e9, a depth as d12, a shape as w64xd4, or a published name as
-            llama-2-70b.
-        recipe: which rules: small, chinchilla, step_law or nanochat.
-        flops: a compute budget, which gives the size or, beside one, the tokens; exact FLOPs, causal attention halved.
-        tokens: the horizon, as 20B; by the recipe's rule when not given.
-        overrides: fields set beside the recipe and recorded as such, as model.width=512 optimizer.learning_rate=1e-3.
-        corpus: the corpus that the written config names.
-        vocabulary: byte, or the path of a SentencePiece model, whose size the model then has.
-        vocab_size: ids of the model's vocabulary; that of the recipe when neither is given.
-        mfu: the share of a chip's peak for which the time is worked out.
-        chips: how many chips share the run, at the same share each.
-        json: also write the same facts to this file.
-        config: write the run to this file, as `scaling train --file` takes it.
+        size: parameters (params_matmul) as 124M or 1e9, a depth as d12, a shape as w64xd4, or a published model as
+            llama-2-70b. Required unless --flops is given.
+        recipe: the rules: small, chinchilla, step_law or nanochat.
+        flops: compute budget in FLOPs, causal attention halved. It gives the size or, with a size, the tokens.
+        tokens: training tokens, as 20B; by the recipe's rule when not given.
+        overrides: fields that replace the recipe's, as model.width=512 optimizer.learning_rate=1e-3; the run records
+            them.
+        corpus: corpus of the config that --config writes.
+        vocabulary: byte, or the path of a SentencePiece model, which gives the vocabulary's size.
+        vocab_size: ids of the vocabulary; the recipe's when neither this nor --vocabulary is given.
+        mfu: fraction of a chip's peak FLOP/s for which the time is computed, from 0 to 1.
+        chips: number of chips that share the run, each at that fraction.
+        json: also write what is printed to this file.
+        config: also write the run to this file, for `scaling train --file`.
     """
-    chosen = find_recipe(recipe)
+    rules = find_recipe(recipe)
     horizon = None if tokens is None else parse_count(tokens)
     if tokens is not None and horizon is None:
         raise InputError(f"tokens = {tokens!r}: must be a number above 0, as 20B or 2e10")
@@ -81,50 +83,52 @@ def cost(
         "flops": flops,
         "vocab_size": vocab_size,
     }
-    given = chosen(**dial, corpus=corpus, vocabulary=vocabulary or "byte")
-    run = overlay(given, parse_overrides(overrides))
-    lines = with_overrides(explain(chosen, **dial), run)
-    found = cost_facts(run, mfu, chips)
-    show(run, lines, found)
-    shape = PUBLISHED_MODELS.get(size or "")
-    if shape is not None:
-        show_published(shape)
-        found["published"] = [dataclasses.asdict(line) for line in published_arithmetic(shape)]
+    recipe_run = rules(**dial, corpus=corpus, vocabulary=vocabulary or "byte")
+    run = overlay(recipe_run, parse_overrides(overrides))
+    derivation = with_overrides(explain(rules, **dial), run)
+    facts = cost_facts(run, mfu, chips)
+    print_cost(run, derivation, facts)
+    published = PUBLISHED_MODELS.get(size or "")
+    if published is not None:
+        print_published(published)
+        facts["published"] = [dataclasses.asdict(line) for line in published_arithmetic(published)]
     if json is not None:
-        derivation = [dataclasses.asdict(line) for line in lines]
-        write_json(json, {"recipe": chosen.name, "lines": derivation, "config": to_dict(run)} | found)
+        lines = [dataclasses.asdict(number) for number in derivation]
+        write_json(json, {"recipe": rules.name, "lines": lines, "config": to_dict(run)} | facts)
     if config is not None:
         write_json(config, to_dict(run))
         Console().print(f"written to {config}: scaling train --file {config}", soft_wrap=True, highlight=False)
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises InputError with the nearest name when there is none."""
-    for one in RECIPES:
-        if one.name == name.replace("-", "_"):
-            return one
-    raise InputError(f"unknown recipe {name}{suggest_name(name, (one.name for one in RECIPES))}")
+    """The recipe of a name. Raises InputError, with the nearest name, when there is none."""
+    for recipe in RECIPES:
+        if recipe.name == name.replace("-", "_"):
+            return recipe
+    raise InputError(f"unknown recipe {name}{suggest_name(name, (recipe.name for recipe in RECIPES))}")
 
 
-def with_overrides(lines: Sequence[DerivedNumber], run: RunConfig) -> tuple[DerivedNumber, ...]:
-    """The derivation with what was set beside the recipe in its place, or at the end where no rule gave the field."""
+def with_overrides(derivation: Sequence[DerivedNumber], run: RunConfig) -> tuple[DerivedNumber, ...]:
+    """The derivation with the overrides of a run: in the place of the rule, or at the end where no rule gave the
+    field."""
     fields = flatten(to_dict(run))
     paths = [path for path in (text.partition("=")[0] for text in run.overrides) if path in fields]
-    out = [
-        DerivedNumber(line.what, fields[line.what], f"set; by the recipe {_short(line.value)}", "override")
-        if line.what in paths
-        else line
-        for line in lines
+    numbers = [
+        DerivedNumber(number.what, fields[number.what], f"set; by the recipe {_short(number.value)}", "override")
+        if number.what in paths
+        else number
+        for number in derivation
     ]
-    given = {line.what for line in lines}
-    return (*out, *(DerivedNumber(path, fields[path], "set", "override") for path in paths if path not in given))
+    derived = {number.what for number in derivation}
+    return (*numbers, *(DerivedNumber(path, fields[path], "set", "override") for path in paths if path not in derived))
 
 
 def cost_facts(run: RunConfig, mfu: float, chips: int) -> dict[str, Any]:
-    """Counts under every convention, training FLOPs under every convention, bytes, and hours at a stated MFU.
+    """Parameter counts and training FLOPs under every convention, memory in bytes, and hours at a fraction of peak.
 
-    memory_bytes: weights in 2 bytes; training state in float32: weights 4, moments 8, of Muon's matrices 4.
-    hours: exact FLOPs with causal attention halved, over chips * mfu * peak.
+    memory_bytes: weights in 2 bytes each; training state in float32, which is 4 bytes for a weight, 8 for its two
+    moments in AdamW, and 4 for the momentum of Muon's matrices. hours: FLOPs with causal attention halved, over
+    chips * mfu * peak.
     """
     model, data, counts = run.model, run.data, count_params(run.model)
     tokens = run.steps * data.batch_tokens
@@ -145,21 +149,21 @@ def cost_facts(run: RunConfig, mfu: float, chips: int) -> dict[str, Any]:
     }
 
 
-def show(run: RunConfig, lines: Sequence[DerivedNumber], found: dict[str, Any]) -> None:
-    """Prints the recipe, then what the run is and takes."""
+def print_cost(run: RunConfig, derivation: Sequence[DerivedNumber], facts: dict[str, Any]) -> None:
+    """Prints the recipe as a table, and the facts of the run as another."""
     console = Console()
     recipe = Table(title=run.recipe, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for heading in ("field", "value", "rule", "source"):
-        number = heading == "value"
-        recipe.add_column(heading, justify="right" if number else "left", no_wrap=number or heading == "field")
-    for line in lines:
-        recipe.add_row(line.what, _short(line.value), line.rule, line.source)
+        is_value = heading == "value"
+        recipe.add_column(heading, justify="right" if is_value else "left", no_wrap=is_value or heading == "field")
+    for number in derivation:
+        recipe.add_row(number.what, _short(number.value), number.rule, number.source)
     console.print(recipe)
-    sums = Table(box=None, pad_edge=False, show_header=False)
-    for label, text in cost_rows(found):
-        sums.add_row(label, text)
+    facts_table = Table(box=None, pad_edge=False, show_header=False)
+    for label, text in cost_rows(facts):
+        facts_table.add_row(label, text)
     console.print()
-    console.print(sums)
+    console.print(facts_table)
     if run.data.vocabulary == "byte" and run.model.vocab_size != load_tokenizer("byte").size:
         console.print(
             f"the model has {run.model.vocab_size:,} ids, bytes have 259: --vocabulary names a SentencePiece model",
@@ -168,34 +172,34 @@ def show(run: RunConfig, lines: Sequence[DerivedNumber], found: dict[str, Any]) 
         )
 
 
-def show_published(shape: PublishedModel) -> None:
-    """Prints a published model's arithmetic, a line a product."""
+def print_published(published: PublishedModel) -> None:
+    """Prints the arithmetic of a published model, a row for each product."""
     console = Console()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
-    for line in published_arithmetic(shape):
+    for line in published_arithmetic(published):
         table.add_row(line.what, line.product, line.text)
-    console.print("\nas published, by arithmetic alone")
+    console.print("\nas published, computed from its shape")
     console.print(table)
-    sources = [shape.source, *([shape.training.source] if shape.training else [])]
+    sources = [published.source, *([published.training.source] if published.training else [])]
     console.print("; ".join(sources), soft_wrap=True, highlight=False)
 
 
-def cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the second table says, line by line."""
-    count, spent, memory = found["params"], found["flops"], found["memory_bytes"]
-    at = f"at {found['mfu']:.0%} of peak on {found['chips']} chip{'s' if found['chips'] > 1 else ''}"
-    hours = ", ".join(f"{name} {format_hours(value)}" for name, value in found["hours"].items())
+def cost_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows of the table of facts, (label, text)."""
+    count, spent, memory = facts["params"], facts["flops"], facts["memory_bytes"]
+    at = f"at {facts['mfu']:.0%} of peak on {facts['chips']} chip{'s' if facts['chips'] > 1 else ''}"
+    hours = ", ".join(f"{name} {format_hours(value)}" for name, value in facts["hours"].items())
     return [
         (
             "parameters",
             f"{count['total']:,} in all, {count['non_embedding']:,} without the input embedding, "
             f"{count['matmul']:,} that a token is multiplied by (N above)",
         ),
-        ("tokens", f"{found['tokens']:,}: {found['tokens_per_param']:.3g} a parameter"),
-        ("steps", f"{found['steps']:,} of {found['batch_tokens']:,} tokens"),
+        ("tokens", f"{facts['tokens']:,}: {facts['tokens_per_param']:.3g} a parameter"),
+        ("steps", f"{facts['steps']:,} of {facts['batch_tokens']:,} tokens"),
         (
             "FLOPs",
             f"{spent['6nd']:.3e} by 6 N D, {spent['exact']:.3e} with attention, "
@@ -215,7 +219,7 @@ def _short(value: Any) -> str:
 
 
 def format_hours(hours: float) -> str:
-    """Hours as one reads them: seconds, minutes, hours or days."""
+    """Hours as text, in seconds, minutes, hours or days."""
     if hours < 1:
         return f"{hours * 60:.2g} min" if hours > 1 / 60 else f"{hours * 3600:.2g} s"
     return f"{hours:.3g} h" if hours < 72 else f"{hours / 24:,.0f} days"
