@@ -1,4 +1,4 @@
-"""What several test modules share: small corpora, small configs, subprocesses."""
+"""Fixtures and helpers of several test modules: small corpora, small configs, subprocesses."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `walk` is prepared by the plain road, so that training tests take no seconds for data."""
+    """A folder in which `walk` is prepared without seqio, so that training tests spend no time on data."""
     folder = tmp_path_factory.mktemp("corpora")
     prepare("walk", folder, backend="plain")
     return folder
@@ -106,8 +106,8 @@ def scaling(*arguments: object, cwd: Path | None = None, **environment: str) -> 
 
 
 def in_process(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """As `scaling`, without the seconds that a new process imports for: for verbs that are refused, hence leave nothing
-    in this one."""
+    """As `scaling`, but in this process, which saves seconds of imports: for verbs that are refused, and so change no
+    state here."""
     command, out, err = [*map(str, arguments)], io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -119,8 +119,8 @@ def in_process(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="session")
 def stdlib(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A folder in which `scaling data prepare stdlib` has been run, and what came of it. By seqio where that is
-    installed, which costs seconds."""
+    """A folder in which `scaling data prepare stdlib` has been run, and the finished process. It goes through seqio
+    where that is installed, which takes seconds."""
     place = tmp_path_factory.mktemp("stdlib")
     done = scaling("data", "prepare", "stdlib", cwd=place)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -152,8 +152,8 @@ def simulated(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def soon_compiled() -> Iterator[None]:
-    """Programs are compiled in two thirds of the time, and run slower: for modules whose programs run a few times, and
-    are compared to within rounding. Not for bit for bit, which is said of the code that users run."""
+    """Compiles programs in two thirds of the time; they run slower. For modules whose programs run a few times and are
+    compared within rounding, not bit for bit."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
@@ -163,7 +163,7 @@ def soon_compiled() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_rivals() -> Iterator[None]:
-    """Back-tests of one candidate, for modules in which the choice of a law is not what is tested."""
+    """Limits back-tests to one candidate law, for modules that do not test the choice of a law."""
     from analysis.forecasting import saved_fit
     from analysis.forecasting.law_choice import CANDIDATES, choose
 
@@ -174,7 +174,7 @@ def no_rivals() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small sweep, fitted, with its report: for tests of the page and of a browser that opens it."""
+    """The folder of a small sweep with its fit and its report, for tests of the page and of a browser that opens it."""
     from analysis.commands import fit, report
     from tests.support.reported import write_sweep
 

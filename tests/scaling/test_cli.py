@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
 
 from scaling import cli
 from scaling.config.run_config import RunConfig, load_config, to_dict
@@ -31,9 +33,9 @@ def error_of(*arguments: object, cwd: Path, run: Run = in_process) -> str:
 @pytest.mark.parametrize("flush", [True, False])
 def test_nobody_reading_the_output_is_no_traceback(flush: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scaling.commands.generate.generate", lambda: print("text", flush=flush))
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "w") as out:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         with pytest.raises(SystemExit) as end:
             cli.main(["generate"])
@@ -165,14 +167,58 @@ def test_a_table_that_cannot_be_fitted(tmp_path: Path, rows: str, named: str) ->
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_help_names_every_verb_and_loads_no_jax(tmp_path: Path) -> None:
-    done = in_process("--help", cwd=tmp_path)
-    assert done.returncode == 0
-    for verb in ("train", "data", "sweep", "fit", "forecast", "report"):
-        assert verb in done.stdout
-    program = "import sys, scaling.cli as c; c.build_app([]); print('jax' in sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert loaded.stdout.strip() == "False"
+def test_help_names_every_verb_and_loads_no_heavy_package(tmp_path: Path) -> None:
+    program = """
+import contextlib, sys
+from scaling import cli
+with contextlib.suppress(SystemExit):
+    cli.main(["--help"])
+print("loaded", [name for name in ("jax", "flax", "pandas", "numpy", "scipy", "tensorflow") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    *text, loaded = done.stdout.splitlines()
+    assert loaded == "loaded []"
+    for words in cli.VERBS:
+        assert words.split()[0] in "\n".join(text)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("words", cli.VERBS)
+def test_every_flag_of_every_verb_has_a_help_text(words: str) -> None:
+    """The text of a flag is what stands before tyro's own "(required)" or "(default: ...)"."""
+    module, function, _ = cli.VERBS[words]
+    parser = tyro.extras.get_parser(cli.import_verb(module, function, []), config=(tyro.conf.PositionalRequiredArgs,))
+    flags = [action for action in all_actions(parser) if action.dest != "help"]
+    assert flags
+    assert [action.option_strings or action.dest for action in flags if (action.help or "(").startswith("(")] == []
+
+
+def all_actions(parser: Any) -> Iterator[Any]:
+    """The positional arguments and flags of a parser and of its subcommands (`scaling sweep run NAME slurm`)."""
+    for action in parser._actions:
+        if type(action).__name__ == "_SubParsersAction":  # of argparse, or of tyro's copy of it
+            for subparser in action.choices.values():
+                yield from all_actions(subparser)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["coordinates", "--steps", "2"], ["coord-check", "--steps", "2"]),
+        (["data", "prepare", "walk", "--road=plain"], ["data", "prepare", "walk", "--backend=plain"]),
+        (["eval", "run", "--again"], ["eval", "run", "--rerun"]),
+        (["generate", "run", "--prompt", "--again"], ["generate", "run", "--prompt", "--again"]),
+    ],
+)
+def test_verbs_and_flags_of_the_last_release_are_understood(old: list[str], new: list[str]) -> None:
+    assert cli.with_current_names(old) == new
+
+
+def test_old_names_point_to_names_of_today() -> None:
+    assert set(cli.OLD_VERBS.values()) | set(cli.OLD_FLAGS) <= set(cli.VERBS)
+    assert not set(cli.OLD_VERBS) & set(cli.VERBS)
 
 
 SMALL = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1, "--measure.validation-tokens", 512)
