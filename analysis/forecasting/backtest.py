@@ -38,7 +38,7 @@ def backtest(
     """One row a factor and law: n_train, n_test, mean_relative_error, rmsle, bias (mean log error), coverage of bands.
 
     Args:
-      points: columns params, tokens, flops, loss, run_id and cluster: `results.fit_points(...).table`.
+      points: columns params, tokens, flops, loss, run_id and cluster: `results.select_points(...).table`.
       factors: the fit sees runs of at most Cmax / factor. A factor that leaves too few is left out.
       plain: laws taken for granted, each with its bootstrap's band.
       candidates: what the chosen law is chosen from.
