@@ -1,11 +1,11 @@
-"""Chinchilla approaches 1 and 2, for comparison and for their known biases; and the argmin of Porian et al. 2024.
+"""Compute-optimal sizes without a fitted surface: approaches 1 and 2 of Hoffmann et al. 2022, and Porian et al. 2024.
 
-All three go from runs to compute-optimal (N*, D*) per budget, then to power laws N* ~ C^a and D* ~ C^b by log-log
-regression, without ever fitting a surface. That is their bias: a parabola in log N is not the shape of a loss surface,
-so its vertex lies beside the optimum by an amount that grows with the width of the grid. Each result carries what the
-same grid would give on a noise-free Chinchilla surface, whose optimum is known.
+All three find the compute-optimal params N* and tokens D* of each budget C, then power laws N* ~ C^a and D* ~ C^b by
+log-log regression. They are biased: a parabola in log N is not the shape of a loss surface, so its vertex lies beside
+the optimum by an amount that grows with the range of sizes. Each result therefore states the error of the same method
+on the same grid of a noise-free Chinchilla surface, whose optimum is known.
 
-Units: params and tokens are counts, flops are training FLOPs, loss is nats per token (any other unit changes nothing).
+Units: params and tokens are counts, flops are training FLOPs; loss is nats per token, though any unit gives the same.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from analysis.errors import TableError
 from analysis.tables.results import select_points
 
 ALPHA, BETA = 0.34, 0.28  # Hoffmann et al. 2022, table A3, as printed
-BIAS_FLOPS = 1e24  # FLOPs at which a bias is quoted, as is usual for this comparison
-SUBDIVISIONS = 25  # points of the fine grid for each interval between sizes (Porian et al. 2024)
-MIN_SPACINGS = 0.33  # least standard deviation of log N*, in units of the spacing of the sizes (Porian et al. 2024)
-SAME_BUDGET = 0.05  # relative gap in training FLOPs between neighbours of one budget
+BIAS_FLOPS = 1e24  # FLOPs at which the bias of N* and D* is stated, as is usual for this comparison
+SUBDIVISIONS = 25  # points of the fine grid between two neighbouring sizes (Porian et al. 2024)
+MIN_SPACINGS = 0.33  # smallest standard deviation of log N*, in spacings of the sizes (Porian et al. 2024)
+SAME_BUDGET = 0.05  # largest relative difference in training FLOPs between neighbouring runs of one budget
 
 Minimum = Callable[[np.ndarray, np.ndarray], float]
 MedianAndStd = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
@@ -48,10 +48,10 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Bias:
-    """How far a grid throws an approach off on a noise-free Chinchilla surface.
+    """The error of a method on a noise-free Chinchilla surface that is sampled on the user's grid.
 
     at: FLOPs at which the optimum is forecast. params, tokens: relative error of N* and D* there (-0.05 is 5 % low).
-    exponent: error of a in N* ~ C^a. alpha, beta: exponents of the surface; to a parabola its E, A and B are all one.
+    exponent: error of a in N* ~ C^a. alpha, beta: exponents of the surface; its E, A and B do not move a parabola.
     """
 
     at: float
@@ -70,11 +70,11 @@ class Bias:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Compute-optimal sizes found without a surface.
+    """The compute-optimal runs of several budgets, and power laws through them.
 
-    flops, params, tokens, loss: [budgets], one optimum each. log_std: [budgets], standard deviation of log N*; empty
-    where no noise was given. skipped: budgets in FLOPs that have no optimum inside their sizes. bias: None where the
-    grid says nothing about it.
+    flops, params, tokens, loss: [budgets], the optimum of each. log_std: [budgets], standard deviation of log N*; empty
+    where no noise was given. skipped: budgets, in FLOPs, without an optimum between their smallest and largest size.
+    bias: None where the grid has no optimum on a noise-free surface.
     """
 
     approach: str
@@ -96,35 +96,42 @@ class Frontier:
         return "\n".join([*lines, f"bias: {self.bias or 'unknown'}"])
 
     def facts(self) -> dict[str, Any]:
+        """All fields, as JSON."""
         return asdict(self)
 
     def to_json(self) -> str:
+        """`facts` as text."""
         return json.dumps(self.facts())
 
 
 def approach_1(table: pd.DataFrame, *, bins: int = 1500, at: float = BIAS_FLOPS) -> Frontier:
-    """The envelope of training curves: in each of many FLOPs bins the size of lowest loss (Hoffmann 2022, section 3.1).
+    """Approach 1, the envelope of training curves: the size of lowest loss in each of many FLOPs bins (Hoffmann et al.
+    2022, section 3.1).
 
-    Each size's points make its curve, log loss interpolated in log FLOPs and never continued beyond its ends. Bins in
-    which the smallest or largest size of all wins are left out (ours): there the envelope ends, not the descent.
+    The points of one size make a curve: log loss, interpolated in log FLOPs between its first and last point. Bins in
+    which the smallest or the largest size of all is best are left out (ours), because a size beyond might be better.
 
     Args:
-      table: columns params, tokens, loss and, unless 6 params tokens, flops.
+      table: columns params, tokens, loss, and flops where they are not 6 params tokens.
+      bins: number of FLOPs bins, equal in log FLOPs.
+      at: FLOPs at which the bias is stated.
     Raises:
-      TableError: an unusable table, or no size that wins inside the range of sizes.
+      TableError: an unusable table, or fewer than two sizes between the smallest and the largest are best in any bin.
     """
     points = select_points(table, parameters=1).table
-    found = _envelope(points, bins)
-    return replace(found, bias=_envelope_bias(points, found, bins, at))
+    frontier = _envelope(points, bins)
+    return replace(frontier, bias=_envelope_bias(points, frontier, bins, at))
 
 
 def approach_2(table: pd.DataFrame, *, at: float = BIAS_FLOPS) -> Frontier:
-    """IsoFLOP profiles: in each budget a parabola of loss in log params; its vertex is N* (Hoffmann 2022, section 3.2).
+    """Approach 2, IsoFLOP profiles: N* is the vertex of a parabola of loss in log params through the runs of a budget
+    (Hoffmann et al. 2022, section 3.2).
 
     Args:
-      table: as for approach 1, at least three sizes a budget.
+      table: as for approach 1, with at least three sizes a budget.
+      at: FLOPs at which the bias is stated.
     Raises:
-      TableError: an unusable table, or fewer than two budgets whose parabola has its vertex among the sizes.
+      TableError: an unusable table, or fewer than two budgets whose vertex lies between their sizes.
     """
     return _profile_frontier("approach 2 (parabolas)", select_points(table, parameters=1).table, parabola_vertex, at)
 
@@ -132,18 +139,20 @@ def approach_2(table: pd.DataFrame, *, at: float = BIAS_FLOPS) -> Frontier:
 def akima(
     table: pd.DataFrame, *, noise: float = 0.0, draws: int = 1000, seed: int = 0, at: float = BIAS_FLOPS
 ) -> Frontier:
-    """IsoFLOP profiles by the argmin of Akima's interpolation of log loss in log params (Porian et al. 2024).
+    """IsoFLOP profiles whose N* is the argmin of Akima's interpolation of log loss in log params (Porian et al. 2024).
 
-    With `noise`, N* is the median over draws of the interior argmins, on a grid of 25 points an interval. A budget
-    without an interior argmin in half of the draws is skipped. The power laws weigh each budget by 1 / std^2 of its
-    log N*; that standard deviation is never below a third of the spacing of the sizes, and is divided by the share of
-    draws that were interior.
+    With `noise`, N* is the median, over draws of noise added to the loss, of the argmins between the smallest and the
+    largest size, on a grid of 25 points between neighbouring sizes. A budget with such an argmin in fewer than half of
+    the draws is skipped. The power laws weight each budget by 1 / std^2 of its log N*; that standard deviation is at
+    least a third of the spacing of the sizes, and is divided by the share of draws with such an argmin.
 
     Args:
-      table: as for approach 2; of the runs of one size in one budget the lowest loss counts.
-      noise: standard deviation of the loss between seeds, in the unit of the loss.
+      table: as for approach 2; of several runs of one size in one budget, the one of lowest loss counts.
+      noise: standard deviation of the loss between seeds, in the unit of the loss; 0 for none.
+      draws: number of draws of the noise.
+      at: FLOPs at which the bias is stated.
     Raises:
-      TableError: an unusable table, or fewer than two budgets with an optimum among the sizes.
+      TableError: an unusable table, or fewer than two budgets with an optimum between their sizes.
     """
     noisy = _noisy_argmin(noise, draws, seed) if noise else None
     return _profile_frontier(
@@ -152,14 +161,15 @@ def akima(
 
 
 def parabola_vertex(log_params: np.ndarray, loss: np.ndarray) -> float:
-    """Vertex of the least-squares parabola; NaN where it opens downwards."""
+    """Log params at the vertex of the least-squares parabola; NaN where it opens downwards."""
     centre = log_params.mean()
     square, linear, _ = np.polyfit(log_params - centre, loss, 2)
     return centre - linear / (2 * square) if square > 0 else np.nan
 
 
 def akima_argmin(log_params: np.ndarray, loss: np.ndarray) -> float:
-    """Argmin of Akima's interpolation of log loss, exact: the lowest of its stationary points and sizes."""
+    """Log params at the exact minimum of Akima's interpolation of log loss: the lowest of its stationary points and
+    knots."""
     curve = Akima1DInterpolator(log_params, np.log(loss))
     candidates = np.append(log_params, curve.derivative().roots(extrapolate=False))
     return float(candidates[np.nanargmin(curve(candidates))])
@@ -168,9 +178,9 @@ def akima_argmin(log_params: np.ndarray, loss: np.ndarray) -> float:
 def symmetric_bias(
     span: float, sizes: int = 15, *, alpha: float = ALPHA, beta: float = BETA, at: float = BIAS_FLOPS
 ) -> Bias:
-    """Bias of approach 2 on budgets whose `sizes` stand in equal ratios from optimum / span to optimum * span.
+    """Bias of approach 2 where each budget has `sizes` sizes in equal ratios from optimum / span to optimum * span.
 
-    Every budget's vertex is off by the same factor, so that the exponent is right and the optimum wrong everywhere.
+    The vertex of every budget is then off by the same factor, so that the exponent is right and N* is not.
     """
     offsets = np.linspace(-np.log(span), np.log(span), sizes)
     shift = parabola_vertex(offsets, _surface_profile(offsets, alpha, beta))
@@ -178,14 +188,18 @@ def symmetric_bias(
 
 
 def fit_power_law(flops: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> PowerLaw:
-    """Weighted least squares of log values on log flops."""
+    """Fits a power law by weighted least squares of log values on log flops; weights are ones unless given."""
     root = None if weights is None else np.sqrt(weights)
     exponent, constant = np.polyfit(np.log(flops), np.log(values), 1, w=root)
     return PowerLaw(float(np.exp(constant)), float(exponent))
 
 
 def _surface_profile(offsets: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """Loss of a Chinchilla surface along flops = 6 N D, over log(N / N*); half of it is irreducible at the optimum."""
+    """Loss of a Chinchilla surface along flops = 6 N D, as a function of log(N / N*).
+
+    At the optimum alpha A N*^-alpha = beta B D*^-beta, so that with the common factor left out the two terms are
+    beta e^(-alpha offset) and alpha e^(beta offset). The irreducible loss is as large as both at the optimum.
+    """
     return beta * np.exp(-alpha * offsets) + alpha * np.exp(beta * offsets) + alpha + beta
 
 
@@ -198,7 +212,13 @@ def _profile_frontier(
     *,
     lowest: bool = False,
 ) -> Frontier:
-    """lowest: of the runs of one size in one budget, count the one of lowest loss."""
+    """The frontier by IsoFLOP profiles.
+
+    Args:
+      minimum: maps (log params, loss) of one budget to the log params of its optimum, or NaN.
+      noisy: maps the same to the median and the standard deviation of the optimum under noise.
+      lowest: whether only the lowest loss counts of several runs of one size in one budget.
+    """
     budgets = [_lowest_per_size(budget) if lowest else budget for budget in _split_budgets(points)]
     rows, skipped, shifts = [], [], []
     for budget in budgets:
@@ -219,13 +239,14 @@ def _profile_frontier(
             "least 2 are needed; add sizes on both sides of the optimum"
         )
     frontier = _make_frontier(name, np.array(rows), tuple(skipped), weighted=noisy is not None)
+    # The shift of the optimum, log(found / true), is continued linearly in log FLOPs to the FLOPs of the bias.
     exponent, constant = np.polyfit(np.log(frontier.flops), shifts, 1)
     shift = constant + exponent * np.log(at)
     return replace(frontier, bias=Bias(at, float(np.expm1(shift)), float(np.expm1(-shift)), float(exponent)))
 
 
 def _make_frontier(name: str, rows: np.ndarray, skipped: tuple[float, ...], *, weighted: bool) -> Frontier:
-    """rows: [budgets, 5], columns flops, params, tokens, loss, standard deviation of log params."""
+    """A frontier with its power laws. rows: [budgets, 5], flops, params, tokens, loss, standard deviation of log N*."""
     flops, params, tokens, loss, std = (tuple(map(float, column)) for column in rows.T)
     weights = rows[:, 4] ** -2.0 if weighted else None
     params_law, tokens_law = (fit_power_law(rows[:, 0], rows[:, column], weights) for column in (1, 2))
@@ -233,9 +254,13 @@ def _make_frontier(name: str, rows: np.ndarray, skipped: tuple[float, ...], *, w
 
 
 def _vertex_shift(offsets: np.ndarray, minimum: Minimum) -> float:
-    """log(found / true optimum) on a surface whose found optimum lies where it lies in the user's grid.
+    """log(found / true optimum) on a noise-free surface, when the optimum is found where it was in the user's grid.
 
-    offsets: log(N / N found). The true optimum is not known, so the grid is moved until the found one is at 0.
+    The true optimum within the grid is unknown: a fixed-point iteration moves the grid along the surface until the
+    method finds its optimum at the place in the grid where it found that of the data.
+
+    Args:
+      offsets: log(N / found N) of the grid's sizes.
     """
     shift = 0.0
     for _ in range(50):
@@ -244,13 +269,14 @@ def _vertex_shift(offsets: np.ndarray, minimum: Minimum) -> float:
 
 
 def _noisy_argmin(noise: float, draws: int, seed: int) -> MedianAndStd:
+    """A function of (log params, loss) that returns median and standard deviation of the argmin under noise, or NaN."""
     random = np.random.default_rng(seed)
 
     def median_and_std(log_params: np.ndarray, loss: np.ndarray) -> tuple[float, float]:
         fine = np.linspace(log_params.min(), log_params.max(), SUBDIVISIONS * (len(log_params) - 1))
         noisy = loss[:, None] + noise * random.standard_normal((len(loss), draws))
         best = np.argmin(Akima1DInterpolator(log_params, np.log(noisy))(fine), axis=0)
-        inside = fine[best[(best > 0) & (best < len(fine) - 1)]]
+        inside = fine[best[(best > 0) & (best < len(fine) - 1)]]  # log params of the interior argmins
         floor = MIN_SPACINGS * SUBDIVISIONS * (fine[1] - fine[0])
         enough = len(inside) >= draws / 2
         return (np.median(inside), max(inside.std(), floor) * draws / len(inside)) if enough else (np.nan, np.nan)
@@ -259,17 +285,19 @@ def _noisy_argmin(noise: float, draws: int, seed: int) -> MedianAndStd:
 
 
 def _split_budgets(points: pd.DataFrame) -> list[pd.DataFrame]:
-    """Rows whose training FLOPs differ by no more than SAME_BUDGET from one to the next, each group by size."""
+    """Splits runs, in order of training FLOPs, wherever FLOPs rise by more than SAME_BUDGET; each group by size."""
     ordered = points.sort_values(["flops", "params"], kind="stable")
     label = (ordered["flops"].pct_change() > SAME_BUDGET).cumsum()
     return [group.sort_values("params", kind="stable") for _, group in ordered.groupby(label)]
 
 
 def _lowest_per_size(budget: pd.DataFrame) -> pd.DataFrame:
+    """The run of lowest loss of each size, sorted by size."""
     return budget.sort_values("loss", kind="stable").drop_duplicates("params").sort_values("params")
 
 
 def _envelope(points: pd.DataFrame, bins: int) -> Frontier:
+    """The frontier by approach 1, without its bias. log_loss and log_tokens are [sizes, bins]."""
     sizes = np.sort(points["params"].unique())
     flops = np.geomspace(points["flops"].min(), points["flops"].max(), bins)
     log_loss, log_tokens = np.empty((2, len(sizes), bins))
@@ -278,23 +306,32 @@ def _envelope(points: pd.DataFrame, bins: int) -> Frontier:
         for name, rows in (("loss", log_loss), ("tokens", log_tokens)):
             rows[i] = np.interp(np.log(flops), curve["flops"], curve[name], left=np.nan, right=np.nan)
     best = np.argmin(np.where(np.isnan(log_loss), np.inf, log_loss), axis=0)
-    rivals = np.isfinite(log_loss).sum(axis=0) > 1
-    kept = np.flatnonzero(rivals & (best > 0) & (best < len(sizes) - 1))
-    if len(np.unique(best[kept])) < 2:
+    is_contested = np.isfinite(log_loss).sum(axis=0) > 1  # [bins]: more than one size has a curve there
+    used_bins = np.flatnonzero(is_contested & (best > 0) & (best < len(sizes) - 1))
+    if len(np.unique(best[used_bins])) < 2:
         raise TableError(
             f"approach 1: of {len(sizes)} sizes fewer than 2 between the smallest and the largest win at any FLOPs; "
             "it needs training curves, or many horizons a size, that overlap in FLOPs"
         )
-    at = best[kept], kept
-    columns = flops[kept], sizes[best[kept]], np.exp(log_tokens[at]), np.exp(log_loss[at]), np.full(len(kept), np.nan)
+    at = best[used_bins], used_bins
+    columns = (
+        flops[used_bins],
+        sizes[best[used_bins]],
+        np.exp(log_tokens[at]),
+        np.exp(log_loss[at]),
+        np.full(len(used_bins), np.nan),
+    )
     return _make_frontier("approach 1 (envelope)", np.stack(columns, axis=1), (), weighted=False)
 
 
-def _envelope_bias(points: pd.DataFrame, found: Frontier, bins: int, at: float) -> Bias | None:
-    """The same points on a surface whose optimum is N* at the middle of the envelope; None where no size wins there."""
-    middle = float(np.exp(np.log(found.flops).mean()))
+def _envelope_bias(points: pd.DataFrame, frontier: Frontier, bins: int, at: float) -> Bias | None:
+    """The bias of approach 1: its error on the same (params, tokens) of a noise-free surface.
+
+    The surface has the optimum of the frontier at its middle budget. None where fewer than two interior sizes are best.
+    """
+    middle = float(np.exp(np.log(frontier.flops).mean()))
     a = BETA / (ALPHA + BETA)
-    factor = found.params_law(middle) / (middle / 6) ** a  # G of N* = G (C/6)^a
+    factor = frontier.params_law(middle) / (middle / 6) ** a  # G of N* = G (C/6)^a
 
     best = factor * (at / 6) ** a
     params, tokens = points["params"].to_numpy(), points["tokens"].to_numpy()

@@ -1,13 +1,10 @@
-"""`scaling rates`: the best learning rate of each size, from scans, and the power law through them for a recipe to use.
+"""The best learning rate of each model size, from scans, and a power law through them (`scaling rates`).
 
-A scan is a set of runs alike in everything but their learning rate. Its optimum is the vertex of the parabola in log
-rate through its best run and the neighbours of that on both sides; where the best is the lowest or the highest rate
-that was tried, there is no optimum, and the scan is left out and named. A rate that diverged counts as tried. Method:
-ours, after Porian et al. 2024, section 3.4, who interpolate in log rate as well; the law in N alone holds for the
-horizon of the scans.
-
-Not in the design's list of modules: it is what makes a recipe's learning rate a measurement
-(scaling/recipes/derive.py).
+A scan is a set of runs that are alike in everything but their learning rate. Its optimum is the vertex of the parabola
+in log rate through its best run and both neighbours. Where the lowest or the highest rate tried is best, the scan has
+no optimum and is left out of the law. A rate whose run diverged counts as tried. The method is ours, after Porian et
+al. 2024, section 3.4, who also interpolate in log rate. The law in N alone holds for the token count of the scans. A
+recipe reads it from the file that `scaling rates --out` writes (scaling/recipes/derive.py).
 """
 
 from __future__ import annotations
@@ -25,14 +22,18 @@ from analysis.errors import TableError
 from analysis.tables import curve_collapse, results
 
 SCHEMA = 1
-MIN_RATES = 3
+MIN_RATES = 3  # distinct learning rates that make a scan
 ALL_DIVERGED = "all diverged"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One size's runs. rates ascending and losses (NaN where a run diverged); best: vertex of the parabola, NaN at a
-    bound; at_bound: "lowest", "highest", ALL_DIVERGED, or ""."""
+    """The runs of one size at several learning rates.
+
+    rates: ascending. losses: nats per token, NaN where a run diverged. best, loss: the best rate and the loss there,
+    `best` NaN where there is no optimum. at_bound: why: "lowest" or "highest" rate tried is best, or ALL_DIVERGED; else
+    empty.
+    """
 
     params: float
     tokens: float
@@ -46,13 +47,17 @@ class Scan:
 
     @property
     def name(self) -> str:
+        """The scan in words: width, depth and tokens."""
         return f"w{self.width}-d{self.depth} at {self.tokens:,.0f} tokens"
 
 
 @dataclass(frozen=True)
 class RateLaw:
-    """best = rate (params / at)^exponent; stderr of the exponent; rms: of log2 of the scans' optima over it. NaN where
-    two scans give a line without residual."""
+    """The power law best rate = rate (params / at)^exponent.
+
+    stderr: standard error of the exponent. rms: root mean square of log2(optimum of a scan / law). Both are NaN where
+    two scans leave no residual. scans: all scans, those without an optimum too.
+    """
 
     at: float
     rate: float
@@ -65,14 +70,14 @@ class RateLaw:
         return self.rate * (np.asarray(params, float) / self.at) ** self.exponent
 
     def __str__(self) -> str:
-        said = f"best rate = {self.rate:.3g} (N / {self.at:.3g})^{self.exponent:.3f}"
-        return said + ("" if np.isnan(self.stderr) else f" +- {self.stderr:.3f}, rms {self.rms:.2f} octaves")
+        text = f"best rate = {self.rate:.3g} (N / {self.at:.3g})^{self.exponent:.3f}"
+        return text + ("" if np.isnan(self.stderr) else f" +- {self.stderr:.3f}, rms {self.rms:.2f} octaves")
 
 
 def find_scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_COLUMN) -> tuple[Scan, ...]:
-    """The scans in a table of results, by size: groups of runs with at least three learning rates.
+    """Finds the scans in a table of results: groups of runs with at least MIN_RATES learning rates, ordered by size.
 
-    Raises TableError where columns are missing or no group has as many.
+    Raises TableError where a column lacks or there is no scan.
     """
     for name in ("learning_rate", "loss", "tokens", "width", "depth", params_column):
         if name not in table:
@@ -87,7 +92,7 @@ def find_scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_
         raise TableError(
             f"no {MIN_RATES} runs are alike in everything but learning_rate: there is no scan in the table"
         )
-    return tuple(sorted((_scan(group, params_column) for group in groups), key=lambda one: (one.params, one.tokens)))
+    return tuple(sorted((_scan(group, params_column) for group in groups), key=lambda scan: (scan.params, scan.tokens)))
 
 
 def _scan(group: pd.DataFrame, params_column: str) -> Scan:
@@ -113,8 +118,14 @@ def _scan(group: pd.DataFrame, params_column: str) -> Scan:
 
 
 def best_rate(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]:
-    """(best rate, loss there, bound) of one scan: the vertex of the parabola in log rate through its best run and both
-    neighbours. A diverged neighbour counts as tried: the optimum is then the best run itself."""
+    """(best rate, loss there, why there is none or "") of one scan: the vertex of the parabola in log rate.
+
+    The parabola goes through the best run and both neighbours. Beside a run that diverged, the best run itself is the
+    optimum.
+
+    Args:
+      rates, losses: [runs], rates ascending, losses NaN where a run diverged.
+    """
     if not np.isfinite(losses).any():
         return np.nan, np.nan, ALL_DIVERGED
     at = int(np.nanargmin(losses))
@@ -128,35 +139,39 @@ def best_rate(rates: np.ndarray, losses: np.ndarray) -> tuple[float, float, str]
     return float(np.exp(x[1] + away)), float(level + slope * away + square * away**2), ""
 
 
-def fit_rate_law(found: Sequence[Scan]) -> RateLaw:
-    """The power law through the optima of scans, least squares in logarithms, scans at a bound left out.
+def fit_rate_law(scans: Sequence[Scan]) -> RateLaw:
+    """Fits the power law to the optima of scans, by least squares in logarithms; scans without an optimum are left out.
 
     Raises TableError when fewer than two sizes have an optimum.
     """
-    used = [scan for scan in found if not scan.at_bound]
+    used = [scan for scan in scans if not scan.at_bound]
     if len({scan.params for scan in used}) < 2:
-        bounds = ", ".join(f"{scan.name}: {why_no_optimum(scan)}" for scan in found if scan.at_bound)
+        bounds = ", ".join(f"{scan.name}: {why_no_optimum(scan)}" for scan in scans if scan.at_bound)
         raise TableError(f"a law needs the optima of two sizes, {len(used)} found; without one: {bounds or 'none'}")
     x, y = np.log([scan.params for scan in used]), np.log([scan.best for scan in used])
-    middle = float(x.mean())
+    middle = float(x.mean())  # centred, so that the errors of level and exponent are uncorrelated
     exponent, level = np.polyfit(x - middle, y, 1)
-    left = y - level - exponent * (x - middle)
-    free = len(used) - 2
-    spread = float(np.sqrt(left @ left / free)) if free else np.nan
+    residual = y - level - exponent * (x - middle)
+    freedom = len(used) - 2
+    spread = float(np.sqrt(residual @ residual / freedom)) if freedom else np.nan
     stderr = spread / float(np.sqrt(np.sum((x - middle) ** 2)))
     return RateLaw(
-        float(np.exp(middle)), float(np.exp(level)), float(exponent), stderr, spread / float(np.log(2)), tuple(found)
+        float(np.exp(middle)), float(np.exp(level)), float(exponent), stderr, spread / float(np.log(2)), tuple(scans)
     )
 
 
 def why_no_optimum(scan: Scan) -> str:
-    """Why a scan has no optimum."""
+    """Says why a scan has no optimum."""
     return scan.at_bound if scan.at_bound == ALL_DIVERGED else f"best at the {scan.at_bound} tried"
 
 
 def rate_document(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
-    """What a recipe reads (scaling/recipes/derive.py, `load_measured_rate`), and a reader beside it; numbers to four
-    digits."""
+    """The law as JSON for a recipe to read (scaling/recipes/derive.py, `load_measured_rate`); numbers to four digits.
+
+    Args:
+      sweep: name of the sweep, for the text that says where the law comes from.
+      table_hash: sha256 of the table of results.
+    """
 
     def number(value: float) -> float | None:
         return float(f"{value:.4g}") if np.isfinite(value) else None
@@ -175,7 +190,7 @@ def rate_document(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
 
 
 def read_rate_law(path: Path) -> RateLaw:
-    """The law and its scans as `facts` gives them, from JSON. Raises TableError for a file that holds none."""
+    """Reads the law and its scans from a file that holds a `rate_document`. Raises TableError for any other file."""
     try:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA:

@@ -1,10 +1,8 @@
-"""`scaling backtest` and `scaling coverage`: forecasts of runs that the fit did not see, scored.
+"""Back-tests of the whole method: forecasts of runs that the fit did not see (`scaling backtest`, `scaling coverage`).
 
-For a factor f the fit sees runs of at most Cmax / f and forecasts the rest. The chosen law is chosen, weighted and
-given its interval from the runs below the cut alone. Plain laws stand beside it with the bands that their bootstrap
-gives, which is what is usually printed.
-
-Not in the design's list of modules: backtest.py chooses inside a fit's points; this judges the whole from outside.
+For a factor f, the runs of at most Cmax / f are fitted and the others are forecast. The law `chosen` is chosen,
+weighted and given its intervals from the fitted runs alone. Beside it stand laws named beforehand, with intervals from
+their bootstrap alone, as is usual in print. `law_choice` is another back-test, inside the fitted runs, which chooses.
 """
 
 from __future__ import annotations
@@ -35,16 +33,20 @@ def backtest(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a factor and law: n_train, n_test, mean_relative_error, rmsle, bias (mean log error), coverage of bands.
+    """Scores forecasts of the runs of largest compute: one row a factor and law.
+
+    Columns: factor, law, n_train, n_test, mean_relative_error, rmsle, bias (mean log error), coverage of each level's
+    intervals, half width of the 90 % intervals in log loss, and choice, the candidate that `chosen` chose.
 
     Args:
       points: columns params, tokens, flops, loss, run_id and cluster: `results.select_points(...).table`.
-      factors: the fit sees runs of at most Cmax / factor. A factor that leaves too few is left out.
-      plain: laws taken for granted, each with its bootstrap's band.
-      candidates: what the chosen law is chosen from.
+      factors: runs of at most Cmax / factor are fitted. A factor that leaves too few of them is left out.
+      plain: laws named beforehand, with intervals from their bootstrap.
+      candidates: those from which `chosen` chooses.
+      draws: number of bootstrap draws.
     """
-    found = backtest_forecasts(points, factors, plain, candidates, draws=draws, seed=seed)
-    parts = found.groupby(["factor", "law"], sort=False) if len(found) else ()
+    forecasts = backtest_forecasts(points, factors, plain, candidates, draws=draws, seed=seed)
+    parts = forecasts.groupby(["factor", "law"], sort=False) if len(forecasts) else ()
     return pd.DataFrame([{"factor": factor, "law": law} | _score_forecasts(part) for (factor, law), part in parts])
 
 
@@ -57,11 +59,11 @@ def backtest_forecasts(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What `backtest` scores: a row for each factor, law and run above the cut, perhaps none.
+    """Forecasts the runs of largest compute: one row for each factor, law and run above the cut, perhaps none.
 
-    Columns: factor, law, run_id, params, tokens, flops; limit, the most training FLOPs that the law was fitted to;
-    measured, predicted, and low and high of each level's band, as in low_90 (nats per token); n_train; choice, what
-    `chosen` chose, "" for the others.
+    Columns: factor, law, run_id, params, tokens, flops; limit, training FLOPs of the largest fitted run; measured,
+    predicted, and the ends of each level's interval, as in low_90 and high_90 (nats per token); n_train; choice, the
+    candidate that `chosen` chose, "" for the other laws. Arguments as for `backtest`.
     """
     parts = []
     for factor in factors:
@@ -70,12 +72,12 @@ def backtest_forecasts(
         needed = max(len(candidate.law.parameters) for candidate in (*plain, *candidates)) + 1
         if test.empty or len(train[["params", "tokens"]].drop_duplicates()) < needed:
             continue
-        made = [(candidate.name, *_forecast_plain(train, test, candidate, draws, seed), "") for candidate in plain]
-        made.append((CHOSEN, *_forecast_chosen(train, test, candidates, draws, seed)))
-        for law, predicted, bands, choice in made:
+        forecasts = [(candidate.name, *_forecast_plain(train, test, candidate, draws, seed), "") for candidate in plain]
+        forecasts.append((CHOSEN, *_forecast_chosen(train, test, candidates, draws, seed)))
+        for law, predicted, intervals, choice in forecasts:
             ends = {
-                f"{end}_{level * 100:.0f}": band[side]
-                for level, band in zip(LEVELS, bands, strict=True)
+                f"{end}_{level * 100:.0f}": interval[side]
+                for level, interval in zip(LEVELS, intervals, strict=True)
                 for side, end in enumerate(("low", "high"))
             }
             rows = test[["run_id", "params", "tokens", "flops"]].assign(factor=factor, law=law, **ends, choice=choice)
@@ -84,17 +86,18 @@ def backtest_forecasts(
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-Bands = list[tuple[np.ndarray, ...]]
+Intervals = list[tuple[np.ndarray, ...]]
+"""(low, high) for each of LEVELS, [test runs] each."""
 
 
 def _forecast_plain(
     train: pd.DataFrame, test: pd.DataFrame, candidate: Candidate, draws: int, seed: int
-) -> tuple[np.ndarray, Bands]:
+) -> tuple[np.ndarray, Intervals]:
     weights = candidate.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
     fit = fit_law(candidate.law, train, train["loss"], candidate.objective, weights=weights)
     unit, _ = bootstrap.choose_clusters(train, len(fit.law.parameters))
-    resampled = bootstrap.bootstrap(fit, train, train["loss"], unit, weights=weights, draws=draws, seed=seed)
-    values = {name: resampled[:, [i]] for i, name in enumerate(fit.law.parameters)}
+    bootstrap_values = bootstrap.bootstrap(fit, train, train["loss"], unit, weights=weights, draws=draws, seed=seed)
+    values = {name: bootstrap_values[:, [i]] for i, name in enumerate(fit.law.parameters)}
     spread = fit.law(values, test)
     return fit.predict(test), [
         bootstrap.central_interval(spread[np.isfinite(spread).all(1)], level) for level in LEVELS
@@ -103,7 +106,7 @@ def _forecast_plain(
 
 def _forecast_chosen(
     train: pd.DataFrame, test: pd.DataFrame, candidates: Sequence[Candidate], draws: int, seed: int
-) -> tuple[np.ndarray, Bands, str]:
+) -> tuple[np.ndarray, Intervals, str]:
     choice = choose(train, candidates, seed=seed)
     best = choice.best
     weights = best.weights(train["flops"].to_numpy(float), np.ones(len(train), bool))
@@ -118,7 +121,7 @@ def _forecast_chosen(
 
 
 def _score_forecasts(rows: pd.DataFrame) -> dict[str, Any]:
-    """Of one law's forecasts at one factor."""
+    """The scores of one law's forecasts at one factor: a row of `backtest`."""
     measured, predicted = rows["measured"].to_numpy(), rows["predicted"].to_numpy()
     error = np.log(predicted / measured)
     inside = {

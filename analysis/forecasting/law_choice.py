@@ -1,12 +1,12 @@
-"""Laws chosen by back-test, and how far their forecasts were off.
+"""The choice of a law by back-test inside the points of a fit.
 
-Inside the points of a fit, the top of compute is held out in turn: every candidate (a law, an objective, a weighting
-towards large compute) is fitted to the rest and scored by its mean error there. The winner is refitted to all. Three
-things are kept beside it, because a forecast's interval needs them: how often each candidate would have won had the
-held-out runs been others, how fast the errors grew with compute beyond the fit, and the noise of a single run.
+The runs of largest compute are held out. Every candidate (a law, an objective, and a weighting towards large compute)
+is fitted to the rest and scored by its mean error on them; the best is then fitted to all points. The interval of its
+forecasts (prediction_intervals) needs two more results: how often each candidate would have been best had the held-out
+runs been others (a bootstrap), and how fast the errors grew with compute beyond the fit.
 
-The settings (hold out the top 3x; candidates; weightings) are ours. LOG.md says what else was tried; the documents give
-the errors and the coverage on every public table.
+The settings (hold out the top 3x of compute; candidates; weightings) are ours. LOG.md says what else was tried, and
+docs/coverage.md gives errors and coverage on every public table.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from analysis.fitting.fit import Objective, compute_weights, fit_each_weighting,
 from analysis.laws import Law, chinchilla
 from analysis.laws.surface import interaction
 
-SCORING_FACTOR = 3.0  # the top of compute by which candidates are scored: above Cmax / 3
-HOLDOUT_FACTORS = (2.0, 3.0, 5.0)  # the tops that are held out in turn to see how errors grow
-NEAR_BEST = 2.0  # candidates whose score is within this factor of the best have a say in how errors grow
-RESAMPLES = 400  # resamples of the held-out runs
+SCORING_FACTOR = 3.0  # candidates are scored on the runs above Cmax / 3
+HOLDOUT_FACTORS = (2.0, 3.0, 5.0)  # runs above Cmax over each of these are held out in turn, to see how errors grow
+NEAR_BEST = 2.0  # the error growth is the median over candidates whose score is within this factor of the best
+RESAMPLES = 400  # of the held-out runs
 WEIGHT_POWERS = (0.0, 0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A law with its objective, and the power of compute that weights its points."""
+    """A law, its objective, and the power of compute by which its points are weighted."""
 
     law: Law
     objective: Objective
@@ -40,10 +40,11 @@ class Candidate:
 
     @property
     def name(self) -> str:
+        """The candidate in words, such as "chinchilla huber C^1"; no power where points weigh alike."""
         return f"{self.law.name} {self.objective.name}" + (f" C^{self.weight_power:g}" if self.weight_power else "")
 
     def weights(self, flops: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """Weight of each point, mean 1 over the kept ones, 0 elsewhere."""
+        """Weight of each point, [points]: mean 1 over those that `kept` marks, 0 on the others."""
         weights = np.zeros(len(flops))
         weights[kept] = compute_weights(flops[kept], self.weight_power)
         return weights
@@ -54,12 +55,12 @@ CANDIDATES = tuple(Candidate(law, huber(), power) for law in (chinchilla, intera
 
 @dataclass(frozen=True)
 class Choice:
-    """What hold-outs inside the points say of each candidate.
+    """The results of the back-test, with the candidates in their order.
 
-    scores: mean absolute log error on the held-out top, [candidates]; NaN where none could be held out.
-    win_shares: how often each candidate scores best when the held-out runs are resampled, [candidates], sum 1.
-    error_growth: root mean square log error per e-fold of compute beyond the fit; NaN where none could be held out.
-    best_index: index of the best score; 0 where none could be held out.
+    scores: mean absolute log error on the held-out runs, [candidates]; NaN where no run could be held out.
+    win_shares: share of resamples of the held-out runs in which each candidate scores best, [candidates], sum 1.
+    error_growth: root mean square log error per e-fold of compute beyond the fit; NaN where no run could be held out.
+    best_index: index of the best score; 0 where no run could be held out.
     """
 
     candidates: tuple[Candidate, ...]
@@ -70,16 +71,20 @@ class Choice:
 
     @property
     def best(self) -> Candidate:
+        """The candidate of the best score."""
         return self.candidates[self.best_index]
 
     @property
     def is_scored(self) -> bool:
+        """Whether any run could be held out."""
         return bool(np.isfinite(self.scores).any())
 
     def to_json(self) -> str:
+        """`facts` as text."""
         return json.dumps(self.facts())
 
     def facts(self) -> dict[str, Any]:
+        """The results as JSON, under the keys that fit.json has."""
         rows = zip(self.candidates, self.scores, self.win_shares, strict=True)
         return {
             "chosen": self.best.name,
@@ -91,53 +96,57 @@ class Choice:
 
 
 def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *, seed: int = 0) -> Choice:
-    """Scores candidates on the top of compute inside the points.
+    """Scores candidates on the points of largest compute and chooses the best.
 
-    Where the points are too few for any of them to be held out, the first candidate is taken, and the unweighted ones
-    count as equally likely.
+    Candidates with too many parameters for the points are left out. Where no run can be held out, the first candidate
+    is chosen, and the unweighted ones get equal shares of wins.
 
     Args:
-      points: columns of the laws, flops, the response, and cluster if there (runs of a trunk are resampled together).
+      points: the laws' columns, flops, the response, and optionally cluster (runs of one trunk are resampled together).
+      seed: of the resampling of held-out runs.
     """
-    cells = _count_cells(points, np.ones(len(points), bool))
-    candidates = tuple(c for c in candidates if len(c.law.parameters) < cells) or tuple(candidates[:1])
+    num_cells = _count_cells(points, np.ones(len(points), bool))
+    candidates = tuple(c for c in candidates if len(c.law.parameters) < num_cells) or tuple(candidates[:1])
     flops = points["flops"].to_numpy(float)
+    # For each factor, the points to fit: those of at most Cmax / factor, if they determine every candidate.
     needed = max(len(candidate.law.parameters) for candidate in candidates) + 1
     masks = {factor: flops <= flops.max() / factor for factor in HOLDOUT_FACTORS}
     masks = {f: kept for f, kept in masks.items() if _count_cells(points, kept) >= needed and not kept.all()}
     if not masks:
-        plain = np.array([candidate.weight_power == 0 for candidate in candidates], float)
-        return Choice(candidates, np.full(len(candidates), np.nan), plain / max(plain.sum(), 1.0), np.nan, 0)
+        unweighted = np.array([candidate.weight_power == 0 for candidate in candidates], float)
+        shares = unweighted / max(unweighted.sum(), 1.0)
+        return Choice(candidates, np.full(len(candidates), np.nan), shares, np.nan, 0)
     errors = {
         f: np.log(p / _response(points, candidates)) for f, p in predict_holdouts(points, candidates, masks).items()
     }
-    scored = SCORING_FACTOR if SCORING_FACTOR in masks else min(masks, key=lambda f: abs(f - SCORING_FACTOR))
-    held = ~masks[scored]
-    each = np.abs(np.nan_to_num(errors[scored][:, held], nan=np.inf))
-    scores = each.mean(1)
-    wins = win_shares(each, points["cluster"].to_numpy()[held] if "cluster" in points else np.arange(held.sum()), seed)
-    near = scores <= NEAR_BEST * scores.min()
-    rates = [_error_growth(errors, masks, flops, int(index)) for index in np.flatnonzero(near)]
-    return Choice(candidates, scores, wins, float(np.median(rates)), int(np.argmin(scores)))
+    scoring_factor = SCORING_FACTOR if SCORING_FACTOR in masks else min(masks, key=lambda f: abs(f - SCORING_FACTOR))
+    held_out = ~masks[scoring_factor]
+    absolute_errors = np.abs(np.nan_to_num(errors[scoring_factor][:, held_out], nan=np.inf))  # [candidates, held out]
+    scores = absolute_errors.mean(1)
+    cluster = points["cluster"].to_numpy()[held_out] if "cluster" in points else np.arange(held_out.sum())
+    near_best = np.flatnonzero(scores <= NEAR_BEST * scores.min())
+    growth = float(np.median([_error_growth(errors, masks, flops, int(index)) for index in near_best]))
+    shares = win_shares(absolute_errors, cluster, seed)
+    return Choice(candidates, scores, shares, growth, int(np.argmin(scores)))
 
 
 def predict_holdouts(
     points: pd.DataFrame, candidates: Sequence[Candidate], masks: Mapping[float, np.ndarray]
 ) -> dict[float, np.ndarray]:
-    """Each candidate fitted to the points of each mask: predictions at every point, [candidates, points] a mask."""
+    """Fits each candidate to the points of each mask; predictions at all points, [candidates, points] for each mask."""
     flops = points["flops"].to_numpy(float)
-    found = {key: np.full((len(candidates), len(points)), np.nan) for key in masks}
+    predictions = {key: np.full((len(candidates), len(points)), np.nan) for key in masks}
     groups = {(c.law, c.objective): [] for c in candidates}
     for index, candidate in enumerate(candidates):
         groups[candidate.law, candidate.objective].append(index)
-    for (law, objective), members in groups.items():
+    for (law, objective), members in groups.items():  # one batch of fits for each law and objective
         rows = [(key, index) for key in masks for index in members]
         weights = np.stack([candidates[index].weights(flops, masks[key]) for key, index in rows])
         values, _ = fit_each_weighting(law, points, points[law.response].to_numpy(float), objective, weights)
         predicted = law({name: values[:, [i]] for i, name in enumerate(law.parameters)}, points)
         for (key, index), row in zip(rows, predicted, strict=True):
-            found[key][index] = row
-    return found
+            predictions[key][index] = row
+    return predictions
 
 
 def _response(points: pd.DataFrame, candidates: Sequence[Candidate]) -> np.ndarray:
@@ -145,28 +154,35 @@ def _response(points: pd.DataFrame, candidates: Sequence[Candidate]) -> np.ndarr
 
 
 def _count_cells(points: pd.DataFrame, kept: np.ndarray) -> int:
+    """Number of distinct (params, tokens) among the points that `kept` marks."""
     return len(points.loc[kept, ["params", "tokens"]].drop_duplicates())
 
 
-def win_shares(each: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
-    """Share of resamples of the held-out runs in which each candidate's mean error is least: [candidates].
+def win_shares(errors: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
+    """Share of bootstrap resamples of the held-out runs in which each candidate's mean error is least: [candidates].
 
     Args:
-      each: absolute errors, [candidates, held-out runs].
-      cluster: what is resampled whole, one a held-out run.
+      errors: absolute log errors, [candidates, held-out runs].
+      cluster: cluster of each held-out run, resampled whole, [held-out runs].
+      seed: of the resampling.
     """
     generator = np.random.default_rng(seed)
     _, member = np.unique(cluster, return_inverse=True)
     groups = int(member.max()) + 1
-    drawn = generator.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)[:, member]
-    best = np.argmin(np.where(np.isfinite(each), each, 1e9) @ drawn.T, axis=0)
-    return np.bincount(best, minlength=len(each)) / RESAMPLES
+    # How often each run is drawn, [resamples, runs]; the candidate of least total error has the least mean.
+    counts = generator.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)[:, member]
+    best = np.argmin(np.where(np.isfinite(errors), errors, 1e9) @ counts.T, axis=0)
+    return np.bincount(best, minlength=len(errors)) / RESAMPLES
 
 
 def _error_growth(
     errors: Mapping[float, np.ndarray], masks: Mapping[float, np.ndarray], flops: np.ndarray, index: int
 ) -> float:
-    """Root mean square of one candidate's errors over that of their distances in log compute, over every hold-out."""
+    """Error growth of one candidate over all hold-outs, per e-fold of compute.
+
+    It is the root mean square of the log errors divided by that of the distances, in log compute, of the held-out runs
+    from the largest fitted run.
+    """
     error = distance = 0.0
     for factor, kept in masks.items():
         error += float(np.mean(errors[factor][index, ~kept] ** 2))

@@ -1,11 +1,10 @@
-"""Prediction intervals: bootstrap over runs, law choice, growth of error with compute, and the noise of one run.
+"""Prediction intervals of the loss of one new run.
 
-A draw picks a candidate by how often it won the back-test, and one of its bootstrap refits. The draws are then scaled
-to spread as the errors of the back-test grew with compute, up without limit and down to half: bootstrap alone takes the
-form of the law for granted, and its nominal 90 % bands hold a fifth of the runs beyond 10x compute. The noise of a
-single run is added last. Method: ours.
-
-Not in the design's list of modules: intervals.py resamples, backtest.py chooses, and this joins them.
+They combine four uncertainties. A draw picks a candidate law with the probability that it wins the back-test
+(law_choice) and one of its bootstrap refits. The spread of the draws is then scaled to the growth of the back-test's
+errors with compute: up without limit, down to half. The noise of a single run is added last. The scaling is needed
+because a bootstrap assumes the form of the law: its nominal 90 % bands contain a fifth of the runs beyond 10x compute.
+The method is ours.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from analysis.fitting.fit import Fit, fit_each_weighting, refit_from_starts
 from analysis.forecasting.law_choice import Candidate, Choice
 from analysis.laws import Columns, Law, get_law
 
-MIN_SCALE = 0.5  # what the spread of the draws may be scaled down to, where the back-test saw smaller errors
-SHRINK_DISTANCE = float(np.log(3))  # e-folds of compute beyond the fit over which that becomes allowed
-MIN_SAMPLES = 8192  # draws of parameters and noise together, at least
+MIN_SCALE = 0.5  # least factor by which the spread of the draws is scaled down, where the back-test had smaller errors
+SHRINK_DISTANCE = float(np.log(3))  # e-folds of compute beyond the fit at which that factor is first allowed in full
+MIN_SAMPLES = 8192  # fewest combinations of a draw with a noise value that an interval is taken from
 
 
 @dataclass(frozen=True)
 class LawDraws:
-    """Bootstrap draws of one candidate's law: [draws, parameters]."""
+    """Bootstrap draws of a law's parameters: [draws, parameters]."""
 
     law: Law
     draws: np.ndarray
@@ -37,13 +36,13 @@ class LawDraws:
 
 @dataclass(frozen=True)
 class PredictiveDistribution:
-    """What a forecast needs beside its law.
+    """The distribution of the loss of new runs, around a forecast.
 
-    members: draws, in proportion to how often each candidate won.
-    noise: log measured over predicted, one a fitted point, widened for the freedom that the fit used up.
-    probabilities: of each entry of noise to be the next run's: the weights of the points.
+    members: draws of each law, their number in proportion to its share of wins.
+    noise: log of measured over predicted of each fitted point, widened for the degrees of freedom that the fit used.
+    probabilities: of each entry of noise: the weights of the points, sum 1.
     error_growth: root mean square log error per e-fold of compute beyond `max_flops`; NaN when unknown.
-    max_flops: largest training FLOPs that were fitted; infinite where the points have none.
+    max_flops: training FLOPs of the largest fitted run; infinite where the points have no flops.
     """
 
     members: tuple[LawDraws, ...]
@@ -53,14 +52,14 @@ class PredictiveDistribution:
     max_flops: float
 
     def facts(self, digits: int) -> dict[str, Any]:
-        """As JSON; `restore` reads it back."""
+        """The distribution as JSON, numbers to `digits` digits; `predictive_from_facts` reads it back."""
 
-        def short(values: np.ndarray) -> Any:
-            return [short(v) if np.ndim(v) else float(f"{v:.{digits}g}") for v in values]
+        def rounded(values: np.ndarray) -> Any:
+            return [rounded(v) if np.ndim(v) else float(f"{v:.{digits}g}") for v in values]
 
-        members = [{"law": member.law.name, "draws": short(member.draws)} for member in self.members]
+        members = [{"law": member.law.name, "draws": rounded(member.draws)} for member in self.members]
         drift = None if np.isnan(self.error_growth) else self.error_growth
-        noise = {"noise": short(self.noise), "chances": short(self.probabilities)}
+        noise = {"noise": rounded(self.noise), "chances": rounded(self.probabilities)}
         limit = self.max_flops if np.isfinite(self.max_flops) else None
         return {"members": members, **noise, "drift": drift, "limit": limit}
 
@@ -76,32 +75,43 @@ class PredictiveDistribution:
     def interval(
         self, predicted: np.ndarray, columns: Columns, flops: Any, level: float, *, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where the measured loss of ONE new run at each target should fall, with nominal probability `level`.
+        """The interval of the measured loss of ONE new run at each target, of nominal probability `level`.
 
         Args:
-          predicted: the forecast itself, [targets]: the band is laid around it.
-          flops: training FLOPs of each target.
+          predicted: the forecast, [targets], which the interval always contains.
+          columns: the laws' columns at the targets, [targets] each.
+          flops: training FLOPs of each target, [targets].
+          seed: of the draws of noise.
+        Returns:
+          low and high, [targets] each.
         """
-        spread = self.log_predictions(columns)
-        spread = spread[np.isfinite(spread).all(1)]
-        centred = spread - np.median(spread, axis=0)
-        beyond = np.maximum(np.log(np.atleast_1d(np.asarray(flops, float)) / self.max_flops), 0.0)
-        width = np.maximum(np.std(centred, axis=0), 1e-12)
-        seen = width if np.isnan(self.error_growth) else self.error_growth * beyond
-        centred = centred * np.maximum(seen / width, 1 - (1 - MIN_SCALE) * np.minimum(beyond / SHRINK_DISTANCE, 1.0))
+        draws = self.log_predictions(columns)  # [draws, targets]
+        draws = draws[np.isfinite(draws).all(1)]
+        deviations = draws - np.median(draws, axis=0)
+        e_folds = np.maximum(np.log(np.atleast_1d(np.asarray(flops, float)) / self.max_flops), 0.0)
+        draws_std = np.maximum(np.std(deviations, axis=0), 1e-12)
+        backtest_std = draws_std if np.isnan(self.error_growth) else self.error_growth * e_folds
+        # The factor may fall to MIN_SCALE only far enough beyond the fit; at the fit itself it is at least 1.
+        least_scale = 1 - (1 - MIN_SCALE) * np.minimum(e_folds / SHRINK_DISTANCE, 1.0)
+        deviations = deviations * np.maximum(backtest_std / draws_std, least_scale)
         generator = np.random.default_rng(seed)
-        repeats = max(1, -(-MIN_SAMPLES // len(centred)))
-        noise = generator.choice(self.noise, (repeats, *centred.shape), p=self.probabilities)
-        low, high = bootstrap.central_interval((centred + noise).reshape(-1, centred.shape[1]), level)
+        repeats = max(1, -(-MIN_SAMPLES // len(deviations)))  # rounded up
+        noise = generator.choice(self.noise, (repeats, *deviations.shape), p=self.probabilities)
+        low, high = bootstrap.central_interval((deviations + noise).reshape(-1, deviations.shape[1]), level)
         return predicted * np.exp(np.minimum(low, 0.0)), predicted * np.exp(np.maximum(high, 0.0))
 
 
 def build_predictive(
     fit: Fit, own: Candidate, points: pd.DataFrame, choice: Choice, *, draws: int, seed: int
 ) -> PredictiveDistribution:
-    """The predictive distribution of a fit of `own` to points: columns of the laws, flops, response, cluster, run_id.
+    """The predictive distribution of a fit whose law has rivals.
 
-    The fit's own candidate takes part with the share of the best: a law named by hand is always among the draws.
+    The fit's own candidate gets the largest share of wins, so that a law that the user named is always among the draws.
+
+    Args:
+      own: the candidate of the fit.
+      points: the laws' columns, flops, the response, cluster and run_id.
+      draws: number of bootstrap draws over all candidates.
     """
     shares = dict(zip(choice.candidates, map(float, choice.win_shares), strict=True))
     shares[own] = max(shares.values())
@@ -109,9 +119,9 @@ def build_predictive(
     counts = {c: round(draws * share / total) for c, share in shares.items()}
     members = []
     for law, objective in dict.fromkeys((c.law, c.objective) for c in counts):
-        alike = {c: n for c, n in counts.items() if (c.law, c.objective) == (law, objective) and n}
-        if alike:
-            members.append(_draw_law(fit, own, alike, points, seed))
+        group = {c: n for c, n in counts.items() if (c.law, c.objective) == (law, objective) and n}
+        if group:
+            members.append(_draw_law(fit, own, group, points, seed))
     flops = points["flops"].to_numpy(float)
     noise = _run_noise(fit, points, own.weights(flops, np.ones(len(points), bool)))
     return PredictiveDistribution(tuple(members), *noise, choice.error_growth, float(flops.max()))
@@ -120,29 +130,33 @@ def build_predictive(
 def predictive_without_rivals(
     fit: Fit, points: pd.DataFrame, draws: np.ndarray, weights: np.ndarray
 ) -> PredictiveDistribution:
-    """Of a law that has no rivals to be chosen from: its own draws and the noise of a run."""
-    limit = float(points["flops"].max()) if "flops" in points else np.inf
-    return PredictiveDistribution((LawDraws(fit.law, draws),), *_run_noise(fit, points, weights), np.nan, limit)
+    """The predictive distribution of a law without rivals: its own bootstrap draws, and the noise of one run."""
+    max_flops = float(points["flops"].max()) if "flops" in points else np.inf
+    return PredictiveDistribution((LawDraws(fit.law, draws),), *_run_noise(fit, points, weights), np.nan, max_flops)
 
 
 def predictive_from_facts(facts: dict[str, Any]) -> PredictiveDistribution:
-    """Inverse of Predictive.facts."""
+    """Reads what PredictiveDistribution.facts wrote."""
     members = tuple(LawDraws(get_law(member["law"]), np.array(member["draws"])) for member in facts["members"])
     chances = np.array(facts["chances"])
-    drift = np.nan if facts["drift"] is None else facts["drift"]
-    limit = np.inf if facts["limit"] is None else facts["limit"]
-    return PredictiveDistribution(members, np.array(facts["noise"]), chances / chances.sum(), drift, limit)
+    error_growth = np.nan if facts["drift"] is None else facts["drift"]
+    max_flops = np.inf if facts["limit"] is None else facts["limit"]
+    noise, probabilities = np.array(facts["noise"]), chances / chances.sum()
+    return PredictiveDistribution(members, noise, probabilities, error_growth, max_flops)
 
 
 def _run_noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals widened for the freedom that the fit used up, and the chance of each: the weights of the points."""
+    """Residuals, widened for the degrees of freedom that the fit used, and their probabilities: the points' weights."""
     freedom = max(len(points) - len(fit.law.parameters) + len(fit.fixed), 1)
     noise = fit.residuals(points, points[fit.law.response].to_numpy(float)) * np.sqrt(len(points) / freedom)
     return noise, weights / weights.sum()
 
 
 def _draw_law(fit: Fit, own: Candidate, counts: Mapping[Candidate, int], points: pd.DataFrame, seed: int) -> LawDraws:
-    """Bootstrap draws of candidates of one law and objective, each from its own fit: the fit itself, or a cold one."""
+    """Bootstrap draws of candidates that share a law and an objective; `counts` says how many of each.
+
+    A candidate is refitted from its own fit: from `fit` if it is `own`, else from a new one.
+    """
     first = next(iter(counts))
     law, objective = first.law, first.objective
     response, flops = points[law.response].to_numpy(float), points["flops"].to_numpy(float)
@@ -152,10 +166,10 @@ def _draw_law(fit: Fit, own: Candidate, counts: Mapping[Candidate, int], points:
     unit, _ = bootstrap.choose_clusters(points, len(law.parameters))
     which = np.repeat(np.arange(len(counts)), list(counts.values()))
     box = fit.box if law is fit.law else None
-    draws, done = [], 0
+    draws, num_done = [], 0
     for times in bootstrap.draw_weight_blocks(points, law, unit, draws=len(which), seed=seed):
-        block = which[done : done + len(times)]
+        block = which[num_done : num_done + len(times)]
         refitted = refit_from_starts(law, objective, starts[block], points, response, weights[block] * times, box)
         draws.append(refitted[0])
-        done += len(times)
+        num_done += len(times)
     return LawDraws(law, np.concatenate(draws))

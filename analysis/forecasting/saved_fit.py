@@ -1,7 +1,6 @@
-"""fit.json: one saved fit, enough to forecast from it, draw it and rebuild it.
+"""fit.json: a fitted law with all that is needed to forecast from it, draw it and fit it again.
 
-Not in the design's list of modules: the verbs, the figures and the page all read the same file, and none of them should
-own it.
+`build_saved_fit` makes one from a table's points; verbs, figures and the report read it.
 """
 
 from __future__ import annotations
@@ -30,56 +29,58 @@ from analysis.tables import results, table_checks
 from analysis.tables.results import Points
 
 SCHEMA = 1
-DIGITS = 12
-NEAR_INFINITY = 1e30  # parameters and tokens at which a law of loss is at its floor
+DIGITS = 12  # of the bootstrap draws in fit.json
+NEAR_INFINITY = 1e30  # params and tokens at which a law of loss is as good as at its floor
 
 
 @dataclass(frozen=True, repr=False)
 class SavedFit:
-    """The content of fit.json, with what every reader of it computes.
+    """The content of fit.json, with the values that its readers compute from it.
 
-    document: the JSON as it stands on disk; keys as written by `build`.
+    document: the JSON as it is on disk; its keys are those that `build_saved_fit` writes.
     """
 
     document: Mapping[str, Any]
 
     @cached_property
     def law(self) -> laws.Law:
+        """The fitted law."""
         return laws.get_law(self.document["law"])
 
     @property
     def values(self) -> dict[str, float]:
+        """Name of each parameter -> its fitted value."""
         return self.document["parameters"]
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """The points that were fitted: run_id, cluster, params, tokens, flops, loss."""
+        """The fitted points: run_id, cluster, the law's columns, flops and the response."""
         return pd.DataFrame(self.document["points"])
 
     @cached_property
     def held_out(self) -> pd.DataFrame:
-        """The points that were not: same columns, perhaps no rows."""
+        """The points that were held out: the same columns, perhaps no rows."""
         held = self.document["held_out"]
         return pd.DataFrame(held, columns=self.points.columns) if held else self.points.iloc[:0]
 
     @cached_property
     def draws(self) -> np.ndarray:
-        """Bootstrap draws: [draws, parameters]."""
+        """Bootstrap draws of the parameters: [draws, parameters]."""
         return np.array(self.document["draws"])
 
     @cached_property
     def predictive(self) -> PredictiveDistribution:
-        """What a forecast's interval is made of."""
+        """The distribution from which the intervals of forecasts come."""
         return predictive_from_facts(self.document["predictive"])
 
     @cached_property
     def residuals(self) -> np.ndarray:
-        """Log measured over predicted at the fitted points."""
+        """Log of measured over predicted at the fitted points, [points]."""
         return np.log(self.points[self.law.response].to_numpy() / self.predict(self.points))
 
     @property
     def parameters(self) -> pd.DataFrame:
-        """A row a parameter (and the compute-optimal exponent): value, standard_error, low, high."""
+        """One row a parameter, and one for exponent_a where there is one: value, standard_error, low, high."""
         derived = {} if self.document["exponent_a"] is None else {"exponent_a": self.document["exponent_a"]}
         rows = {
             name: [value, self.document["standard_errors"][name], *self.document["intervals"][name]]
@@ -88,12 +89,12 @@ class SavedFit:
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "standard_error", "low", "high"])
 
     def facts(self) -> dict[str, Any]:
-        """The document without what only machines read: points, draws."""
+        """The document without its longest entries: points, draws and the predictive distribution."""
         left_out = ("draws", "points", "predictive")
         return {name: value for name, value in self.document.items() if name not in left_out}
 
     def to_json(self) -> str:
-        """All of it, as fit.json."""
+        """The whole document as text, as in fit.json."""
         return json.dumps(self.document, indent=1, allow_nan=False)
 
     def __repr__(self) -> str:
@@ -105,15 +106,24 @@ class SavedFit:
         return "\n".join([*lines, *(f"warning: {note}" for note in d["warnings"])])
 
     def predict(self, columns: Any) -> np.ndarray:
+        """Predictions of the response at rows of the law's columns, [rows]."""
         return self.law(self.values, columns)
 
     def describe(self) -> str:
+        """The law written out with its fitted numbers."""
         return self.law.describe(self.values)
 
     def forecast(self, target: pd.DataFrame) -> list[dict[str, Any]]:
-        """For each row of params and tokens (and loss, where it was measured): what the fit says and what came out.
+        """Forecasts each row of a table of runs.
 
-        Raises TableError where the law reads a column that the target lacks.
+        Args:
+          target: the law's columns, params and tokens; optionally flops (else 6 params tokens), run_id, and the
+            response, where it was measured.
+        Returns:
+          for each row: run_id, params, tokens, predicted, measured and relative_error (None where it was not measured),
+          low, high, level.
+        Raises:
+          TableError: the target lacks a column that the law reads.
         """
         lacking = [name for name in dict.fromkeys((*results.SURFACE_COLUMNS, *self.law.columns)) if name not in target]
         if lacking:
@@ -135,7 +145,7 @@ class SavedFit:
 
 
 def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(fitted, held out). Points are in order of training FLOPs.
+    """Splits points, which are in order of training FLOPs, into (fitted, held out).
 
     Args:
       rule: "none"; "largest", the run with the most training FLOPs; or a number of FLOPs, at or above which rows are
@@ -209,18 +219,18 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
     learning_rates = table_checks.count_rate_sources(fitted)
     fitted, held = (part.drop(columns="learning_rate_from", errors="ignore") for part in (fitted, held))
     law = settings.law or laws.chinchilla
-    left = len(fitted[list(law.columns)].drop_duplicates())
+    num_cells = len(fitted[list(law.columns)].drop_duplicates())
     free = len(law.parameters) - len(settings.fixed)
-    results.require_points(left, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
-    rivals = law.columns == results.SURFACE_COLUMNS and law.response == "loss"
-    choice = choose(fitted, seed=settings.seed) if rivals else None
+    results.require_points(num_cells, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
+    has_rivals = law.columns == results.SURFACE_COLUMNS and law.response == "loss"
+    choice = choose(fitted, seed=settings.seed) if has_rivals else None
     own = Candidate(law, settings.objective, settings.weight_power)
     if settings.law is None and choice is not None:
         own = choice.best
     if own.weight_power:
         _require_flops(fitted, f"--weight-power {own.weight_power:g}")
-    every = np.ones(len(fitted), bool)
-    weights = own.weights(fitted["flops"].to_numpy(float), every) if own.weight_power else every.astype(float)
+    is_fitted = np.ones(len(fitted), bool)
+    weights = own.weights(fitted["flops"].to_numpy(float), is_fitted) if own.weight_power else is_fitted.astype(float)
     fit, resampled, predictive, note = _fit_and_resample(fitted, own, settings, choice, weights)
     notes = [
         *table_checks.check_points(fitted, law.columns),
@@ -282,7 +292,7 @@ def _fit_and_resample(
 
 
 def _fit_warnings(fit: Fit, points: pd.DataFrame) -> list[str]:
-    """Warnings that only a fit can give: outliers, and losses at or below the floor."""
+    """Warnings that need the fit: outliers, and losses at or below the law's floor."""
     response, names = points[fit.law.response].to_numpy(float), table_checks.name_rows(points)
     floor = float(fit.predict(dict.fromkeys(fit.law.columns, NEAR_INFINITY))) if fit.law.response == "loss" else 0.0
     below = table_checks.floor_warnings(floor, response, names) if 0 < floor < np.median(response) else []
@@ -290,7 +300,10 @@ def _fit_warnings(fit: Fit, points: pd.DataFrame) -> list[str]:
 
 
 def _uncertainty(fit: Fit, points: pd.DataFrame, resampled: np.ndarray, level: float) -> dict[str, Any]:
-    """Standard errors and intervals of the parameters, and of the compute-optimal exponent where there is one."""
+    """Entries of fit.json: standard errors and intervals of the parameters, and the compute-optimal exponent_a and G.
+
+    resampled: bootstrap draws, [draws, parameters]. exponent_a is None where the law does not read params and tokens.
+    """
     by_name = dict(zip(fit.law.parameters, resampled.T, strict=True))
     facts: dict[str, Any] = {"exponent_a": None, "G": None}
     if set(results.SURFACE_COLUMNS) <= set(fit.law.columns) and fit.law.response == "loss" and "flops" in points:
@@ -321,7 +334,7 @@ def _error_and_interval(column: np.ndarray, level: float) -> dict[str, Any]:
 
 
 def write_fit(saved: SavedFit, path: Path) -> Path:
-    """Writes fit.json by rename, the table's path, if it has one, made relative to it."""
+    """Writes fit.json by rename, with the path of the table, if it has one, relative to the folder of fit.json."""
     table = saved.document["table"]
     if table["path"]:
         relative = os.path.relpath(Path(table["path"]).resolve(), path.parent.resolve())

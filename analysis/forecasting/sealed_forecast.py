@@ -1,10 +1,8 @@
-"""Forecasts that count: a prediction written down and sealed by its hash before the run exists, scored when it does.
+"""Sealed forecasts: predictions written to a file with their own hash before the run exists, and scored when it does.
 
-Not in the design's list of modules: a lock is neither a fit nor a figure, it is the promise that a fit made on a date.
-
-A seal finds an edit. It cannot stop someone who edits and seals anew, nor tell that a run is older than the lock: for
-that the hash has to stand somewhere that others saw it, a commit or a message, before the run was made. What the file
-can tell, it does: whether the fit had the target's run among its points, or among those held out of it.
+The hash reveals an edit. It does not stop someone who edits the file and seals it anew, nor show that a run is older
+than the file: for that the hash must be published, in a commit or a message, before the run is made. The file itself
+records whether the target's run was among the fitted points, or among those held out.
 """
 
 from __future__ import annotations
@@ -25,37 +23,39 @@ from analysis.forecasting.saved_fit import package_version
 from analysis.tables import results
 
 SCHEMA = 1
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # relative difference in params and in tokens within which a run is that of a target
 _TARGET_KEYS = ("params", "tokens", "predicted", "low", "high", "level")
 _FIT_KEYS = ("law", "source", "parameters", "objective", "params_column", "holdout", "seed", "uncertainty")
+# What the fit knew of a target's run, as the file records it, and the note that is printed beside its score.
 NEW, FITTED, HELD_OUT = "new", "fitted", "held out"
-NOTES = {NEW: "", FITTED: "the fit had seen it", HELD_OUT: "held out of the fit, but run before the lock"}
+NOTES = {NEW: "", FITTED: "among the fitted runs", HELD_OUT: "held out of the fit, but run before the seal"}
 
 
 def sealed_hash(content: Mapping[str, Any]) -> str:
-    """sha256, in hex, over the canonical JSON of everything but `sha256` itself: keys sorted, no spaces."""
+    """sha256, in hex, of the canonical JSON (keys sorted, no spaces) of all entries but `sha256` itself."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
-    """Writes a sealed prediction and returns it.
+    """Writes a sealed forecast to a new file and returns its content.
 
     Args:
-      document: a saved fit, as `analysis.forecasting.saved_fit` holds it: what was fitted to which table, and to
-      which points.
-      rows: forecasts of that fit, one a target: params, tokens (counts), predicted, low, high (nats per token), level.
+      document: the document of the saved fit (analysis.forecasting.saved_fit.SavedFit).
+      rows: its forecasts, one a target: params, tokens (counts), predicted, low, high (nats per token), level.
     Raises:
-      TableError: the file is there already, or there is nothing to predict.
+      TableError: the file exists already, or there is no target.
     """
     if path.exists():
-        raise TableError(f"{path}: holds a locked forecast already, and a lock is never overwritten; name another file")
+        raise TableError(f"{path}: exists, and a sealed forecast is never overwritten; give --seal another file")
     if not rows:
-        raise TableError(f"{path}: no target to lock; give --params-value and --tokens, or fit with --holdout")
-    points, held = (pd.DataFrame(document[name], columns=["params", "tokens"]) for name in ("points", "held_out"))
+        raise TableError(
+            f"{path}: no target to seal a forecast of; give --params-value and --tokens, or fit with --holdout"
+        )
+    points, held_out = (pd.DataFrame(document[name], columns=["params", "tokens"]) for name in ("points", "held_out"))
     targets = []
     for row in rows:
-        known = FITTED if is_run_of(points, row).any() else HELD_OUT if is_run_of(held, row).any() else NEW
+        known = FITTED if is_run_of(points, row).any() else HELD_OUT if is_run_of(held_out, row).any() else NEW
         targets.append({name: row[name] for name in _TARGET_KEYS} | {"known": known})
     content = {
         "schema": SCHEMA,
@@ -70,58 +70,60 @@ def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """A locked forecast. Raises TableError when it is absent, is none, or does not fit its own hash."""
+    """Reads a sealed forecast. Raises TableError when the file lacks, is none, or has been edited."""
     try:
         content = json.loads(path.read_text())
-        schema, sealed = content["schema"], content["sha256"]
+        schema, recorded = content["schema"], content["sha256"]
     except FileNotFoundError:
         raise TableError(f"{path}: no such file; `scaling forecast FIT --seal FILE` writes it") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise TableError(f"{path}: not a locked forecast ({error})") from None
-    if sealed != (now := sealed_hash(content)):
-        raise TableError(f"{path}: was edited after it was locked: it says sha256 {sealed}, its content gives {now}")
+        raise TableError(f"{path}: not a sealed forecast ({error})") from None
+    if recorded != (actual := sealed_hash(content)):
+        raise TableError(f"{path}: was edited after it was sealed: sha256 is {recorded}, its content has {actual}")
     if schema != SCHEMA:
-        raise TableError(f"{path}: a locked forecast of schema {schema}, this version reads {SCHEMA}")
+        raise TableError(f"{path}: a sealed forecast of schema {schema}, this version reads {SCHEMA}")
     return content
 
 
 def is_run_of(table: pd.DataFrame, target: Mapping[str, Any]) -> np.ndarray:
-    """Which rows are the target's run: params and tokens both within 0.1 % of it. Booleans: [rows]."""
+    """Whether each row is the run of a target, params and tokens both within TOLERANCE: [rows]."""
     near = np.ones(len(table), bool)
     for name in ("params", "tokens"):
         near &= np.abs(pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64) / target[name] - 1) <= TOLERANCE
     return near
 
 
-def score_sealed(locked: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What was promised beside what came out: one row for each finished run of a target, one for a target without.
+def score_sealed(sealed: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Compares a sealed forecast with measured runs: one row for each finished run of a target, or one without a run.
 
     Each row has params, tokens (counts), predicted, low, high, measured (nats per token), level, relative_error
-    (predicted / measured - 1), inside (measured within low and high), run_id, and a note. measured, relative_error and
-    inside are None for a target that waits for its run.
+    (predicted / measured - 1), inside (whether measured lies between low and high), run_id and note. measured,
+    relative_error and inside are None for a target without a finished run.
 
     Args:
-      table: a results table; `params` is the column that the locked fit counted by.
+      sealed: the content of a sealed forecast.
+      table: a results table with the column of params that the fit used.
     Raises:
-      TableError: the table lacks a column, or a finished row is not finite and positive.
+      TableError: the table lacks a column, or a finished row has a value that is not finite and positive.
     """
-    found = results.done_points(table, locked["params_column"])
-    broken = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
+    finished = results.done_points(table, sealed["params_column"])
+    unfinished = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
     rows = []
-    for target in locked["targets"]:
-        known = NOTES[target["known"]]
-        runs = found[is_run_of(found, target)]
+    for target in sealed["targets"]:
+        note = NOTES[target["known"]]
+        runs = finished[is_run_of(finished, target)]
         if runs.empty:
-            fell = broken[is_run_of(broken.assign(params=broken[locked["params_column"]]), target)]
-            rows.append(_score_row(target, None, "", f"its run {fell['status'].iloc[0]}" if len(fell) else ""))
+            lost = unfinished[is_run_of(unfinished.assign(params=unfinished[sealed["params_column"]]), target)]
+            rows.append(_score_row(target, None, "", f"its run {lost['status'].iloc[0]}" if len(lost) else ""))
         for run in runs.to_dict("records"):
-            rows.append(_score_row(target, float(run["loss"]), run["run_id"], known))
+            rows.append(_score_row(target, float(run["loss"]), run["run_id"], note))
     return rows
 
 
 def _score_row(target: Mapping[str, Any], measured: float | None, run: str, note: str) -> dict[str, Any]:
-    promised = {name: target[name] for name in _TARGET_KEYS}
+    """A row of score_sealed; measured is None for a target without a finished run."""
+    forecast = {name: target[name] for name in _TARGET_KEYS}
     if measured is None:
-        return promised | {"measured": None, "relative_error": None, "inside": None, "run_id": run, "note": note}
+        return forecast | {"measured": None, "relative_error": None, "inside": None, "run_id": run, "note": note}
     error, inside = target["predicted"] / measured - 1, target["low"] <= measured <= target["high"]
-    return promised | {"measured": measured, "relative_error": error, "inside": inside, "run_id": run, "note": note}
+    return forecast | {"measured": measured, "relative_error": error, "inside": inside, "run_id": run, "note": note}

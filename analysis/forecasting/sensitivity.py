@@ -1,11 +1,9 @@
-"""The panel beside every fit: how its exponents and its forecast move when it is fitted otherwise.
+"""The sensitivity panel of a fit: its exponents and its forecast when the same runs are fitted in other ways.
 
-The same runs give a compute-optimal exponent of .37, .54 or .70 by the counting of parameters alone, and the objective
-moves beta more than its interval does. So every fit is shown with its neighbours: another counting of parameters,
-another window of compute, its outliers left out, another objective, points weighted towards large compute.
-
-Not in the design's list of modules: it is neither an interval nor a choice of law; it says what the conventions are
-worth.
+The way of counting parameters alone moves the compute-optimal exponent of the same runs between .37 and .70, and the
+objective moves beta by more than the width of its interval. So every fit is shown beside its variants: with another
+count of parameters, another window of compute, without outliers, with another objective, with points weighted towards
+large compute.
 """
 
 from __future__ import annotations
@@ -25,44 +23,49 @@ from analysis.forecasting.saved_fit import SavedFit
 from analysis.laws import Law
 from analysis.tables import results
 
-OUTLIER_SIGMAS = 5.0  # robust standard deviations beyond which a point is left out of one variant
-FORECAST_FACTOR = 10.0  # the forecast is for a compute-optimal run with this many times the largest run's FLOPs
+OUTLIER_SIGMAS = 5.0  # residuals beyond so many robust standard deviations are left out in one variant
+FORECAST_FACTOR = 10.0  # the forecast is of a compute-optimal run with this many times the largest run's FLOPs
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to fit the same runs: what is changed, and to what."""
+    """One way to fit the same runs: the kind of change, the setting, and what is fitted."""
 
     kind: str
     setting: str
     points: pd.DataFrame
     is_kept: np.ndarray
-    """Which points count: those left out have weight 0."""
+    """Whether each point is fitted, [points]."""
     objective: Objective
     weight_power: float
 
     @property
     def weights(self) -> np.ndarray:
+        """Weight of each point, [points]; 0 for those left out."""
         weights = np.zeros(len(self.points))
         weights[self.is_kept] = compute_weights(self.points["flops"][self.is_kept], self.weight_power)
         return weights
 
 
 def supports_panel(built: SavedFit) -> bool:
-    """Surfaces of loss in params and tokens; other laws have no such dials."""
+    """Whether a fit can have a panel: only laws of loss in params and tokens can."""
     return built.law.columns == results.SURFACE_COLUMNS and built.law.response == "loss"
 
 
 def add_panel(built: SavedFit, rows: pd.DataFrame) -> SavedFit:
-    """The same fit with the panel in its document. rows: the table it was fitted from, with every counting."""
+    """Returns the fit with a panel in its document.
+
+    rows: the table that the fit was made from, with all its columns that count parameters.
+    """
     return SavedFit({**built.document, "sensitivity": build_panel(built, rows)})
 
 
 def build_panel(built: SavedFit, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a variant, the fit itself first: alpha, beta, exponent_a, E, forecast (nats per token), n.
+    """One row a variant, the fit itself first: dial (the kind of change), setting, alpha, beta, exponent_a, E, forecast,
+    and n, the number of points.
 
-    The forecast is of a compute-optimal run at ten times the FLOPs of the largest run fitted, sized by that variant. A
-    variant that has too few points is left out.
+    The forecast (nats per token) is of the run that the variant deems compute-optimal at ten times the FLOPs of the
+    largest fitted run. A variant with too few points is left out.
     """
     law, target = built.law, FORECAST_FACTOR * float(built.points["flops"].max())
     variants = [
@@ -79,54 +82,62 @@ def build_panel(built: SavedFit, rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _fit_variants(built: SavedFit, variants: Sequence[Variant]) -> np.ndarray:
-    """Values of each variant, [variants, parameters]: those of the same points and objective are fitted together."""
+    """Parameter values of each variant, [variants, parameters]; variants of the same points and objective are fitted in
+    one batch."""
     law = built.law
-    held = {name: built.values[name] for name in built.document["fixed"]}
-    found = np.full((len(variants), len(law.parameters)), np.nan)
-    found[0] = [built.values[name] for name in law.parameters]
+    fixed = {name: built.values[name] for name in built.document["fixed"]}
+    values = np.full((len(variants), len(law.parameters)), np.nan)
+    values[0] = [built.values[name] for name in law.parameters]
     groups: dict[tuple[int, Objective], list[int]] = {}
     for index, variant in enumerate(variants[1:], 1):
         groups.setdefault((id(variant.points), variant.objective), []).append(index)
     for (_, objective), members in groups.items():
         points = variants[members[0]].points
         weights = np.stack([variants[index].weights for index in members])
-        found[members], _ = fit_each_weighting(law, points, points["loss"], objective, weights, fixed=held)
-    return found
+        values[members], _ = fit_each_weighting(law, points, points["loss"], objective, weights, fixed=fixed)
+    return values
 
 
 def _variants(built: SavedFit, rows: pd.DataFrame) -> Iterator[Variant]:
-    own = built.document["objective"]
-    objectives = {o.name: o for o in (huber(own["delta"] or 1e-3), lad, mse_log, mse)}
-    counting, power = built.document["params_column"], float(built.document["weight_power"])
-    every = np.ones(len(built.points), bool)
-    base = Variant("as fitted", counting, built.points, every, objectives[own["name"]], power)
+    """Yields the fit as it is, then each variant."""
+    own_objective = built.document["objective"]
+    objectives = {o.name: o for o in (huber(own_objective["delta"] or 1e-3), lad, mse_log, mse)}
+    own_column, own_power = built.document["params_column"], float(built.document["weight_power"])
+    all_points = np.ones(len(built.points), bool)
+    base = Variant("as fitted", own_column, built.points, all_points, objectives[own_objective["name"]], own_power)
     yield base
-    for column in sorted(str(name) for name in rows if str(name).startswith("params") and name != counting):
+    for column in sorted(str(name) for name in rows if str(name).startswith("params") and name != own_column):
         try:
             recounted = results.select_points(rows, column).table
         except TableError:
             continue
-        same = recounted[recounted["run_id"].isin(built.points["run_id"])].reset_index(drop=True)
-        yield replace(base, kind="counting", setting=column, points=same, is_kept=np.ones(len(same), bool))
+        same_runs = recounted[recounted["run_id"].isin(built.points["run_id"])].reset_index(drop=True)
+        yield replace(base, kind="counting", setting=column, points=same_runs, is_kept=np.ones(len(same_runs), bool))
     flops = built.points["flops"].to_numpy()
-    for name, kept in (("upper half of compute", flops >= np.median(flops)), ("lower half", flops <= np.median(flops))):
-        yield replace(base, kind="window", setting=name, is_kept=kept)
+    for name, is_in_window in (
+        ("upper half of compute", flops >= np.median(flops)),
+        ("lower half", flops <= np.median(flops)),
+    ):
+        yield replace(base, kind="window", setting=name, is_kept=is_in_window)
     residuals = built.residuals
+    # 1.4826 times the median absolute deviation estimates the standard deviation of normal noise.
     scale = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
-    sound = np.abs(residuals - np.median(residuals)) <= OUTLIER_SIGMAS * scale
-    if not sound.all():
-        yield replace(base, kind="outliers", setting=f"{(~sound).sum()} left out", is_kept=sound)
+    is_inlier = np.abs(residuals - np.median(residuals)) <= OUTLIER_SIGMAS * scale
+    if not is_inlier.all():
+        yield replace(base, kind="outliers", setting=f"{(~is_inlier).sum()} left out", is_kept=is_inlier)
     for objective in (*objectives.values(), huber(1e-2)):
         if objective != base.objective:
             setting = objective.name + (f" {objective.delta:g}" if objective.delta else "")
             yield replace(base, kind="objective", setting=setting, objective=objective)
     for value in (0.0, 0.5, 1.0):
-        if value != power:
+        if value != own_power:
             yield replace(base, kind="weighting", setting=f"C^{value:g}", weight_power=value)
 
 
 def _variant_row(law: Law, values: Mapping[str, float], variant: Variant, target: float) -> dict[str, Any]:
+    """A row of the panel, without dial and setting. target: FLOPs of the forecast run."""
     points = variant.points
+    # The points' own ratio of 6 N D to training FLOPs, which depends on how N is counted, makes the budget comparable.
     budget = target * float(np.median(6 * points["params"] * points["tokens"] / points["flops"]))
     params, tokens = compute_optimal.optimal_allocation(law, values, budget)
     middle = float(np.exp(np.mean(np.log(points["flops"]))))
@@ -139,7 +150,7 @@ def _variant_row(law: Law, values: Mapping[str, float], variant: Variant, target
 
 
 def panel_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The panel for a terminal."""
+    """The panel as a table for a terminal."""
     heads = ("alpha", "beta", "exponent_a", "E", "forecast")
     shown = Table("fitted otherwise", "", *heads, "n", box=None, pad_edge=False)
     for row in rows:
