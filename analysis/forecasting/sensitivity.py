@@ -61,8 +61,8 @@ def add_panel(built: SavedFit, rows: pd.DataFrame) -> SavedFit:
 
 
 def build_panel(built: SavedFit, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a variant, the fit itself first: dial (the kind of change), setting, alpha, beta, exponent_a, E, forecast,
-    and n, the number of points.
+    """One row a variant, the fit itself first, with dial (the kind of change), setting, alpha, beta, exponent_a, E,
+    forecast, and n, the number of points.
 
     The forecast (nats per token) is of the run that the variant deems compute-optimal at ten times the FLOPs of the
     largest fitted run. A variant with too few points is left out.

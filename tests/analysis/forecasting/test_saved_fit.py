@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import laws
+from analysis import fit, laws
 from analysis.errors import TableError
-from analysis.fitting import bootstrap, fit
+from analysis.fitting import bootstrap
 from analysis.fitting.fit import compute_weights, fit_law, lad
 from analysis.forecasting import saved_fit
 from analysis.forecasting.law_choice import CANDIDATES, choose
