@@ -26,7 +26,7 @@ CPU_HOSTS = [{}, {"CPU": 2.0}, {"CPU": 4.0}]
 
 @pytest.fixture
 def on(monkeypatch, tmp_path):
-    """A cluster of such hosts, nobody asked."""
+    """Makes a cluster of these hosts, without asking Ray."""
 
     def cluster(nodes: Sequence[Mapping[str, float]], **options: int) -> RayActors:
         monkeypatch.setattr(ray_cluster, "connect", lambda address: None)
@@ -131,9 +131,9 @@ def test_what_runs_elsewhere_see_of_this_shell(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    found = forwarded_env()
-    assert found["XLA_FLAGS"] == "--xla_a=1"
-    assert not {"JAX_PROCESS_ID", "WANDB_API_KEY", "PATH"} & set(found)
+    variables = forwarded_env()
+    assert variables["XLA_FLAGS"] == "--xla_a=1"
+    assert not {"JAX_PROCESS_ID", "WANDB_API_KEY", "PATH"} & set(variables)
 
 
 @pytest.fixture

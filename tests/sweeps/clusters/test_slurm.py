@@ -38,10 +38,10 @@ def jobs(tmp_path, partition=GPUS, **options) -> SlurmJobs:
 
 
 def test_partitions_are_read():
-    found = parse_partitions(SINFO)
-    assert found["low"] == Partition("low", (NodeKind(2, 2, 2), NodeKind(3, 64, 8)), 60, is_default=True)
-    assert found["cpu"] == Partition("cpu", (NodeKind(10, 32, 0),), None)
-    assert found["long"] == Partition("long", (NodeKind(1, 16, 0),), (7 * 24 + 12) * 60 + 30)
+    partitions = parse_partitions(SINFO)
+    assert partitions["low"] == Partition("low", (NodeKind(2, 2, 2), NodeKind(3, 64, 8)), 60, is_default=True)
+    assert partitions["cpu"] == Partition("cpu", (NodeKind(10, 32, 0),), None)
+    assert partitions["long"] == Partition("long", (NodeKind(1, 16, 0),), (7 * 24 + 12) * 60 + 30)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_time_limits_are_read(limit, minutes):
 
 
 def test_the_partition_is_the_one_asked_for_or_the_default():
-    found = parse_partitions(SINFO)
-    assert choose_partition(found, "").name == "low"
-    assert choose_partition(found, "cpu").name == "cpu"
+    partitions = parse_partitions(SINFO)
+    assert choose_partition(partitions, "").name == "low"
+    assert choose_partition(partitions, "cpu").name == "cpu"
     with pytest.raises(InputError, match=r"partition.*lowe") as error:
-        choose_partition(found, "lowe")
+        choose_partition(partitions, "lowe")
     names = re.findall(r"\w+", str(error.value))
     assert {"low", "cpu", "long"} <= set(names)
     assert names.count("low") == 2, "among all that there are, and as the nearest"
@@ -98,8 +98,8 @@ def test_what_sbatch_is_asked_for(tmp_path, monkeypatch):
     for name, does in (("sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 7'), ("srun", "exit 1")):
         program(tmp_path / name, does)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    asked = jobs(tmp_path, memory=10, account="me", options=("constraint=a100", "exclusive", "gres=gpu:h100:4"))
-    (worker,) = asked.start(WorkerSpec(tmp_path, devices=16), 1)
+    sweep_jobs = jobs(tmp_path, memory=10, account="me", options=("constraint=a100", "exclusive", "gres=gpu:h100:4"))
+    (worker,) = sweep_jobs.start(WorkerSpec(tmp_path, devices=16), 1)
     assert worker.number == "7"
     text = (tmp_path / "script").read_text()
     lines = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
@@ -111,9 +111,14 @@ def test_what_sbatch_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_run_on_one_node_is_one_task(tmp_path):
-    asked = jobs(tmp_path, cpus=3, minutes=7, signal=60).executor_parameters(WorkerSpec(tmp_path, devices=2), GPUS)
-    assert (asked["nodes"], asked["ntasks_per_node"], asked["cpus_per_task"], asked["time"]) == (1, 1, 6, 7)
-    assert asked["additional_parameters"]["gres"] == "gpu:2"
+    parameters = jobs(tmp_path, cpus=3, minutes=7, signal=60).executor_parameters(WorkerSpec(tmp_path, devices=2), GPUS)
+    assert (
+        parameters["nodes"],
+        parameters["ntasks_per_node"],
+        parameters["cpus_per_task"],
+        parameters["time"],
+    ) == (1, 1, 6, 7)
+    assert parameters["additional_parameters"]["gres"] == "gpu:2"
     assert "gres" not in jobs(tmp_path, CPUS).executor_parameters(WorkerSpec(tmp_path), CPUS)["additional_parameters"]
 
 
