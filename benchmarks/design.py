@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from analysis.design.optimal_design import DRIFT, Policy, believe, propose
+from analysis.design.optimal_design import DRIFT, Policy, approximate_posterior, propose
 from analysis.files import write_by_rename
 from analysis.fitting.fit import compute_weights, fit_each_weighting, huber
 from analysis.laws import Law, chinchilla, get_law
@@ -155,8 +155,8 @@ def next_cells(arena: Arena, values: np.ndarray, have: np.ndarray, budget: float
     if not np.isfinite(values).all() or not len(open_) or arena.cost[open_].min() > left:
         return open_[:0]
     ranking, drift = DESIGNED[policy]
-    belief = believe(arena.law, values, arena.candidates[have], arena.held, drift=drift, seed=seed)
-    return open_[propose(belief, arena.candidates.iloc[open_], left, policy=ranking).cells]
+    posterior = approximate_posterior(arena.law, values, arena.candidates[have], arena.held, drift=drift, seed=seed)
+    return open_[propose(posterior, arena.candidates.iloc[open_], left, policy=ranking).cells]
 
 
 def baseline(arena: Arena, policy: str, have: np.ndarray, budget: float, seed: int) -> np.ndarray:
@@ -197,10 +197,10 @@ def least(truth: str) -> dict[str, float]:
     law = get_law(planted)
     vector = np.array([values[name] for name in law.parameters])
     cheapest = arena.candidates.iloc[[int(np.argmin(arena.cost))]]
-    belief = believe(law, vector, cheapest, arena.held, drift=0.0, draws=1)
+    posterior = approximate_posterior(law, vector, cheapest, arena.held, drift=0.0, draws=1)
     whole = arena.cost.sum()
     error = {
-        share: propose(belief, arena.candidates, share * whole, policy="v-cost").standard_errors[-1]
+        share: propose(posterior, arena.candidates, share * whole, policy="v-cost").standard_errors[-1]
         for share in (*SHARES, 1.0)
     }
     return {str(share): float(error[share] / error[1.0]) for share in SHARES}

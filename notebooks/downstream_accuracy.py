@@ -44,7 +44,7 @@ verdicts = {
         "tau": study.trend.tau,
         "p": study.trend.p,
         "signal over noise": study.trend.ratio,
-        "needed": study.trend.needed,
+        "needed": study.trend.ratio_needed,
         "verdict": study.verdict,
     }
     for study in found
@@ -63,7 +63,7 @@ signal_to_noise(found)
 # mean accuracy of the largest runs seen, those within 3x of the largest.
 
 # %%
-rising = [study for study in found if study.model is not None]
+rising = [study for study in found if study.accuracy_forecast is not None]
 laws = {
     (study.task, scored["name"]): {"error": scored["error"], "wins": scored["wins"]}
     for study in rising

@@ -81,7 +81,7 @@ def design(
         policy=policy,
         cells=cells,
         params=params_column,
-        power=weight_power,
+        weight_power=weight_power,
         drift=drift,
         seed=seed,
     )

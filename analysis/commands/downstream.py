@@ -68,7 +68,7 @@ def downstream(
         if not is_valid:
             raise TableError(f"{flag} {value}: must be {rule}")
     rows = api.load(table, columns=results.parse_columns(columns), where=where)
-    names = task or tuple(task_table.some_tasks(rows))
+    names = task or tuple(task_table.require_task_names(rows))
     options: dict[str, Any] = {
         "holdout": holdout,
         "params": params_column,
@@ -124,7 +124,7 @@ def _print(studies: list[Study]) -> None:
         t = study.trend
         counts = (str(len(study.points)), f"{study.chance:.3g}", f"{study.points['accuracy'].max():.3f}")
         ratio = f"{t.ratio:.1f}" if np.isfinite(t.ratio) else "unknown"
-        tests = (ratio, f"{t.needed:.1f}", f"{t.tau:+.2f}", f"{t.p:.2g}")
+        tests = (ratio, f"{t.ratio_needed:.1f}", f"{t.tau:+.2f}", f"{t.p:.2g}")
         table.add_row(study.task, study.verdict, *counts, *tests, *_law_cells(study))
     print_table(table, console)
     for study in studies:
@@ -139,25 +139,25 @@ def _print_left_out(state: str, reasons: dict[str, str]) -> None:
 
 def _law_cells(study: Study) -> tuple[str, ...]:
     """The last cells of a row: the law, its back-test error, that of no change, and the forecast at 10x compute."""
-    if study.trial is None:
+    if study.backtest is None:
         return ("none", "", "", "")
     far = study.curve().iloc[-1]
-    errors = (f"{error:.3f}" if error == error else "-" for error in (study.trial.error, study.trial.naive))
-    return (study.trial.best.name, *errors, f"{far['predicted']:.3f} ({far['low']:.3f} to {far['high']:.3f})")
+    errors = (f"{error:.3f}" if error == error else "-" for error in (study.backtest.error, study.backtest.persistence))
+    return (study.backtest.best.name, *errors, f"{far['predicted']:.3f} ({far['low']:.3f} to {far['high']:.3f})")
 
 
 def _print_task(study: Study, console: Console) -> None:
     """Prints below the table what its row has no room for: reasons, back-test, parameters, held-out runs, warnings."""
     console.print(f"[bold]{escape(study.task)}[/]: {study.verdict}; {escape(study.trend.reason)}")
-    if study.trial is None or study.model is None:
+    if study.backtest is None or study.accuracy_forecast is None:
         return
-    scored = sorted(zip(study.trial.scores, (road.name for road in study.trial.roads), strict=True))
+    scored = sorted(zip(study.backtest.scores, (model.name for model in study.backtest.models), strict=True))
     ranking = ", ".join(f"{name} {score:.3f}" for score, name in scored if score == score)
-    cuts = ", ".join(f"{factor:g}x" for factor in study.trial.cuts)
+    cuts = ", ".join(f"{factor:g}x" for factor in study.backtest.cuts)
     if ranking:
         console.print(f"  back-test (tops of {cuts} held out), mean error of accuracy: {ranking}")
-    own = study.model.members[0]
-    for step, rows in zip(own.road.steps, own.values, strict=True):
+    own = study.accuracy_forecast.members[0]
+    for step, rows in zip(own.model.steps, own.values, strict=True):
         numbers = ", ".join(f"{n} = {v:.4g}" for n, v in zip(step.law.parameters, rows[0], strict=True))
         console.print(f"  {step.response} by {escape(step.law.formula)}; {numbers}")
     for row in study.held_out.to_dict("records"):
@@ -166,7 +166,7 @@ def _print_task(study: Study, console: Console) -> None:
             f"  held out {row['run_id']}: predicted {row['predicted']:.3f} ({row['low']:.3f} to {row['high']:.3f}), "
             f"measured {row['accuracy']:.3f}, {inside}"
         )
-    for note in study.model.warnings:
+    for note in study.accuracy_forecast.warnings:
         console.print(f"  [yellow]warning:[/] {escape(note)}")
 
 

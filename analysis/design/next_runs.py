@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.design.optimal_design import DRIFT, Belief, Policy, Proposal, believe, propose
+from analysis.design.optimal_design import DRIFT, Policy, Posterior, Proposal, approximate_posterior, propose
 from analysis.errors import TableError
 from analysis.fitting import compute_optimal
 from analysis.fitting.fit import Fit, compute_weights, fit_law, huber
@@ -21,9 +21,9 @@ from analysis.laws import Law
 from analysis.tables import results
 from analysis.tables.results import SURFACE_COLUMNS
 
-FURTHER = 10.0  # the target's compute over the largest at hand, unless a target is given
-BEYOND = 4.0  # how far a grid of candidates goes beyond the largest size and horizon at hand
-SAME = 0.02  # sizes and horizons this close, relatively, are one cell
+TARGET_FACTOR = 10.0  # the target's compute over the largest at hand, unless a target is given
+GRID_FACTOR = 4.0  # how far a grid of candidates goes beyond the largest size and horizon at hand
+CELL_TOLERANCE = 0.02  # sizes and horizons this close, relatively, are one cell
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Design:
     cells: pd.DataFrame
     target: pd.DataFrame
     fit: Fit
-    belief: Belief
+    posterior: Posterior
     proposal: Proposal
     params_column: str
     assumed: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Design:
             "cost": self.proposal.cost,
             "law": self.fit.law.describe(self.fit.values),
             "params_column": self.params_column,
-            "noise": self.belief.noise,
+            "noise": self.posterior.noise,
             **self.assumed,
         }
 
@@ -73,7 +73,7 @@ def design_cells(
     policy: Policy = "v",
     cells: int | None = 10,
     params: str | None = None,
-    power: float = 1.0,
+    weight_power: float = 1.0,
     drift: float = DRIFT,
     seed: int = 0,
 ) -> Design:
@@ -89,22 +89,24 @@ def design_cells(
       grid: sizes and horizons of that grid.
       cells: at most so many.
       params: which count of parameters params stands for.
-      power: weights of the fit grow with this power of training FLOPs.
+      weight_power: weights of the fit grow with this power of training FLOPs.
     Raises:
       TableError: runs that cannot be fitted, a budget that buys nothing, or an argument out of its range.
     """
-    _check(budget, target, grid, cells)
+    _check_arguments(budget, target, grid, cells)
     needed = len(law.parameters)
     found = results.select_points(runs, params, parameters=needed, columns=law.columns, response=law.response)
     points = found.table
-    fit = fit_law(law, points, points[law.response], huber(), weights=compute_weights(points["flops"], power))
+    fit = fit_law(law, points, points[law.response], huber(), weights=compute_weights(points["flops"], weight_power))
     rate = float(np.median(points["flops"] / (points["params"] * points["tokens"])))
-    aim = _target(fit, points, rate, target)
+    aim = _make_target(fit, points, rate, target)
     offered = (
-        _grid(points, rate, grid, float(aim["flops"].iloc[0])) if candidates is None else _offered(candidates, rate)
+        _grid_candidates(points, rate, grid, float(aim["flops"].iloc[0]))
+        if candidates is None
+        else _check_candidates(candidates, rate)
     )
-    belief = believe(law, fit.vector(), points, aim, drift=drift, seed=seed)
-    proposal = propose(belief, offered, budget, policy=policy, most=cells)
+    posterior = approximate_posterior(law, fit.vector(), points, aim, drift=drift, seed=seed)
+    proposal = propose(posterior, offered, budget, policy=policy, max_cells=cells)
     chosen = offered.iloc[proposal.cells].reset_index(drop=True)
     assumed = {
         "budget": budget,
@@ -112,15 +114,17 @@ def design_cells(
         "candidates": len(offered),
         "points": len(points),
         "flops_per_params_token": rate,
-        "weight_power": power,
+        "weight_power": weight_power,
         "drift": drift,
         "warnings": fit.warnings(),
     }
     chosen = chosen.assign(standard_error=proposal.standard_errors[1:])
-    return Design(chosen, aim, fit, belief, proposal, found.params_column, assumed)
+    return Design(chosen, aim, fit, posterior, proposal, found.params_column, assumed)
 
 
-def _check(budget: float, target: tuple[float, float] | None, grid: tuple[int, int], cells: int | None) -> None:
+def _check_arguments(
+    budget: float, target: tuple[float, float] | None, grid: tuple[int, int], cells: int | None
+) -> None:
     for name, value, right, good in (
         ("budget", budget, "FLOPs above zero", np.isfinite(budget) and budget > 0),
         ("target", target, "params and tokens above zero", target is None or min(target) > 0),
@@ -132,9 +136,9 @@ def _check(budget: float, target: tuple[float, float] | None, grid: tuple[int, i
             raise TableError(f"{name} {value}: must be {right}")
 
 
-def _target(fit: Fit, points: pd.DataFrame, rate: float, asked: tuple[float, float] | None) -> pd.DataFrame:
+def _make_target(fit: Fit, points: pd.DataFrame, rate: float, asked: tuple[float, float] | None) -> pd.DataFrame:
     if asked is None:
-        budget = FURTHER * float(points["flops"].max())
+        budget = TARGET_FACTOR * float(points["flops"].max())
         params, tokens = (
             float(part) for part in compute_optimal.optimal_allocation(fit.law, fit.values, 6 * budget / rate)
         )
@@ -149,21 +153,21 @@ def _target(fit: Fit, points: pd.DataFrame, rate: float, asked: tuple[float, flo
     return frame.assign(flops=rate * frame["params"] * frame["tokens"])
 
 
-def _grid(points: pd.DataFrame, rate: float, grid: tuple[int, int], below: float) -> pd.DataFrame:
+def _grid_candidates(points: pd.DataFrame, rate: float, grid: tuple[int, int], below: float) -> pd.DataFrame:
     """Sizes and horizons in two digits, of less than `below` FLOPs, without the cells at hand."""
     axes = []
     for name, count in zip(SURFACE_COLUMNS, grid, strict=True):
-        values = np.geomspace(points[name].min(), points[name].max() * BEYOND, count)
+        values = np.geomspace(points[name].min(), points[name].max() * GRID_FACTOR, count)
         axes.append([float(f"{value:.2g}") for value in values])
     params, tokens = (axis.ravel() for axis in np.meshgrid(*axes))
     near = np.ones((len(params), len(points)), bool)
     for values, name in ((params, "params"), (tokens, "tokens")):
-        near &= np.abs(np.log(values[:, None] / points[name].to_numpy(float))) < SAME
+        near &= np.abs(np.log(values[:, None] / points[name].to_numpy(float))) < CELL_TOLERANCE
     cells = pd.DataFrame({"params": params, "tokens": tokens, "flops": rate * params * tokens})
     return cells[(cells["flops"].to_numpy() < below) & ~near.any(1)].reset_index(drop=True)
 
 
-def _offered(candidates: pd.DataFrame, rate: float) -> pd.DataFrame:
+def _check_candidates(candidates: pd.DataFrame, rate: float) -> pd.DataFrame:
     if missing := [name for name in SURFACE_COLUMNS if name not in candidates]:
         raise TableError(f"candidates lack the column {missing[0]}; they need params and tokens, and may have flops")
     names = [*SURFACE_COLUMNS, *(["flops"] if "flops" in candidates else [])]

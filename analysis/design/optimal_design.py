@@ -31,48 +31,53 @@ from analysis.laws import Columns, Law
 from analysis.tables.results import SURFACE_COLUMNS
 
 Policy = Literal["v", "v-cost"]
-POWERS = {"v": (0.0,), "v-cost": (0.0, 0.5, 1.0)}
+COST_POWERS = {"v": (0.0,), "v-cost": (0.0, 0.5, 1.0)}
 """Each policy's rankings, reduction of log variance over cost to one of these powers; the best set of them is taken."""
 
-DRAWS = 12
+POSTERIOR_DRAWS = 12
 DRIFT = 0.01  # log loss per e-fold of compute; with 0 forecasts were worse where the law is wrong, with 0.03 no better
-NOISE, WORTH = 0.003, 4.0  # log loss of one run before residuals are seen, and how many of them that counts for
-EXPONENT, PREFACTOR = 1.0, 10.0  # standard deviations of the prior, of parameters as searched
-ODD = 0.05  # log loss beyond which a residual no longer adds to the noise
+PRIOR_NOISE, PRIOR_NOISE_WEIGHT = (
+    0.003,
+    4.0,
+)  # log loss of one run before residuals are seen, and how many of them that counts for
+EXPONENT_DEVIATION, PREFACTOR_DEVIATION = 1.0, 10.0  # standard deviations of the prior, of parameters as searched
+MAX_RESIDUAL = 0.05  # log loss beyond which a residual no longer adds to the noise
 
 
 @dataclass(frozen=True)
-class Belief:
+class Posterior:
     """What measured points leave open about a forecast, at several plausible values of the parameters.
 
     thetas: [draws, parameters] as searched; the first is the fit.
     precision: [draws, parameters, parameters], of the points at hand and the prior.
-    gram: [draws, parameters, parameters], the mean over targets of g g^T.
+    target_gram: [draws, parameters, parameters], the mean over targets of g g^T.
     noise: standard deviation of one run's log loss.
     drift: log loss per e-fold of compute between a point and the target.
-    reach: log of the target's training FLOPs, the mean over targets.
+    target_log_flops: log of the target's training FLOPs, the mean over targets.
     """
 
     law: Law
     thetas: np.ndarray
     precision: np.ndarray
-    gram: np.ndarray
+    target_gram: np.ndarray
     noise: float
     drift: float
-    reach: float
+    target_log_flops: float
 
     @property
     def standard_error(self) -> float:
         """Of the forecast log loss: root mean square over targets, geometric mean over draws."""
-        return float(np.exp(np.mean(np.log(_forecast_variance(np.linalg.inv(self.precision), self.gram))) / 2))
+        return float(np.exp(np.mean(np.log(_forecast_variance(np.linalg.inv(self.precision), self.target_gram))) / 2))
 
-    def evidence(self, flops: Any) -> np.ndarray:
+    def run_variance(self, flops: Any) -> np.ndarray:
         """Variance of a run's log loss as a witness of the law at the target, [points]."""
-        return _evidence(self.noise, self.drift, self.reach, flops)
+        return _run_variance(self.noise, self.drift, self.target_log_flops, flops)
 
-    def after(self, cells: pd.DataFrame) -> np.ndarray:
+    def precision_with(self, cells: pd.DataFrame) -> np.ndarray:
         """The precision once these cells are measured too: [draws, parameters, parameters]."""
-        return self.precision + _information(slopes(self.law, self.thetas, cells), self.evidence(cells["flops"]))
+        return self.precision + _information(
+            log_loss_gradients(self.law, self.thetas, cells), self.run_variance(cells["flops"])
+        )
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,16 @@ class Proposal:
     cost: float
 
 
-def believe(
+def approximate_posterior(
     law: Law,
     values: np.ndarray,
     points: pd.DataFrame,
     targets: pd.DataFrame,
     *,
     drift: float = DRIFT,
-    draws: int = DRAWS,
+    draws: int = POSTERIOR_DRAWS,
     seed: int = 0,
-) -> Belief:
+) -> Posterior:
     """What a fit is worth as a forecast.
 
     Args:
@@ -115,26 +120,26 @@ def believe(
         raise TableError(f"law {law.name}: a design needs a law of loss in params and tokens, as chinchilla is")
     if not drift >= 0:
         raise TableError(f"drift {drift}: log loss per e-fold of compute, zero or more")
-    reach = float(np.mean(np.log(targets["flops"])))
+    target_log_flops = float(np.mean(np.log(targets["flops"])))
     flops, centre = points["flops"].to_numpy(float), theta_from_values(law, np.asarray(values, float))
     residuals = np.log(points["loss"].to_numpy(float) / law(dict(zip(law.parameters, values, strict=True)), points))
-    noise = _noise(residuals, _evidence(NOISE, drift, reach, flops), len(law.parameters))
-    variance = _evidence(noise, drift, reach, flops)
+    noise = _estimate_noise(residuals, _run_variance(PRIOR_NOISE, drift, target_log_flops, flops), len(law.parameters))
+    variance = _run_variance(noise, drift, target_log_flops, flops)
     prior = np.diag(_prior_deviations(law) ** -2.0)
-    at_fit = prior + _information(slopes(law, centre[None], points), variance)[0]
+    at_fit = prior + _information(log_loss_gradients(law, centre[None], points), variance)[0]
     normal = np.random.default_rng(seed).standard_normal((draws, len(centre)))
     normal[0] = 0.0
     low, high = np.array([law.bounds[name] for name in law.parameters]).T
     spread = np.linalg.cholesky(np.linalg.inv(at_fit))
     thetas = np.clip(centre + normal @ spread.T, theta_from_values(law, low), theta_from_values(law, high))
-    towards = slopes(law, thetas, targets)
-    gram = np.einsum("ktp,ktq->kpq", towards, towards) / len(targets)
-    precision = prior + _information(slopes(law, thetas, points), variance)
-    return Belief(law, thetas, precision, gram, noise, drift, reach)
+    towards = log_loss_gradients(law, thetas, targets)
+    target_gram = np.einsum("ktp,ktq->kpq", towards, towards) / len(targets)
+    precision = prior + _information(log_loss_gradients(law, thetas, points), variance)
+    return Posterior(law, thetas, precision, target_gram, noise, drift, target_log_flops)
 
 
 def propose(
-    belief: Belief, candidates: pd.DataFrame, budget: float, *, policy: Policy = "v", most: int | None = None
+    posterior: Posterior, candidates: pd.DataFrame, budget: float, *, policy: Policy = "v", max_cells: int | None = None
 ) -> Proposal:
     """The cells that lower the forecast's variance most for a budget, greedily.
 
@@ -145,7 +150,7 @@ def propose(
       candidates: columns params, tokens, flops; flops is what a cell costs. A row is taken once: list a cell twice to
         allow it two seeds.
       budget: FLOPs.
-      most: cells at most; as many as the budget buys unless given.
+      max_cells: cells at most; as many as the budget buys unless given.
     Raises:
       TableError: no candidate is affordable.
     """
@@ -153,38 +158,38 @@ def propose(
     if not len(cost) or cost.min() > budget:
         least = f"the cheapest of {len(cost)} candidates costs {cost.min():.3g}" if len(cost) else "there are none"
         raise TableError(f"budget {budget:.3g} FLOPs buys no candidate: {least}")
-    slopes_KCP = slopes(belief.law, belief.thetas, candidates)
-    variance = belief.evidence(cost)
-    sets = [_greedy(belief, slopes_KCP, variance, cost, budget, power, most) for power in POWERS[policy]]
+    slopes_KCP = log_loss_gradients(posterior.law, posterior.thetas, candidates)
+    variance = posterior.run_variance(cost)
+    sets = [_greedy(posterior, slopes_KCP, variance, cost, budget, power, max_cells) for power in COST_POWERS[policy]]
     return min(sets, key=lambda proposal: proposal.standard_errors[-1])
 
 
 def _greedy(
-    belief: Belief,
+    posterior: Posterior,
     slopes_KCP: np.ndarray,
     variance: np.ndarray,
     cost: np.ndarray,
     budget: float,
     power: float,
-    most: int | None,
+    max_cells: int | None,
 ) -> Proposal:
     """One cell after another by reduction of mean log variance over cost^power, among those still affordable."""
-    covariance = np.linalg.inv(belief.precision)
-    now = _forecast_variance(covariance, belief.gram)
+    covariance = np.linalg.inv(posterior.precision)
+    now = _forecast_variance(covariance, posterior.target_gram)
     errors, taken, left, free = [now], [], budget, np.ones(len(cost), bool)
-    while most is None or len(taken) < most:
+    while max_cells is None or len(taken) < max_cells:
         open_C = np.flatnonzero(free & (cost <= left))
         if not len(open_C):
             break
         j_KCP = slopes_KCP[:, open_C]
         spread_KCP = j_KCP @ covariance
         total = variance[open_C] + np.einsum("kcp,kcp->kc", spread_KCP, j_KCP)
-        fall = np.einsum("kcp,kcp->kc", spread_KCP @ belief.gram, spread_KCP) / total
+        fall = np.einsum("kcp,kcp->kc", spread_KCP @ posterior.target_gram, spread_KCP) / total
         gain = -np.mean(np.log1p(-np.minimum(fall / now[:, None], 1 - 1e-12)), 0)
         best = int(np.argmax(np.log(np.maximum(gain, 1e-300)) - power * np.log(cost[open_C])))
         step = spread_KCP[:, best]
         covariance = covariance - step[:, :, None] * step[:, None, :] / total[:, best, None, None]
-        now = _forecast_variance(covariance, belief.gram)
+        now = _forecast_variance(covariance, posterior.target_gram)
         taken.append(int(open_C[best]))
         errors.append(now)
         free[open_C[best]] = False
@@ -193,17 +198,17 @@ def _greedy(
     return Proposal(cells, np.exp(np.mean(np.log(errors), 1) / 2), float(cost[cells].sum()))
 
 
-def slopes(law: Law, thetas: np.ndarray, columns: Columns) -> np.ndarray:
+def log_loss_gradients(law: Law, thetas: np.ndarray, columns: Columns) -> np.ndarray:
     """Derivatives of log predictions by the parameters as searched, for every row of them: [draws, points, params]."""
     count = len(columns[law.columns[0]])
     fill = padded_length(count) - count
     x = {name: np.pad(np.asarray(columns[name], np.float64), (0, fill), mode="edge") for name in law.columns}
     with jax.enable_x64(True):
-        return np.asarray(_slopes(law, np.asarray(thetas), x))[:, :count]
+        return np.asarray(_jitted_gradients(law, np.asarray(thetas), x))[:, :count]
 
 
 @partial(jax.jit, static_argnums=0)
-def _slopes(law: Law, thetas: Any, x: Any) -> jax.Array:
+def _jitted_gradients(law: Law, thetas: Any, x: Any) -> jax.Array:
     def log_loss(theta: jax.Array) -> jax.Array:
         return jnp.log(law.predict(parameter_namespace(law, theta), SimpleNamespace(**x)))
 
@@ -214,23 +219,25 @@ def _information(slopes_KCP: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.einsum("kcp,kcq,c->kpq", slopes_KCP, slopes_KCP, 1 / variance)
 
 
-def _forecast_variance(covariance: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def _forecast_variance(covariance: np.ndarray, target_gram: np.ndarray) -> np.ndarray:
     """Mean over targets of g^T M^-1 g, [draws]."""
-    return np.einsum("kpq,kpq->k", covariance, gram)
+    return np.einsum("kpq,kpq->k", covariance, target_gram)
 
 
-def _evidence(noise: float, drift: float, reach: float, flops: Any) -> np.ndarray:
-    return noise**2 + (drift * np.maximum(reach - np.log(np.asarray(flops, float)), 0.0)) ** 2
+def _run_variance(noise: float, drift: float, target_log_flops: float, flops: Any) -> np.ndarray:
+    return noise**2 + (drift * np.maximum(target_log_flops - np.log(np.asarray(flops, float)), 0.0)) ** 2
 
 
-def _noise(residuals: np.ndarray, variance: np.ndarray, parameters: int) -> float:
+def _estimate_noise(residuals: np.ndarray, variance: np.ndarray, parameters: int) -> float:
     """From residuals counted by how much of their expected variance is noise, and a guess worth a few of them."""
-    share = NOISE**2 / variance
+    share = PRIOR_NOISE**2 / variance
     freedom = max(float(share.sum()) * (1 - parameters / len(residuals)), 0.0)
-    seen = float(share @ np.minimum(np.abs(residuals), ODD) ** 2)
-    return float(np.sqrt((WORTH * NOISE**2 + seen) / (WORTH + freedom)))
+    seen = float(share @ np.minimum(np.abs(residuals), MAX_RESIDUAL) ** 2)
+    return float(np.sqrt((PRIOR_NOISE_WEIGHT * PRIOR_NOISE**2 + seen) / (PRIOR_NOISE_WEIGHT + freedom)))
 
 
 def _prior_deviations(law: Law) -> np.ndarray:
     """Wide: a factor e for exponents and floors, e^10 for prefactors, which are the loss at N = 1."""
-    return np.array([EXPONENT if law.bounds[name][1] <= 1e3 else PREFACTOR for name in law.parameters])
+    return np.array(
+        [EXPONENT_DEVIATION if law.bounds[name][1] <= 1e3 else PREFACTOR_DEVIATION for name in law.parameters]
+    )

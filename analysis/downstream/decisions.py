@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.downstream import accuracy_models
-from analysis.downstream.accuracy_models import COMPUTE, KNOWN
-from analysis.downstream.accuracy_models import SURFACE as PARAMS_AND_TOKENS
+from analysis.downstream.accuracy_models import COMPUTE, PARAMS_AND_TOKENS, RUN_COLUMNS
 from analysis.downstream.task_table import task_points
 from analysis.errors import TableError
 from analysis.fitting.fit import fit_each_weighting, mse_log
@@ -24,7 +23,7 @@ from analysis.tables import results
 from analysis.tables.results import SURFACE_COLUMNS
 
 LOSS = "loss"
-SAME = 0.02  # in log parameters or tokens
+CELL_TOLERANCE = 0.02  # in log parameters or tokens
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,13 @@ def decision_accuracy(
         raise TableError(
             f"--by {by}: {len(scores)} cells (params, tokens) that all of {', '.join(names)} have; two needed"
         )
-    at = _target(scores.index.get_level_values("flops").to_numpy(), target)
+    at = _target_index(scores.index.get_level_values("flops").to_numpy(), target)
     goal = dict(zip(("flops", *SURFACE_COLUMNS), map(float, scores.index[at]), strict=True))
     final = scores.iloc[at].to_numpy()
     levels = scores[scores.index.get_level_values("flops") < goal["flops"]].reset_index()
-    extrapolated = np.stack([_extrapolated(points.loc[points["recipe"] == n], name, levels, goal) for n in names], 1)
+    extrapolated = np.stack(
+        [_extrapolate_scores(points.loc[points["recipe"] == n], name, levels, goal) for n in names], 1
+    )
     ranking = [agreement(row, final) for row in levels[list(names)].to_numpy()]
     laws = [agreement(row, final) if np.isfinite(row).all() else np.nan for row in extrapolated]
     pairs = sum(bool(final[a] != final[b]) for a, b in itertools.combinations(range(len(final)), 2))
@@ -117,31 +118,31 @@ def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -
             points = results.done_points(rows, counted).assign(chance=0.0, ceiling=1.0)
             points["score"] = -points["loss"]
         else:
-            points = _points_of(rows, name, params, f"--by {by}: recipe {recipe}")
+            points = _recipe_task_points(rows, name, params, f"--by {by}: recipe {recipe}")
             points["score"] = points["accuracy"]
         parts.append(points.assign(recipe=recipe))
     points = pd.concat(parts, ignore_index=True)
-    cells = {column: _merged(points[column]) for column in SURFACE_COLUMNS}
+    cells = {column: _merge_close_values(points[column]) for column in SURFACE_COLUMNS}
     flops = points["flops"].groupby([cells["params"], cells["tokens"]]).transform("median")
     return points.assign(flops=flops, **cells)
 
 
-def _points_of(rows: pd.DataFrame, task: str, params: str | None, where: str) -> pd.DataFrame:
+def _recipe_task_points(rows: pd.DataFrame, task: str, params: str | None, where: str) -> pd.DataFrame:
     try:
         return task_points(rows, task, params)[0]
     except TableError as error:
         raise TableError(f"{where}: {error}") from None
 
 
-def _merged(values: pd.Series) -> pd.Series:
+def _merge_close_values(values: pd.Series) -> pd.Series:
     """Each value, or the middle of those that follow one another within 2 %."""
     distinct = np.unique(values)
-    group = np.concatenate([[0], np.cumsum(np.diff(np.log(distinct)) > SAME)])
+    group = np.concatenate([[0], np.cumsum(np.diff(np.log(distinct)) > CELL_TOLERANCE)])
     middle = pd.Series(distinct).groupby(group).transform("median")
     return values.map(dict(zip(distinct, middle, strict=True)))
 
 
-def _target(flops: np.ndarray, rule: str) -> int:
+def _target_index(flops: np.ndarray, rule: str) -> int:
     if rule == "largest":
         return int(np.argmax(flops))
     try:
@@ -150,11 +151,11 @@ def _target(flops: np.ndarray, rule: str) -> int:
         raise TableError(f"target {rule}: must be largest, or a number of FLOPs such as 1e12") from None
 
 
-def _extrapolated(points: pd.DataFrame, name: str, levels: pd.DataFrame, goal: dict[str, float]) -> np.ndarray:
+def _extrapolate_scores(points: pd.DataFrame, name: str, levels: pd.DataFrame, goal: dict[str, float]) -> np.ndarray:
     """A recipe's score at the target by the law of its runs up to each level, [levels]; NaN where they are too few."""
     points = points.reset_index(drop=True)
     kept = points["flops"].to_numpy() <= levels["flops"].to_numpy()[:, None] * (1 + 1e-9)
-    at = pd.DataFrame([goal | {n: points[n].iloc[0] for n in KNOWN[-2:]}])
+    at = pd.DataFrame([goal | {n: points[n].iloc[0] for n in RUN_COLUMNS[-2:]}])
     found = np.full(len(levels), np.nan)
     if name == LOSS:
         able = np.array([len(points.loc[row, list(SURFACE_COLUMNS)].drop_duplicates()) > 5 for row in kept])
@@ -163,10 +164,10 @@ def _extrapolated(points: pd.DataFrame, name: str, levels: pd.DataFrame, goal: d
             named = {n: values[:, [i]] for i, n in enumerate(chinchilla.parameters)}
             found[able] = -chinchilla(named, at)[:, 0]
         return found
-    for road in (COMPUTE, PARAMS_AND_TOKENS):
-        able = np.array([bool(accuracy_models.feasible((road,), points, row)) for row in kept])
+    for model in (COMPUTE, PARAMS_AND_TOKENS):
+        able = np.array([bool(accuracy_models.feasible_models((model,), points, row)) for row in kept])
         if able.any():
             found[able] = accuracy_models.predict(
-                road, accuracy_models.fit(road, points, kept[able].astype(float)), at
+                model, accuracy_models.fit(model, points, kept[able].astype(float)), at
             )[:, 0]
     return found

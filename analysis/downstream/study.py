@@ -4,7 +4,7 @@
     found[0].verdict, found[0].forecast(targets)
 
 Every task of a table is judged first (trend.py); only one that rises is given a law, the one among one-step and
-two-step laws that forecasts the top of compute best (roads.py). "No trend" is an answer.
+two-step laws that forecasts the top of compute best (model_choice.py). "No trend" is an answer.
 """
 
 from __future__ import annotations
@@ -18,17 +18,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.downstream.accuracy_models import BITS, FREE_BITS, ROADS, Drawn, Road, drawn, feasible
-from analysis.downstream.model_choice import Model, Trial, model, trial
-from analysis.downstream.task_table import checkpoint_points, some_tasks, task_points
+from analysis.downstream.accuracy_models import (
+    ACCURACY_MODELS,
+    BITS_FREE_SIGMOID,
+    BITS_SIGMOID,
+    AccuracyModel,
+    ResampledModel,
+    feasible_models,
+    fit_resamples,
+)
+from analysis.downstream.model_choice import AccuracyForecast, BacktestScores, backtest_models, fit_forecast
+from analysis.downstream.task_table import checkpoint_points, require_task_names, task_points
 from analysis.downstream.trend import Trend, judge
 from analysis.errors import TableError
 from analysis.forecasting import saved_fit
 from analysis.tables.results import SURFACE_COLUMNS
 
-LEAST = 6  # distinct runs below which a task is not judged
-BEYOND = 10.0  # how far past the largest run a curve is drawn, in training FLOPs
-FINE = 80
+MIN_RUNS = 6  # distinct runs below which a task is not judged
+EXTRAPOLATION_FACTOR = 10.0  # how far past the largest run a curve is drawn, in training FLOPs
+CURVE_POINTS = 80
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +46,8 @@ class Study:
     points: a row a run: run_id, cluster, params, tokens, flops, accuracy, standard_error, chance, ceiling, and where
       the table has them loss and bits_per_byte (of the right answer).
     held_out: the same columns of runs that nothing here has seen, with predicted, low, high and inside.
-    trial, model: None where the verdict gives the task no law.
-    second: the road through bits per byte that back-tests better, whether or not it is the best; None where the table
+    backtest, accuracy_forecast: None where the verdict gives the task no law.
+    bits_model: the model through bits per byte that back-tests better, whether or not it is the best; None where the table
       has no bits per byte, or the task no law.
     """
 
@@ -47,9 +55,9 @@ class Study:
     points: pd.DataFrame
     held_out: pd.DataFrame
     trend: Trend
-    trial: Trial | None
-    model: Model | None
-    second: Drawn | None
+    backtest: BacktestScores | None
+    accuracy_forecast: AccuracyForecast | None
+    bits_model: ResampledModel | None
     params_column: str
     level: float
     seed: int
@@ -74,22 +82,22 @@ class Study:
         Raises:
           TableError: the task has no law, or targets lack a column.
         """
-        if self.model is None:
+        if self.accuracy_forecast is None:
             raise TableError(f"task {self.task}: {self.verdict} ({self.trend.reason}), so there is nothing to forecast")
         if missing := [name for name in SURFACE_COLUMNS if name not in targets]:
             raise TableError(f"a forecast of {self.task} needs params and tokens; the target lacks {missing[0]}")
         flops = targets["flops"] if "flops" in targets else 6 * targets["params"] * targets["tokens"]
         known = targets.assign(flops=flops, chance=self.chance, ceiling=self.ceiling)
-        low, high, least, most = self.model.intervals(known, self.level, seed=self.seed)
-        found = {"predicted": self.model.predict(known), "low": low, "high": high}
+        low, high, least, most = self.accuracy_forecast.intervals(known, self.level, seed=self.seed)
+        found = {"predicted": self.accuracy_forecast.predict(known), "low": low, "high": high}
         return pd.DataFrame(found | {"measured_low": least, "measured_high": most}, index=targets.index)
 
-    def curve(self, beyond: float = BEYOND) -> pd.DataFrame:
+    def curve(self, beyond: float = EXTRAPOLATION_FACTOR) -> pd.DataFrame:
         """The law through the middle of the runs and on to `beyond` times their compute: flops, params, tokens, and the
         columns of a forecast. At each budget, params and tokens are those that a line through the logs of the runs
         gives."""
         logs = np.log(self.points[["flops", *SURFACE_COLUMNS]].to_numpy(float))
-        budget = np.linspace(logs[:, 0].min(), logs[:, 0].max() + np.log(beyond), FINE)
+        budget = np.linspace(logs[:, 0].min(), logs[:, 0].max() + np.log(beyond), CURVE_POINTS)
         columns = {"flops": np.exp(budget)}
         for at, name in enumerate(SURFACE_COLUMNS, 1):
             columns[name] = np.exp(np.polyval(np.polyfit(logs[:, 0], logs[:, at], 1), budget))
@@ -103,7 +111,7 @@ class Study:
             "signal": t.signal,
             "noise": t.noise,
             "ratio": t.ratio,
-            "ratio_needed": t.needed,
+            "ratio_needed": t.ratio_needed,
             "tau": t.tau,
             "p": t.p,
         }
@@ -115,34 +123,37 @@ class Study:
             "best": float(best),
             "params_column": self.params_column,
         }
-        facts: dict[str, Any] = about | levels | _finite(numbers) | {"noise_of": t.noise_of, "law": None}
-        if self.trial is None or self.model is None:
+        facts: dict[str, Any] = about | levels | _finite_or_none(numbers) | {"noise_of": t.noise_source, "law": None}
+        if self.backtest is None or self.accuracy_forecast is None:
             return facts
-        own = self.model.members[0]
-        steps = zip(own.road.steps, own.values, strict=True)
+        own = self.accuracy_forecast.members[0]
+        steps = zip(own.model.steps, own.values, strict=True)
         values = [dict(zip(step.law.parameters, map(float, rows[0]), strict=True)) for step, rows in steps]
         far = self.curve().iloc[-1]
         scored = [
-            {"name": road.name, "source": road.source, **_finite({"error": score, "wins": share})}
-            for road, score, share in zip(self.trial.roads, self.trial.scores, self.trial.wins, strict=True)
+            {"name": model.name, "source": model.source, **_finite_or_none({"error": score, "wins": share})}
+            for model, score, share in zip(
+                self.backtest.models, self.backtest.scores, self.backtest.win_shares, strict=True
+            )
         ]
         return facts | {
-            "law": own.road.name,
-            "formulas": [step.law.formula for step in own.road.steps],
+            "law": own.model.name,
+            "formulas": [step.law.formula for step in own.model.steps],
             "parameters": values,
-            "backtest": {"roads": scored, "cuts": list(self.trial.cuts)} | _finite({"naive": self.trial.naive}),
-            "dispersion": self.model.dispersion,
+            "backtest": {"roads": scored, "cuts": list(self.backtest.cuts)}
+            | _finite_or_none({"naive": self.backtest.persistence}),
+            "dispersion": self.accuracy_forecast.dispersion,
             "level": self.level,
             "forecast": {name: float(far[name]) for name in far.index},
             "held_out": json.loads(self.held_out.to_json(orient="records")),
-            "warnings": list(self.model.warnings),
+            "warnings": list(self.accuracy_forecast.warnings),
         }
 
     def to_json(self) -> str:
         return json.dumps(self.facts(), indent=1, allow_nan=False)
 
     def __repr__(self) -> str:
-        law = "" if self.trial is None else f"; {self.trial.best.name}, back-test error {self.trial.error:.3f}"
+        law = "" if self.backtest is None else f"; {self.backtest.best.name}, back-test error {self.backtest.error:.3f}"
         return f"Study({self.task}: {self.verdict}, {self.trend.reason}{law}; {len(self.points)} runs)"
 
 
@@ -153,7 +164,7 @@ def studies(table: pd.DataFrame, only: Sequence[str] = (), **options: Any) -> li
     """
     if only:
         return [study(table, task, **options) for task in only]
-    return survey(table, some_tasks(table), **options)[0]
+    return survey(table, require_task_names(table), **options)[0]
 
 
 def survey(table: pd.DataFrame, tasks: Iterable[str], **options: Any) -> tuple[list[Study], dict[str, str]]:
@@ -180,7 +191,7 @@ def study(
     holdout: str = "none",
     params: str | None = None,
     checkpoints: pd.DataFrame | None = None,
-    roads: Sequence[Road] = ROADS,
+    models: Sequence[AccuracyModel] = ACCURACY_MODELS,
     draws: int = 400,
     level: float = 0.9,
     seed: int = 0,
@@ -191,43 +202,43 @@ def study(
       holdout: largest, none, or a number of FLOPs at or above which runs are held out of everything.
       params: which count of parameters to use.
       checkpoints: a table of several checkpoints a run, whose scatter counts as noise; only of runs not held out.
-      roads: the laws to choose from.
+      models: the laws to choose from.
       draws: resamples of trunks.
       level: nominal probability of intervals.
     Raises:
       TableError: no such task, values that cannot be, or too few runs.
     """
-    if task not in (known := some_tasks(table)):
+    if task not in (known := require_task_names(table)):
         near = difflib.get_close_matches(task, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise TableError(f"task {task}: the table has {', '.join(known)}{hint}")
     points, counted, questions = task_points(table, task, params)
     fitted, held = saved_fit.hold_out(points, holdout)
-    if len(fitted) < LEAST or fitted["flops"].nunique() < LEAST - 2:
+    if len(fitted) < MIN_RUNS or fitted["flops"].nunique() < MIN_RUNS - 2:
         out = f", --holdout {holdout} holds out {len(held)}" if len(held) else ""
         raise TableError(
-            f"task {task}: {len(fitted)} runs have it, at least {LEAST} at {LEAST - 2} budgets are needed{out}"
+            f"task {task}: {len(fitted)} runs have it, at least {MIN_RUNS} at {MIN_RUNS - 2} budgets are needed{out}"
         )
     trend = judge(fitted, checkpoint_points(checkpoints, task, fitted["run_id"]), seed=seed)
     common = (counted, level, seed)
-    able = feasible(roads, fitted)
+    able = feasible_models(models, fitted)
     if trend.verdict not in ("rises", "saturated") or trend.p >= 0.05 or not able:
         return Study(task, fitted, held, trend, None, None, None, *common)
-    tried = trial(fitted, able, seed=seed)
-    chosen = model(fitted, tried, questions=questions, draws=draws, seed=seed)
-    second = _second(fitted, tried, draws, seed)
+    tried = backtest_models(fitted, able, seed=seed)
+    chosen = fit_forecast(fitted, tried, questions=questions, draws=draws, seed=seed)
+    second = _fit_bits_model(fitted, tried, draws, seed)
     found = Study(task, fitted, held, trend, tried, chosen, second, *common)
-    return found if held.empty else replace(found, held_out=_scored(found, held))
+    return found if held.empty else replace(found, held_out=_with_forecasts(found, held))
 
 
-def _second(points: pd.DataFrame, tried: Trial, draws: int, seed: int) -> Drawn | None:
-    """The better of the two roads through bits per byte, with its resamples."""
-    scores = dict(zip(tried.roads, np.nan_to_num(tried.scores, nan=np.inf), strict=True))
-    able = [road for road in (BITS, FREE_BITS) if road in scores]
-    return drawn(min(able, key=lambda road: scores[road]), points, draws // 2, seed)[0] if able else None
+def _fit_bits_model(points: pd.DataFrame, tried: BacktestScores, draws: int, seed: int) -> ResampledModel | None:
+    """The better of the two models through bits per byte, with its resamples."""
+    scores = dict(zip(tried.models, np.nan_to_num(tried.scores, nan=np.inf), strict=True))
+    able = [model for model in (BITS_SIGMOID, BITS_FREE_SIGMOID) if model in scores]
+    return fit_resamples(min(able, key=lambda model: scores[model]), points, draws // 2, seed)[0] if able else None
 
 
-def _scored(found: Study, held: pd.DataFrame) -> pd.DataFrame:
+def _with_forecasts(found: Study, held: pd.DataFrame) -> pd.DataFrame:
     """Held-out runs with the forecast of their measurement beside it."""
     said = found.forecast(held)
     inside = held["accuracy"].between(said["measured_low"], said["measured_high"])
@@ -235,5 +246,5 @@ def _scored(found: Study, held: pd.DataFrame) -> pd.DataFrame:
     return held.assign(predicted=said["predicted"], low=low, high=high, inside=inside)
 
 
-def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+def _finite_or_none(numbers: dict[str, float]) -> dict[str, float | None]:
     return {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}

@@ -8,29 +8,29 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.downstream.model_choice import MISFIT
+from analysis.downstream.model_choice import MISFIT_SHARE
 from analysis.errors import TableError
 from analysis.tables import results
 from analysis.tables.results import SURFACE_COLUMNS
 
 
-def tasks(table: pd.DataFrame) -> list[str]:
+def task_names(table: pd.DataFrame) -> list[str]:
     """Names that have both an accuracy and a chance level among the columns, in alphabetical order."""
     names = {str(name) for name in table.columns}
     return sorted(
-        name.removesuffix("/chance") for name in names if name.endswith("/chance") and _accuracy(name) in names
+        name.removesuffix("/chance") for name in names if name.endswith("/chance") and _accuracy_column(name) in names
     )
 
 
-def some_tasks(table: pd.DataFrame) -> list[str]:
-    if not (found := tasks(table)):
+def require_task_names(table: pd.DataFrame) -> list[str]:
+    if not (found := task_names(table)):
         raise TableError(
             "the table has no task: no column <task>/accuracy beside <task>/chance; run scaling eval first"
         )
     return found
 
 
-def _accuracy(chance: str) -> str:
+def _accuracy_column(chance: str) -> str:
     return f"{chance.removesuffix('/chance')}/accuracy"
 
 
@@ -43,21 +43,21 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
     counted = params or ("params" if "params" in table else results.DEFAULT_PARAMS_COLUMN)
     points = results.done_points(rows, counted, SURFACE_COLUMNS, "loss" if "loss" in rows else "tokens")
     for name, column in (("accuracy", "accuracy"), ("chance", "chance"), ("ceiling", "ceiling")):
-        points[name] = _shares(rows, f"{task}/{column}") if f"{task}/{column}" in rows else 1.0
+        points[name] = _read_shares(rows, f"{task}/{column}") if f"{task}/{column}" in rows else 1.0
     if (points["chance"] >= points["ceiling"]).any() or points[["chance", "ceiling"]].nunique().gt(1).any():
         raise TableError(
             f"task {task}: {task}/chance and {task}/ceiling must be one pair for all runs, chance the lower"
         )
-    stated = _numbers(rows, f"{task}/accuracy_stderr")
+    stated = _positive_numbers(rows, f"{task}/accuracy_stderr")
     points["standard_error"], questions = _standard_errors(points["accuracy"].to_numpy(), stated)
-    misfit = MISFIT * (points["ceiling"] - points["chance"]).to_numpy()
+    misfit = MISFIT_SHARE * (points["ceiling"] - points["chance"]).to_numpy()
     points["accuracy_weight"] = _weights(np.hypot(points["standard_error"].to_numpy(), misfit))
     points["error"] = 1 - points["accuracy"]
-    points["bits_per_byte"] = _numbers(rows, f"{task}/bits_per_byte")
-    relative = _numbers(rows, f"{task}/bits_per_byte_stderr") / points["bits_per_byte"].to_numpy()
+    points["bits_per_byte"] = _positive_numbers(rows, f"{task}/bits_per_byte")
+    relative = _positive_numbers(rows, f"{task}/bits_per_byte_stderr") / points["bits_per_byte"].to_numpy()
     points["bits_per_byte_weight"] = _weights(relative)
     if "loss" in points:
-        points["loss_weight"] = _weights(_numbers(rows, "loss_stderr") / points["loss"].to_numpy())
+        points["loss_weight"] = _weights(_positive_numbers(rows, "loss_stderr") / points["loss"].to_numpy())
     settings = [
         name for name in ("recipe", "learning_rate", "weight_decay", "batch_tokens", "schedule") if name in rows
     ]
@@ -66,7 +66,7 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
     return points.dropna(axis=1, how="all").reset_index(drop=True), counted, questions
 
 
-def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
+def _positive_numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
     """A column as float64, NaN where it is absent or not above zero."""
     if column not in rows:
         return np.full(len(rows), np.nan)
@@ -74,7 +74,7 @@ def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def _shares(rows: pd.DataFrame, column: str) -> np.ndarray:
+def _read_shares(rows: pd.DataFrame, column: str) -> np.ndarray:
     values = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
     bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
     if len(bad):

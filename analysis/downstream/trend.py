@@ -14,15 +14,17 @@ from scipy.stats import kendalltau, studentized_range
 
 Verdict = Literal["rises", "saturated", "no trend", "too noisy"]
 
-CHANCE_OF_NOISE = 0.05  # how often noise alone passes either test
-PERMUTED = 1999  # orders of the runs tried at most
-PAIRS = 2e8  # comparisons of pairs made at most
-HIDDEN = 0.25  # share of the way from chance to ceiling: a rise that a test may not miss and still say "no trend"
-AT_CEILING = 0.95  # mean share of that way over the top of compute, at which a task has nothing more to tell
-TOP = 3.0  # the top of compute: above Cmax / 3
-LAST = 5  # checkpoints of a run whose scatter is its noise
-FREEDOM = 3  # degrees of freedom that a scatter needs to be believed
-UNTOLD = "the table has no standard errors, and too few seeds of one cell"
+SIGNIFICANCE = 0.05  # how often noise alone passes either test
+MAX_PERMUTATIONS = 1999  # orders of the runs tried at most
+MAX_PAIR_COMPARISONS = 2e8  # comparisons of pairs made at most
+MAX_HIDDEN_RISE = (
+    0.25  # share of the way from chance to ceiling: a rise that a test may not miss and still say "no trend"
+)
+SATURATED_SHARE = 0.95  # mean share of that way over the top of compute, at which a task has nothing more to tell
+TOP_FACTOR = 3.0  # the top of compute: above Cmax / 3
+LAST_CHECKPOINTS = 5  # checkpoints of a run whose scatter is its noise
+MIN_DEGREES_OF_FREEDOM = 3  # degrees of freedom that a scatter needs to be believed
+NOISE_UNKNOWN = "the table has no standard errors, and too few seeds of one cell"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Trend:
     """What the runs say of one task, laws apart. Accuracies are shares of right answers.
 
     signal: highest less lowest accuracy. noise: the largest of what the table tells of a run's noise, named by
-      noise_of; NaN where it tells nothing. needed: the ratio of the two that equally good models exceed once in 20
+      noise_source; NaN where it tells nothing. ratio_needed: the ratio of the two that equally good models exceed once in 20
       tables of so many runs.
     tau: Kendall's tau-b of accuracy with training FLOPs. p: how often runs in random order give as much.
     """
@@ -39,8 +41,8 @@ class Trend:
     reason: str
     signal: float
     noise: float
-    noise_of: str
-    needed: float
+    noise_source: str
+    ratio_needed: float
     tau: float
     p: float
 
@@ -65,54 +67,54 @@ def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed
       checkpoints: columns run_id, tokens, accuracy of the same task at several checkpoints of some runs.
     """
     accuracy, flops = points["accuracy"].to_numpy(), points["flops"].to_numpy()
-    noise, noise_of = _noise(points, checkpoints)
+    noise, noise_source = _largest_noise(points, checkpoints)
     signal = float(np.ptp(accuracy))
-    needed = _needed(len(points))
-    tau, p, p_falls = kendall(flops, accuracy, points["cluster"].to_numpy(), seed=seed)
-    trend = Trend("rises", "", signal, noise, noise_of, needed, tau, p)
+    needed = _ratio_needed(len(points))
+    tau, p, p_falls = kendall_test(flops, accuracy, points["cluster"].to_numpy(), seed=seed)
+    trend = Trend("rises", "", signal, noise, noise_source, needed, tau, p)
     room = float((points["ceiling"] - points["chance"]).iloc[0])
     verdict, reason = _verdict(trend, points, room, p_falls)
-    reason += "" if np.isfinite(noise) else f"; noise unknown: {UNTOLD}"
-    return Trend(verdict, reason, signal, noise, noise_of, needed, tau, p)
+    reason += "" if np.isfinite(noise) else f"; noise unknown: {NOISE_UNKNOWN}"
+    return Trend(verdict, reason, signal, noise, noise_source, needed, tau, p)
 
 
 def _verdict(trend: Trend, points: pd.DataFrame, room: float, p_falls: float) -> tuple[Verdict, str]:
     share = ((points["accuracy"] - points["chance"]) / room).to_numpy()
-    top = points["flops"].to_numpy() > points["flops"].max() / TOP
+    top = points["flops"].to_numpy() > points["flops"].max() / TOP_FACTOR
     order = f"Kendall's tau {trend.tau:+.2f}, p = {trend.p:.2g}"
-    weak = trend.ratio < trend.needed
-    spread = f"spread {trend.signal:.3f} is {trend.ratio:.1f} times the noise, {trend.needed:.1f} needed"
+    weak = trend.ratio < trend.ratio_needed
+    spread = f"spread {trend.signal:.3f} is {trend.ratio:.1f} times the noise, {trend.ratio_needed:.1f} needed"
     if share.max() <= 0:
         return "no trend", "no run is above chance"
-    if share[top].mean() >= AT_CEILING:
+    if share[top].mean() >= SATURATED_SHARE:
         return "saturated", f"the largest runs are at {share[top].mean():.0%} of the way from chance to the ceiling"
-    if trend.p >= CHANCE_OF_NOISE:
-        hidden = trend.needed * trend.noise / room
-        if weak and hidden > HIDDEN:
+    if trend.p >= SIGNIFICANCE:
+        hidden = trend.ratio_needed * trend.noise / room
+        if weak and hidden > MAX_HIDDEN_RISE:
             return "too noisy", f"{spread}; noise could hide a rise of {hidden:.0%} of the way from chance to ceiling"
-        falls = "accuracy falls with compute" if p_falls < CHANCE_OF_NOISE else "accuracy does not rise with compute"
+        falls = "accuracy falls with compute" if p_falls < SIGNIFICANCE else "accuracy does not rise with compute"
         return "no trend", f"{falls}: {order}"
     if weak:
         return "too noisy", f"{spread}; {order}"
     return "rises", order
 
 
-def visible(points: pd.DataFrame) -> bool:
+def rise_is_visible(points: pd.DataFrame) -> bool:
     """Whether a rise can be seen in some of a task's runs, by quicker tests than those of a verdict: their spread, and
     the usual approximation of Kendall's test."""
     accuracy = points["accuracy"].to_numpy()
-    noise, _ = _noise(points, None)
+    noise, _ = _largest_noise(points, None)
     found = kendalltau(points["flops"].to_numpy(), accuracy, alternative="greater")
-    weak = np.ptp(accuracy) <= _needed(len(points)) * noise  # not where the noise is unknown
-    return bool(not weak and found.pvalue < CHANCE_OF_NOISE)
+    weak = np.ptp(accuracy) <= _ratio_needed(len(points)) * noise  # not where the noise is unknown
+    return bool(not weak and found.pvalue < SIGNIFICANCE)
 
 
-def _needed(models: int) -> float:
+def _ratio_needed(models: int) -> float:
     """What the spread of so many equally good models exceeds once in 20 tables, over their noise."""
-    return float(studentized_range.ppf(1 - CHANCE_OF_NOISE, models, np.inf))
+    return float(studentized_range.ppf(1 - SIGNIFICANCE, models, np.inf))
 
 
-def kendall(
+def kendall_test(
     flops: np.ndarray, accuracy: np.ndarray, cluster: np.ndarray, *, seed: int = 0
 ) -> tuple[float, float, float]:
     """(tau-b of accuracy with compute; shares of random orders with at least as much, and with at most as much).
@@ -127,15 +129,15 @@ def kendall(
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(cluster == name) for name in pd.unique(cluster)]
     seen = float((signs_x * signs_y).sum())
-    repeats = int(np.clip(PAIRS / len(flops) ** 2, 199, PERMUTED))
-    orders = _orders(generator, members, len(flops), repeats)
+    repeats = int(np.clip(MAX_PAIR_COMPARISONS / len(flops) ** 2, 199, MAX_PERMUTATIONS))
+    orders = _permutations(generator, members, len(flops), repeats)
     drawn = np.array([np.vdot(signs_x, signs_y[np.ix_(order, order)]) for order in orders])
     near = 1e-6 * scale
     at_least, at_most = np.sum(drawn >= seen - near), np.sum(drawn <= seen + near)
     return seen / scale, float(1 + at_least) / (1 + repeats), float(1 + at_most) / (1 + repeats)
 
 
-def _orders(generator: np.random.Generator, members: list[np.ndarray], count: int, repeats: int) -> np.ndarray:
+def _permutations(generator: np.random.Generator, members: list[np.ndarray], count: int, repeats: int) -> np.ndarray:
     """Which run's accuracy each run is given, [repeats, runs]."""
     orders = np.empty((repeats, count), int)
     for length in sorted({len(runs) for runs in members}):
@@ -145,27 +147,29 @@ def _orders(generator: np.random.Generator, members: list[np.ndarray], count: in
     return orders
 
 
-def _noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
+def _largest_noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
     """The largest of what is known of the standard deviation of one run's accuracy, and what it is; NaN where nothing
     is."""
     known = {"standard error": float(np.median(points["standard_error"])) if "standard_error" in points else 0.0}
     cells = points.groupby([name for name in ("params", "tokens", "settings") if name in points])["accuracy"]
-    known["scatter of seeds"] = _pooled([group.to_numpy() for _, group in cells])
+    known["scatter of seeds"] = _pooled_deviation([group.to_numpy() for _, group in cells])
     if checkpoints is not None and len(checkpoints):
         runs = checkpoints.sort_values("tokens", kind="stable").groupby("run_id")
-        known["scatter of checkpoints"] = _pooled([_detrended(run.tail(LAST)) for _, run in runs], 2)
+        known["scatter of checkpoints"] = _pooled_deviation(
+            [_detrend(run.tail(LAST_CHECKPOINTS)) for _, run in runs], 2
+        )
     name = max(known, key=lambda key: known[key])
     return (known[name], name) if known[name] > 0 else (np.nan, "unknown")
 
 
-def _detrended(run: pd.DataFrame) -> np.ndarray:
+def _detrend(run: pd.DataFrame) -> np.ndarray:
     """Accuracy less a straight line in log tokens."""
     x, y = np.log(run["tokens"].to_numpy(float)), run["accuracy"].to_numpy(float)
     return y - np.polyval(np.polyfit(x, y, 1), x) if len(np.unique(x)) > 2 else np.zeros(0)
 
 
-def _pooled(groups: list[np.ndarray], used: int = 1) -> float:
+def _pooled_deviation(groups: list[np.ndarray], used: int = 1) -> float:
     """Standard deviation within groups, each of which has spent `used` degrees of freedom; 0 where too few are left."""
     freedom = sum(max(len(group) - used, 0) for group in groups)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups if len(group) > used)
-    return float(np.sqrt(squares / freedom)) if freedom >= FREEDOM else 0.0
+    return float(np.sqrt(squares / freedom)) if freedom >= MIN_DEGREES_OF_FREEDOM else 0.0

@@ -32,7 +32,7 @@ def figures(found: Sequence[Study], decided: Sequence[Decisions] = (), theme: Th
     drawn = {"downstream_by_compute": by_compute(found, theme)}
     if measured(found):
         drawn["downstream_signal"] = signal_to_noise(found, theme)
-    if any(study.second is not None for study in found):
+    if any(study.bits_model is not None for study in found):
         drawn["downstream_by_bits"] = by_bits(found, theme)
     if decided:
         drawn["downstream_decisions"] = decision_accuracy(decided, theme)
@@ -72,13 +72,13 @@ def by_bits(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Figure:
         for axes, study in zip(panels, found, strict=True):
             _levels(axes, study, theme)
             bits = study.points["bits_per_byte"].to_numpy()
-            if study.second is not None:
+            if study.bits_model is not None:
                 x = np.linspace(bits.min() - 0.15 * np.ptp(bits), bits.max(), FINE)
                 at = {"bits_per_byte": x, "chance": study.chance, "ceiling": study.ceiling}
-                law = study.second.road.steps[-1].law
+                law = study.bits_model.model.steps[-1].law
                 own, spread = (
                     law({n: rows[:, [i]] for i, n in enumerate(law.parameters)}, at)
-                    for rows in (study.second.values[-1], study.second.draws[-1])
+                    for rows in (study.bits_model.values[-1], study.bits_model.draws[-1])
                 )
                 low, high = bootstrap.central_interval(spread[np.isfinite(spread).all(1)], study.level)
                 axes.fill_between(x, low, high, color=theme.accent, alpha=BAND, linewidth=0, label="interval")
@@ -106,16 +106,16 @@ def signal_to_noise(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Fig
     with plots.canvas("Signal over noise of each task", theme, height=height) as (figure, (axes,)):
         places = np.arange(len(found))
         for place, study in zip(places, found, strict=True):
-            rises = study.model is not None
+            rises = study.accuracy_forecast is not None
             colour = theme.accent if rises else theme.ink
             axes.plot([1, study.trend.ratio], [place, place], color=theme.faint, linewidth=1)
             axes.scatter([study.trend.ratio], [place], color=colour, s=30, zorder=3)
             text = f"{study.verdict}, tau {study.trend.tau:+.2f}"
-            end = (max(study.trend.ratio, study.trend.needed), place)
+            end = (max(study.trend.ratio, study.trend.ratio_needed), place)
             style = {"va": "center", "fontsize": SMALL, "color": colour}
             axes.annotate(text, end, (7, 0), textcoords="offset points", **style)
-            axes.plot([study.trend.needed] * 2, [place - 0.3, place + 0.3], color=theme.ink, linewidth=1.4)
-        most = max(max(study.trend.ratio, study.trend.needed) for study in found)
+            axes.plot([study.trend.ratio_needed] * 2, [place - 0.3, place + 0.3], color=theme.ink, linewidth=1.4)
+        most = max(max(study.trend.ratio, study.trend.ratio_needed) for study in found)
         axes.set(
             xscale="log",
             xlim=(1, most * 12),
@@ -126,7 +126,7 @@ def signal_to_noise(found: Study | Sequence[Study], theme: Theme = LIGHT) -> Fig
         axes.grid(axis="y", visible=False)
         plots.log_ticks(axes.xaxis, plots.plain)
         plots.note(figure, "upright mark: what equally good models exceed once in 20 such tables\n"
-                   f"noise: {'; '.join(dict.fromkeys(study.trend.noise_of for study in found))}"
+                   f"noise: {'; '.join(dict.fromkeys(study.trend.noise_source for study in found))}"
                    + (f"; unknown, so not drawn: {', '.join(unknown)}" if unknown else ""))  # fmt: skip
     return figure
 
@@ -218,7 +218,7 @@ def _ends(panels: Sequence[Axes], count: int) -> None:
 
 def _levels(axes: Axes, study: Study, theme: Theme) -> None:
     """Chance and ceiling, drawn and named."""
-    below = -3 if study.model is not None else -9  # flat runs lie along it
+    below = -3 if study.accuracy_forecast is not None else -9  # flat runs lie along it
     paper = {"boxstyle": "square,pad=0.1", "facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8}
     for value, name, up in ((study.chance, "chance", study.chance < 0.1), (study.ceiling, "ceiling", True)):
         axes.axhline(value, color=theme.ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7)
@@ -240,7 +240,7 @@ def _runs(axes: Axes, study: Study, x: np.ndarray, theme: Theme) -> None:
 
 def _law(axes: Axes, study: Study, theme: Theme) -> None:
     """The law and its band; beyond the largest run, dashed. Without a law, why there is none."""
-    if study.model is None or study.trial is None:
+    if study.accuracy_forecast is None or study.backtest is None:
         known = np.isfinite(study.trend.ratio)
         noise = f"signal {study.trend.ratio:.1f} noises" if known else "noise unknown"
         reason = f"p = {study.trend.p:.2g}, {noise}"
@@ -251,8 +251,8 @@ def _law(axes: Axes, study: Study, theme: Theme) -> None:
     axes.fill_between(x, curve["low"], curve["high"], color=theme.accent, alpha=BAND, linewidth=0, label="interval")
     axes.plot(x[seen], curve["predicted"][seen], color=theme.accent, linewidth=1.6)
     axes.plot(x[~seen], curve["predicted"][~seen], color=theme.accent, linewidth=1.3, linestyle=(0, (3, 2)))
-    error = f"\noff by {study.trial.error:.3f}" if np.isfinite(study.trial.error) else ""
-    axes.text(0.03, 0.87, f"{study.trial.best.name}{error}", transform=axes.transAxes, va="top", fontsize=SMALL,
+    error = f"\noff by {study.backtest.error:.3f}" if np.isfinite(study.backtest.error) else ""
+    axes.text(0.03, 0.87, f"{study.backtest.best.name}{error}", transform=axes.transAxes, va="top", fontsize=SMALL,
               color=theme.accent)  # fmt: skip
 
 

@@ -229,7 +229,7 @@ def _studies(table: pd.DataFrame, fit: SavedFit, path: Path) -> tuple[tuple[Stud
 
     document = fit.document
     options = {"holdout": document["holdout"], "params": document["params_column"], "level": document["level"]}
-    tasks = task_table.some_tasks(table)
+    tasks = task_table.require_task_names(table)
     studies, left_out = study.survey(table, tasks, checkpoints=checkpoints.load_evaluations_beside(path), **options)
     return tuple(studies), left_out
 

@@ -53,7 +53,7 @@ def available_figures(evidence: Evidence) -> dict[str, DrawFigure]:
         from analysis.plots import downstream
 
         figures["downstream_by_compute"] = partial(downstream.by_compute, evidence.studies)
-        if any(study.second is not None for study in evidence.studies):
+        if any(study.bits_model is not None for study in evidence.studies):
             figures["downstream_by_bits"] = partial(downstream.by_bits, evidence.studies)
         if downstream.measured(evidence.studies):
             figures["downstream_signal"] = partial(downstream.signal_to_noise, evidence.studies)

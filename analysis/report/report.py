@@ -226,14 +226,14 @@ def downstream_section(evidence: Evidence, figures: Mapping[str, str]) -> Sectio
     for study in evidence.studies:
         best = float(study.points["accuracy"].max())
         ahead = ""
-        if study.model is not None:
+        if study.accuracy_forecast is not None:
             last = study.curve().iloc[-1]
             ahead = f"{last['predicted']:.3f} ({last['low']:.3f} to {last['high']:.3f})"
-        law = "none" if study.trial is None else study.trial.best.name
+        law = "none" if study.backtest is None else study.backtest.best.name
         cells = [Cell(escape(text), text, "text") for text in (study.task, study.verdict)]
         cells += [Cell(f"{value:.3f}", value) for value in (study.chance, best, study.ceiling)]
         rows.append([*cells, Cell(escape(law), law, "text"), Cell(escape(ahead), ahead or None, "text")])
-    ahead = f"at {downstream.BEYOND:g}x compute ({evidence.studies[0].level:.0%})"
+    ahead = f"at {downstream.EXTRAPOLATION_FACTOR:g}x compute ({evidence.studies[0].level:.0%})"
     heads = ("task", "verdict", "chance", "best run", "ceiling", "law", ahead)
     table = html.html_table(heads, rows, title, sorts=True)
     table += "".join(paragraph(f"{task} has no study: {why}.") for task, why in evidence.not_studied.items())

@@ -11,26 +11,26 @@ CHANCE = 0.25
 Truth = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def bits(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def true_bits_per_byte(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Planted bits per byte of the right answer: 2.9 to 1.5 over the grid below."""
     return 0.8 + 0.7 * (1e4 / params) ** 0.35 + 1.4 * (4.6e5 / tokens) ** 0.4
 
 
-def rising(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def rising_accuracy(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """A sigmoid in those bits, from chance to the ceiling."""
-    return CHANCE + (1 - CHANCE) / (1 + np.exp(5 * (bits(params, tokens) - 1.9)))
+    return CHANCE + (1 - CHANCE) / (1 + np.exp(5 * (true_bits_per_byte(params, tokens) - 1.9)))
 
 
-def flat(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def flat_accuracy(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.full(len(params), CHANCE)
 
 
-def grid(sizes: int = 6, horizons: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def grid_of_cells(sizes: int = 6, horizons: int = 6) -> tuple[np.ndarray, np.ndarray]:
     params, tokens = np.meshgrid(np.geomspace(1e4, 2.2e5, sizes), np.geomspace(4.6e5, 3.7e6, horizons), indexing="ij")
     return params.ravel(), tokens.ravel()
 
 
-def table(
+def make_task_table(
     tasks: dict[str, Truth],
     seed: int | None = None,
     *,
@@ -40,7 +40,7 @@ def table(
     chance: float = CHANCE,
 ) -> pd.DataFrame:
     """A finished run a cell, answers drawn from each task's true accuracy; without noise where no seed is given."""
-    params, tokens = cells or grid()
+    params, tokens = cells or grid_of_cells()
     generator = np.random.default_rng(seed)
 
     def jitter() -> np.ndarray:
@@ -52,7 +52,7 @@ def table(
         "params_matmul": params,
         "tokens": tokens,
         "flops": 6 * params * tokens,
-        "loss": 0.7 * bits(params, tokens) * jitter(),
+        "loss": 0.7 * true_bits_per_byte(params, tokens) * jitter(),
         "branch_of": "",
     }
     for name, truth in tasks.items():
@@ -64,6 +64,6 @@ def table(
             f"{name}/accuracy_stderr": np.sqrt(share * (1 - share) / questions),
             f"{name}/chance": chance,
             f"{name}/ceiling": 1.0,
-            f"{name}/bits_per_byte": bits(params, tokens) * jitter(),
+            f"{name}/bits_per_byte": true_bits_per_byte(params, tokens) * jitter(),
         }
     return pd.DataFrame(columns)

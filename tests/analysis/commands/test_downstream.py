@@ -13,7 +13,7 @@ from analysis.commands.downstream import downstream
 from analysis.errors import TableError
 from tests.analysis.downstream.test_decisions import recipe
 from tests.conftest import in_process
-from tests.support.task_tables import flat, grid, rising, table
+from tests.support.task_tables import flat_accuracy, grid_of_cells, make_task_table, rising_accuracy
 
 
 def line(said: str, start: str) -> str:
@@ -23,7 +23,7 @@ def line(said: str, start: str) -> str:
 
 def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.parquet"
-    table({"addition": flat, "copy": rising}, 1).to_parquet(path)
+    make_task_table({"addition": flat_accuracy, "copy": rising_accuracy}, 1).to_parquet(path)
     facts = downstream(path, holdout="largest", draws=20, out=tmp_path / "figures", json=tmp_path / "facts.json")
     said = capsys.readouterr().out
     assert "no trend" in line(said, "addition")
@@ -61,7 +61,7 @@ def test_recipes_are_decided_between(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    rows = table({"copy": rising}, 0)
+    rows = make_task_table({"copy": rising_accuracy}, 0)
     rows.to_csv(tmp_path / "tasks.csv", index=False)
     rows[["run_id", "params_matmul", "tokens", "loss"]].to_csv(tmp_path / "plain.csv", index=False)
     done = in_process("downstream", *arguments, cwd=tmp_path)
@@ -71,7 +71,10 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said:
 
 
 def test_tasks_without_a_study_or_a_noise_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = [table({"addition": flat, "few": flat}, seed, cells=grid(3, 3)) for seed in range(2)]
+    made = [
+        make_task_table({"addition": flat_accuracy, "few": flat_accuracy}, seed, cells=grid_of_cells(3, 3))
+        for seed in range(2)
+    ]
     rows = pd.concat([each.assign(recipe=f"r{seed}") for seed, each in enumerate(made)])
     rows["few/accuracy"] = rows["few/accuracy"].where(rows["params_matmul"] * rows["tokens"] < 5e9)
     rows.loc[rows["recipe"] == "r1", "few/accuracy"] = float("nan")

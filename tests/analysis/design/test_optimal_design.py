@@ -14,7 +14,14 @@ import pytest
 
 from analysis import api
 from analysis.commands import design
-from analysis.design.optimal_design import NOISE, WORTH, Belief, Policy, believe, propose
+from analysis.design.optimal_design import (
+    PRIOR_NOISE,
+    PRIOR_NOISE_WEIGHT,
+    Policy,
+    Posterior,
+    approximate_posterior,
+    propose,
+)
 from analysis.errors import TableError
 from analysis.fitting.fit import fit_law, huber, mse_log, refit
 from analysis.laws import chinchilla, get_law
@@ -40,8 +47,8 @@ def offered() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def belief(cheap: pd.DataFrame) -> Belief:
-    return believe(chinchilla, VALUES, cheap, TARGET)
+def posterior(cheap: pd.DataFrame) -> Posterior:
+    return approximate_posterior(chinchilla, VALUES, cheap, TARGET)
 
 
 def test_the_standard_error_is_the_spread_of_refits() -> None:
@@ -50,40 +57,50 @@ def test_the_standard_error_is_the_spread_of_refits() -> None:
     losses = points["loss"].to_numpy() * np.exp(np.random.default_rng(0).normal(0, noise, (400, len(points))))
     draws = refit(fit, points, losses)
     forecasts = np.log(chinchilla({n: draws[:, [i]] for i, n in enumerate(chinchilla.parameters)}, TARGET))
-    believed = believe(chinchilla, fit.vector(), points, TARGET, drift=0.0, draws=1)
-    scale = noise / believed.noise
-    assert float(np.std(forecasts)) == pytest.approx(believed.standard_error * scale, rel=0.1)
+    posterior = approximate_posterior(chinchilla, fit.vector(), points, TARGET, drift=0.0, draws=1)
+    scale = noise / posterior.noise
+    assert float(np.std(forecasts)) == pytest.approx(posterior.standard_error * scale, rel=0.1)
 
 
 def test_noise_is_that_of_the_residuals_and_a_guess() -> None:
-    at = {noise: believe(chinchilla, VALUES, table(noise, 2), TARGET, drift=0.0).noise for noise in (0.0, 3e-3, 1e-2)}
+    at = {
+        noise: approximate_posterior(chinchilla, VALUES, table(noise, 2), TARGET, drift=0.0).noise
+        for noise in (0.0, 3e-3, 1e-2)
+    }
     assert at[0.0] < at[3e-3] < at[1e-2]
     assert at[3e-3] == pytest.approx(3e-3, rel=0.3)
     assert at[1e-2] == pytest.approx(1e-2, rel=0.3)
     assert at[0.0] > 5e-4, "a perfect fit to a few points is no proof of no noise"
     points = table()
     points["loss"] *= np.exp(np.tile([0.01, -0.01], len(points) // 2))
-    expected = (WORTH * NOISE**2 + len(points) * 0.01**2) / (WORTH + len(points) - len(VALUES))
-    assert believe(chinchilla, VALUES, points, TARGET, drift=0.0).noise ** 2 == pytest.approx(expected, rel=1e-6)
+    expected = (PRIOR_NOISE_WEIGHT * PRIOR_NOISE**2 + len(points) * 0.01**2) / (
+        PRIOR_NOISE_WEIGHT + len(points) - len(VALUES)
+    )
+    assert approximate_posterior(chinchilla, VALUES, points, TARGET, drift=0.0).noise ** 2 == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
-def test_the_first_cell_is_the_best_of_all(belief: Belief, offered: pd.DataFrame) -> None:
-    errors = [replace(belief, precision=belief.after(offered.iloc[[i]])).standard_error for i in range(len(offered))]
-    found = propose(belief, offered, 1e30, policy="v", most=1)
+def test_the_first_cell_is_the_best_of_all(posterior: Posterior, offered: pd.DataFrame) -> None:
+    errors = [
+        replace(posterior, precision=posterior.precision_with(offered.iloc[[i]])).standard_error
+        for i in range(len(offered))
+    ]
+    found = propose(posterior, offered, 1e30, policy="v", max_cells=1)
     assert found.cells.tolist() == [int(np.argmin(errors))]
-    assert found.standard_errors == pytest.approx([belief.standard_error, min(errors)], rel=1e-6)
-    assert min(errors) < 0.9 * belief.standard_error
+    assert found.standard_errors == pytest.approx([posterior.standard_error, min(errors)], rel=1e-6)
+    assert min(errors) < 0.9 * posterior.standard_error
 
 
 @pytest.mark.parametrize("budget", [6e20, 3e20])
-def test_greedy_is_near_the_best_of_every_set(belief: Belief, offered: pd.DataFrame, budget: float) -> None:
+def test_greedy_is_near_the_best_of_every_set(posterior: Posterior, offered: pd.DataFrame, budget: float) -> None:
     few = offered.iloc[::3].reset_index(drop=True)
     cost = few["flops"].to_numpy()
     sets = [
         list(s) for n in (1, 2, 3) for s in itertools.combinations(range(len(few)), n) if cost[list(s)].sum() <= budget
     ]
-    errors = [replace(belief, precision=belief.after(few.iloc[s])).standard_error for s in sets]
-    found = propose(belief, few, budget, policy="v-cost", most=3)
+    errors = [replace(posterior, precision=posterior.precision_with(few.iloc[s])).standard_error for s in sets]
+    found = propose(posterior, few, budget, policy="v-cost", max_cells=3)
     assert found.standard_errors[-1] == pytest.approx(min(errors), rel=0.05)
     assert found.standard_errors[-1] < np.median(errors)
 
@@ -91,9 +108,9 @@ def test_greedy_is_near_the_best_of_every_set(belief: Belief, offered: pd.DataFr
 @pytest.mark.parametrize("policy", ["v", "v-cost"])
 @pytest.mark.parametrize("budget", [1e19, 7e19, 1e21, 1e30])
 def test_no_budget_is_exceeded_and_every_cell_lowers_the_error(
-    belief: Belief, offered: pd.DataFrame, policy: Policy, budget: float
+    posterior: Posterior, offered: pd.DataFrame, policy: Policy, budget: float
 ) -> None:
-    found = propose(belief, offered, budget, policy=policy)
+    found = propose(posterior, offered, budget, policy=policy)
     assert found.cost == pytest.approx(offered["flops"].iloc[found.cells].sum())
     assert found.cost <= budget
     assert len(set(found.cells.tolist())) == len(found.cells) > 0
@@ -101,12 +118,12 @@ def test_no_budget_is_exceeded_and_every_cell_lowers_the_error(
     assert (np.diff(found.standard_errors) < 0).all()
     left = np.delete(offered["flops"].to_numpy(), found.cells)
     assert not (left <= budget - found.cost).any(), "what is affordable is bought"
-    after = replace(belief, precision=belief.after(offered.iloc[found.cells]))
+    after = replace(posterior, precision=posterior.precision_with(offered.iloc[found.cells]))
     assert found.standard_errors[-1] == pytest.approx(after.standard_error, rel=1e-6)
 
 
-def test_cost_counts_where_it_is_asked_to(belief: Belief, offered: pd.DataFrame) -> None:
-    by_cell, by_cost = (propose(belief, offered, 4e20, policy=policy) for policy in ("v", "v-cost"))
+def test_cost_counts_where_it_is_asked_to(posterior: Posterior, offered: pd.DataFrame) -> None:
+    by_cell, by_cost = (propose(posterior, offered, 4e20, policy=policy) for policy in ("v", "v-cost"))
     assert by_cost.standard_errors[-1] < by_cell.standard_errors[-1]
     assert len(by_cost.cells) > len(by_cell.cells)
 
@@ -114,12 +131,12 @@ def test_cost_counts_where_it_is_asked_to(belief: Belief, offered: pd.DataFrame)
 def test_a_law_that_drifts_is_asked_near_the_target(cheap: pd.DataFrame, offered: pd.DataFrame) -> None:
     mean = {}
     for drift in (0.0, 0.05):
-        belief = believe(chinchilla, VALUES, cheap, TARGET, drift=drift)
-        witness = belief.evidence(np.array([1e17, 1e19, float(TARGET["flops"].iloc[0]), 1e25]))
-        assert witness[-1] == pytest.approx(belief.noise**2)
+        posterior = approximate_posterior(chinchilla, VALUES, cheap, TARGET, drift=drift)
+        witness = posterior.run_variance(np.array([1e17, 1e19, float(TARGET["flops"].iloc[0]), 1e25]))
+        assert witness[-1] == pytest.approx(posterior.noise**2)
         assert (np.diff(witness) <= 0).all()
         assert (witness[0] > witness[2]) == (drift > 0)
-        found = propose(belief, offered, 6e20, most=4)
+        found = propose(posterior, offered, 6e20, max_cells=4)
         mean[drift] = np.log(offered["flops"].iloc[found.cells]).mean()
     assert mean[0.05] > mean[0.0]
 
@@ -134,9 +151,9 @@ def test_designed_cells_forecast_better_than_the_cheapest() -> None:
     for part in (0.5, 1.0):
         seen, rest = exact.assign(loss=noisy[0]).iloc[bought], np.setdiff1d(order, bought)
         fitted = fit_law(chinchilla, seen, seen["loss"], huber())
-        belief = believe(chinchilla, fitted.vector(), seen, TARGET, drift=0.0)
+        posterior = approximate_posterior(chinchilla, fitted.vector(), seen, TARGET, drift=0.0)
         left = part * budget - cost[bought].sum()
-        bought = np.concatenate([bought, rest[propose(belief, exact.iloc[rest], left, policy="v-cost").cells]])
+        bought = np.concatenate([bought, rest[propose(posterior, exact.iloc[rest], left, policy="v-cost").cells]])
     whole, truth = fit_law(chinchilla, exact, loss, huber()), chinchilla(PLANTED, TARGET)
     errors = []
     for cells in (bought, order[np.cumsum(cost[order]) <= budget]):
@@ -148,22 +165,25 @@ def test_designed_cells_forecast_better_than_the_cheapest() -> None:
     assert errors[0] < 0.8 * errors[1]
 
 
-def test_the_same_seed_gives_the_same_design(cheap: pd.DataFrame, belief: Belief) -> None:
-    again, other = believe(chinchilla, VALUES, cheap, TARGET), believe(chinchilla, VALUES, cheap, TARGET, seed=1)
-    assert np.array_equal(again.thetas, belief.thetas)
-    assert not np.array_equal(other.thetas[1:], belief.thetas[1:])
-    assert np.array_equal(other.thetas[0], belief.thetas[0]), "the first is the fit"
+def test_the_same_seed_gives_the_same_design(cheap: pd.DataFrame, posterior: Posterior) -> None:
+    again, other = (
+        approximate_posterior(chinchilla, VALUES, cheap, TARGET),
+        approximate_posterior(chinchilla, VALUES, cheap, TARGET, seed=1),
+    )
+    assert np.array_equal(again.thetas, posterior.thetas)
+    assert not np.array_equal(other.thetas[1:], posterior.thetas[1:])
+    assert np.array_equal(other.thetas[0], posterior.thetas[0]), "the first is the fit"
 
 
-def test_what_cannot_be_designed_is_said(cheap: pd.DataFrame, belief: Belief, offered: pd.DataFrame) -> None:
+def test_what_cannot_be_designed_is_said(cheap: pd.DataFrame, posterior: Posterior, offered: pd.DataFrame) -> None:
     with pytest.raises(TableError, match=r"kaplan_like.*params.*tokens"):
-        believe(replace(get_law("m2"), name="kaplan_like"), VALUES, cheap, TARGET)
+        approximate_posterior(replace(get_law("m2"), name="kaplan_like"), VALUES, cheap, TARGET)
     with pytest.raises(TableError, match=r"drift -0\.1"):
-        believe(chinchilla, VALUES, cheap, TARGET, drift=-0.1)
+        approximate_posterior(chinchilla, VALUES, cheap, TARGET, drift=-0.1)
     with pytest.raises(TableError, match=r"budget 1e\+10\b.*\b20\b"):
-        propose(belief, offered, 1e10)
+        propose(posterior, offered, 1e10)
     with pytest.raises(TableError, match=r"budget 1e\+30"):
-        propose(belief, offered.iloc[:0], 1e30)
+        propose(posterior, offered.iloc[:0], 1e30)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +229,7 @@ def test_a_notebook_names_its_own_target_and_cells(runs: pd.DataFrame) -> None:
     assert repr(found).startswith(f"Design({len(found.cells)} ")
     assert json.loads(found.to_json()) == json.loads(json.dumps(found.facts()))
     dear = api.design(runs, 1e20, target=(2e9, 4e10), candidates=offered.assign(flops=[9e19, 1e30, 1e30]))
-    assert dear.cells["params"].tolist() == [1e8], "a cost that is given is believed"
+    assert dear.cells["params"].tolist() == [1e8], "a cost that is given is used"
 
 
 @pytest.mark.parametrize(

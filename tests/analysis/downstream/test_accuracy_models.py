@@ -1,4 +1,4 @@
-"""Each road finds the values it was planted with, from runs without noise, and forecasts what lies far beyond them."""
+"""Each model finds the values it was planted with, from runs without noise, and forecasts what lies far beyond them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,41 @@ import pandas as pd
 import pytest
 
 from analysis.downstream import accuracy_models
-from analysis.downstream.accuracy_models import BITS, COMPUTE, FREE_BITS, LOSS, SURFACE, Road
+from analysis.downstream.accuracy_models import (
+    BITS_FREE_SIGMOID,
+    BITS_SIGMOID,
+    COMPUTE,
+    LOSS_EXPONENTIAL,
+    PARAMS_AND_TOKENS,
+    AccuracyModel,
+)
 from analysis.downstream.task_table import task_points
-from tests.support.task_tables import CHANCE, bits, grid, table
+from tests.support.task_tables import CHANCE, grid_of_cells, make_task_table, true_bits_per_byte
 
 FAR = pd.DataFrame({"params": [1e6], "tokens": [2e7], "flops": [1.2e14], "chance": [CHANCE], "ceiling": [1.0]})
 PLANTED = {
     COMPUTE: lambda n, d: CHANCE + (1 - CHANCE) * np.exp(-((6 * n * d / 2e12) ** -0.4)),
-    SURFACE: lambda n, d: CHANCE + (1 - CHANCE) * np.exp(-((n / 5e4) ** -0.5) - (d / 1e6) ** -0.7),
-    BITS: lambda n, d: CHANCE + (1 - CHANCE) / (1 + np.exp(4 * (bits(n, d) - 1.8))),
-    FREE_BITS: lambda n, d: 0.2 + 0.5 / (1 + np.exp(6 * (bits(n, d) - 1.9))),
-    LOSS: lambda n, d: 1 - (0.75 - 2.0 * np.exp(-1.5 * 0.7 * bits(n, d))),
+    PARAMS_AND_TOKENS: lambda n, d: CHANCE + (1 - CHANCE) * np.exp(-((n / 5e4) ** -0.5) - (d / 1e6) ** -0.7),
+    BITS_SIGMOID: lambda n, d: CHANCE + (1 - CHANCE) / (1 + np.exp(4 * (true_bits_per_byte(n, d) - 1.8))),
+    BITS_FREE_SIGMOID: lambda n, d: 0.2 + 0.5 / (1 + np.exp(6 * (true_bits_per_byte(n, d) - 1.9))),
+    LOSS_EXPONENTIAL: lambda n, d: 1 - (0.75 - 2.0 * np.exp(-1.5 * 0.7 * true_bits_per_byte(n, d))),
 }
-EVERY = pytest.mark.parametrize("road", PLANTED, ids=lambda road: road.name)
+EVERY = pytest.mark.parametrize("model", PLANTED, ids=lambda model: model.name)
 
 
 @EVERY
-def test_a_planted_law_is_found(road: Road) -> None:
-    points, _, _ = task_points(table({"t": PLANTED[road]}), "t", None)
-    values = accuracy_models.fit(road, points, np.ones((1, len(points))))
-    truth = PLANTED[road](FAR["params"].to_numpy(), FAR["tokens"].to_numpy())
-    np.testing.assert_allclose(accuracy_models.predict(road, values, FAR)[0], truth, atol=2e-4)
+def test_a_planted_law_is_found(model: AccuracyModel) -> None:
+    points, _, _ = task_points(make_task_table({"t": PLANTED[model]}), "t", None)
+    values = accuracy_models.fit(model, points, np.ones((1, len(points))))
+    truth = PLANTED[model](FAR["params"].to_numpy(), FAR["tokens"].to_numpy())
+    np.testing.assert_allclose(accuracy_models.predict(model, values, FAR)[0], truth, atol=2e-4)
 
 
 def test_runs_at_and_below_chance_are_evidence_too() -> None:
     """What a line through ln(-ln accuracy) drops: a quarter of these runs measured no better than chance."""
-    rows = table({"t": lambda n, d: CHANCE + (1 - CHANCE) * np.exp(-((6 * n * d / 6e12) ** -0.9))}, 0, questions=400)
+    rows = make_task_table(
+        {"t": lambda n, d: CHANCE + (1 - CHANCE) * np.exp(-((6 * n * d / 6e12) ** -0.9))}, 0, questions=400
+    )
     points, _, _ = task_points(rows, "t", None)
     assert np.mean(points["accuracy"] <= CHANCE) > 0.15
     (values,) = accuracy_models.fit(COMPUTE, points, np.ones((1, len(points))))
@@ -42,7 +51,7 @@ def test_runs_at_and_below_chance_are_evidence_too() -> None:
 
 
 def test_a_run_with_weight_nought_is_not_seen() -> None:
-    points, _, _ = task_points(table({"t": PLANTED[COMPUTE]}), "t", None)
+    points, _, _ = task_points(make_task_table({"t": PLANTED[COMPUTE]}), "t", None)
     spoilt = points.assign(accuracy=np.where(np.arange(len(points)) == 7, 0.99, points["accuracy"]))
     kept = np.ones((2, len(points)))
     kept[1, 7] = 0
@@ -53,7 +62,7 @@ def test_a_run_with_weight_nought_is_not_seen() -> None:
 
 
 def test_exact_measurements_count_for_more() -> None:
-    rows = table({"t": PLANTED[COMPUTE]})
+    rows = make_task_table({"t": PLANTED[COMPUTE]})
     rough = np.arange(len(rows)) % 2 == 0
     rows["t/accuracy"] += np.where(rough, 0.05, 0.0)
     even = accuracy_models.fit(COMPUTE, task_points(rows, "t", None)[0], np.ones((1, len(rows))))
@@ -65,36 +74,45 @@ def test_exact_measurements_count_for_more() -> None:
 
 
 def test_predictions_end_at_the_ceiling() -> None:
-    points, _, _ = task_points(table({"t": PLANTED[LOSS]}), "t", None)
+    points, _, _ = task_points(make_task_table({"t": PLANTED[LOSS_EXPONENTIAL]}), "t", None)
     values = (np.array([[0.1, 1.0, 1.0, 0.5, 0.5]]), np.array([[0.7, 50.0, 1.0]]))
-    assert accuracy_models.predict(LOSS, values, FAR.assign(ceiling=0.9))[0, 0] == 0.9
-    assert np.isfinite(accuracy_models.predict(LOSS, values, points)).all()
+    assert accuracy_models.predict(LOSS_EXPONENTIAL, values, FAR.assign(ceiling=0.9))[0, 0] == 0.9
+    assert np.isfinite(accuracy_models.predict(LOSS_EXPONENTIAL, values, points)).all()
 
 
 def test_roads_need_their_columns_and_more_cells_than_parameters() -> None:
-    points, _, _ = task_points(table({"t": PLANTED[BITS]}), "t", None)
-    every = (COMPUTE, SURFACE, BITS, FREE_BITS, LOSS)
-    assert accuracy_models.feasible(every, points) == every
-    assert accuracy_models.feasible(every, points.drop(columns="bits_per_byte")) == (COMPUTE, SURFACE, LOSS)
-    assert accuracy_models.feasible(every, points.drop(columns="loss")) == (COMPUTE, SURFACE, BITS, FREE_BITS)
-    assert accuracy_models.feasible(every, points, np.arange(len(points)) < 5) == (COMPUTE, SURFACE)
+    points, _, _ = task_points(make_task_table({"t": PLANTED[BITS_SIGMOID]}), "t", None)
+    every = (COMPUTE, PARAMS_AND_TOKENS, BITS_SIGMOID, BITS_FREE_SIGMOID, LOSS_EXPONENTIAL)
+    assert accuracy_models.feasible_models(every, points) == every
+    assert accuracy_models.feasible_models(every, points.drop(columns="bits_per_byte")) == (
+        COMPUTE,
+        PARAMS_AND_TOKENS,
+        LOSS_EXPONENTIAL,
+    )
+    assert accuracy_models.feasible_models(every, points.drop(columns="loss")) == (
+        COMPUTE,
+        PARAMS_AND_TOKENS,
+        BITS_SIGMOID,
+        BITS_FREE_SIGMOID,
+    )
+    assert accuracy_models.feasible_models(every, points, np.arange(len(points)) < 5) == (COMPUTE, PARAMS_AND_TOKENS)
     same = points.assign(params=points["params"].iloc[0], tokens=points["tokens"].iloc[0])
-    assert accuracy_models.feasible((SURFACE, BITS), same) == ()
+    assert accuracy_models.feasible_models((PARAMS_AND_TOKENS, BITS_SIGMOID), same) == ()
 
 
 def test_resamples_are_of_whole_trunks_and_the_same_through_both_steps() -> None:
-    params, tokens = grid(12, 4)
-    rows = table({"t": PLANTED[BITS]}, 0, cells=(params, tokens))
+    params, tokens = grid_of_cells(12, 4)
+    rows = make_task_table({"t": PLANTED[BITS_SIGMOID]}, 0, cells=(params, tokens))
     rows["branch_of"] = [f"r{i // 4 * 4 + 3:03}" if i % 4 != 3 else "" for i in range(48)]
     points, _, _ = task_points(rows, "t", None)
-    found, note = accuracy_models.drawn(BITS, points, 40, 0)
+    found, note = accuracy_models.fit_resamples(BITS_SIGMOID, points, 40, 0)
     assert note == ""
     assert [rows.shape for rows in found.draws] == [(40, 5), (40, 2)]
-    at = accuracy_models.predict(BITS, found.draws, FAR)[:, 0]
-    own = accuracy_models.predict(BITS, found.values, FAR)[0, 0]
+    at = accuracy_models.predict(BITS_SIGMOID, found.draws, FAR)[:, 0]
+    own = accuracy_models.predict(BITS_SIGMOID, found.values, FAR)[0, 0]
     assert 0 < np.std(at) < 0.2
     assert abs(np.median(at) - own) < np.std(at)
-    _, note = accuracy_models.drawn(
-        BITS, points.assign(cluster=points["cluster"].where(points["params"] > 1e5, "one")), 2, 0
+    _, note = accuracy_models.fit_resamples(
+        BITS_SIGMOID, points.assign(cluster=points["cluster"].where(points["params"] > 1e5, "one")), 2, 0
     )
     assert re.search(r"\b4\b", note), "trunks, too few to resample whole"

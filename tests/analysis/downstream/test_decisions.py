@@ -9,18 +9,18 @@ import pytest
 from analysis.downstream import decisions
 from analysis.downstream.decisions import agreement, decision_accuracy
 from analysis.errors import TableError
-from tests.support.task_tables import CHANCE, bits, grid, table
+from tests.support.task_tables import CHANCE, grid_of_cells, make_task_table, true_bits_per_byte
 
-CELLS = grid(4, 5)
+CELLS = grid_of_cells(4, 5)
 
 
 def recipe(name: str, shift: float, seed: int | None = None, steep: float = 1.0, questions: int = 4000) -> pd.DataFrame:
     """A recipe whose runs need `shift` bits per byte less than those of another, and rise `steep` times as fast."""
 
     def truth(n, d):
-        return CHANCE + (1 - CHANCE) / (1 + np.exp(4 * (steep * (bits(n, d) - 2.0) + 2.0 - shift - 1.8)))
+        return CHANCE + (1 - CHANCE) / (1 + np.exp(4 * (steep * (true_bits_per_byte(n, d) - 2.0) + 2.0 - shift - 1.8)))
 
-    rows = table({"t": truth}, seed, questions=questions, cells=CELLS)
+    rows = make_task_table({"t": truth}, seed, questions=questions, cells=CELLS)
     return rows.assign(recipe=f"{name}(size=1)", run_id=f"{name}-" + rows["run_id"], loss=rows["loss"] - shift)
 
 

@@ -9,34 +9,34 @@ import pytest
 
 import analysis
 from analysis.downstream import study as downstream
-from analysis.downstream.accuracy_models import BITS, COMPUTE, SURFACE
-from analysis.downstream.study import LEAST, Study
+from analysis.downstream.accuracy_models import BITS_SIGMOID, COMPUTE, PARAMS_AND_TOKENS
+from analysis.downstream.study import MIN_RUNS, Study
 from analysis.errors import TableError
 from tests.analysis.downstream.test_accuracy_models import PLANTED
-from tests.support.task_tables import CHANCE, flat, rising, table
+from tests.support.task_tables import CHANCE, flat_accuracy, make_task_table, rising_accuracy
 
-FEW = (COMPUTE, SURFACE, BITS)
+FEW = (COMPUTE, PARAMS_AND_TOKENS, BITS_SIGMOID)
 
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    return table({"addition": flat, "copy": rising}, 1)
+    return make_task_table({"addition": flat_accuracy, "copy": rising_accuracy}, 1)
 
 
 @pytest.fixture(scope="module")
 def copy(rows: pd.DataFrame) -> Study:
-    return downstream.study(rows, "copy", holdout="largest", roads=FEW, draws=60)
+    return downstream.study(rows, "copy", holdout="largest", models=FEW, draws=60)
 
 
 def test_a_task_that_rises_has_a_law_with_its_interval(copy: Study) -> None:
     assert copy.verdict == "rises"
-    assert copy.model is not None
+    assert copy.accuracy_forecast is not None
     curve = copy.curve()
     assert curve["flops"].iloc[-1] == pytest.approx(10 * copy.points["flops"].max())
     assert (curve["low"] <= curve["predicted"]).all()
     assert (curve["predicted"] <= curve["high"]).all()
     assert (curve["measured_high"] >= curve["high"] - 0.01).all()
-    truth = rising(curve["params"].to_numpy(), curve["tokens"].to_numpy())
+    truth = rising_accuracy(curve["params"].to_numpy(), curve["tokens"].to_numpy())
     assert np.abs(curve["predicted"] - truth).max() < 0.1
     assert np.mean((curve["low"] - 0.02 <= truth) & (truth <= curve["high"] + 0.02)) > 0.8
 
@@ -47,7 +47,7 @@ def test_a_held_out_run_is_seen_by_nothing(rows: pd.DataFrame, copy: Study) -> N
     assert rows.loc[last, "run_id"] not in set(copy.points["run_id"])
     moved = rows.copy()
     moved.loc[last, ["copy/accuracy", "copy/bits_per_byte", "loss"]] = 0.01
-    again = downstream.study(moved, "copy", holdout="largest", roads=FEW, draws=60)
+    again = downstream.study(moved, "copy", holdout="largest", models=FEW, draws=60)
     pd.testing.assert_frame_equal(again.curve(), copy.curve())
     assert copy.held_out["inside"].tolist() == [True]
     assert again.held_out["inside"].tolist() == [False]
@@ -66,28 +66,28 @@ def test_the_curve_runs_through_the_middle_of_the_runs(copy: Study) -> None:
 def test_no_trend_is_an_answer_and_has_no_law(rows: pd.DataFrame) -> None:
     found = downstream.study(rows, "addition")
     assert found.verdict == "no trend"
-    assert found.model is None
+    assert found.accuracy_forecast is None
     assert found.facts()["law"] is None
     with pytest.raises(TableError, match=r"addition.*no trend"):
         found.forecast(pd.DataFrame({"params": [1e6], "tokens": [1e7]}))
 
 
 def test_the_better_second_step_is_kept_beside_the_best_road(copy: Study) -> None:
-    assert copy.second is not None
-    assert copy.second.road is BITS
-    k, x0 = copy.second.values[-1][0]
+    assert copy.bits_model is not None
+    assert copy.bits_model.model is BITS_SIGMOID
+    k, x0 = copy.bits_model.values[-1][0]
     assert (k, x0) == (pytest.approx(5, rel=0.1), pytest.approx(1.9, rel=0.02))
     without = downstream.study(
-        table({"t": PLANTED[COMPUTE]}, 0).drop(columns="t/bits_per_byte"), "t", roads=FEW, draws=20
+        make_task_table({"t": PLANTED[COMPUTE]}, 0).drop(columns="t/bits_per_byte"), "t", models=FEW, draws=20
     )
-    assert without.second is None
-    assert without.model is not None
+    assert without.bits_model is None
+    assert without.accuracy_forecast is not None
 
 
 def test_facts_are_json_and_hold_the_law(copy: Study) -> None:
     facts = json.loads(copy.to_json())
-    assert facts["law"] == copy.trial.best.name
-    scores = {road["name"]: road["error"] for road in facts["backtest"]["roads"]}
+    assert facts["law"] == copy.backtest.best.name
+    scores = {model["name"]: model["error"] for model in facts["backtest"]["roads"]}
     assert scores[facts["law"]] == min(scores.values())
     assert facts["forecast"]["low"] < facts["forecast"]["predicted"] < facts["forecast"]["high"]
     assert facts["chance"] == CHANCE
@@ -97,7 +97,7 @@ def test_facts_are_json_and_hold_the_law(copy: Study) -> None:
 
 def test_a_study_is_the_same_twice(rows: pd.DataFrame, copy: Study) -> None:
     shuffled = rows.sample(frac=1, random_state=0)
-    again = downstream.study(shuffled, "copy", holdout="largest", roads=FEW, draws=60)
+    again = downstream.study(shuffled, "copy", holdout="largest", models=FEW, draws=60)
     pd.testing.assert_frame_equal(again.curve(), copy.curve())
 
 
@@ -106,7 +106,7 @@ def test_bad_input_is_one_line(rows: pd.DataFrame) -> None:
         analysis.study(rows, "copi")
     with pytest.raises(TableError, match=r"/accuracy.*/chance"):
         analysis.studies(rows[["run_id", "loss"]])
-    with pytest.raises(TableError, match=rf"copy.*\b4\b.*\b{LEAST}\b"):
+    with pytest.raises(TableError, match=rf"copy.*\b4\b.*\b{MIN_RUNS}\b"):
         analysis.studies(rows.iloc[:4], ["copy"])
     with pytest.raises(TableError, match=r"--holdout 5e10.*\b3\d\b"):
         downstream.study(rows, "copy", holdout="5e10")
@@ -124,7 +124,7 @@ def test_a_task_that_few_runs_have_takes_no_other_down(rows: pd.DataFrame) -> No
     found, left_out = downstream.survey(few, ["addition", "few", "apart", "never"])
     assert [study.task for study in found] == ["addition"]
     assert set(left_out) == {"few", "apart", "never"}
-    assert re.search(rf"\b2\b.*\b{LEAST}\b", left_out["few"])
+    assert re.search(rf"\b2\b.*\b{MIN_RUNS}\b", left_out["few"])
     assert "apart/chance" in left_out["apart"]
     assert left_out["never"]
     assert not any(why.startswith("task ") for why in left_out.values()), "the task is the key already"
@@ -148,7 +148,7 @@ def test_checkpoints_of_runs_that_are_not_fitted_are_no_noise(rows: pd.DataFrame
 
     def judged(run: str) -> str:
         checkpoints = pd.DataFrame(scatter).assign(run_id=run)
-        return downstream.study(rows, "addition", holdout="largest", checkpoints=checkpoints).trend.noise_of
+        return downstream.study(rows, "addition", holdout="largest", checkpoints=checkpoints).trend.noise_source
 
     assert judged(first) == "scatter of checkpoints"
     assert judged(last) == "standard error", "held out"

@@ -3,22 +3,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.downstream.task_table import some_tasks, task_points, tasks
+from analysis.downstream.task_table import require_task_names, task_names, task_points
 from analysis.errors import TableError
-from tests.support.task_tables import flat, rising, table
+from tests.support.task_tables import flat_accuracy, make_task_table, rising_accuracy
 
 
 def test_tasks_are_found_by_their_columns() -> None:
-    found = table({"copy": rising, "addition": flat})
-    assert tasks(found) == ["addition", "copy"]
-    assert tasks(found.drop(columns="copy/chance")) == ["addition"]
-    assert tasks(found.assign(**{"loss/bits_per_byte": 1.0})) == ["addition", "copy"]
+    found = make_task_table({"copy": rising_accuracy, "addition": flat_accuracy})
+    assert task_names(found) == ["addition", "copy"]
+    assert task_names(found.drop(columns="copy/chance")) == ["addition"]
+    assert task_names(found.assign(**{"loss/bits_per_byte": 1.0})) == ["addition", "copy"]
     with pytest.raises(TableError, match=r"/accuracy.*/chance.*scaling eval"):
-        some_tasks(found[["run_id", "loss"]])
+        require_task_names(found[["run_id", "loss"]])
 
 
 def test_points_are_those_of_runs_that_are_done_and_measured() -> None:
-    rows = table({"t": rising}, 0)
+    rows = make_task_table({"t": rising_accuracy}, 0)
     rows.loc[3, "status"] = "diverged"
     rows.loc[5, "t/accuracy"] = np.nan
     points, counted, questions = task_points(rows, "t", None)
@@ -32,7 +32,7 @@ def test_points_are_those_of_runs_that_are_done_and_measured() -> None:
 
 
 def test_no_right_answer_has_a_standard_error_too() -> None:
-    rows = table({"t": rising}, 0, questions=100)
+    rows = make_task_table({"t": rising_accuracy}, 0, questions=100)
     rows.loc[0, ["t/accuracy", "t/accuracy_stderr"]] = 0.0
     points, _, _ = task_points(rows, "t", None)
     none = points.set_index("run_id").loc["r000", "standard_error"]
@@ -40,7 +40,9 @@ def test_no_right_answer_has_a_standard_error_too() -> None:
 
 
 def test_without_standard_errors_all_count_alike() -> None:
-    points, _, questions = task_points(table({"t": rising}, 0).drop(columns="t/accuracy_stderr"), "t", None)
+    points, _, questions = task_points(
+        make_task_table({"t": rising_accuracy}, 0).drop(columns="t/accuracy_stderr"), "t", None
+    )
     assert np.isnan(questions)
     assert (points["accuracy_weight"] == 1).all()
     assert "standard_error" not in points
@@ -56,7 +58,7 @@ def test_without_standard_errors_all_count_alike() -> None:
     ],
 )
 def test_values_that_cannot_be(column: str, value: float, said: str) -> None:
-    rows = table({"t": rising}, 0)
+    rows = make_task_table({"t": rising_accuracy}, 0)
     rows.loc[4, column] = value
     with pytest.raises(TableError, match=said):
         task_points(rows, "t", None)
@@ -64,11 +66,11 @@ def test_values_that_cannot_be(column: str, value: float, said: str) -> None:
 
 def test_chance_lies_below_the_ceiling() -> None:
     with pytest.raises(TableError, match=r"t/chance.*t/ceiling"):
-        task_points(table({"t": rising}, 0, chance=1.0), "t", None)
+        task_points(make_task_table({"t": rising_accuracy}, 0, chance=1.0), "t", None)
 
 
 @pytest.mark.parametrize(("column", "value"), [("t/accuracy", np.nan), ("status", "diverged")])
 @pytest.mark.filterwarnings("error")
 def test_a_task_that_no_run_has(column: str, value: object) -> None:
     with pytest.raises(TableError, match=r"^task t\b"):
-        task_points(table({"t": rising}, 0).assign(**{column: value}), "t", None)
+        task_points(make_task_table({"t": rising_accuracy}, 0).assign(**{column: value}), "t", None)

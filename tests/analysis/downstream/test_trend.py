@@ -9,29 +9,29 @@ from scipy import stats
 
 from analysis.downstream import trend
 from analysis.downstream.task_table import task_points
-from tests.support.task_tables import CHANCE, flat, grid, rising, table
+from tests.support.task_tables import CHANCE, flat_accuracy, grid_of_cells, make_task_table, rising_accuracy
 
 
 def judged(truth, seed: int = 0, questions: int = 1000, **more) -> trend.Trend:
-    return trend.judge(task_points(table({"t": truth}, seed, questions=questions, **more), "t", None)[0])
+    return trend.judge(task_points(make_task_table({"t": truth}, seed, questions=questions, **more), "t", None)[0])
 
 
 def test_tau_is_kendalls() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=40)
     y = np.round(x + generator.normal(size=40), 1)
-    tau, p, p_falls = trend.kendall(x, y, np.arange(40))
+    tau, p, p_falls = trend.kendall_test(x, y, np.arange(40))
     found = stats.kendalltau(x, y, alternative="greater")
     assert tau == pytest.approx(found.statistic, abs=1e-6)
     assert p < 0.01
     assert p_falls > 0.98
-    assert trend.kendall(x, np.zeros(40), np.arange(40)) == (0.0, 1.0, 1.0)
+    assert trend.kendall_test(x, np.zeros(40), np.arange(40)) == (0.0, 1.0, 1.0)
 
 
 def test_p_is_uniform_where_compute_does_nothing() -> None:
     generator = np.random.default_rng(1)
     x = np.arange(20.0)
-    p = np.array([trend.kendall(x, generator.normal(size=20), np.arange(20), seed=i)[1] for i in range(40)])
+    p = np.array([trend.kendall_test(x, generator.normal(size=20), np.arange(20), seed=i)[1] for i in range(40)])
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
@@ -43,46 +43,46 @@ def test_a_trunks_luck_is_not_a_trend() -> None:
     alone, whole = [], []
     for seed in range(24):
         accuracy = 0.25 + 0.05 * generator.normal(size=5)[trunk] + 0.005 * generator.normal(size=30)
-        whole.append(trend.kendall(flops, accuracy, trunk, seed=seed)[1])
-        alone.append(trend.kendall(flops, accuracy, np.arange(30), seed=seed)[1])
+        whole.append(trend.kendall_test(flops, accuracy, trunk, seed=seed)[1])
+        alone.append(trend.kendall_test(flops, accuracy, np.arange(30), seed=seed)[1])
     assert np.mean(np.array(alone) < 0.05) > 0.15
     assert np.mean(np.array(whole) < 0.05) <= 0.125
 
 
 def test_a_task_that_rises() -> None:
-    found = judged(rising)
+    found = judged(rising_accuracy)
     assert found.verdict == "rises"
     assert found.p < 0.01
-    assert found.ratio > 3 * found.needed
+    assert found.ratio > 3 * found.ratio_needed
 
 
 def test_no_trend_is_an_answer() -> None:
-    verdicts = [judged(flat, seed).verdict for seed in range(12)]
+    verdicts = [judged(flat_accuracy, seed).verdict for seed in range(12)]
     assert verdicts.count("no trend") >= 10
     assert "rises" not in verdicts
 
 
 def test_a_task_that_falls_has_no_trend_and_says_so() -> None:
-    found = judged(lambda n, d: 1.2 - rising(n, d))
+    found = judged(lambda n, d: 1.2 - rising_accuracy(n, d))
     assert found.verdict == "no trend"
     assert found.tau < -0.5
     assert f"{found.tau:+.2f}" in found.reason
 
 
 def test_below_chance_everywhere() -> None:
-    found = judged(lambda n, d: 0.6 * rising(n, d) - 0.14, questions=4000, chance=0.6)
+    found = judged(lambda n, d: 0.6 * rising_accuracy(n, d) - 0.14, questions=4000, chance=0.6)
     assert found.verdict == "no trend"
     assert found.p < 0.01, "they rise all the same"
 
 
 def test_few_questions_are_too_noisy_and_many_are_not() -> None:
-    found = judged(flat, questions=20)
+    found = judged(flat_accuracy, questions=20)
     assert found.verdict == "too noisy"
-    assert found.p > trend.CHANCE_OF_NOISE
-    assert f"{found.needed * found.noise / 0.75:.0%}" in found.reason, "the rise that noise could hide"
-    weak = judged(lambda n, d: CHANCE + 0.06 * (rising(n, d) - CHANCE), questions=1000, seed=3)
+    assert found.p > trend.SIGNIFICANCE
+    assert f"{found.ratio_needed * found.noise / 0.75:.0%}" in found.reason, "the rise that noise could hide"
+    weak = judged(lambda n, d: CHANCE + 0.06 * (rising_accuracy(n, d) - CHANCE), questions=1000, seed=3)
     assert (weak.verdict, weak.p < 0.05) == ("too noisy", True), "a rise that is smaller than the noise of a run"
-    assert judged(lambda n, d: CHANCE + 0.06 * (rising(n, d) - CHANCE), questions=100_000).verdict == "rises"
+    assert judged(lambda n, d: CHANCE + 0.06 * (rising_accuracy(n, d) - CHANCE), questions=100_000).verdict == "rises"
 
 
 def test_a_task_at_its_ceiling_is_saturated() -> None:
@@ -93,36 +93,36 @@ def test_a_task_at_its_ceiling_is_saturated() -> None:
 def test_the_threshold_is_what_equal_models_reach_once_in_twenty() -> None:
     generator = np.random.default_rng(0)
     spread = np.ptp(generator.normal(size=(4000, 36)), axis=1)
-    assert np.mean(spread > judged(flat).needed) == pytest.approx(0.05, abs=0.015)
+    assert np.mean(spread > judged(flat_accuracy).ratio_needed) == pytest.approx(0.05, abs=0.015)
 
 
 def test_noise_is_the_largest_that_is_known() -> None:
-    points = task_points(table({"t": flat}, 0), "t", None)[0]
+    points = task_points(make_task_table({"t": flat_accuracy}, 0), "t", None)[0]
     assert trend.judge(points).noise == pytest.approx(np.sqrt(0.25 * 0.75 / 1000), rel=0.1)
-    assert trend.judge(points).noise_of == "standard error"
-    params, tokens = grid(3, 3)
+    assert trend.judge(points).noise_source == "standard error"
+    params, tokens = grid_of_cells(3, 3)
     cells = np.repeat(params, 4), np.repeat(tokens, 4)
-    seeds = task_points(table({"t": flat}, 0, cells=cells), "t", None)[0]
+    seeds = task_points(make_task_table({"t": flat_accuracy}, 0, cells=cells), "t", None)[0]
     scatter = np.random.default_rng(0).normal(0, 0.08, len(seeds))
     found = trend.judge(seeds.assign(accuracy=seeds["accuracy"] + scatter))
-    assert found.noise_of == "scatter of seeds"
+    assert found.noise_source == "scatter of seeds"
     assert found.noise == pytest.approx(0.08, rel=0.3)
     apart = seeds.assign(accuracy=seeds["accuracy"] + scatter, settings=[f"rate {i}" for i in range(len(seeds))])
-    assert trend.judge(apart).noise_of == "standard error", "runs that were set otherwise are no seeds of one cell"
+    assert trend.judge(apart).noise_source == "standard error", "runs that were set otherwise are no seeds of one cell"
     ends = np.random.default_rng(1).normal(0, 0.06, (10, 5))
     steps = [{"run_id": i, "tokens": 1e6 * (j + 1), "accuracy": 0.3 + 0.1 * np.log(j + 1) + ends[i, j]}
              for i in range(10) for j in range(5)]  # fmt: skip
     found = trend.judge(points, pd.DataFrame(steps))
-    assert found.noise_of == "scatter of checkpoints"
+    assert found.noise_source == "scatter of checkpoints"
     assert found.noise == pytest.approx(0.06, rel=0.4), "the rise along a run is not noise"
 
 
 def test_noise_that_a_table_does_not_tell_is_unknown_and_not_none() -> None:
-    rows = table({"t": rising}, 0).drop(columns="t/accuracy_stderr")
+    rows = make_task_table({"t": rising_accuracy}, 0).drop(columns="t/accuracy_stderr")
     points = task_points(rows, "t", None)[0]
     found = trend.judge(points)
-    assert (found.verdict, found.noise_of) == ("rises", "unknown")
+    assert (found.verdict, found.noise_source) == ("rises", "unknown")
     assert np.isnan(found.ratio)
-    assert trend.UNTOLD in found.reason
-    assert trend.visible(points), "the order of the runs decides"
-    assert trend.UNTOLD not in judged(rising).reason
+    assert trend.NOISE_UNKNOWN in found.reason
+    assert trend.rise_is_visible(points), "the order of the runs decides"
+    assert trend.NOISE_UNKNOWN not in judged(rising_accuracy).reason

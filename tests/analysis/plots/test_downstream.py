@@ -6,20 +6,22 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from analysis.downstream.accuracy_models import BITS, COMPUTE
+from analysis.downstream.accuracy_models import BITS_SIGMOID, COMPUTE
 from analysis.downstream.decisions import decision_accuracy
 from analysis.downstream.study import Study, studies
 from analysis.plots import downstream
 from analysis.plots.style import DARK, LIGHT
 from tests.analysis.downstream.test_decisions import recipe
 from tests.support.figure_style import follows_the_style
-from tests.support.task_tables import flat, grid, rising, table
+from tests.support.task_tables import flat_accuracy, grid_of_cells, make_task_table, rising_accuracy
 
 
 @pytest.fixture(scope="module")
 def found() -> list[Study]:
-    rows = table({"addition": flat, "cloze": lambda n, d: 0.9 * rising(n, d), "copy": rising}, 1)
-    return studies(rows, holdout="largest", roads=(COMPUTE, BITS), draws=40)
+    rows = make_task_table(
+        {"addition": flat_accuracy, "cloze": lambda n, d: 0.9 * rising_accuracy(n, d), "copy": rising_accuracy}, 1
+    )
+    return studies(rows, holdout="largest", models=(COMPUTE, BITS_SIGMOID), draws=40)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
@@ -33,7 +35,7 @@ def test_figures_follow_the_style(found: list[Study], theme) -> None:
 def test_every_task_has_a_panel_that_says_its_verdict_chance_and_ceiling(found: list[Study]) -> None:
     figure = downstream.by_compute(found)
     panels = [axes for axes in figure.axes if axes.get_visible()]
-    assert [study.model is None for study in found] == [True, False, False]
+    assert [study.accuracy_forecast is None for study in found] == [True, False, False]
     assert len({study.verdict for study in found}) == 2
     for axes, study in zip(panels, found, strict=True):
         assert axes.get_title(loc="left") == f"{study.task}: {study.verdict}"
@@ -41,7 +43,7 @@ def test_every_task_has_a_panel_that_says_its_verdict_chance_and_ceiling(found: 
         assert "chance 0.25" in said
         assert "ceiling 1" in said
         curves = [line for line in axes.lines if len(np.asarray(line.get_xdata())) > 2]
-        assert bool(curves) == (study.model is not None), "a law where there is one"
+        assert bool(curves) == (study.accuracy_forecast is not None), "a law where there is one"
         assert axes.get_ylim()[0] <= 0
     limits = {tuple(np.round(np.log10(axes.get_xlim()), 6)) for axes in panels}
     assert len(limits) == 1, "one compute axis for all"
@@ -68,7 +70,7 @@ def test_the_second_step_is_drawn_against_bits_per_byte(found: list[Study]) -> N
     bits = found[-1].points["bits_per_byte"]
     assert low < bits.min()
     assert high > bits.max()
-    without = [study for study in found if study.second is None]
+    without = [study for study in found if study.bits_model is None]
     assert "downstream_by_bits" not in downstream.figures(without)
 
 
@@ -83,7 +85,7 @@ def test_decisions_are_drawn_with_a_coin_and_intervals() -> None:
 
 
 def test_a_task_whose_noise_is_unknown_has_no_place_among_signals() -> None:
-    rows = table({"addition": flat, "cloze": flat}, 0, cells=grid(3, 3))
+    rows = make_task_table({"addition": flat_accuracy, "cloze": flat_accuracy}, 0, cells=grid_of_cells(3, 3))
     known = studies(rows)
     unknown = studies(rows.drop(columns="cloze/accuracy_stderr"))
     (axes,) = downstream.signal_to_noise(unknown).axes

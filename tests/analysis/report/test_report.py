@@ -382,7 +382,7 @@ def test_tasks_are_judged_as_by_the_verb_and_those_that_cannot_be_are_named(
     document = found.fit.document | {"table": {**found.fit.document["table"], "path": "results.parquet"}}
     (tmp_path / "fit.json").write_text(json.dumps(document))
     evident = evidence.gather(tmp_path, draws=20)
-    assert [(study.task, study.trend.noise_of) for study in evident.studies] == [("t", "scatter of checkpoints")]
+    assert [(study.task, study.trend.noise_source) for study in evident.studies] == [("t", "scatter of checkpoints")]
     section = report.downstream_section(evident, {}).body
     assert set(evident.not_studied) == {"few"}
     assert evident.not_studied["few"] in section
