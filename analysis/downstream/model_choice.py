@@ -34,15 +34,15 @@ MARGIN = 1e-4  # how far from 0 and 1 a measurement's mean is kept
 
 @dataclass(frozen=True)
 class BacktestScores:
-    """What hold-outs of the top of compute say of each model.
+    """How well each accuracy model forecasts the runs of most compute when they are held out of its fit.
 
-    scores: mean absolute error of the accuracy of held-out runs, [models]; NaN where a model had too few runs.
-    win_shares: how often each would be best had the held-out runs been others, [models], sum 1.
-    persistence: the error of saying that nothing changes: the mean accuracy of the largest runs seen.
-    error_growth: root mean square error of the best model, measurement apart, per e-fold of compute beyond the runs it saw; 0
-      where none could be held out.
-    best_index: index of the best.
-    cuts: factors f for which runs above Cmax / f were held out.
+    scores: mean absolute error of the accuracy of held-out runs, [models]; NaN for a model that had too few runs.
+    win_shares: how often each model scores best when the held-out runs are resampled, [models], sum 1.
+    persistence: the error of the forecast that nothing changes: the mean accuracy of the largest runs that are fitted.
+    error_growth: root mean square error of the best model, less the variance of measurement, per e-fold of compute
+      beyond the fitted runs; 0 if no runs could be held out.
+    best_index: index of the best score; the model of fewest parameters if no runs could be held out.
+    cuts: factors f; for each, the runs above (largest compute) / f were held out.
     """
 
     models: tuple[AccuracyModel, ...]

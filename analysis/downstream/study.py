@@ -41,14 +41,17 @@ CURVE_POINTS = 80
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """What a table says of one task.
+    """The results of one task: its runs, the verdict, and if accuracy rises with compute, a law and its back-test.
 
-    points: a row a run: run_id, cluster, params, tokens, flops, accuracy, standard_error, chance, ceiling, and where
-      the table has them loss and bits_per_byte (of the right answer).
-    held_out: the same columns of runs that nothing here has seen, with predicted, low, high and inside.
-    backtest, accuracy_forecast: None where the verdict gives the task no law.
-    bits_model: the model through bits per byte that back-tests better, whether or not it is the best; None where the table
-      has no bits per byte, or the task no law.
+    points: one row a run: run_id, cluster, params, tokens, flops, accuracy, standard_error, chance, ceiling, and if the
+      table has them loss and bits_per_byte (of the right answer).
+    held_out: the held-out runs, which no test and no fit uses: the same columns, and predicted, low, high and inside.
+    trend: the tests behind the verdict.
+    backtest, accuracy_forecast: None if the task gets no law.
+    bits_model: of the two models through bits per byte, the one with the better back-test, even if another model is the
+      best of all; None if the table has no bits per byte, or the task gets no law.
+    params_column: the count of parameters that params stands for.
+    level: nominal probability of the intervals.
     """
 
     task: str

@@ -29,12 +29,14 @@ NOISE_UNKNOWN = "the table has no standard errors, and too few seeds of one cell
 
 @dataclass(frozen=True)
 class Trend:
-    """What the runs say of one task, laws apart. Accuracies are shares of right answers.
+    """The verdict on one task and the two tests behind it. Accuracies are shares of right answers.
 
-    signal: highest less lowest accuracy. noise: the largest of what the table tells of a run's noise, named by
-      noise_source; NaN where it tells nothing. ratio_needed: the ratio of the two that equally good models exceed once in 20
-      tables of so many runs.
-    tau: Kendall's tau-b of accuracy with training FLOPs. p: how often runs in random order give as much.
+    signal: highest minus lowest accuracy of the runs.
+    noise: standard deviation of one run's accuracy, the largest of the estimates that the table allows; NaN if unknown.
+    noise_source: which estimate that is.
+    ratio_needed: signal over noise that as many equally good models exceed in one table out of 20.
+    tau: Kendall's tau-b of accuracy with training FLOPs.
+    p: share of random orders of the runs with a tau at least as high.
     """
 
     verdict: Verdict
