@@ -21,7 +21,7 @@ def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology:
     runs is an error.
 
     Args:
-        name: required; the sweep: a module of sweeps/catalog, as `smoke`.
+        name: the sweep: a module of sweeps/catalog, as `smoke`.
         out: folder of the sweeps; the plan goes to <out>/<name>.
         json: also write the plan, and the cost on --topology, to this file.
         topology: also estimate the cost on this TPU slice, as v5e:4x4; compiles each distinct train step on this CPU,

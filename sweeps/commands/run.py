@@ -58,7 +58,7 @@ def run(
     failed; 75 when a signal stopped it, with the state of every run saved.
 
     Args:
-        name: required; the sweep, as in `scaling sweep plan NAME`.
+        name: the sweep, as in `scaling sweep plan NAME`.
         out: folder of the sweeps; on a cluster, one that all its machines share.
         jobs: most processes at once, each with a run or a population; by default one per GPU here, else one per core;
             on a cluster as many workers as there are runs that could start.
@@ -66,7 +66,7 @@ def run(
         retry_failed: also train the runs again that failed before.
         members: most runs of one shape that train together in one process (a population); by default as many as memory
             allows; 1 for a process each.
-        devices: devices of each run whose mesh leaves its data axis open (mesh.data = 0); by default fsdp x tensor.
+        devices: devices of each run whose mesh leaves its data axis open (mesh.data = None); by default fsdp x tensor.
         failures: how many attempts at a run may fail by an error of its own before the run is recorded as failed.
         preemptions: how many attempts at a run may be ended from outside before the run is recorded as failed.
         executor: where the runs go: local, slurm or ray; the options of each come after the word.

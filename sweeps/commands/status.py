@@ -32,7 +32,7 @@ def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None
     `scaling sweep collect` flags them.
 
     Args:
-        name: required; the sweep, as in `scaling sweep plan NAME`.
+        name: the sweep, as in `scaling sweep plan NAME`.
         out: folder of the sweeps.
         json: also write the progress of every run to this file.
     """

@@ -138,7 +138,7 @@ class Runner:
         with self.attempts.renewer:
             self.run_until_done()
         if self.pending and self.stops:
-            self.print_line(f"stopped, {len(self.pending)} runs to go; the same command goes on")
+            self.print_line(f"stopped, {len(self.pending)} runs to go; run the same command again to go on")
             return STOPPED
         return int(any(result_status(self.run_folder(cell)) == "failed" for cell in self.cells))
 
