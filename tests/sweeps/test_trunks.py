@@ -46,7 +46,7 @@ def test_runs_that_differ_in_more_than_their_budget_share_nothing(change: dict) 
     assert two.measure.branch_at_steps == ()
 
 
-def test_names_and_cadence_do_not_part_runs() -> None:
+def test_runs_of_other_names_and_cadence_share_a_trunk() -> None:
     one, two = share_trunks((BASE, overlay(BASE, {"tokens": 2 * BASE.tokens, "name": "x", "measure.keep": 3})))
     assert one.branch_of == two.run_id
 

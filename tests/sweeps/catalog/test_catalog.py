@@ -69,7 +69,7 @@ def test_a_plan_of_it_is_whole_and_says_what_it_varies(sweeps: dict[str, Sweep],
 
 
 @pytest.mark.parametrize("name", ["data_constrained", "isoflop_1gpu", "ladder_1gpu", "vocabulary"])
-def test_its_docstring_states_its_price(sweeps: dict[str, Sweep], name: str) -> None:
+def test_its_docstring_states_its_cost(sweeps: dict[str, Sweep], name: str) -> None:
     stated = re.search(
         r"\b([\d.]+) H200-hours\b", importlib.import_module(f"sweeps.catalog.{name}").__doc__ or "", re.I
     )
@@ -166,7 +166,7 @@ def test_a_web_corpus_that_is_not_prepared_is_one_line_with_the_command(tmp_path
     assert vocabulary_path(32_000) in (importlib.import_module("sweeps.catalog.fineweb").__doc__ or "")
 
 
-def test_few_tokens_many_times_over_are_learnt_by_heart(tiny: RunConfig, tmp_path: Path) -> None:
+def test_a_model_memorizes_few_tokens_that_it_repeats_often(tiny: RunConfig, tmp_path: Path) -> None:
     """64 epochs of four windows: the loss on them falls far below that of text not seen, and the row says four."""
     T = tiny.data.sequence_length
     few = replace(tiny, data=replace(tiny.data, unique_tokens=4 * T + 5))

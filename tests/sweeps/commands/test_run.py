@@ -24,7 +24,7 @@ from sweeps.local import processes
 from sweeps.local.processes import slot_environment
 from sweeps.planning.plan import Plan, build_plan, find_sweep, freeze_plan, load_plan
 from sweeps.running import attempt_log, claims
-from sweeps.running import runner as running
+from sweeps.running import runner as runner_module
 from sweeps.running.attempt_log import RetryBudgets
 from sweeps.running.claims import claim_run
 from sweeps.running.outcomes import (
@@ -57,7 +57,7 @@ RUNNER = (
 )
 
 
-def runner(folder: Path, jobs: int, step_seconds: float) -> subprocess.Popen[str]:
+def start_runner(folder: Path, jobs: int, step_seconds: float) -> subprocess.Popen[str]:
     """A runner in a process of its own, which ignores no signal, even where these tests were started to ignore some
     (nohup, `make test &`)."""
     arguments = [sys.executable, "-c", RUNNER, str(folder), str(jobs), str(step_seconds)]
@@ -65,18 +65,18 @@ def runner(folder: Path, jobs: int, step_seconds: float) -> subprocess.Popen[str
     return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    patience = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < patience, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
-def unbroken(tmp_path: Path, *habits: str) -> dict[str, dict]:
+def uninterrupted_rows(tmp_path: Path, *habits: str) -> dict[str, dict]:
     """The rows of the same sweep, run without harm."""
-    stand_in_plan(tmp_path / "unbroken", *habits)
-    run_locally(tmp_path / "unbroken", command=stand_in_command())
-    return read_result_rows(tmp_path / "unbroken")
+    stand_in_plan(tmp_path / "uninterrupted_rows", *habits)
+    run_locally(tmp_path / "uninterrupted_rows", command=stand_in_command())
+    return read_result_rows(tmp_path / "uninterrupted_rows")
 
 
 def test_runs_everything_once_and_then_nothing(tmp_path, capsys):
@@ -133,7 +133,7 @@ def test_failed_runs_stay_unless_asked(tmp_path):
 def test_a_killed_run_resumes(tmp_path, capsys):
     plan = stand_in_plan(tmp_path / "s", "killed", "")
     assert run_locally(tmp_path / "s", command=stand_in_command()) == 0
-    assert read_result_rows(tmp_path / "s") == unbroken(tmp_path, "", "")
+    assert read_result_rows(tmp_path / "s") == uninterrupted_rows(tmp_path, "", "")
     assert count_starts(tmp_path / "s") == {plan.cells[0].run_id: 2, plan.cells[1].run_id: 1}
     steps = (tmp_path / "s" / RUNS / plan.cells[0].run_id / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text)["step"] for text in steps] == [1, 2, 3, 4, 5, 6]
@@ -167,8 +167,8 @@ def test_failures_and_preemptions_have_budgets_of_their_own(tmp_path):
     ]
 
 
-def test_a_folder_in_which_an_orphan_trains_is_waited_for_and_costs_no_budget(tmp_path, monkeypatch):
-    monkeypatch.setitem(running.RETRY_SECONDS, "stopped", 0.1)
+def test_a_folder_in_which_an_old_process_trains_is_waited_for_and_costs_no_budget(tmp_path, monkeypatch):
+    monkeypatch.setitem(runner_module.RETRY_SECONDS, "stopped", 0.1)
     plan = stand_in_plan(tmp_path, "busy")
     assert run_locally(tmp_path, command=stand_in_command(), budgets=RetryBudgets(failures=1, preemptions=1)) == 0
     assert count_starts(tmp_path) == {plan.cells[0].run_id: 4}
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_the_runner_and_fails_no_run(tmp_path):
 
 
 @pytest.mark.parametrize("code", [-99, -125, -127, 253, 255])
-def test_an_ending_that_nobody_knows_is_a_failure_with_a_name(tmp_path, code):
+def test_an_unknown_exit_code_is_a_failure_with_a_reason(tmp_path, code):
     kind, reason = classify_exit(code, tmp_path)
     assert kind == "failed"
     assert str(abs(code)) in reason or "SIG" in reason
@@ -255,7 +255,7 @@ def test_a_run_that_the_runner_killed_did_not_run_out_of_memory(tmp_path, monkey
     assert other.poll() == OUT_OF_MEMORY
 
 
-def companies(folder: Path, plan: Plan) -> list[list[int]]:
+def members_of_attempts(folder: Path, plan: Plan) -> list[list[int]]:
     """Of each cell, how many runs shared the process of each of its attempts."""
     ledgers = [attempt_log.read_attempts(folder / RUNS / cell.run_id) for cell in plan.cells]
     return [[line["members"] for line in lines if line["event"] == "began"] for lines in ledgers]
@@ -265,7 +265,7 @@ def test_a_population_that_runs_out_of_memory_is_halved_before_its_members_go_al
     """Members are hungry until their own microbatch is small, which only a run alone is given."""
     plan = stand_in_plan(tmp_path, *["hungry"] * 4, *["", ""] * 4)
     assert run_locally(tmp_path, jobs=1, command=stand_in_command(), members=None) == 0
-    assert companies(tmp_path, plan) == [[6, 3, 1, 1, 1]] * 4 + [[6, 3, 1]] * 2 + [[3]] * 6
+    assert members_of_attempts(tmp_path, plan) == [[6, 3, 1, 1, 1]] * 4 + [[6, 3, 1]] * 2 + [[3]] * 6
     assert [attempt_log.count_outcomes(tmp_path / RUNS / cell.run_id)["memory"] for cell in plan.cells] == [2] * 4 + [
         0
     ] * 8
@@ -313,53 +313,53 @@ def test_a_run_takes_the_devices_that_its_mesh_asks_for(tmp_path, monkeypatch):
 def test_sigkill_of_the_runner_then_rerun_gives_the_same_table(tmp_path, after):
     folder = tmp_path / "s"
     stand_in_plan(folder, *[""] * 6)
-    first = runner(folder, 2, 0.05)
-    until(lambda: len(count_starts(folder)) >= after)
+    first = start_runner(folder, 2, 0.05)
+    wait_until(lambda: len(count_starts(folder)) >= after)
     first.kill()
     first.communicate()
     assert len(read_result_rows(folder)) < 6
     assert run_locally(folder, jobs=2, command=stand_in_command(0.05)) == 0
-    assert read_result_rows(folder) == unbroken(tmp_path, *[""] * 6)
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, *[""] * 6)
     assert find_overlaps(folder) == []
 
 
-def test_a_rerun_waits_for_an_orphan_that_will_not_end(tmp_path):
+def test_a_rerun_waits_for_a_process_of_the_dead_runner(tmp_path):
     """SIGKILL of the runner with a child that is deaf for a second: never two writers."""
     folder = tmp_path / "s"
     stand_in_plan(folder, "")
-    first = runner(folder, 1, 1.0)
-    until(lambda: count_starts(folder))
+    first = start_runner(folder, 1, 1.0)
+    wait_until(lambda: count_starts(folder))
     first.kill()
     first.communicate()
     assert run_locally(folder, jobs=1, command=stand_in_command()) == 0
     assert find_overlaps(folder) == []
-    assert read_result_rows(folder) == unbroken(tmp_path, "")
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, "")
 
 
 def test_two_runners_share_the_work(tmp_path):
     folder = tmp_path / "s"
     stand_in_plan(folder, *[""] * 10)
-    both = [runner(folder, 2, 0.02) for _ in range(2)]
+    both = [start_runner(folder, 2, 0.02) for _ in range(2)]
     printed = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert set(count_starts(folder).values()) == {1}
     assert find_overlaps(folder) == []
-    assert read_result_rows(folder) == unbroken(tmp_path, *[""] * 10)
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, *[""] * 10)
 
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_stops_in_order_and_the_rerun_goes_on(tmp_path, number):
     folder = tmp_path / "s"
     stand_in_plan(folder, *[""] * 4)
-    first = runner(folder, 2, 0.5)
-    until(lambda: len(count_starts(folder)) == 2 and list((folder / RUNS).glob("*/saved.json")))
+    first = start_runner(folder, 2, 0.5)
+    wait_until(lambda: len(count_starts(folder)) == 2 and list((folder / RUNS).glob("*/saved.json")))
     first.send_signal(number)
     printed, _ = first.communicate(timeout=20)
     assert first.returncode == STOPPED, printed
     assert read_result_rows(folder) == {}
     assert len(count_starts(folder)) == 2
     assert run_locally(folder, jobs=2, command=stand_in_command()) == 0
-    assert read_result_rows(folder) == unbroken(tmp_path, *[""] * 4)
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, *[""] * 4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -369,7 +369,7 @@ def test_a_signal_that_the_runner_was_started_to_ignore_stops_nothing(tmp_path, 
     came = []
 
     def sent() -> None:
-        until(lambda: count_starts(tmp_path))
+        wait_until(lambda: count_starts(tmp_path))
         came.append(list((tmp_path / RUNS).glob(f"*/{RESULT}")))
         os.kill(os.getpid(), number)
 
@@ -389,14 +389,14 @@ def test_a_signal_that_the_runner_was_started_to_ignore_stops_nothing(tmp_path, 
 def test_a_stopped_run_is_resumed_not_failed(tmp_path):
     folder = tmp_path / "s"
     plan = stand_in_plan(folder, "")
-    process = runner(folder, 1, 0.3)
+    process = start_runner(folder, 1, 0.3)
     witness = folder / RUNS / plan.cells[0].run_id / "starts"
-    until(lambda: (witness.parent / "saved.json").exists())
+    wait_until(lambda: (witness.parent / "saved.json").exists())
     os.kill(int(witness.read_text().split()[0]), signal.SIGTERM)
     printed, _ = process.communicate(timeout=20)
     assert process.returncode == 0, printed
     assert count_starts(folder) == {plan.cells[0].run_id: 2}
-    assert read_result_rows(folder) == unbroken(tmp_path, "")
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, "")
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": 1, "status": "do', "null", "\x80"])
@@ -409,7 +409,7 @@ def test_a_torn_run_folder_is_set_aside_and_made_again(tmp_path, text):
     (torn / "config.json").write_text('{"mod')
     (torn / "metrics.jsonl").write_text('{"step": 1, "to')
     assert run_locally(folder, command=stand_in_command()) == 0
-    assert read_result_rows(folder) == unbroken(tmp_path, "", "")
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, "", "")
     assert (torn / f"{RESULT}.old").read_bytes() == text.encode("latin-1")
 
 
@@ -422,7 +422,7 @@ def test_what_another_runner_finished_before_the_claim_is_not_run_again(tmp_path
         write_result(run_folder, status="done", row={"tokens": 1}, measurements={})
         return claim_run(run_folder)
 
-    monkeypatch.setattr(running, "claim_run", late)
+    monkeypatch.setattr(runner_module, "claim_run", late)
     assert run_locally(folder, command=stand_in_command()) == 0
     assert count_starts(folder) == {}
     assert (read_result(folder / RUNS / plan.cells[0].run_id) or {})["row"]["tokens"] == 1
@@ -433,11 +433,11 @@ def test_a_run_that_lost_its_claim_is_killed_and_writes_nothing(tmp_path, monkey
     plan = stand_in_plan(folder, "")
     monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.2)
     beats = iter([False])
-    monkeypatch.setattr(running.Claim, "renew", lambda self: next(beats, True) if count_starts(folder) else True)
+    monkeypatch.setattr(runner_module.Claim, "renew", lambda self: next(beats, True) if count_starts(folder) else True)
     assert run_locally(folder, jobs=1, command=stand_in_command(0.2)) == 0
     assert count_starts(folder) == {plan.cells[0].run_id: 2}
     assert find_overlaps(folder) == []
-    assert read_result_rows(folder) == unbroken(tmp_path, "")
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, "")
 
 
 def test_the_longest_run_goes_first(tmp_path):
@@ -481,7 +481,7 @@ def test_no_plan_is_bad_input(tmp_path, name, says):
         run(name, tmp_path)
 
 
-def together(folder: Path) -> list[set[str]]:
+def runs_by_process(folder: Path) -> list[set[str]]:
     """Which runs were started by which process."""
     by_process: dict[str, set[str]] = {}
     for path in (folder / RUNS).glob("*/starts"):
@@ -493,13 +493,13 @@ def together(folder: Path) -> list[set[str]]:
 def test_runs_of_one_shape_share_a_process(tmp_path):
     plan = stand_in_plan(tmp_path, *[""] * 6)
     assert run_locally(tmp_path, jobs=1, command=stand_in_command(), members=None) == 0
-    assert sorted(map(len, together(tmp_path))) == [1, 1, 1, 3]
-    assert set.union(*together(tmp_path)) == {cell.run_id for cell in plan.cells}
+    assert sorted(map(len, runs_by_process(tmp_path))) == [1, 1, 1, 3]
+    assert set.union(*runs_by_process(tmp_path)) == {cell.run_id for cell in plan.cells}
     alone = tmp_path / "alone"
     stand_in_plan(alone, *[""] * 6)
     assert run_locally(alone, jobs=1, command=stand_in_command(), members=1) == 0
     assert read_result_rows(alone) == read_result_rows(tmp_path)
-    assert sorted(map(len, together(alone))) == [1] * 6
+    assert sorted(map(len, runs_by_process(alone))) == [1] * 6
 
 
 def test_members_whose_population_ends_without_them_are_tried_alone(tmp_path):
@@ -507,7 +507,7 @@ def test_members_whose_population_ends_without_them_are_tried_alone(tmp_path):
     assert run_locally(tmp_path, jobs=1, command=stand_in_command(), members=None) == 1
     states = {cell.name: read_result_rows(tmp_path)[cell.run_id]["status"] for cell in plan.cells}
     assert list(states.values()) == ["failed", "done", "diverged", "done", "failed", "done"]
-    assert companies(tmp_path, plan) == [[3, 1, 1], [3, 1], [3, 1], [3], [3, 1, 1], [3]]
+    assert members_of_attempts(tmp_path, plan) == [[3, 1, 1], [3, 1], [3, 1], [3], [3, 1, 1], [3]]
     first = tmp_path / RUNS / plan.cells[0].run_id
     assert dict(attempt_log.count_outcomes(first)) == {"stopped": 1, "failed": 2}
     assert "ValueError: the moon is full" in next(
@@ -545,7 +545,7 @@ def test_each_reported_cell_raises_the_count_of_ended_cells_by_one(tmp_path, cap
 def test_a_killed_population_goes_on_from_its_checkpoints(tmp_path):
     stand_in_plan(tmp_path / "s", "killed", "", "", "", "", "")
     assert run_locally(tmp_path / "s", jobs=1, command=stand_in_command(), members=None) == 0
-    assert read_result_rows(tmp_path / "s") == unbroken(tmp_path, "killed", "", "", "", "", "")
+    assert read_result_rows(tmp_path / "s") == uninterrupted_rows(tmp_path, "killed", "", "", "", "", "")
 
 
 def trunk_plan(folder: Path, corpus: str = SIMULATED) -> Plan:
@@ -567,7 +567,7 @@ def test_branches_start_when_their_trunk_has_come_so_far_and_not_before(tmp_path
     assert first < (trunk / RESULT).stat().st_mtime_ns, "beside the trunk's last steps"
 
 
-def test_a_trunk_that_another_runner_ended_meanwhile_holds_up_nobody(tmp_path, monkeypatch):
+def test_a_trunk_that_another_runner_ended_meanwhile_blocks_no_branch(tmp_path, monkeypatch):
     """It had failed and was to be retried; its branches must not wait for that."""
     plan = trunk_plan(tmp_path, "walk")
     trunk = plan.cells[1]
@@ -580,7 +580,7 @@ def test_a_trunk_that_another_runner_ended_meanwhile_holds_up_nobody(tmp_path, m
             write_result(folder, status="diverged", row=row, measurements={}, reason="nan")
         return claim_run(run_folder)
 
-    monkeypatch.setattr(running, "claim_run", late)
+    monkeypatch.setattr(runner_module, "claim_run", late)
     impatience = threading.Timer(20, os.kill, (os.getpid(), signal.SIGTERM))
     impatience.start()
     try:
@@ -605,14 +605,14 @@ def test_a_branch_that_began_alone_goes_on_alone(tmp_path):
 
 def test_a_simulated_cell_that_fails_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch):
     plan = trunk_plan(tmp_path)
-    real = running.simulated_run.simulate_run
+    real = runner_module.simulated_run.simulate_run
 
     def train(config, folder):
         if config.run_id == plan.cells[0].run_id:
             raise ValueError("the law is out")
         return real(config, folder)
 
-    monkeypatch.setattr(running.simulated_run, "simulate_run", train)
+    monkeypatch.setattr(runner_module.simulated_run, "simulate_run", train)
     assert run_locally(tmp_path) == 1
     assert [read_result_rows(tmp_path)[cell.run_id]["status"] for cell in plan.cells] == ["failed", "done", "done"]
     assert read_result_rows(tmp_path)[plan.cells[0].run_id]["reason"] == "ValueError: the law is out"

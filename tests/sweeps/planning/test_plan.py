@@ -186,7 +186,7 @@ def test_time_grows_with_every_term():
     assert base.estimate_seconds(config) == pytest.approx(10 + 0.1 * config.steps + 1e-3 * tokens + flops / 1e8)
 
 
-def test_a_price_compiles_each_shape_once_and_sums_the_runs():
+def test_the_tpu_cost_compiles_each_shape_once_and_sums_the_runs():
     asked = []
 
     def cost(config, target):
@@ -194,15 +194,15 @@ def test_a_price_compiles_each_shape_once_and_sums_the_runs():
         return SimpleNamespace(overlapped_seconds=2.0 * config.model.width, sequential_seconds=3.0 * config.model.width)
 
     cells = find_sweep("smoke").cells
-    priced = estimate_tpu_cost(cells, parse_topology("v5e:2x2"), cost)
+    costs = estimate_tpu_cost(cells, parse_topology("v5e:2x2"), cost)
     assert len(asked) == len(set(asked)) == 2
     hours = sum(config.steps * 2.0 * config.model.width * 4 / 3600 for config in cells)
-    assert priced == TpuCost("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
-    printed = re.escape(f"{priced.overlapped:,.2f}"), re.escape(f"{priced.in_turn:,.2f}")
-    assert re.search(rf"v5e:2x2\b.*\b{printed[0]}\b.*\b{printed[1]}\b.*\b2\b", str(priced))
+    assert costs == TpuCost("v5e:2x2", 4, 2, pytest.approx(hours), pytest.approx(hours * 1.5))
+    printed = re.escape(f"{costs.overlapped:,.2f}"), re.escape(f"{costs.in_turn:,.2f}")
+    assert re.search(rf"v5e:2x2\b.*\b{printed[0]}\b.*\b{printed[1]}\b.*\b2\b", str(costs))
 
 
-def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
+def test_the_tpu_cost_counts_own_steps_of_a_branch_and_each_optimizer_apart():
     wsd = {"schedule.kind": "wsd", "schedule.cooldown_fraction": 0.25, "schedule.warmup_tokens": 0}
     trunk = overlay(find_sweep("smoke").cells[3], wsd)
     alone = overlay(trunk, {"tokens": trunk.tokens // 2})
@@ -213,13 +213,13 @@ def test_a_branch_is_priced_from_where_it_leaves_and_each_optimizer_by_itself():
     def cost(config, target):
         return SimpleNamespace(overlapped_seconds=1.0, sequential_seconds=2.0)
 
-    priced = [estimate_tpu_cost([config], target, cost).overlapped for config in (trunk, alone, branch)]
-    assert priced[1] == pytest.approx(priced[0] / 2)
-    assert priced[2] == pytest.approx(priced[1] / 4)
+    costs = [estimate_tpu_cost([config], target, cost).overlapped for config in (trunk, alone, branch)]
+    assert costs[1] == pytest.approx(costs[0] / 2)
+    assert costs[2] == pytest.approx(costs[1] / 4)
     assert estimate_tpu_cost([trunk, muon], target, cost).programs == 2
 
 
-def test_a_plan_prices_itself_on_a_topology(tmp_path, monkeypatch, capsys):
+def test_the_plan_verb_prints_the_cost_on_a_topology(tmp_path, monkeypatch, capsys):
     made = stand_in_plan(tmp_path / "stand_in", "", "")
     monkeypatch.setattr(plan_verb, "build_plan", lambda *arguments: made)
     monkeypatch.setattr(plan_verb, "find_sweep", lambda name: None)

@@ -79,7 +79,7 @@ def test_every_state(tmp_path, capsys):
     assert all(state in shown for state in states)
 
 
-def test_a_dead_runners_runs_do_not_run(tmp_path):
+def test_runs_of_a_dead_runner_do_not_count_as_running(tmp_path):
     plan = stand_in_plan(tmp_path, "")
     run = tmp_path / "runs" / plan.cells[0].run_id
     held = claim_run(run)
@@ -163,7 +163,7 @@ def test_run_folders_of_another_plan_are_counted(tmp_path, capsys):
     assert re.findall(r"\d+", strays) == ["3"]
 
 
-def test_attempts_are_those_since_the_run_was_asked_for_again(tmp_path, capsys):
+def test_attempts_are_counted_since_the_run_was_reopened(tmp_path, capsys):
     plan = stand_in_plan(tmp_path, "", "", "")
     run, other, once = (tmp_path / "runs" / cell.run_id for cell in plan.cells)
     for folder in (run, other, once):
@@ -227,7 +227,7 @@ def test_a_result_is_read_once_until_it_changes(tmp_path, monkeypatch):
     assert known == {}
 
 
-def test_looking_changes_nothing(tmp_path):
+def test_reading_progress_writes_nothing(tmp_path):
     plan = stand_in_plan(tmp_path, "", "")
     run = tmp_path / "runs" / plan.cells[0].run_id
     held = claim_run(run)
@@ -242,7 +242,7 @@ def a_cell(name: str, state: CellState, **facts: Any) -> CellProgress:
     return CellProgress(name, name, state, **{"budget": 100} | facts)
 
 
-def test_time_left_holds_the_plan_against_what_runs(tmp_path):
+def test_time_left_scales_the_plan_by_the_speed_of_running_cells(tmp_path):
     """Each cell is planned to take 1 s; the one that runs has done half of it and needs 3 s more: six times as slow."""
     plan = stand_in_plan(tmp_path, "", "", "", "")
     plan = dataclasses.replace(
@@ -286,7 +286,7 @@ def test_the_table_fits_the_terminal(tmp_path, width, height):
     assert len(plain.getvalue().splitlines()) == len(many) + 2, "no terminal, nothing left out"
 
 
-def test_the_foremost_are_running_newly_failed_and_newly_ended():
+def test_selected_cells_are_running_newly_failed_and_newly_ended():
     running = [a_cell(f"r{i}", "running") for i in range(4)]
     failed = [a_cell(f"f{i}", "failed", ended_at=i) for i in range(6)]
     done = [a_cell(f"d{i}", "done", ended_at=10 + i) for i in range(5)]

@@ -50,7 +50,7 @@ WORKER = (
 
 
 @dataclass
-class Hand:
+class StandInWorker:
     process: subprocess.Popen[bytes]
 
     def state(self) -> WorkerState:
@@ -61,12 +61,12 @@ class Hand:
 
 
 @dataclass
-class Yard:
+class StandInCluster:
     """A cluster of processes. program: of a worker; asked: for how many, when."""
 
     step_seconds: float = 0.0
     program: str = WORKER
-    hands: list[Hand] = field(default_factory=list)
+    started: list[StandInWorker] = field(default_factory=list)
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     def check(self, devices: Sequence[int]) -> None:
@@ -74,148 +74,148 @@ class Yard:
             raise InputError("devices")
 
     def workers(self, work: WorkerSpec) -> Sequence[WorkerHandle]:
-        return [hand for hand in self.hands if hand.state() != "ended"]
+        return [hand for hand in self.started if hand.state() != "ended"]
 
     def start(self, work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
         self.asked.append((work.devices, count))
         arguments = [sys.executable, "-c", self.program, pickle.dumps(work).hex(), str(self.step_seconds)]
         env = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
-        started = [Hand(subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL)) for _ in range(count)]
-        self.hands += started
+        started = [StandInWorker(subprocess.Popen(arguments, env=env, stdout=subprocess.DEVNULL)) for _ in range(count)]
+        self.started += started
         return started
 
     def cancel(self, workers: Sequence[WorkerHandle]) -> None:
-        for hand in self.hands:
+        for hand in self.started:
             hand.process.terminate()
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "WATCH_SECONDS", 0.1)
 
 
-def of(folder: Path, yard: Yard, jobs: int | None = None) -> Fleet:
-    return Fleet(folder, load_plan(folder), yard, RetryBudgets(failures=1), jobs, members=1)
+def make_fleet(folder: Path, cluster: StandInCluster, jobs: int | None = None) -> Fleet:
+    return Fleet(folder, load_plan(folder), cluster, RetryBudgets(failures=1), jobs, members=1)
 
 
-def unbroken(tmp_path: Path, *habits: str) -> dict[str, dict]:
-    stand_in_plan(tmp_path / "unbroken", *habits)
-    run_locally(tmp_path / "unbroken", command=stand_in_command(), budgets=RetryBudgets(failures=1))
-    return read_result_rows(tmp_path / "unbroken")
+def uninterrupted_rows(tmp_path: Path, *habits: str) -> dict[str, dict]:
+    stand_in_plan(tmp_path / "uninterrupted_rows", *habits)
+    run_locally(tmp_path / "uninterrupted_rows", command=stand_in_command(), budgets=RetryBudgets(failures=1))
+    return read_result_rows(tmp_path / "uninterrupted_rows")
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    patience = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < patience, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
-def test_workers_make_every_run_and_none_twice(tmp_path, capsys):
+def test_workers_train_every_run_once(tmp_path, capsys):
     habits = ["", "crash", "", "diverge", "", ""]
-    plan, yard = stand_in_plan(tmp_path / "s", *habits), Yard(0.05)
-    assert run_fleet(of(tmp_path / "s", yard, jobs=2), plan.cells) == 1
-    assert read_result_rows(tmp_path / "s") == unbroken(tmp_path, *habits)
+    plan, cluster = stand_in_plan(tmp_path / "s", *habits), StandInCluster(0.05)
+    assert run_fleet(make_fleet(tmp_path / "s", cluster, jobs=2), plan.cells) == 1
+    assert read_result_rows(tmp_path / "s") == uninterrupted_rows(tmp_path, *habits)
     assert find_overlaps(tmp_path / "s") == []
     assert set(count_starts(tmp_path / "s").values()) == {1}
-    assert yard.asked[0] == (1, 2)
-    assert all(count <= 2 for _, count in yard.asked)
+    assert cluster.asked[0] == (1, 2)
+    assert all(count <= 2 for _, count in cluster.asked)
     assert "[6/6]" in capsys.readouterr().out
-    assert run_fleet(of(tmp_path / "s", yard), ()) == 1, "and again it finds that all has ended"
-    assert len(yard.hands) == sum(count for _, count in yard.asked)
+    assert run_fleet(make_fleet(tmp_path / "s", cluster), ()) == 1, "and again it finds that all has ended"
+    assert len(cluster.started) == sum(count for _, count in cluster.asked)
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path):
-    folder, yard = tmp_path / "s", Yard(0.2)
+    folder, cluster = tmp_path / "s", StandInCluster(0.2)
     plan = stand_in_plan(folder, *[""] * 4)
     killer = threading.Thread(
-        target=lambda: (until(lambda: len(count_starts(folder)) == 2), yard.hands[0].process.kill())
+        target=lambda: (wait_until(lambda: len(count_starts(folder)) == 2), cluster.started[0].process.kill())
     )
     killer.start()
-    assert run_fleet(of(folder, yard, jobs=2), plan.cells) == 0
+    assert run_fleet(make_fleet(folder, cluster, jobs=2), plan.cells) == 0
     killer.join()
-    assert yard.hands[0].process.returncode == -signal.SIGKILL
-    assert len(yard.hands) > 2
-    assert read_result_rows(folder) == unbroken(tmp_path, *[""] * 4)
+    assert cluster.started[0].process.returncode == -signal.SIGKILL
+    assert len(cluster.started) > 2
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, *[""] * 4)
     assert find_overlaps(folder) == []
 
 
-def test_no_worker_is_asked_for_what_a_dead_machine_still_seems_to_hold(tmp_path, monkeypatch):
+def test_no_worker_is_submitted_for_a_run_whose_lease_is_still_fresh(tmp_path, monkeypatch):
     """For a minute nobody may take over; workers that came would find nothing to do, and seem useless."""
     monkeypatch.setattr(claims, "LEASE_SECONDS", 2.0)
-    folder, yard = tmp_path / "s", Yard()
+    folder, cluster = tmp_path / "s", StandInCluster()
     plan = stand_in_plan(folder, "")
     run = folder / RUNS / plan.cells[0].run_id
     run.mkdir(parents=True)
     (run / LEASE).write_text('{"nonce": "theirs", "machine": "another", "host": "another", "pid": 1}')
     monkeypatch.setattr(progress, "HEARTBEAT_TIMEOUT_SECONDS", 0.0)
     began = time.monotonic()
-    assert run_fleet(of(folder, yard, jobs=1), plan.cells) == 0
-    assert yard.asked == [(1, 1)]
+    assert run_fleet(make_fleet(folder, cluster, jobs=1), plan.cells) == 0
+    assert cluster.asked == [(1, 1)]
     assert time.monotonic() - began > 2.0
 
 
 def test_workers_of_an_earlier_command_are_found(tmp_path):
-    folder, yard = tmp_path / "s", Yard(0.2)
+    folder, cluster = tmp_path / "s", StandInCluster(0.2)
     plan = stand_in_plan(folder, "", "")
-    first = of(folder, yard, jobs=2)
-    yard.start(first.worker_spec(1, 2), 2)
-    assert run_fleet(of(folder, yard, jobs=2), plan.cells) == 0
-    assert yard.asked == [(1, 2)]
+    first = make_fleet(folder, cluster, jobs=2)
+    cluster.start(first.worker_spec(1, 2), 2)
+    assert run_fleet(make_fleet(folder, cluster, jobs=2), plan.cells) == 0
+    assert cluster.asked == [(1, 2)]
 
 
 def test_a_signal_stops_the_workers_and_the_same_command_goes_on(tmp_path):
-    folder, yard = tmp_path / "s", Yard(0.3)
+    folder, cluster = tmp_path / "s", StandInCluster(0.3)
     plan = stand_in_plan(folder, "", "", "")
     stopper = threading.Thread(
-        target=lambda: (until(lambda: count_starts(folder)), os.kill(os.getpid(), signal.SIGTERM))
+        target=lambda: (wait_until(lambda: count_starts(folder)), os.kill(os.getpid(), signal.SIGTERM))
     )
     stopper.start()
-    assert run_fleet(of(folder, yard, jobs=1), plan.cells) == STOPPED
+    assert run_fleet(make_fleet(folder, cluster, jobs=1), plan.cells) == STOPPED
     stopper.join()
-    assert [hand.process.poll() for hand in yard.hands] == [STOPPED]
-    assert run_fleet(of(folder, Yard(), jobs=2), plan.cells) == 0
-    assert read_result_rows(folder) == unbroken(tmp_path, "", "", "")
+    assert [hand.process.poll() for hand in cluster.started] == [STOPPED]
+    assert run_fleet(make_fleet(folder, StandInCluster(), jobs=2), plan.cells) == 0
+    assert read_result_rows(folder) == uninterrupted_rows(tmp_path, "", "", "")
 
 
-def test_workers_that_die_for_nothing_end_the_sweep_with_one_line(tmp_path):
-    folder, yard = tmp_path / "s", Yard(program="raise SystemExit(3)")
+def test_workers_that_die_without_progress_end_the_sweep_with_one_line(tmp_path):
+    folder, cluster = tmp_path / "s", StandInCluster(program="raise SystemExit(3)")
     plan = stand_in_plan(folder, "", "")
     with pytest.raises(InputError, match=rf"\b{fleet.MAX_FRUITLESS + 1}\b.*process \d+"):
-        run_fleet(of(folder, yard, jobs=1), plan.cells)
-    assert len(yard.hands) == fleet.MAX_FRUITLESS + 1
+        run_fleet(make_fleet(folder, cluster, jobs=1), plan.cells)
+    assert len(cluster.started) == fleet.MAX_FRUITLESS + 1
 
 
-def test_what_the_cluster_cannot_hold_is_said_before_anything_starts(tmp_path):
-    plan, yard = stand_in_plan(tmp_path, ""), Yard()
+def test_runs_too_large_for_the_cluster_are_refused_before_anything_starts(tmp_path):
+    plan, cluster = stand_in_plan(tmp_path, ""), StandInCluster()
     with pytest.raises(InputError, match="devices"):
-        run_fleet(Fleet(tmp_path, plan, yard, RetryBudgets(), devices_per_run=2), plan.cells)
-    assert yard.asked == []
+        run_fleet(Fleet(tmp_path, plan, cluster, RetryBudgets(), devices_per_run=2), plan.cells)
+    assert cluster.asked == []
 
 
-def test_jobs_are_of_all_kinds_together(tmp_path):
+def test_jobs_limits_the_workers_of_all_groups_together(tmp_path):
     """Runs of one device and of two: one worker at a time, the one kind's after the other's."""
     sweep = stand_in_sweep("", "", "")
     cells = (*sweep.cells[:2], overlay(sweep.cells[2], {"mesh.data": 2}))
     plan = freeze_plan(
         tmp_path, build_plan(dataclasses.replace(sweep, cells=cells), WALL_TIME, lambda config: StandInCorpus())
     )
-    yard = Yard(0.05)
-    yard.check = lambda devices: None
+    cluster = StandInCluster(0.05)
+    cluster.check = lambda devices: None
     together = []
-    real = yard.start
+    real = cluster.start
 
     def start(work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
-        together.append(len(yard.workers(work)) + count)
+        together.append(len(cluster.workers(work)) + count)
         return real(work, count)
 
-    yard.start = start
-    assert run_fleet(of(tmp_path, yard, jobs=1), plan.cells) == 0
-    assert {devices for devices, _ in yard.asked} == {1, 2}
+    cluster.start = start
+    assert run_fleet(make_fleet(tmp_path, cluster, jobs=1), plan.cells) == 0
+    assert {devices for devices, _ in cluster.asked} == {1, 2}
     assert set(together) == {1}
 
 
-def test_a_worker_leaves_what_waits_for_a_trunk_of_another_kind(tmp_path):
+def test_a_worker_ends_when_its_cells_wait_for_a_trunk_of_another_group(tmp_path):
     """It would hold its machine for nothing; the trunk's own worker may be waiting for it."""
     base = overlay(find_sweep("smoke").cells[3], {"data.corpus": "walk"})
     cells = (
@@ -229,22 +229,22 @@ def test_a_worker_leaves_what_waits_for_a_trunk_of_another_kind(tmp_path):
     assert count_starts(tmp_path) == {}
 
 
-def test_a_cluster_that_refuses_for_a_while_is_asked_again(tmp_path, monkeypatch):
+def test_workers_are_submitted_again_after_a_refusal(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet, "LONGEST_WAIT_SECONDS", 0.2)
-    folder, yard = tmp_path / "s", Yard(0.05)
+    folder, cluster = tmp_path / "s", StandInCluster(0.05)
     plan = stand_in_plan(folder, "", "", "killed")
-    real, refusals = yard.start, []
+    real, refusals = cluster.start, []
 
     def start(work: WorkerSpec, count: int) -> Sequence[WorkerHandle]:
-        if yard.hands and len(refusals) < 3:
+        if cluster.started and len(refusals) < 3:
             refusals.append(count)
             raise InputError("unable to contact the controller")
         return real(work, 1)
 
-    yard.start = start
-    assert run_fleet(of(folder, yard, jobs=2), plan.cells) == 0
+    cluster.start = start
+    assert run_fleet(make_fleet(folder, cluster, jobs=2), plan.cells) == 0
     assert len(refusals) == 3
-    yard.start = lambda work, count: (_ for _ in ()).throw(InputError("unable"))
+    cluster.start = lambda work, count: (_ for _ in ()).throw(InputError("unable"))
     anew = stand_in_plan(tmp_path / "t", "")
     with pytest.raises(InputError, match="unable"):
-        run_fleet(of(tmp_path / "t", yard), anew.cells)
+        run_fleet(make_fleet(tmp_path / "t", cluster), anew.cells)

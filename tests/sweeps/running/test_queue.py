@@ -26,13 +26,13 @@ def cells(seeds: int) -> list[Cell]:
 
 @dataclass
 class Trunks:
-    """Which cells may start, by how far their trunks have come; counts how often it is asked."""
+    """Which cells may start, by how far their trunks have come; counts how often it is checks."""
 
     steps: dict[str, int] = field(default_factory=dict)
-    asked: int = 0
+    checks: int = 0
 
     def ready(self, cell: Cell) -> bool:
-        self.asked += 1
+        self.checks += 1
         return not cell.config.branch_of or self.steps.get(cell.config.branch_of, 0) >= cell.config.branch_step
 
 
@@ -40,12 +40,12 @@ def width(cell: Cell) -> Hashable:
     return cell.config.model.width
 
 
-def names(found: list[Cell]) -> list[str]:
-    return [cell.run_id for cell in found]
+def names(group: list[Cell]) -> list[str]:
+    return [cell.run_id for cell in group]
 
 
 @dataclass
-class Plain:
+class SortedList:
     """The same queue, as a list that is looked through."""
 
     trunks: Trunks
@@ -57,32 +57,32 @@ class Plain:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_says_what_a_list_would(seed: int) -> None:
+def test_the_queue_answers_as_a_sorted_list_does(seed: int) -> None:
     chance, trunks, made = random.Random(seed), Trunks(), cells(4)
-    queue, plain, now = WaitingCells(trunks.ready, width), Plain(trunks), 1.0
+    queue, reference, now = WaitingCells(trunks.ready, width), SortedList(trunks), 1.0
     queue.add(made)
-    plain.waiting += made
+    reference.waiting += made
     out: list[Cell] = []
     for _ in range(300):
         now += chance.random()
         for cell in out:
             if not cell.config.branch_of and chance.random() < 0.3:
                 trunks.steps[cell.run_id] = trunks.steps.get(cell.run_id, 0) + 8
-        first, due = queue.next(now), plain.due(now)
+        first, due = queue.next(now), reference.due(now)
         assert names([first] if first else []) == names(due[:1])
-        assert len(queue) == len(plain.waiting)
-        assert sorted(names(list(queue))) == sorted(names(plain.waiting))
-        assert queue.seconds == pytest.approx(sum(cell.estimated_seconds for cell in plain.waiting))
+        assert len(queue) == len(reference.waiting)
+        assert sorted(names(list(queue))) == sorted(names(reference.waiting))
+        assert queue.seconds == pytest.approx(sum(cell.estimated_seconds for cell in reference.waiting))
         if first:
-            company = list(queue.companions(first))
-            assert names(company) == names([cell for cell in due if width(cell) == width(first)])
+            companions = list(queue.companions(first))
+            assert names(companions) == names([cell for cell in due if width(cell) == width(first)])
             if chance.random() < 0.3:
-                plain.until[first.run_id] = now + 2
+                reference.until[first.run_id] = now + 2
                 queue.sleep(first, now + 2)
             else:
-                for cell in company[: chance.choice((1, 3))]:
+                for cell in companions[: chance.choice((1, 3))]:
                     queue.remove(cell)
-                    plain.waiting.remove(cell)
+                    reference.waiting.remove(cell)
                     out.append(cell)
         if out and chance.random() < 0.4:
             back, ahead, until = (
@@ -91,12 +91,12 @@ def test_it_says_what_a_list_would(seed: int) -> None:
                 chance.choice((0.0, now + 3)),
             )
             queue.add([back], at_front=ahead, until=until)
-            plain.until[back.run_id] = until
-            plain.waiting.insert(0 if ahead else len(plain.waiting), back)
+            reference.until[back.run_id] = until
+            reference.waiting.insert(0 if ahead else len(reference.waiting), back)
     assert out
 
 
-def test_a_branch_whose_trunk_is_taken_back_waits_again() -> None:
+def test_a_branch_whose_trunk_is_reopened_waits_again() -> None:
     trunks, branch = Trunks(), cells(1)[-1]
     trunk, queue = branch.config.branch_of, WaitingCells(trunks.ready, width)
     trunks.steps[trunk] = branch.config.branch_step
@@ -108,8 +108,8 @@ def test_a_branch_whose_trunk_is_taken_back_waits_again() -> None:
     assert queue.next(3.0) == branch
 
 
-def drained(seeds: int) -> tuple[int, int]:
-    """Questions asked while all cells start, eight at a time, and how many cells there were."""
+def drain(seeds: int) -> tuple[int, int]:
+    """Questions checks while all cells start, eight at a time, and how many cells there were."""
     trunks, made = Trunks(), cells(seeds)
     queue, running = WaitingCells(trunks.ready, width), []
     queue.add(made)
@@ -123,16 +123,16 @@ def drained(seeds: int) -> tuple[int, int]:
             running.clear()
         if not queue.due:
             trunks.steps |= {cell.run_id: cell.config.steps for cell in running}
-    return trunks.asked, len(made)
+    return trunks.checks, len(made)
 
 
-def test_few_questions_are_asked_however_many_wait() -> None:
+def test_readiness_checks_per_cell_do_not_grow_with_the_queue() -> None:
     for seeds in (10, 100):
-        asked, count = drained(seeds)
-        assert asked < 20 * count
+        checks, count = drain(seeds)
+        assert checks < 20 * count
 
 
-def test_a_cell_has_a_place_of_its_own_however_often_it_comes_back() -> None:
+def test_a_cell_that_comes_back_often_is_in_the_queue_once() -> None:
     one = dataclasses.replace(cells(1)[0], estimated_seconds=5.0)
     queue = WaitingCells(Trunks().ready, width)
     for _ in range(3):

@@ -39,11 +39,11 @@ def calls(work: Callable[[], Any]) -> int:
     """How many functions a piece of work calls, Python's and C's."""
     count = 0
 
-    def heard(frame: FrameType, event: str, argument: Any) -> None:
+    def count_call(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 
-    sys.setprofile(heard)
+    sys.setprofile(count_call)
     try:
         work()
     finally:
