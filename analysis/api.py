@@ -184,7 +184,7 @@ def plot(law: SavedFit, figure: str = "loss_by_tokens") -> Figure:
     figure that this fit does not have."""
     if figure not in fit_plot.FIGURES:
         raise TableError(f"no figure is named {figure!r}; there are {', '.join(fit_plot.FIGURES)}")
-    if figure not in fit_plot.drawable(law):
+    if figure not in fit_plot.available_figures(law):
         raise TableError("figure sensitivity: this fit has no sensitivity panel; fit it with panel=True")
     return fit_plot.FIGURES[figure](law, LIGHT)
 

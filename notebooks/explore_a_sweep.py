@@ -23,7 +23,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from analysis import load
-from analysis.plots.style import LIGHT, compact, plain_ticks, scientific, shaded
+from analysis.plots.style import LIGHT, colours_by_log, format_count, format_scientific, set_plain_ticks
 
 runs = load("data/stdlib_cpu.parquet")
 print(f"{len(runs)} runs, status {runs['status'].unique().tolist()}, {(runs['flags'] != '').sum()} of them flagged")
@@ -59,7 +59,10 @@ counts.sort_values("params_total")
 
 # %%
 alone, spent = runs["flops"].sum(), runs["flops_spent"].sum()
-print(f"alone {scientific(alone)} FLOPs, with shared trunks {scientific(spent)}: {1 - spent / alone:.0%} less")
+print(
+    f"alone {format_scientific(alone)} FLOPs, with shared trunks {format_scientific(spent)}: "
+    f"{1 - spent / alone:.0%} less"
+)
 
 # %% [markdown]
 # ## Which size for which compute
@@ -76,14 +79,14 @@ sizes = sorted(runs["params_matmul"].unique())
 with mpl.rc_context(LIGHT.settings):
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.add_subplot(title="Each budget has its own best size")
-    for size, colour in zip(sizes, shaded(LIGHT, sizes, sizes), strict=True):
+    for size, colour in zip(sizes, colours_by_log(LIGHT, sizes, sizes), strict=True):
         line = runs[runs["params_matmul"] == size]
         bars = {"color": colour, "linewidth": 1, "marker": "o", "markersize": 5, "markeredgecolor": LIGHT.paper}
         axes.errorbar(line["flops"], line["loss"], yerr=1.645 * line["loss_stderr"], zorder=3, **bars)
         first = line.iloc[0]
         offset, side = ((7, 3), "left") if size == sizes[-1] else ((-6, -6), "right")
         name = {"textcoords": "offset points", "color": colour, "fontsize": 9, "ha": side}
-        axes.annotate(compact(size), (first["flops"], first["loss"]), offset, **name)
+        axes.annotate(format_count(size), (first["flops"], first["loss"]), offset, **name)
     axes.plot(best["flops"], best["loss"], color=LIGHT.accent, linewidth=5, alpha=0.35, zorder=2)
     middle = best.iloc[len(best) // 2]
     name = {"textcoords": "offset points", "color": LIGHT.accent, "ha": "right"}
@@ -92,6 +95,6 @@ with mpl.rc_context(LIGHT.settings):
     axes.text(0.98, 0.95, note, transform=axes.transAxes, ha="right", va="top", fontsize=8.5)
     axes.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)", ylabel="loss (nats per token)")
     axes.set_xlim(runs["flops"].min() / 1.5, runs["flops"].max() * 1.4)
-    plain_ticks(axes)
-    axes.xaxis.set_major_formatter(lambda value, _: scientific(value))
+    set_plain_ticks(axes)
+    axes.xaxis.set_major_formatter(lambda value, _: format_scientific(value))
 figure

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from analysis import compute_to_reach, fit, frontier, load
 from analysis.api import design
-from analysis.plots.style import LIGHT, compact, plain_ticks, scientific
+from analysis.plots.style import LIGHT, format_count, format_scientific, set_plain_ticks
 from scaling.accounting.counts import peak_flops
 
 runs = load("data/stdlib_cpu.parquet")
@@ -89,11 +89,11 @@ with mpl.rc_context(LIGHT.settings):
     for row in answers.itertuples():
         axes.plot([row.low, min(row.high, 2 * ranges[-1])], [row.loss] * 2, color=LIGHT.ink, linewidth=1.3)
         axes.plot(row.flops, row.loss, "D", color=LIGHT.paper, markeredgecolor=LIGHT.ink, markersize=6)
-        text = f"{row.loss:g}: {compact(row.params)} parameters, {compact(row.tokens)} tokens"
+        text = f"{row.loss:g}: {format_count(row.params)} parameters, {format_count(row.tokens)} tokens"
         axes.annotate(text, (row.low, row.loss), (-6, 0), textcoords="offset points", ha="right", va="center")
     level = f"{law.document['level']:.0%} intervals"
     note = f"dots: runs of the sweep\nband and bars: {level}\nbar to the edge: no upper end"
     axes.text(0.98, 0.95, note, transform=axes.transAxes, ha="right", va="top", fontsize=8.5)
-    plain_ticks(axes)
-    axes.xaxis.set_major_formatter(lambda value, _: scientific(value))
+    set_plain_ticks(axes)
+    axes.xaxis.set_major_formatter(lambda value, _: format_scientific(value))
 figure

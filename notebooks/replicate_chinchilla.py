@@ -31,7 +31,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import fit, load
-from analysis.plots.style import LIGHT, compact, plain_ticks, scientific
+from analysis.plots.style import LIGHT, format_count, format_scientific, set_plain_ticks
 from analysis.replicate.chinchilla import STUDY
 from analysis.replicate.fetch import fetch
 
@@ -105,8 +105,8 @@ with mpl.rc_context(LIGHT.settings):
     axes.annotate("refit, 90% interval", (budgets[-1], refit[-1]), (-6, -14), ha="right", color=LIGHT.accent, **note)
     axes.annotate("Chinchilla 70B", (6 * 70e9 * 1.4e12, 20), (8, 6), **note)
     axes.annotate("runs fitted", (points["flops"].min(), 1), (5, -13), xycoords=("data", "axes fraction"), **note)
-    plain_ticks(axes)
+    set_plain_ticks(axes)
     axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(lambda value, _: compact(value))
-    axes.xaxis.set_major_formatter(lambda value, _: scientific(value))
+    axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.xaxis.set_major_formatter(lambda value, _: format_scientific(value))
 figure

@@ -48,4 +48,4 @@ def rates(
         untimed = rows.drop(columns=list(TIMING_COLUMNS), errors="ignore")
         files.write_json(out, rate_document(law, sweep, results.hash_table(untimed)))
     if figure_file is not None:
-        style.save(learning_rates.tried(law), figure_file)
+        style.save(learning_rates.rate_scans(law), figure_file)

@@ -1,18 +1,19 @@
-"""One style for every figure of the project. No pyplot, hence no global state and no display.
+"""The style of every figure of the project. It does not use pyplot, so there is no global state and no display.
 
-The rules, which tests/support/figure_style.py holds every figure to:
+The rules, which tests/support/figure_style.py checks on every figure:
 
-- Every axis that carries a number is named, its unit in brackets at the end: "loss (nats per token)".
-- Log axes are labelled in plain numbers (20k, 1.5, 10^12 as a superscript), never by bare powers of a mantissa.
-- Curves carry their label at their end, points beside them; there are no legends.
-- Colour runs with size (or horizon, or budget) on one perceptually uniform, colour-blind-safe scale, dark is small on
-  white paper; one accent marks what a reader should look at. Nothing is told by colour alone.
-- Intervals are drawn: bands around fitted curves, bars on points, at the level that the fit names.
-- Held-out points are diamonds, hollow, in the accent; nothing else is.
-- No text is smaller than 8 points on a canvas 4.8 inches wide, so that a phone shows it legibly; none is cut off.
+- Every axis with numbers has a label with the unit in brackets at the end: "loss (nats per token)".
+- Ticks of log axes are plain numbers (20k, 1.5, or a power of ten with a superscript).
+- Curves are labelled at their ends and points beside them; there are no legends.
+- Colour stands for size (or horizon, or budget) on one perceptually uniform scale that is safe for colour-blind
+  readers; on white, dark is small. One accent colour marks what a reader should look at. No fact is shown by colour alone.
+- Intervals are drawn at the level of the fit: bands around fitted curves, bars on points.
+- Held-out points, and only they, are hollow diamonds in the accent colour.
+- No text is smaller than 8 points on a canvas 4.8 inches wide, so that it is legible on a phone, and none is cut off.
 
-A figure is a pure function (what is drawn, theme) -> Figure. Every colour comes from the theme: a page draws once with
-a theme of placeholders, and gives each placeholder its colour on light and on dark paper (analysis/report/html.py).
+A figure is a pure function (data, theme) -> Figure. Every colour comes from the theme: the report draws a figure once
+with a theme of placeholders, and its style sheet gives each placeholder a colour for light and for dark mode
+(analysis/report/html.py).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ BAND = 0.16  # opacity
 
 @dataclass(frozen=True)
 class Theme:
-    """Ink, paper, and the stretch of the colour map that is legible on that paper."""
+    """Colours of text (ink), of lines (faint), of the background (paper) and of the accent; `stretch` is the part of
+    the colour map that is legible on the background, as two numbers from 0 to 1."""
 
     ink: str
     faint: str
@@ -64,10 +66,10 @@ class Theme:
         grid = {"axes.grid": True, "grid.linewidth": 0.5, "grid.alpha": 0.5, "axes.axisbelow": True}
         return {**ink, **lines, **paper, **spines, **text, **grid, "svg.hashsalt": "figure"}
 
-    def shade(self, place: float) -> str:
-        """The colour at a place of the scale, 0 to 1."""
+    def shade(self, position: float) -> str:
+        """The colour at a position of the scale, from 0 to 1, as a hex string."""
         return to_hex(
-            mpl.colormaps.get_cmap(self.colours)(self.stretch[0] + (self.stretch[1] - self.stretch[0]) * place)
+            mpl.colormaps.get_cmap(self.colours)(self.stretch[0] + (self.stretch[1] - self.stretch[0]) * position)
         )
 
 
@@ -79,7 +81,7 @@ DARK = Theme(ink="#e7e8ec", faint="#565b66", paper="#16181d", accent="#fb923c", 
 def canvas(
     title: str, theme: Theme, *, panels: int = 1, width: float = WIDTH, height: float = HEIGHT
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of the style with so many panels beside one another, for the length of a block that draws into it.
+    """Yields a figure of this style with its axes; `panels` axes stand side by side. The style holds inside the block.
 
     title: of the first panel, or above all of them where there are several. width, height: inches.
     """
@@ -95,14 +97,14 @@ def canvas(
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes one figure by rename, in the format of the suffix; equal figures give equal bytes."""
+    """Writes a figure by rename, in the format of the path's suffix. Equal figures give equal bytes."""
     kind = path.suffix[1:]
     metadata = {"Date": None} if kind == "svg" else None
     with mpl.rc_context({"svg.hashsalt": path.stem}):
         return files.write_by_rename(path, lambda to: figure.savefig(to, format=kind, dpi=200, metadata=metadata))
 
 
-def compact(count: float) -> str:
+def format_count(count: float) -> str:
     """33000 -> 33k; 1.2e9 -> 1.2B: two or three significant digits."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= 0.9995 * size:
@@ -110,7 +112,7 @@ def compact(count: float) -> str:
     return f"{count:.3g}"
 
 
-def scientific(value: float) -> str:
+def format_scientific(value: float) -> str:
     """1.2e15 -> 1.2×10¹⁵."""
     power = math.floor(math.log10(value) + 1e-9)
     digits = f"{value / 10**power:.2g}"
@@ -118,27 +120,32 @@ def scientific(value: float) -> str:
     return f"10{superscript}" if digits == "1" else f"{digits}×10{superscript}"
 
 
-def plain(value: float) -> str:
+def format_plain(value: float) -> str:
     """1.25 -> 1.25, 0.0031 -> 0.0031: three significant digits."""
     return f"{value:.3g}"
 
 
-def shaded(theme: Theme, values: Any, every: Any) -> list[str]:
-    """A colour for each value by its logarithm, over the range of `every`."""
+def colours_by_log(theme: Theme, values: Any, every: Any) -> list[str]:
+    """A colour for each value by its logarithm; the scale spans the range of `every`."""
     low, high = np.log(np.min(every)), np.log(np.max(every))
-    place = (np.log(values) - low) / (high - low) if high > low else np.full(len(values), 0.5)
-    return [theme.shade(float(p)) for p in place]
+    positions = (np.log(values) - low) / (high - low) if high > low else np.full(len(values), 0.5)
+    return [theme.shade(float(position)) for position in positions]
 
 
-def plain_ticks(axes: Axes, x: Callable[[float], str] = compact, y: Callable[[float], str] = plain) -> None:
-    """Ticks that read as numbers on an axes with logarithmic x and y, whose limits stand."""
-    log_ticks(axes.xaxis, x)
-    log_ticks(axes.yaxis, y)
+def set_plain_ticks(
+    axes: Axes, x: Callable[[float], str] = format_count, y: Callable[[float], str] = format_plain
+) -> None:
+    """Sets plain-number ticks on both logarithmic axes. Call it after the limits are set."""
+    set_log_ticks(axes.xaxis, x)
+    set_log_ticks(axes.yaxis, y)
 
 
-def log_ticks(axis: Axis, show: Callable[[float], str] = compact, most: int = 7) -> None:
-    """At most so many ticks on a logarithmic axis, whose limits stand: powers of ten, with 2 and 5 or 3 between them
-    where they fit; round numbers in equal steps where the axis spans less than a power of ten."""
+def set_log_ticks(axis: Axis, show: Callable[[float], str] = format_count, most: int = 7) -> None:
+    """Sets at most `most` ticks on a logarithmic axis whose limits are set.
+
+    They are powers of ten, with 2 and 5 or 3 between them where they fit, or round numbers in equal steps where the
+    axis spans less than a power of ten.
+    """
     low, high = sorted(axis.get_view_interval())
     for digits in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -156,37 +163,39 @@ def log_ticks(axis: Axis, show: Callable[[float], str] = compact, most: int = 7)
     axis.set_minor_formatter(NullFormatter())
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[float, str, str]], heading: str, theme: Theme) -> None:
-    """Labels (y, text, colour) right of an axes with logarithmic y, at the ends of its curves, moved apart where they
-    would touch. heading: what they are, above them."""
+def label_curve_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], heading: str, theme: Theme) -> None:
+    """Writes labels to the right of axes with a logarithmic y axis, at the ends of curves.
+
+    ends: (y, text, colour) of each label. Labels that would overlap are moved apart. heading: a title above them.
+    """
     gap = 0.056
     bottom, top = np.log(axes.get_ylim())
-    wanted = sorted(((np.log(y) - bottom) / (top - bottom), text, colour) for y, text, colour in ends)
-    heights = np.array([height for height, _, _ in wanted])
-    for _ in range(200):
+    labels = sorted(((np.log(y) - bottom) / (top - bottom), text, colour) for y, text, colour in ends)
+    heights = np.array([height for height, _, _ in labels])
+    for _ in range(200):  # neighbours closer than the gap push each other apart until none is
         push = np.maximum(gap - np.diff(heights), 0) / 2
         heights[:-1] -= push
         heights[1:] += push
-    for height, (_, text, colour) in zip(heights, wanted, strict=True):
+    for height, (_, text, colour) in zip(heights, labels, strict=True):
         axes.text(1.012, height, text, transform=axes.transAxes, color=colour, va="center", fontsize=SMALL)
     if heading:
-        place = {"transform": axes.transAxes, "va": "center", "fontsize": SMALL}
-        axes.text(1.012, heights[-1] + 1.1 * gap, heading, color=theme.ink, alpha=0.75, **place)
+        style = {"transform": axes.transAxes, "va": "center", "fontsize": SMALL}
+        axes.text(1.012, heights[-1] + 1.1 * gap, heading, color=theme.ink, alpha=0.75, **style)
 
 
-def held_out(axes: Axes, x: Any, y: Any, theme: Theme) -> None:
-    """Points that a fit did not see, as everywhere: hollow diamonds in the accent."""
+def draw_held_out(axes: Axes, x: Any, y: Any, theme: Theme) -> None:
+    """Draws the points that a fit did not see: hollow diamonds in the accent colour."""
     style = {"facecolors": theme.paper, "edgecolors": theme.accent, "linewidths": 1.6, "zorder": 6}
     axes.scatter(x, y, s=40, marker="D", label="held out", **style)
 
 
-def note(figure: Figure, text: str) -> None:
-    """What marks mean, in a line or two under the axes, where no data can be."""
+def add_note(figure: Figure, text: str) -> None:
+    """Writes what the marks mean in one or two lines below the axes."""
     figure.supxlabel(text, x=0.012, ha="left", fontsize=SMALL, linespacing=1.35)
 
 
-def levels(values: np.ndarray) -> np.ndarray:
-    """The distinct values, or a spread of them where they are too many to draw a curve each."""
+def curve_levels(values: np.ndarray) -> np.ndarray:
+    """The distinct values, or MOST_CURVES - 1 values over their range where there are too many to draw a curve each."""
     distinct = np.unique(values)
     if len(distinct) <= MOST_CURVES:
         return distinct

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from analysis.forecasting.backtest import CHOSEN
-from analysis.plots.style import compact, scientific
+from analysis.plots.style import format_count, format_scientific
 from analysis.report.evidence import Evidence
 from analysis.report.tolerate import Tolerant
 from analysis.tables import table_checks
@@ -79,7 +79,9 @@ def _range(evidence: Evidence) -> tuple[Answer, str]:
         for n, v in (("N", evidence.fit.points["params"]), ("D", evidence.fit.points["tokens"]))
     ]
     span = flops.max() / flops.min()
-    text = f"{scientific(flops.min())} to {scientific(flops.max())} FLOPs: {span:.3g}x ({', '.join(spans)})"
+    text = (
+        f"{format_scientific(flops.min())} to {format_scientific(flops.max())} FLOPs: {span:.3g}x ({', '.join(spans)})"
+    )
     return ("yes" if span >= MIN_COMPUTE_SPAN else "no"), text
 
 
@@ -236,7 +238,9 @@ def _data(evidence: Evidence) -> tuple[Answer, str]:
     validation_tokens = evidence.config_values("measure", "validation_tokens")
     text = f"{', '.join(corpora)}, {', '.join(vocabularies)} vocabulary, fingerprint {', '.join(fingerprints)}"
     return "yes", text + (
-        f"; loss on {compact(float(validation_tokens[0]))} validation tokens" if len(validation_tokens) == 1 else ""
+        f"; loss on {format_count(float(validation_tokens[0]))} validation tokens"
+        if len(validation_tokens) == 1
+        else ""
     )
 
 

@@ -120,7 +120,7 @@ def gather(
       TableError: no fit, a fit of a law that has no figures, or `scans` that cannot be read.
     """
     fit = saved_fit.read_fit(directory / "fit.json")
-    fit_plot.drawable(fit)
+    fit_plot.available_figures(fit)
     path = directory / fit.document["table"]["path"]
     named_law = None if scans is None else _read_rate_law(scans, fit)
     tolerant = Tolerant()

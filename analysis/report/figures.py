@@ -37,25 +37,25 @@ DrawFigure = Callable[[Theme], Figure]
 def available_figures(evidence: Evidence) -> dict[str, DrawFigure]:
     """The functions that draw the figures for which the evidence has data, by name."""
     figures: dict[str, DrawFigure] = {
-        name: partial(fit.FIGURES[name], evidence.fit) for name in fit.drawable(evidence.fit)
+        name: partial(fit.FIGURES[name], evidence.fit) for name in fit.available_figures(evidence.fit)
     }
     if not evidence.backtest.empty:
-        figures["backtest_errors"] = partial(backtest.errors, evidence.backtest)
-        figures["backtest_laws"] = partial(backtest.laws, evidence.backtest)
+        figures["backtest_errors"] = partial(backtest.forecast_errors, evidence.backtest)
+        figures["backtest_laws"] = partial(backtest.errors_by_law, evidence.backtest)
     if evidence.rate_law is not None:
-        figures["rates_tried"] = partial(learning_rates.tried, evidence.rate_law)
+        figures["rates_tried"] = partial(learning_rates.rate_scans, evidence.rate_law)
     if (used := _rates_used(evidence)) is not None:
-        figures["rates_used"] = partial(learning_rates.used, used, evidence.rate_law)
+        figures["rates_used"] = partial(learning_rates.rates_of_runs, used, evidence.rate_law)
     if evidence.collapse is not None:
         figures["loss_curves"] = partial(curve_collapse.curves, evidence.collapse, off=evidence.off_collapse)
-        figures["collapse"] = partial(curve_collapse.collapse, evidence.collapse, off=evidence.off_collapse)
+        figures["collapse"] = partial(curve_collapse.normalised_curves, evidence.collapse, off=evidence.off_collapse)
     if evidence.studies:
         from analysis.plots import downstream
 
         figures["downstream_by_compute"] = partial(downstream.by_compute, evidence.studies)
         if any(study.bits_model is not None for study in evidence.studies):
             figures["downstream_by_bits"] = partial(downstream.by_bits, evidence.studies)
-        if downstream.measured(evidence.studies):
+        if downstream.with_known_noise(evidence.studies):
             figures["downstream_signal"] = partial(downstream.signal_to_noise, evidence.studies)
     return figures
 

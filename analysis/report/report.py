@@ -16,7 +16,7 @@ from typing import NamedTuple
 from analysis.files import write_by_rename
 from analysis.forecasting.backtest import CHOSEN
 from analysis.plots import style
-from analysis.plots.style import compact, scientific
+from analysis.plots.style import format_count, format_scientific
 from analysis.report import html, runs_table
 from analysis.report.checklist import Item, fill_checklist
 from analysis.report.evidence import Evidence, gather
@@ -123,7 +123,7 @@ def headline(evidence: Evidence) -> str:
     return (
         f'<p class="law">{escape(fit.describe())}</p><p class="soft">N is {escape(d["params_column"])}, D is training '
         f"tokens, L is validation loss in nats per token ({escape(d['source'])}). Fitted to {len(fit.points)} runs of "
-        f"{scientific(flops.min())} to {scientific(flops.max())} FLOPs. Compute-optimal N grows as "
+        f"{format_scientific(flops.min())} to {format_scientific(flops.max())} FLOPs. Compute-optimal N grows as "
         f"C<sup>{d['exponent_a']:.2f}</sup> ({d['level']:.0%} interval {low:.2f} to {high:.2f}), C being training "
         f"compute.</p>{warnings}{flag_note}"
     )
@@ -145,7 +145,8 @@ def forecast_section(evidence: Evidence) -> Section:
         )
     )
     text = (
-        f"{compact(row['params'])} parameters, {compact(row['tokens'])} tokens: {beyond:.3g} times the compute of the "
+        f"{format_count(row['params'])} parameters, {format_count(row['tokens'])} tokens: "
+        f"{beyond:.3g} times the compute of the "
         "largest run fitted. Losses are in nats per token."
     )
     return Section(

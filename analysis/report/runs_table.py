@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.plots.style import compact, scientific
+from analysis.plots.style import format_count, format_scientific
 from analysis.report import html
 from analysis.report.evidence import Evidence
 from analysis.report.html import Cell, Section, escape, paragraph
 from analysis.tables import results
 
 COLUMN_FORMATS: dict[str, Callable[[Any], str]] = {
-    "params_total": compact,
-    "params_matmul": compact,
-    "tokens": compact,
-    "flops": scientific,
+    "params_total": format_count,
+    "params_matmul": format_count,
+    "tokens": format_count,
+    "flops": format_scientific,
     "loss": lambda x: f"{x:.4f}",
     "bits_per_byte": lambda x: f"{x:.4f}",
     "learning_rate": lambda x: f"{x:.3g}",
@@ -42,7 +42,9 @@ def runs_section(evidence: Evidence) -> Section:
     roles = ["held" if run in held_out else "fitted" if run in fitted else "out" for run in names]
     predicted = _predicted(evidence)
     formats = (
-        {column: compact} | COLUMN_FORMATS | dict.fromkeys((f"{s.task}/accuracy" for s in evidence.studies), _share)
+        {column: format_count}
+        | COLUMN_FORMATS
+        | dict.fromkeys((f"{s.task}/accuracy" for s in evidence.studies), _share)
     )
     numeric = [name for name in formats if name in table]
     text = [name for name in ("flags", "reason") if name in table]
@@ -107,7 +109,7 @@ def _number(value: Any, show: Callable[[Any], str], error: Any = None) -> Cell:
     number, stderr = (pd.to_numeric(entry, errors="coerce") for entry in (value, error))
     if pd.isna(number) or not math.isfinite(number):
         return Cell("")
-    content = escape(show(float(number))) if number or show is not scientific else "0"
+    content = escape(show(float(number))) if number or show is not format_scientific else "0"
     has_error = stderr is not None and pd.notna(stderr)
     return Cell(content + (f' <span class="soft">± {stderr:.2g}</span>' if has_error else ""), float(number))
 

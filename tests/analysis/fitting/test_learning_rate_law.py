@@ -133,7 +133,7 @@ def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
 
 
 def test_a_figure_names_every_size() -> None:
-    axes = learning_rates.tried(fit_rate_law(find_scans(table()))).axes[0]
+    axes = learning_rates.rate_scans(fit_rate_law(find_scans(table()))).axes[0]
     assert [text.get_text().strip() for text in axes.texts] == ["10k", "40k", "200k"]
 
 
@@ -143,7 +143,7 @@ def test_a_size_that_always_diverged_is_left_out_everywhere(tmp_path: Path, caps
     made.loc[made["width"] == 64, ["status", "loss"]] = ["diverged", np.nan]
     law = fit_rate_law(find_scans(made))
     assert law.exponent == pytest.approx(-0.4)
-    assert [text.get_text().strip() for text in learning_rates.tried(law).axes[0].texts] == ["10k", "40k"]
+    assert [text.get_text().strip() for text in learning_rates.rate_scans(law).axes[0].texts] == ["10k", "40k"]
     made.to_csv(tmp_path / "scans.csv", index=False)
     rates(tmp_path / "scans.csv", tmp_path / "rates.json", tmp_path / "rates.png")
     assert told(capsys.readouterr().out, "w64-d2 at 1,000,000 tokens", ALL_DIVERGED)

@@ -34,7 +34,7 @@ def found() -> pd.DataFrame:
 
 
 def test_errors_are_measured_over_predicted_with_their_interval(found: pd.DataFrame) -> None:
-    figure = backtest.errors(found)
+    figure = backtest.forecast_errors(found)
     follows_the_style(figure, held_out=True)
     axes = figure.axes[0]
     chosen = found[found["law"] == CHOSEN].sort_values("flops")
@@ -48,7 +48,7 @@ def test_errors_are_measured_over_predicted_with_their_interval(found: pd.DataFr
 
 
 def test_laws_stand_side_by_side_at_their_mean_error(found: pd.DataFrame) -> None:
-    figure = backtest.laws(found)
+    figure = backtest.errors_by_law(found)
     follows_the_style(figure)
     axes = figure.axes[0]
     means = {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines if line.get_label()[0] != "_"}

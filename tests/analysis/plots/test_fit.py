@@ -73,7 +73,7 @@ def test_residuals_are_measured_over_predicted(fit: saved_fit.SavedFit) -> None:
 
 
 def test_a_fit_without_a_panel_has_no_figure_of_it(fit: saved_fit.SavedFit) -> None:
-    assert set(fit_plot.drawable(fit)) == set(fit_plot.FIGURES) - {"sensitivity"}
+    assert set(fit_plot.available_figures(fit)) == set(fit_plot.FIGURES) - {"sensitivity"}
 
 
 def test_files_are_whole_and_equal_figures_equal_bytes(fit: saved_fit.SavedFit, tmp_path: Path) -> None:

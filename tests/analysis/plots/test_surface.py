@@ -40,8 +40,8 @@ def test_isoflop_slices_have_their_minimum_on_the_frontier(fit: saved_fit.SavedF
 
 def test_the_frontier_is_inside_its_interval_and_beside_the_planted_one(fit: saved_fit.SavedFit) -> None:
     budgets = np.geomspace(1e18, 1e21, 7)
-    low, high = surface.optimal_spread(fit, budgets)
-    best, tokens, _ = surface.optimal(fit, budgets)
+    low, high = surface.optimal_params_interval(fit, budgets)
+    best, tokens, _ = surface.optimal_point(fit, budgets)
     assert np.all((low < best) & (best < high))
     np.testing.assert_allclose(6.2 * best * tokens, budgets)
     planted, _ = compute_optimal.optimal_allocation(fit.law, PLANTED, budgets * 6 / 6.2)

@@ -37,7 +37,7 @@ def test_a_figure_is_drawn_once_and_coloured_by_the_page() -> None:
 def test_a_crowd_is_thinned_on_the_page_and_told() -> None:
     def crowd(theme: style.Theme) -> style.Figure:
         with style.canvas("A crowd", theme) as (figure, (axes,)):
-            axes.scatter(np.arange(3000), np.arange(3000), c=style.shaded(theme, np.arange(1, 3001), [1, 3000]))
+            axes.scatter(np.arange(3000), np.arange(3000), c=style.colours_by_log(theme, np.arange(1, 3001), [1, 3000]))
             for at in range(1000):
                 axes.plot([0, 1], [at, at], color=theme.accent if at == 777 else theme.ink, linewidth=1 + (at == 777))
         return figure

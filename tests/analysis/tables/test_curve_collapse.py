@@ -188,7 +188,7 @@ def test_the_figure_shows_each_curve_and_names_those_off() -> None:
     table, curves = simulated_curves(*DESIGNS["grid"], np.random.default_rng(9), {7: 1 / 16})
     found = curve_collapse.compare_curves(table, curves)
     assert list(found.explain_outliers()) == ["r07"]
-    left, right = collapse_plot.curves(found).axes[0], collapse_plot.collapse(found).axes[0]
+    left, right = collapse_plot.curves(found).axes[0], collapse_plot.normalised_curves(found).axes[0]
     for axes, shown in ((left, found.smoothed), (right, found.normalised)):
         lines = {line.get_label(): line for line in axes.lines}
         assert len(lines) == 20
@@ -199,12 +199,14 @@ def test_the_figure_shows_each_curve_and_names_those_off() -> None:
     named = [text.get_text() for text in right.texts]
     assert len(named) == 2, "what is off, and how to read it"
     assert re.fullmatch(r"r07\b.*\b21\.1k\b.*\b4M", named[0])
-    other = collapse_plot.collapse(found, off=["r01", "r02"]).axes[0]
+    other = collapse_plot.normalised_curves(found, off=["r01", "r02"]).axes[0]
     assert {text.get_text()[:3] for text in other.texts} >= {"r01", "r02"}
     assert not any("r07" in text.get_text() for text in other.texts)
-    clean = collapse_plot.collapse(found, off=[])
+    clean = collapse_plot.normalised_curves(found, off=[])
     assert not clean.axes[0].texts
-    assert str(clean.get_supxlabel()) != str(collapse_plot.collapse(found).get_supxlabel()), "it is said that none is"
+    assert str(clean.get_supxlabel()) != str(collapse_plot.normalised_curves(found).get_supxlabel()), (
+        "it is said that none is"
+    )
 
 
 def test_smoothing_is_the_mean_of_a_window() -> None:
