@@ -6,7 +6,8 @@ The rules, which tests/support/figure_style.py checks on every figure:
 - Ticks of log axes are plain numbers (20k, 1.5, or a power of ten with a superscript).
 - Curves are labelled at their ends and points beside them; there are no legends.
 - Colour stands for size (or horizon, or budget) on one perceptually uniform scale that is safe for colour-blind
-  readers; on white, dark is small. One accent colour marks what a reader should look at. No fact is shown by colour alone.
+  readers; on white, dark is small. One accent colour marks what a reader should look at. No fact is
+  shown by colour alone.
 - Intervals are drawn at the level of the fit: bands around fitted curves, bars on points.
 - Held-out points, and only they, are hollow diamonds in the accent colour.
 - No text is smaller than 8 points on a canvas 4.8 inches wide, so that it is legible on a phone, and none is cut off.
