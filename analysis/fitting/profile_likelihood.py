@@ -4,8 +4,8 @@ A profile fixes one parameter at each of a series of values and refits the other
 of the refits has risen by more than chance allows. The allowed rise is the F quantile of the likelihood ratio, scaled
 by the ratio of the sandwich variance to the inverse curvature (Kent 1982), so that it holds for robust objectives too;
 for squares of equal noise it is the likelihood ratio's own. The curvature is that of a shift of the residuals by their
-own spread, since a Huber zone of 1e-3 contains few of them. The allowed rise is never less than the profile of the
-likelihood with profile noise level for all points (normal for squares, Laplace for robust objectives). An interval that
+own spread, since a Huber zone of 1e-3 contains few of them. The allowed rise is never less than that of the
+likelihood with one noise level for all points (normal for squares, Laplace for robust objectives). An interval that
 reaches the last value tried is open at that end. Used by `scaling fit --profile`.
 """
 

@@ -43,10 +43,10 @@ class Candidate:
         """The candidate in words, such as "chinchilla huber C^1"; no power where points weigh alike."""
         return f"{self.law.name} {self.objective.name}" + (f" C^{self.weight_power:g}" if self.weight_power else "")
 
-    def weights(self, flops: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """Weight of each point, [points]: mean 1 over those that `kept` marks, 0 on the others."""
+    def weights(self, flops: np.ndarray, is_fitted: np.ndarray) -> np.ndarray:
+        """Weight of each point, [points]: mean 1 over those that `is_fitted` marks, 0 on the others."""
         weights = np.zeros(len(flops))
-        weights[kept] = compute_weights(flops[kept], self.weight_power)
+        weights[is_fitted] = compute_weights(flops[is_fitted], self.weight_power)
         return weights
 
 
@@ -111,7 +111,11 @@ def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *
     # For each factor, the points to fit: those of at most Cmax / factor, if they determine every candidate.
     needed = max(len(candidate.law.parameters) for candidate in candidates) + 1
     masks = {factor: flops <= flops.max() / factor for factor in HOLDOUT_FACTORS}
-    masks = {f: kept for f, kept in masks.items() if _count_cells(points, kept) >= needed and not kept.all()}
+    masks = {
+        f: is_fitted
+        for f, is_fitted in masks.items()
+        if _count_cells(points, is_fitted) >= needed and not is_fitted.all()
+    }
     if not masks:
         unweighted = np.array([candidate.weight_power == 0 for candidate in candidates], float)
         shares = unweighted / max(unweighted.sum(), 1.0)
@@ -153,9 +157,9 @@ def _response(points: pd.DataFrame, candidates: Sequence[Candidate]) -> np.ndarr
     return points[candidates[0].law.response].to_numpy(float)
 
 
-def _count_cells(points: pd.DataFrame, kept: np.ndarray) -> int:
-    """Number of distinct (params, tokens) among the points that `kept` marks."""
-    return len(points.loc[kept, ["params", "tokens"]].drop_duplicates())
+def _count_cells(points: pd.DataFrame, is_fitted: np.ndarray) -> int:
+    """Number of distinct (params, tokens) among the points that `is_fitted` marks."""
+    return len(points.loc[is_fitted, ["params", "tokens"]].drop_duplicates())
 
 
 def win_shares(errors: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
@@ -184,7 +188,7 @@ def _error_growth(
     from the largest fitted run.
     """
     error = distance = 0.0
-    for factor, kept in masks.items():
-        error += float(np.mean(errors[factor][index, ~kept] ** 2))
-        distance += float(np.mean(np.log(flops[~kept] / flops[kept].max()) ** 2))
+    for factor, is_fitted in masks.items():
+        error += float(np.mean(errors[factor][index, ~is_fitted] ** 2))
+        distance += float(np.mean(np.log(flops[~is_fitted] / flops[is_fitted].max()) ** 2))
     return float(np.sqrt(error / distance))

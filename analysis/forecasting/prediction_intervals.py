@@ -102,28 +102,28 @@ class PredictiveDistribution:
 
 
 def build_predictive(
-    fit: Fit, own: Candidate, points: pd.DataFrame, choice: Choice, *, draws: int, seed: int
+    fit: Fit, candidate: Candidate, points: pd.DataFrame, choice: Choice, *, draws: int, seed: int
 ) -> PredictiveDistribution:
     """The predictive distribution of a fit whose law has rivals.
 
     The fit's own candidate gets the largest share of wins, so that a law that the user named is always among the draws.
 
     Args:
-      own: the candidate of the fit.
+      candidate: the candidate of the fit.
       points: the laws' columns, flops, the response, cluster and run_id.
       draws: number of bootstrap draws over all candidates.
     """
     shares = dict(zip(choice.candidates, map(float, choice.win_shares), strict=True))
-    shares[own] = max(shares.values())
+    shares[candidate] = max(shares.values())
     total = sum(shares.values())
     counts = {c: round(draws * share / total) for c, share in shares.items()}
     members = []
     for law, objective in dict.fromkeys((c.law, c.objective) for c in counts):
         group = {c: n for c, n in counts.items() if (c.law, c.objective) == (law, objective) and n}
         if group:
-            members.append(_draw_law(fit, own, group, points, seed))
+            members.append(_draw_law(fit, candidate, group, points, seed))
     flops = points["flops"].to_numpy(float)
-    noise = _run_noise(fit, points, own.weights(flops, np.ones(len(points), bool)))
+    noise = _run_noise(fit, points, candidate.weights(flops, np.ones(len(points), bool)))
     return PredictiveDistribution(tuple(members), *noise, choice.error_growth, float(flops.max()))
 
 
@@ -152,17 +152,19 @@ def _run_noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.
     return noise, weights / weights.sum()
 
 
-def _draw_law(fit: Fit, own: Candidate, counts: Mapping[Candidate, int], points: pd.DataFrame, seed: int) -> LawDraws:
+def _draw_law(
+    fit: Fit, candidate: Candidate, counts: Mapping[Candidate, int], points: pd.DataFrame, seed: int
+) -> LawDraws:
     """Bootstrap draws of candidates that share a law and an objective; `counts` says how many of each.
 
-    A candidate is refitted from its own fit: from `fit` if it is `own`, else from a new one.
+    A candidate is refitted from its own fit: from `fit` if it is `candidate`, else from a new one.
     """
     first = next(iter(counts))
     law, objective = first.law, first.objective
     response, flops = points[law.response].to_numpy(float), points["flops"].to_numpy(float)
     weights = np.stack([c.weights(flops, np.ones(len(points), bool)) for c in counts])
     starts, _ = fit_each_weighting(law, points, response, objective, weights)
-    starts = np.stack([fit.vector() if c == own else start for c, start in zip(counts, starts, strict=True)])
+    starts = np.stack([fit.vector() if c == candidate else start for c, start in zip(counts, starts, strict=True)])
     unit, _ = bootstrap.choose_clusters(points, len(law.parameters))
     which = np.repeat(np.arange(len(counts)), list(counts.values()))
     box = fit.box if law is fit.law else None

@@ -60,8 +60,8 @@ class SavedFit:
     @cached_property
     def held_out(self) -> pd.DataFrame:
         """The points that were held out: the same columns, perhaps no rows."""
-        held = self.document["held_out"]
-        return pd.DataFrame(held, columns=self.points.columns) if held else self.points.iloc[:0]
+        held_out = self.document["held_out"]
+        return pd.DataFrame(held_out, columns=self.points.columns) if held_out else self.points.iloc[:0]
 
     @cached_property
     def draws(self) -> np.ndarray:
@@ -156,17 +156,17 @@ def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFram
     if rule == "none":
         return points, points.iloc[:0]
     if rule == "largest":
-        held = points["run_id"] == points["run_id"].iloc[-1]
+        held_out = points["run_id"] == points["run_id"].iloc[-1]
     else:
         try:
             threshold = float(rule)
         except ValueError:
             raise TableError(f"--holdout {rule}: must be largest, none, or a number of FLOPs such as 1e12") from None
         _require_flops(points, f"--holdout {rule}")
-        held = points["flops"] >= threshold
-        if not held.any():
+        held_out = points["flops"] >= threshold
+        if not held_out.any():
             raise TableError(f"--holdout {rule}: no run has so many FLOPs; the largest has {points['flops'].max():.4g}")
-    return points[~held].reset_index(drop=True), points[held].reset_index(drop=True)
+    return points[~held_out].reset_index(drop=True), points[held_out].reset_index(drop=True)
 
 
 def _require_flops(points: pd.DataFrame, flag: str) -> None:
@@ -215,26 +215,30 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
     Raises:
       TableError: the hold-out leaves fewer distinct points than the law needs, or a column that an option needs lacks.
     """
-    fitted, held = hold_out(points.table, settings.holdout)
+    fitted, held_out = hold_out(points.table, settings.holdout)
     learning_rates = table_checks.count_rate_sources(fitted)
-    fitted, held = (part.drop(columns="learning_rate_from", errors="ignore") for part in (fitted, held))
+    fitted, held_out = (part.drop(columns="learning_rate_from", errors="ignore") for part in (fitted, held_out))
     law = settings.law or laws.chinchilla
     num_cells = len(fitted[list(law.columns)].drop_duplicates())
     free = len(law.parameters) - len(settings.fixed)
-    results.require_points(num_cells, free, f", --holdout {settings.holdout} holds out {len(held)}", law.columns)
+    results.require_points(num_cells, free, f", --holdout {settings.holdout} holds out {len(held_out)}", law.columns)
     has_rivals = law.columns == results.SURFACE_COLUMNS and law.response == "loss"
     choice = choose(fitted, seed=settings.seed) if has_rivals else None
-    own = Candidate(law, settings.objective, settings.weight_power)
+    candidate = Candidate(law, settings.objective, settings.weight_power)
     if settings.law is None and choice is not None:
-        own = choice.best
-    if own.weight_power:
-        _require_flops(fitted, f"--weight-power {own.weight_power:g}")
+        candidate = choice.best
+    if candidate.weight_power:
+        _require_flops(fitted, f"--weight-power {candidate.weight_power:g}")
     is_fitted = np.ones(len(fitted), bool)
-    weights = own.weights(fitted["flops"].to_numpy(float), is_fitted) if own.weight_power else is_fitted.astype(float)
-    fit, resampled, predictive, note = _fit_and_resample(fitted, own, settings, choice, weights)
+    weights = (
+        candidate.weights(fitted["flops"].to_numpy(float), is_fitted)
+        if candidate.weight_power
+        else is_fitted.astype(float)
+    )
+    fit, resampled, predictive, note = _fit_and_resample(fitted, candidate, settings, choice, weights)
     notes = [
         *table_checks.check_points(fitted, law.columns),
-        *table_checks.flag_warnings(held, "points held out"),
+        *table_checks.flag_warnings(held_out, "points held out"),
         *fit.warnings(),
     ]
     notes += [*_fit_warnings(fit, fitted), *([note] if note else [])]
@@ -242,7 +246,7 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         "schema": SCHEMA,
         **fit.facts(),
         "chosen": settings.law is None,
-        "weight_power": own.weight_power,
+        "weight_power": candidate.weight_power,
         "settings": settings.facts(),
         **_uncertainty(fit, fitted, resampled, settings.level),
         "warnings": notes,
@@ -250,7 +254,7 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         "level": settings.level,
         "seed": settings.seed,
         "params_column": points.params_column,
-        "units": dict(own.law.units),
+        "units": dict(candidate.law.units),
         "holdout": settings.holdout,
         "dropped": points.num_dropped,
         "flagged": table_checks.flags_by_run(fitted),
@@ -258,7 +262,7 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         "table": dict(origin),
         "versions": {name: package_version(name) for name in ("jax", "numpy", "pandas", "scipy")},
         "points": fitted.to_dict("records"),
-        "held_out": held.to_dict("records"),
+        "held_out": held_out.to_dict("records"),
         "draws": [[float(f"{value:.{DIGITS}g}") for value in draw] for draw in resampled],
         "choice": None if choice is None else choice.facts(),
         "predictive": predictive.facts(DIGITS),
@@ -277,18 +281,18 @@ def package_version(name: str) -> str:
 
 
 def _fit_and_resample(
-    points: pd.DataFrame, own: Candidate, settings: FitSettings, choice: Choice | None, weights: np.ndarray
+    points: pd.DataFrame, candidate: Candidate, settings: FitSettings, choice: Choice | None, weights: np.ndarray
 ) -> tuple[Fit, np.ndarray, PredictiveDistribution, str]:
     """The fit, its bootstrap draws, the distribution of its forecasts, and a warning about the bootstrap, or ""."""
-    response = points[own.law.response].to_numpy(float)
+    response = points[candidate.law.response].to_numpy(float)
     options = {"fixed": settings.fixed, "bounds": settings.bounds}
-    fit = fit_law(own.law, points, response, own.objective, weights=weights, **options)
-    unit, note = bootstrap.choose_clusters(points, len(own.law.parameters))
+    fit = fit_law(candidate.law, points, response, candidate.objective, weights=weights, **options)
+    unit, note = bootstrap.choose_clusters(points, len(candidate.law.parameters))
     spread = {"draws": settings.draws, "seed": settings.seed}
     resampled = bootstrap.bootstrap(fit, points, response, unit, weights=weights, **spread)
     if choice is None:
         return fit, resampled, prediction_intervals.predictive_without_rivals(fit, points, resampled, weights), note
-    return fit, resampled, prediction_intervals.build_predictive(fit, own, points, choice, **spread), note
+    return fit, resampled, prediction_intervals.build_predictive(fit, candidate, points, choice, **spread), note
 
 
 def _fit_warnings(fit: Fit, points: pd.DataFrame) -> list[str]:
