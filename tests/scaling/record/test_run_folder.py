@@ -49,15 +49,6 @@ def test_result_is_written_whole_and_read_back(tmp_path: Path) -> None:
     assert result["measurements"]["loss/nats"] == [None, 3, 0.5]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    files.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        files.write_json(path, {"a": math.nan})
-    assert files.read_json(path) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
-
-
 def test_a_torn_result_is_named(tmp_path: Path) -> None:
     (tmp_path / run_folder.RESULT).write_text('{"status": "do')
     with pytest.raises(InputError, match=run_folder.RESULT):
