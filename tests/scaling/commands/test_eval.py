@@ -108,7 +108,7 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
         calls.append((folder.name, evaluation.task))
         plain(folder, evaluation)
 
-    monkeypatch.setattr(evaluations, "append_evaluation", killed)
+    monkeypatch.setattr("scaling.commands.eval.append_evaluation", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 3
@@ -116,7 +116,7 @@ def test_what_a_kill_left_is_kept_and_the_rest_is_asked(sweep: Path, monkeypatch
     torn = two if len(whole.splitlines()) == 2 else one
     with (torn / EVALUATIONS).open("a") as file:
         file.write('{"schema": 1, "st')
-    monkeypatch.setattr(evaluations, "append_evaluation", lambda *given: calls.append(given) or plain(*given))
+    monkeypatch.setattr("scaling.commands.eval.append_evaluation", lambda *given: calls.append(given) or plain(*given))
     evaluate(sweep, MADE_UP, budget=16)
     assert len(calls) == 4, "one was left"
     for run in (one, two):
