@@ -33,10 +33,10 @@ from matplotlib.figure import Figure
 from analysis import fit, load
 from analysis.plots.style import LIGHT, format_count, format_scientific, set_plain_ticks
 from analysis.replicate.chinchilla import STUDY
-from analysis.replicate.fetch import fetch
+from analysis.replicate.fetch import fetch_files
 
 shared = Path("../../shared/data") / STUDY.folder / "svg_extracted_data.csv"
-file = shared if shared.exists() else fetch(STUDY, Path("../out/public"))[0]
+file = shared if shared.exists() else fetch_files(STUDY, Path("../out/public"))[0]
 
 # %% [markdown]
 # ## Published, ours, difference, verdict

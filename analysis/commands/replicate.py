@@ -17,7 +17,7 @@ from analysis.commands.printing import make_console, print_table
 from analysis.errors import TableError
 from analysis.replicate import approach2, chinchilla, curves, datablations, gadre, nanochat, porian, steplaw
 from analysis.replicate import fetch as fetching
-from analysis.replicate.study import UNEXPLAINED, Row, Study
+from analysis.replicate.study import UNEXPLAINED, Comparison, Study
 from analysis.tables.public import DATA_FOLDER
 
 STUDIES = (
@@ -50,7 +50,7 @@ def replicate(
     folder = data or (FETCH_FOLDER if fetch or not DATA_FOLDER.is_dir() else DATA_FOLDER)
     if data and not data.is_dir() and not fetch:
         raise TableError(f"--data {data}: no such folder; --fetch makes and fills it")
-    rows: list[Row] = []
+    rows: list[Comparison] = []
     skipped: dict[str, str] = {}
     console = make_console()
     for study in studies:
@@ -86,14 +86,14 @@ def choose_studies(names: tuple[str, ...]) -> list[Study]:
 def why_missing(study: Study, folder: Path, fetch: bool) -> str:
     """Why the study cannot run on that folder, after downloading its tables if `fetch`; empty if it can."""
     if fetch and study.files:
-        fetching.fetch(study, folder)
+        fetching.fetch_files(study, folder)
     if not study.folder or (folder / study.folder).is_dir():
         return ""
-    advice = study.unfetched or "--fetch gets it, or give --data"
+    advice = study.why_not_fetched or "--fetch gets it, or give --data"
     return f"no {folder / study.folder}; {advice}"
 
 
-def print_study(console: Console, study: Study, rows: list[Row]) -> None:
+def print_study(console: Console, study: Study, rows: list[Comparison]) -> None:
     """Prints the rows of a study, and below them its notes, numbered."""
     table = Table("", box=None, pad_edge=False)
     for heading in ("published", "ours", "difference"):

@@ -1,7 +1,8 @@
 """Alabdulmohsin et al. 2022, the language half of the benchmark: learning curves extrapolated by laws of one variable.
 
-The published table could not be read where these bounds were set; they are means that runs of the original algorithms
-gave on the same files, as the public tables' README states them. So a verdict is of being no worse, not of agreement.
+The published table was not available; the bounds are means that runs of the original algorithms
+gave on the same files, as the public tables' README states them. So a verdict says that ours is no worse, not that it
+agrees. Used by `scaling replicate`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from analysis.fitting.curves import fit_curves, summarize_scores
 from analysis.laws import curve
-from analysis.replicate.study import Row, Study, at_most, read_csv
+from analysis.replicate.study import Comparison, Study, check_bound, read_csv
 
-BY = ("Domain", "Task", "Model")
-NAMES = {"Seen Examples": "x", "Loss": "y", "Training": "train"}
+CURVE_KEYS = ("Domain", "Task", "Model")
+COLUMN_NAMES = {"Seen Examples": "x", "Loss": "y", "Training": "train"}
 BOUNDS = {  # mean RMSLE of forecasts on translation, language modelling, BIG-Bench
     "m1": {"NMT": 0.2217, "LM": 0.01397, "BB": 0.01481},
     "m2": {"NMT": 0.0341, "LM": 0.00102, "BB": 0.0148},
@@ -22,16 +23,17 @@ BOUNDS = {  # mean RMSLE of forecasts on translation, language modelling, BIG-Be
 }
 
 
-def run(data: Path) -> list[Row]:
-    table = read_csv(data, "benchmark.lang.csv").rename(columns=NAMES)
+def run(data: Path) -> list[Comparison]:
+    """Fits each law to the first part of every curve and compares the mean error of its forecasts with the bound."""
+    table = read_csv(data, "benchmark.lang.csv").rename(columns=COLUMN_NAMES)
     laws = (curve.m1, curve.m2, curve.m3, curve.m4, curve.bnsl)
-    means = summarize_scores(fit_curves(table, laws, by=BY), BY)
+    means = summarize_scores(fit_curves(table, laws, by=CURVE_KEYS), CURVE_KEYS)
     rows = []
     for law, bounds in BOUNDS.items():
         for domain, bound in bounds.items():
-            one = means[(means["law"] == law) & (means["domain"] == domain)].iloc[0]
-            note = f"{one['curves']:.0f} curves, median {one['median']:.4g}"
-            rows.append(at_most("alabdulmohsin", f"{law}, {domain}", bound, float(one["mean"]), note))
+            scores = means[(means["law"] == law) & (means["domain"] == domain)].iloc[0]
+            note = f"{scores['curves']:.0f} curves, median {scores['median']:.4g}"
+            rows.append(check_bound("alabdulmohsin", f"{law}, {domain}", bound, float(scores["mean"]), note))
     return rows
 
 
@@ -40,5 +42,5 @@ STUDY = Study(
     "Alabdulmohsin et al. 2022, arXiv 2209.06640; IBM/ColPret at 16f23bbe holds the same bytes",
     run,
     folder="alabdulmohsin_language",
-    unfetched="the original repository is a gigabyte; give --data",
+    why_not_fetched="the original repository is a gigabyte; give --data",
 )

@@ -1,7 +1,7 @@
 """nanochat's isoFLOP optima of January 2026: three ways to count parameters, three exponents.
 
-The runs themselves were never published, only the optima that this module quotes, so what is recomputed is the step
-from optima to exponents and to tokens per parameter.
+The runs are not published, only the optima that this module quotes. So it recomputes the exponents and the tokens per
+parameter from these optima. Used by `scaling replicate`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.fitting.isoflop import fit_power_law
-from analysis.replicate.study import Reason, Row, Study, compare
+from analysis.replicate.study import Comparison, Reason, Study, compare
 
 FLOPS = np.array([1e18, 2.15e18, 4.64e18, 1e19])  # the budgets of runs/scaling_laws.sh; the log rounds them to 1 digit
 
@@ -52,25 +52,27 @@ BLOCKS = Optima(
 RATIOS = (11.2, 10.7, 10.8, 10.3)  # printed beside MATMUL as tokens per parameter
 
 
-def run(_: Path) -> list[Row]:
+def run(_: Path) -> list[Comparison]:
+    """Fits N* and D* as powers of C for each way of counting, and compares the exponents with the published ones."""
     rows = []
     for optima in (MATMUL, TOTAL, BLOCKS):
         for name, values, published in zip("ND", (optima.params, optima.tokens), optima.exponents, strict=True):
             ours = fit_power_law(FLOPS, np.array(values)).exponent
             quantity = f"{name}* exponent, {optima.counting}"
             rows.append(compare("nanochat", quantity, published, ours, 0.5 * 10**-optima.digits))
-    return rows + _ratios()
+    return rows + _compare_ratios()
 
 
-def _ratios() -> list[Row]:
-    """The notebook reads tokens and their ratio to parameters off the trained sizes, each by a straight line in log N.
+def _compare_ratios() -> list[Comparison]:
+    """Compares D* / N* with the printed ratios; a printed ratio above ours is explained.
 
-    D/N falls as N^-2 along a budget, so that the line lies above the curve and the printed ratio above D* / N*.
+    The published notebook interpolates the tokens and their ratio to parameters between trained sizes, each linearly in
+    log N. D/N falls as N^-2 along a budget, a convex curve, so the interpolated ratio is larger than D* / N*.
     """
     ours = np.array(MATMUL.tokens) / np.array(MATMUL.params)
-    above = bool(np.all(np.array(RATIOS) >= ours - 0.05))
+    is_above = bool(np.all(np.array(RATIOS) >= ours - 0.05))
     reason = Reason(
-        "explained", above, "the printed ratio is interpolated by itself, which overstates D*/N* between sizes"
+        "explained", is_above, "the printed ratio is interpolated by itself, which overstates D*/N* between sizes"
     )
     return [
         compare("nanochat", f"tokens per parameter at {flops:.3g}", published, ratio, 0.05, reason=reason)

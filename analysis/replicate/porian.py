@@ -1,4 +1,7 @@
-"""Porian et al. 2024: the N exponent from Kaplan's .84 to Chinchilla's .50 in five steps, on two corpora."""
+"""Porian et al. 2024: the N exponent from Kaplan's .84 to Chinchilla's .50 in five steps, on two corpora.
+
+Used by `scaling replicate`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis.fitting.isoflop import akima
-from analysis.replicate.study import Row, Study, compare, read_csv
+from analysis.replicate.study import Comparison, Study, compare, read_csv
 
 TOLERANCE = 0.005
-STEPS = (  # what a step changes; its rows in the table: hparams, warmup, decay, param_count
+STEPS = (  # what a step changes; values of hparams, warmup, decay and param_count that select its runs
     ("Kaplan's set-up", ("base", "long", "kaplan", "kaplan")),
     ("+ last layer counted", ("base", "long", "kaplan", "standard")),
     ("+ short warm-up", ("base", "short", "kaplan", "standard")),
@@ -23,11 +26,12 @@ CORPORA = (  # name, file, standard deviation of the loss between seeds, publish
 )
 
 
-def run(data: Path) -> list[Row]:
-    """Medians of 1,000 noisy Akima argmins per budget, regressed with the weights of the released code.
+def run(data: Path) -> list[Comparison]:
+    """Compares the exponent of N* after each step with the published one, on both corpora.
 
-    The noise is the released code's low level throughout: it compares log loss with thresholds meant for loss, so that
-    its high level never applies.
+    The optimum of a budget is the median of 1,000 minima of Akima splines through noisy losses; the exponent is a
+    regression with the weights of the released code. The noise is that code's low level for every run: it compares log
+    loss with thresholds meant for loss, so its high level never applies.
     """
     rows = []
     for corpus, file, noise, published in CORPORA:
@@ -45,5 +49,5 @@ STUDY = Study(
     "Porian et al. 2024, arXiv 2406.19146; formll/resolving-scaling-law-discrepancies at 0dc60d91",
     run,
     folder="porian",
-    unfetched="its tables were taken out of pickles, which run code when opened; give --data",
+    why_not_fetched="its tables were taken out of pickles, which run code when opened; give --data",
 )

@@ -1,4 +1,4 @@
-"""What a replication is made of: rows of published against ours with computed verdicts, and where the data are."""
+"""What every study uses: comparisons of a published number with ours, their verdicts, and where the data are."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ UNEXPLAINED: Verdict = "differs"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published number and ours. difference: ours - published, in the unit of the quantity."""
+class Comparison:
+    """A published number and ours. difference: ours - published, in the unit of the quantity."""
 
     study: str
     quantity: str
@@ -28,38 +28,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a published number may not be ours. It only counts where `holds`, which a study computes."""
+    """Why ours may differ from a published number. It counts only if `is_supported`, which a study computes."""
 
     verdict: Verdict
-    holds: bool
+    is_supported: bool
     note: str
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of the study as its authors published it. sha256: of the bytes at that commit."""
+class PinnedFile:
+    """A file of the study's repository.
+
+    path: in the repository. local_name: in the study's folder. sha256: hexadecimal, of the bytes at the pinned commit.
+    """
 
     path: str
-    local: str
+    local_name: str
     sha256: str
 
 
 @dataclass(frozen=True)
 class Study:
-    """name: as on the command line. run: the data directory of this study -> rows.
+    """A paper whose numbers are recomputed.
 
-    folder: the study's folder in the data directory, "" where it needs none. files: what --fetch can get from
-    `repository` at `commit`; unfetched: why it cannot get all that the study reads.
+    name: as on the command line. source: the paper and its repository. run: maps the study's data folder to
+    comparisons. folder: the study's folder in the data folder, "" if it needs none. files: what --fetch downloads from
+    `repository` at `commit`. why_not_fetched: why --fetch does not get all that the study reads, "" if it does.
     """
 
     name: str
     source: str
-    run: Callable[[Path], list[Row]]
+    run: Callable[[Path], list[Comparison]]
     folder: str = ""
     repository: str = ""
     commit: str = ""
-    files: tuple[File, ...] = ()
-    unfetched: str = ""
+    files: tuple[PinnedFile, ...] = ()
+    why_not_fetched: str = ""
 
 
 def compare(
@@ -70,41 +74,47 @@ def compare(
     tolerance: float,
     note: str = "",
     reason: Reason | None = None,
-) -> Row:
-    """`reproduced` within the tolerance, in the quantity's unit; else the reason's verdict where it holds.
+) -> Comparison:
+    """Compares two numbers: `reproduced` if they differ by at most `tolerance`, in the quantity's unit.
 
-    A difference without a reason, or with one that the numbers do not bear out, is `differs`.
+    Otherwise the verdict is the reason's if there is one and it is supported, else `differs`.
     """
     ours = float(ours)
     if abs(ours - published) <= tolerance:
-        return Row(study, quantity, published, ours, ours - published, "reproduced", note)
-    if reason is not None and reason.holds:
-        return Row(study, quantity, published, ours, ours - published, reason.verdict, reason.note)
-    return Row(study, quantity, published, ours, ours - published, UNEXPLAINED, note)
+        return Comparison(study, quantity, published, ours, ours - published, "reproduced", note)
+    if reason is not None and reason.is_supported:
+        return Comparison(study, quantity, published, ours, ours - published, reason.verdict, reason.note)
+    return Comparison(study, quantity, published, ours, ours - published, UNEXPLAINED, note)
 
 
-def at_most(study: str, quantity: str, published: float, ours: float, note: str = "") -> Row:
-    """`within bound` where ours is not above the published number, else `differs`."""
+def check_bound(study: str, quantity: str, published: float, ours: float, note: str = "") -> Comparison:
+    """Compares with an upper bound: `within bound` if ours is at most the published number, else `differs`."""
     ours = float(ours)
     verdict: Verdict = "within bound" if ours <= published else UNEXPLAINED
-    return Row(study, quantity, published, ours, ours - published, verdict, note)
+    return Comparison(study, quantity, published, ours, ours - published, verdict, note)
 
 
-def holds(study: str, quantity: str, published: float, ours: float, interval: tuple[float, float], note: str) -> Row:
-    """`inside interval` where our interval holds the published number, else `differs`. ours: the best value."""
-    inside = interval[0] <= published <= interval[1]
-    said = f"our interval is {interval[0]:.4g} to {interval[1]:.4g}; {note}"
-    verdict: Verdict = "inside interval" if inside else UNEXPLAINED
-    return Row(study, quantity, published, float(ours), float(ours) - published, verdict, said)
+def check_interval(
+    study: str, quantity: str, published: float, ours: float, interval: tuple[float, float], note: str
+) -> Comparison:
+    """Compares with our interval: `inside interval` if it contains the published number, else `differs`.
+
+    ours: our best value.
+    """
+    is_inside = interval[0] <= published <= interval[1]
+    full_note = f"our interval is {interval[0]:.4g} to {interval[1]:.4g}; {note}"
+    verdict: Verdict = "inside interval" if is_inside else UNEXPLAINED
+    return Comparison(study, quantity, published, float(ours), float(ours) - published, verdict, full_note)
 
 
 def read_csv(folder: Path, name: str) -> Any:
-    """A table of a study. Raises TableError where it is absent."""
+    """Reads a table of a study as a DataFrame. Raises TableError if there is no such file."""
     import pandas as pd
 
     path = folder / name
     if not path.exists():
         raise TableError(
-            f"{path}: no such file; --data names the folder of the public tables, --fetch gets some of them"
+            f"{path}: no such file; give the folder of the public tables as --data, "
+            "or download some of them with --fetch"
         )
     return pd.read_csv(path)

@@ -72,7 +72,7 @@ def write_datablations(folder: Path) -> None:
         grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 5e9, 5), (1e9, 4e9, 1.6e10), (1, 2, 4, 8, 16, 32, 60))
     )
     columns = {"params": n, "tokens": u * epochs, "unique_tokens": u}
-    loss = np.asarray(datablations.repeats(datablations.BETTER, columns)) * noise_factors(len(n), 1e-3)
+    loss = np.asarray(datablations.repeats_law(datablations.LOWER_MINIMUM, columns)) * noise_factors(len(n), 1e-3)
     table = pd.DataFrame({"name": [f"r{i}" for i in range(len(n))], "N": n, "D": u * epochs, "U": u, "loss": loss})
     write_csv(folder, "datablations/datablations_182.csv", table)
 

@@ -19,7 +19,7 @@ import pytest
 from analysis.commands import replicate
 from analysis.errors import TableError
 from analysis.replicate import approach2, chinchilla, datablations, fetch, gadre, nanochat, porian, steplaw
-from analysis.replicate.study import File, Reason, Row, Study, at_most, compare, holds
+from analysis.replicate.study import Comparison, PinnedFile, Reason, Study, check_bound, check_interval, compare
 from tests.support import made_tables
 
 
@@ -33,19 +33,19 @@ def test_a_verdict_is_computed() -> None:
     explained = compare("s", "q", 1.0, 1.06, 0.05, reason=reason)
     assert (explained.verdict, explained.note) == ("not an optimum", "why")
     assert explained.difference == pytest.approx(0.06)
-    assert compare("s", "q", 1.0, 1.06, 0.05, reason=replace(reason, holds=False)).verdict == "differs"
+    assert compare("s", "q", 1.0, 1.06, 0.05, reason=replace(reason, is_supported=False)).verdict == "differs"
     assert compare("s", "q", 1.0, 1.04, 0.05, reason=reason).verdict == "reproduced"
 
 
 def test_bounds_and_intervals() -> None:
-    assert at_most("s", "q", 1.0, 0.9).verdict == "within bound"
-    assert at_most("s", "q", 1.0, 1.1).verdict == "differs"
-    assert at_most("s", "q", 1.0, float("nan")).verdict == "differs"
-    assert holds("s", "q", 2.0, 5.0, (1.0, 9.0), "").verdict == "inside interval"
-    assert holds("s", "q", 0.9, 5.0, (1.0, 9.0), "").verdict == "differs"
+    assert check_bound("s", "q", 1.0, 0.9).verdict == "within bound"
+    assert check_bound("s", "q", 1.0, 1.1).verdict == "differs"
+    assert check_bound("s", "q", 1.0, float("nan")).verdict == "differs"
+    assert check_interval("s", "q", 2.0, 5.0, (1.0, 9.0), "").verdict == "inside interval"
+    assert check_interval("s", "q", 0.9, 5.0, (1.0, 9.0), "").verdict == "differs"
 
 
-def verdicts(rows: list[Row]) -> dict[str, str]:
+def verdicts(rows: list[Comparison]) -> dict[str, str]:
     return {row.quantity: row.verdict for row in rows}
 
 
@@ -104,12 +104,12 @@ def test_steplaw_recovers_a_planted_law(tmp_path: Path, monkeypatch: pytest.Monk
         offsets = random.uniform(-0.5, 0.5, (60, 2))
         lr, tokens = np.exp(best + offsets).T
         loss = 2.5 * (1 + 0.02 * (offsets**2).sum(axis=1))
-        columns = {"N": n, "D": d, "lr": lr, "bs": tokens / steplaw.SEQUENCE, "smooth loss": loss}
+        columns = {"N": n, "D": d, "lr": lr, "bs": tokens / steplaw.SEQUENCE_LENGTH, "smooth loss": loss}
         runs.append(pd.DataFrame(columns))
     table = pd.concat(runs, ignore_index=True)
-    chosen = steplaw.near_optimal(table)
+    chosen = steplaw.select_near_optimal(table)
     assert len(chosen) < len(table)
-    found = steplaw.exponents(chosen, np.arange(len(chosen)))
+    found = steplaw.fit_exponents(chosen, np.arange(len(chosen)))
     assert found == pytest.approx([-0.5, 0.1, 0.0, 0.45, 0.45], abs=0.06)
     table.to_csv(tmp_path / "dense_lr_bs_loss.csv")
     fits = "1004_fitted_lr_bs_scaling_model_parameters.csv"
@@ -129,7 +129,7 @@ def test_chinchilla(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(errors) == 4
     for row in errors:
         assert row.ours == pytest.approx(row.published, rel=0.15)
-    for name in chinchilla.NAMES:
+    for name in chinchilla.PARAMETERS:
         assert found[f"{name}, least absolute deviation"] == "reproduced"
         assert found[f"{name}, Huber(1e-3)"] == "reproduced"
         assert found[f"{name}, printed as Huber"] == "not an optimum"
@@ -160,10 +160,10 @@ def test_gadre_forecasts_runs_that_lie_on_its_laws(made_data: Path) -> None:
 @pytest.mark.slow
 def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the lower minimum: the published point is no minimum of theirs, and no excuse is made for it."""
-    monkeypatch.setattr(datablations, "GRID", np.geomspace(10.0, 1e3, 120))
+    monkeypatch.setattr(datablations, "PROFILE_GRID", np.geomspace(10.0, 1e3, 120))
     rows = {row.quantity: row for row in datablations.run(made_data / "datablations")}
-    assert rows["R_D*, lower minimum"].ours == pytest.approx(datablations.BETTER["R_D"], rel=0.1)
-    assert rows["R_N*, lower minimum"].ours == pytest.approx(datablations.BETTER["R_N"], rel=0.1)
+    assert rows["R_D*, lower minimum"].ours == pytest.approx(datablations.LOWER_MINIMUM["R_D"], rel=0.1)
+    assert rows["R_N*, lower minimum"].ours == pytest.approx(datablations.LOWER_MINIMUM["R_N"], rel=0.1)
     assert rows["lowest objective"].verdict == "within bound"
     assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "differs"
     assert rows["R_D*, published, in the 95 % interval"].verdict == "differs"
@@ -172,7 +172,7 @@ def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest
 @pytest.mark.slow
 def test_datablations(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published minimum is found and named local, the lower one found, and an interval that holds both."""
-    monkeypatch.setattr(datablations, "GRID", np.geomspace(5.0, 1e4, 30))
+    monkeypatch.setattr(datablations, "PROFILE_GRID", np.geomspace(5.0, 1e4, 30))
     rows = {row.quantity: row for row in datablations.run(shared_data / "datablations")}
     assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "not an optimum"
     assert rows["R_D*, descent from the published point"].verdict == "reproduced", "a local minimum"
@@ -187,7 +187,7 @@ def test_an_interval_is_where_the_likelihood_ratio_leaves_it() -> None:
     """A parabola in log R_D of known curvature: the end is where points * log ratio reaches 3.84 / 2."""
     grid = np.geomspace(1.0, 100.0, 2001)
     objectives = np.exp(0.5 * np.log(grid / 10) ** 2)
-    ends = datablations.interval(objectives, 1.0, 16, grid)
+    ends = datablations.likelihood_interval(objectives, 1.0, 16, grid)
     half = np.sqrt(3.841 / 16)
     assert np.log(np.array(ends) / 10) == pytest.approx([-half, half], abs=5e-3)
 
@@ -195,10 +195,10 @@ def test_an_interval_is_where_the_likelihood_ratio_leaves_it() -> None:
 def test_a_grid_without_a_point_in_the_interval_is_an_error() -> None:
     grid = np.array([2.0, 8.0, 32.0])
     with pytest.raises(TableError, match=r"R_D\*.*\b2 to 32\b.*\b8\b.*\b1\.5\b"):
-        datablations.interval(np.array([2.0, 1.5, 3.0]), 1.0, 16, grid)
+        datablations.likelihood_interval(np.array([2.0, 1.5, 3.0]), 1.0, 16, grid)
 
 
-def one_row(_: Path) -> list[Row]:
+def one_row(_: Path) -> list[Comparison]:
     return [compare("s", "q", 1.0, 2.0, 0.5)]
 
 
@@ -263,46 +263,46 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 
 def pinned(path: str = "data/a b.csv", content: bytes = CONTENT) -> Study:
-    file = File(path, "a.csv", hashlib.sha256(content).hexdigest())
+    file = PinnedFile(path, "a.csv", hashlib.sha256(content).hexdigest())
     return Study("s", "nowhere", one_row, folder="s/data", repository="o/r", commit="c0ffee", files=(file,))
 
 
 def test_fetch_gets_a_file_once(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     base, asked = server
-    (path,) = fetch.fetch(pinned(), tmp_path / "got", base)
+    (path,) = fetch.fetch_files(pinned(), tmp_path / "got", base)
     assert path == tmp_path / "got" / "s" / "data" / "a.csv"
     assert path.read_bytes() == CONTENT
     assert [item.name for item in path.parent.iterdir()] == ["a.csv"]
-    fetch.fetch(pinned(), tmp_path / "got", base)
+    fetch.fetch_files(pinned(), tmp_path / "got", base)
     assert asked == ["/o/r/c0ffee/data/a%20b.csv"]
     path.write_bytes(CONTENT[:-2])
-    fetch.fetch(pinned(), tmp_path / "got", base)
+    fetch.fetch_files(pinned(), tmp_path / "got", base)
     assert path.read_bytes() == CONTENT
     assert len(asked) == 2
 
 
 def test_fetch_refuses_other_bytes(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     with pytest.raises(TableError, match=rf"{hashlib.sha256(CONTENT).hexdigest()[:12]}.*a\.csv"):
-        fetch.fetch(pinned(content=b"other"), tmp_path / "got", server[0])
+        fetch.fetch_files(pinned(content=b"other"), tmp_path / "got", server[0])
     assert not (tmp_path / "got").exists()
 
 
 def test_fetch_says_what_to_do_without_the_file_or_the_network(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     with pytest.raises(TableError, match=r"data/gone\.csv.*404.*a\.csv"):
-        fetch.fetch(pinned("data/gone.csv"), tmp_path / "got", server[0])
+        fetch.fetch_files(pinned("data/gone.csv"), tmp_path / "got", server[0])
     with pytest.raises(TableError, match=r"http://127\.0\.0\.1:1/.*a\.csv"):
-        fetch.fetch(pinned(), tmp_path / "got", "http://127.0.0.1:1")
+        fetch.fetch_files(pinned(), tmp_path / "got", "http://127.0.0.1:1")
     assert not (tmp_path / "got").exists()
 
 
 def test_the_verb_fetches(
     tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fetch.fetch, "__defaults__", (server[0],))
+    monkeypatch.setattr(fetch.fetch_files, "__defaults__", (server[0],))
     monkeypatch.setattr(replicate, "STUDIES", (pinned(), replace(porian.STUDY)))
     assert replicate.replicate(data=tmp_path / "got", fetch=True) == 1
     assert (tmp_path / "got" / "s" / "data" / "a.csv").read_bytes() == CONTENT
-    assert porian.STUDY.unfetched in capsys.readouterr().out
+    assert porian.STUDY.why_not_fetched in capsys.readouterr().out
 
 
 def test_pins_are_of_the_tables_at_hand(shared_data: Path) -> None:
