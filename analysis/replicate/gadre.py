@@ -55,7 +55,7 @@ def fit_laws(table: pd.DataFrame, corpus: str) -> tuple[Fit, Fit]:
 def prediction_errors(
     table: pd.DataFrame, corpus: str, laws: tuple[Fit, Fit], target: tuple[int, int]
 ) -> tuple[float, float]:
-    """Errors, in percent, of a run's predicted loss and of its error rate, which is predicted from the predicted loss."""
+    """Errors, in percent, of a run's predicted loss and of its error rate, which follows from that loss."""
     actual = _select_runs(table, corpus, (target,))
     loss = laws[0].predict(_columns(actual))
     error = laws[1].predict({"loss": loss})

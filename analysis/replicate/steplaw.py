@@ -98,9 +98,9 @@ def _compare_released_runs(runs: pd.DataFrame) -> list[Comparison]:
         agrees = abs(bootstrap_means[rerun] - published.user_rerun) <= RERUN_TOLERANCE
         inside = "holds" if low[ours] <= published.value <= high[ours] else "does not hold"
         note = (
-            f"a user's re-run of the released script (issue 10) got {published.user_rerun}, ours of the same regression "
-            f"is {bootstrap_means[rerun]:.4f}: the published value rests on a selection that was not released; our 95 % "
-            f"interval over (N, D) cells, {low[ours]:.3f} to {high[ours]:.3f}, {inside} it"
+            f"a user's re-run of the released script (issue 10) got {published.user_rerun}, ours of the same "
+            f"regression is {bootstrap_means[rerun]:.4f}: the published value rests on a selection that was not released; "
+            f"our 95 % interval over (N, D) cells, {low[ours]:.3f} to {high[ours]:.3f}, {inside} it"
         )
         reason = Reason("explained", bool(agrees), note)
         quantity = f"{published.quantity}, from the released runs"
