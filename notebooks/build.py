@@ -1,9 +1,8 @@
 """Runs the notebooks from their sources and writes them with their outputs: `python notebooks/build.py [NAME ...]`.
 
-The sources (jupytext, py:percent) are what is edited and reviewed. What is kept beside them is for people who read on a
-forge: no timestamps, no versions, no paths of the machine that ran them, nothing on stderr.
-tests/notebooks/test_notebooks.py
-holds that a notebook is its source as it was run.
+Edit and review the sources (jupytext, py:percent). The .ipynb beside each is for reading on GitHub; it holds no
+timestamps, versions or paths of the machine that ran it, and no output on stderr. tests/notebooks/test_notebooks.py
+checks that the two agree.
 """
 
 from __future__ import annotations
@@ -24,20 +23,23 @@ FOLDER = Path(__file__).parent
 NAMES = ("explore_a_sweep", "fit_and_forecast", "replicate_chinchilla", "downstream_accuracy", "how_much_compute")
 
 
-def source(path: Path) -> Any:
-    """The notebook of a source, without outputs; cells are named by their place, so that equal sources are equal."""
+def read_source(path: Path) -> Any:
+    """Reads a source as a notebook without outputs. Cells are numbered, so that equal sources give equal notebooks."""
     notebook = jupytext.read(path, fmt="py:percent")
-    for place, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{place}"
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{index}"
         cell.metadata = {}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return notebook
 
 
-def built(path: Path) -> Any:
-    """The same with its outputs. Raises CellExecutionError where a cell fails, ValueError where one warns."""
-    notebook = source(path)
+def execute(path: Path) -> Any:
+    """Runs a source and returns the notebook with its outputs.
+
+    Raises CellExecutionError if a cell fails, and ValueError if one writes to stderr.
+    """
+    notebook = read_source(path)
     NotebookClient(notebook, kernel_name="python3", timeout=600, resources={"metadata": {"path": FOLDER}}).execute()
     kernel = notebook.metadata["kernelspec"]
     notebook.metadata = {"kernelspec": kernel, "source_sha256": notebook.metadata["source_sha256"]}
@@ -47,12 +49,12 @@ def built(path: Path) -> Any:
             if output.get("name") == "stderr":
                 raise ValueError(f"{path}: a cell wrote to stderr: {output['text']}")
             if "image/png" in output.get("data", {}):
-                output["data"]["image/png"] = small(output["data"]["image/png"])
+                output["data"]["image/png"] = compress_png(output["data"]["image/png"])
     return notebook
 
 
-def small(png: str) -> str:
-    """The same picture in 128 colours, which no eye tells from it: a third of the bytes. In base64, in and out."""
+def compress_png(png: str) -> str:
+    """Reduces a picture to 128 colours, a third of the bytes and no visible difference. Takes and returns base64."""
     content = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(128).save(content, "png", optimize=True)
     return base64.b64encode(content.getvalue()).decode()
@@ -60,5 +62,5 @@ def small(png: str) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:
-        nbformat.write(built(FOLDER / f"{name}.py"), FOLDER / f"{name}.ipynb")
+        nbformat.write(execute(FOLDER / f"{name}.py"), FOLDER / f"{name}.ipynb")
         print(f"{name}.ipynb: {(FOLDER / f'{name}.ipynb').stat().st_size // 1024} KiB")

@@ -13,12 +13,13 @@
 # %% [markdown]
 # # Downstream accuracy
 #
-# Loss falls smoothly; what a model can do need not. This notebook asks of every task in a table whether accuracy rises
-# with scale at all, by which law, and whether that law forecasts runs that it has not seen. "No trend" is an answer.
+# Loss falls smoothly with scale; accuracy on a task may not. For every task in a table this notebook tests whether
+# accuracy rises with scale, which law describes it best, and whether that law forecasts runs that were held out. A task
+# may have no trend.
 #
 # The table is the demo's ([how it was made](data/README.md)): byte models of 11 thousand to 217 thousand parameters,
-# each asked some hundred multiple-choice questions a task by `scaling eval`. `cloze` and `closers` are made from
-# held-out text of their corpus, the others are made up.
+# each evaluated by `scaling eval` on some hundred multiple-choice questions a task. The questions of `cloze` and
+# `closers` come from held-out text of their corpus; those of the other tasks are synthetic.
 
 # %%
 import pandas as pd
@@ -27,14 +28,14 @@ from analysis import load, studies
 from analysis.plots.downstream import by_compute, signal_to_noise
 
 runs = load("data/stdlib_cpu.parquet")
-held_out = "3e12"  # FLOPs from which on runs are held out of everything: verdict, choice of law, fit, interval
-found = studies(runs, holdout=held_out, draws=200)
+holdout_flops = "3e12"  # runs with at least this compute are in no verdict, choice of law, fit or interval
+task_studies = studies(runs, holdout=holdout_flops, draws=200)
 
 # %% [markdown]
-# ## Which tasks say anything
+# ## Which tasks have a trend
 #
-# A task is given a law only if accuracy rises with compute (Kendall's tau, with a permutation test) and its spread over
-# the runs is more than equally good models would show by chance.
+# A task gets a law only if its accuracy rises with compute (Kendall's tau, with a permutation test) and if its spread
+# over the runs is larger than chance alone gives equally good models.
 
 # %%
 verdicts = {
@@ -47,23 +48,24 @@ verdicts = {
         "needed": study.trend.ratio_needed,
         "verdict": study.verdict,
     }
-    for study in found
+    for study in task_studies
 }
 pd.DataFrame.from_dict(verdicts, orient="index").round(3)
 
 # %%
-signal_to_noise(found)
+signal_to_noise(task_studies)
 
 # %% [markdown]
 # ## Which law
 #
-# One step (accuracy from compute, or from parameters and tokens) or two (first the loss, or the bits per byte of the
-# right answer, then accuracy from that). Each task takes the one that forecasts the top of its own compute best;
-# `error` is the mean distance of those forecasts, in accuracy, and `naive` that of saying that nothing changes: of the
-# mean accuracy of the largest runs seen, those within 3x of the largest.
+# A one-step law predicts accuracy from compute, or from parameters and tokens. A two-step law first predicts the loss,
+# or the bits per byte of the right answer, and then accuracy from that. Each task takes the law that best forecasts the
+# fitted runs of most compute in a back-test. `error` is the mean absolute error of those forecasts, in accuracy.
+# `naive` is that of the forecast that nothing changes: the mean accuracy of the largest runs seen, those within 3x of
+# the largest.
 
 # %%
-rising = [study for study in found if study.accuracy_forecast is not None]
+rising = [study for study in task_studies if study.accuracy_forecast is not None]
 laws = {
     (study.task, scored["name"]): {"error": scored["error"], "wins": scored["wins"]}
     for study in rising
@@ -73,9 +75,10 @@ print("naive:", {study.task: round(study.facts()["backtest"]["naive"], 3) for st
 pd.DataFrame.from_dict(laws, orient="index").round(3)
 
 # %% [markdown]
-# ## The runs that no law has seen
+# ## The held-out runs
 #
-# `low` and `high` are the 90 % interval for one new run's measurement, the luck of its questions included.
+# `low` and `high` are the 90 % prediction interval for the measurement of one new run, including the sampling error of
+# its questions.
 
 # %%
 checked = pd.concat([study.held_out.assign(task=study.task) for study in rising])
@@ -86,7 +89,7 @@ checked.set_index("task")[columns].map(lambda value: value if isinstance(value, 
 # %% [markdown]
 # ## Accuracy against compute
 #
-# Diamonds are the runs held out. A law with an interval that soon spans everything is a law that should not be quoted.
+# Diamonds are the held-out runs. Do not quote a law whose interval soon spans the whole range.
 
 # %%
 by_compute(rising)

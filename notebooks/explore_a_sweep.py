@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Explore a sweep
 #
-# A sweep ends in one table, a row a run. This notebook reads the table of the demo: 42 byte models of 11 thousand to
-# 217 thousand parameters, trained on the source code of Python's standard library ([how it was made](data/README.md)).
-# It asks what one should ask before any law is fitted: what was varied, did every run end well, and which runs were the
-# best use of their compute?
+# A sweep ends in one table with one row for each run. This notebook reads the table of the demo: 42 byte models of 11
+# thousand to 217 thousand parameters, trained on the source code of Python's standard library ([how it was
+# made](data/README.md)). It answers three questions to ask before fitting a law: what was varied, did every run end
+# well, and which runs used their compute best?
 
 # %%
 import matplotlib as mpl
@@ -34,17 +34,17 @@ runs[["params_matmul", "tokens", "flops", "loss", "loss_stderr", "bits_per_byte"
 # %% [markdown]
 # ## What was varied
 #
-# Six sizes, seven horizons. The loss is in nats per token on held-out files; a token is a byte here. Down a column more
-# parameters help, along a row more text does: least where the model is small.
+# There are six sizes and seven numbers of tokens. The loss is in nats per token on held-out files; a token is a byte
+# here. It falls with more parameters (down a column) and with more text (along a row), least where the model is small.
 
 # %%
 runs.pivot(index="params_matmul", columns="tokens", values="loss").round(3)
 
 # %% [markdown]
-# ## How a parameter is counted
+# ## How parameters are counted
 #
-# The same model has three sizes. Tiny models spend much of theirs on the embedding, so an exponent in N depends on
-# which count is used. A fit names its own: `params_matmul` unless told otherwise, the numbers that a token is
+# There are three counts of the parameters of one model. In tiny models the embedding is a large part, so an exponent in
+# N depends on the count. A fit names the one it uses. The default is `params_matmul`, the parameters that a token is
 # multiplied by.
 
 # %%
@@ -52,24 +52,25 @@ counts = runs.groupby(["width", "depth"])[["params_total", "params_non_embedding
 counts.sort_values("params_total")
 
 # %% [markdown]
-# ## What was paid
+# ## What the sweep cost
 #
-# Horizons of one size share a trunk: a shorter run branches off the longer one and cools down on its own. `flops` is
-# what a run would have cost alone, `flops_spent` what was added for it.
+# Runs of one size share a trunk, the stable phase of the learning-rate schedule: a shorter run branches off the longer
+# one and has its own cooldown. `flops` is the cost of a run without sharing, `flops_spent` the compute that it added.
 
 # %%
-alone, spent = runs["flops"].sum(), runs["flops_spent"].sum()
+unshared, spent = runs["flops"].sum(), runs["flops_spent"].sum()
 print(
-    f"alone {format_scientific(alone)} FLOPs, with shared trunks {format_scientific(spent)}: "
-    f"{1 - spent / alone:.0%} less"
+    f"alone {format_scientific(unshared)} FLOPs, with shared trunks {format_scientific(spent)}: "
+    f"{1 - spent / unshared:.0%} less"
 )
 
 # %% [markdown]
 # ## Which size for which compute
 #
-# A line a size; the thick one joins the runs that no cheaper run beats, which is the best that a sweep can say about a
-# budget without a law. It moves from small models to large ones as compute grows. Bars are 90 % intervals from the
-# spread over held-out windows. Every run is measured on the same windows, so differences are surer than the bars.
+# There is one line for each size. The thick line joins the runs that no cheaper run beats: without a law, they are the
+# best known runs for a budget. It moves from small models to large ones as compute grows. Bars are 90 % intervals from
+# the spread over held-out windows. Every run is measured on the same windows, so differences between runs are more
+# certain than the bars show.
 
 # %%
 runs = runs.sort_values("flops")

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Fit a law, forecast a run
 #
-# The runs of the demo sweep ([how they were made](data/README.md)) less the largest; a law fitted to the rest; a
-# forecast for the one left out, with an interval; then the measured loss beside it. The first fit of a kind compiles
-# for some seconds.
+# This notebook leaves out the largest run of the demo sweep ([how the runs were made](data/README.md)), fits a law to
+# the rest, forecasts the loss of the largest run with an interval, and compares it with the measured loss. The first
+# fit of each kind compiles for some seconds.
 
 # %%
 import pandas as pd
@@ -26,7 +26,7 @@ from analysis.forecasting.saved_fit import FitSettings
 runs = load("data/stdlib_cpu.parquet")
 
 # %% [markdown]
-# ## Chinchilla's form, as it is usually fitted
+# ## Chinchilla's law, as it is usually fitted
 #
 # `holdout="largest"` leaves out the run with the most compute. Warnings are part of the result.
 
@@ -35,24 +35,25 @@ usual = fit(runs, "chinchilla", FitSettings(holdout="largest"))
 usual
 
 # %% [markdown]
-# ## The form and weighting chosen by back-test
+# ## The law and the weighting chosen by back-test
 #
-# `"chosen"` holds out the top of compute once more, inside the runs that are left, and takes the law and the weighting
-# towards large compute that forecast it best. `wins` is how often each came first over resamples of the runs.
+# `"chosen"` holds out the runs of most compute among those that are left, and takes the law and the weighting towards
+# large compute that forecast them best. `wins` is the share of resamples of the runs in which a candidate came first.
 
 # %%
 law = fit(runs, "chosen", FitSettings(holdout="largest"), panel=True)
-rivals = pd.DataFrame(law.document["choice"]["candidates"])
+candidates = pd.DataFrame(law.document["choice"]["candidates"])
 law
 
 # %%
-rivals
+candidates
 
 # %% [markdown]
-# ## How much is convention
+# ## How much depends on convention
 #
-# The same runs fitted otherwise: another count of parameters, another window of compute, another objective. The shaded
-# band is the 90 % interval of the fit above. A dot outside it is a convention that matters more than the noise.
+# The figure shows fits to the same runs with another count of parameters, another range of compute, or another
+# objective. The shaded band is the 90 % interval of the fit above. A dot outside it is a convention that matters more
+# than the noise.
 
 # %%
 plot(law, "sensitivity")
@@ -60,16 +61,16 @@ plot(law, "sensitivity")
 # %% [markdown]
 # ## The forecast
 #
-# Of the run that was left out, by both fits, and of a run with ten times its parameters and ten times its tokens, which
-# nobody has trained: its interval is wide, and says so.
+# Both fits forecast the run that was left out, and a run with ten times its parameters and ten times its tokens, which
+# was not trained and whose interval is wide.
 
 # %%
 largest = law.held_out.iloc[0]
 n, d = largest["params"] * pd.Series([1, 10]), largest["tokens"] * pd.Series([1, 10])
-said = pd.concat([forecast(usual, n, d).assign(fit="usual"), forecast(law, n, d).assign(fit="chosen")])
-said["measured"] = [largest["loss"], None] * 2
-said["error"] = said["predicted"] / said["measured"] - 1
-said[["fit", "params", "tokens", "predicted", "low", "high", "measured", "error"]].round(4)
+forecasts = pd.concat([forecast(usual, n, d).assign(fit="usual"), forecast(law, n, d).assign(fit="chosen")])
+forecasts["measured"] = [largest["loss"], None] * 2
+forecasts["error"] = forecasts["predicted"] / forecasts["measured"] - 1
+forecasts[["fit", "params", "tokens", "predicted", "low", "high", "measured", "error"]].round(4)
 
 # %%
 plot(law, "loss_by_tokens")

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # How much compute do I need?
 #
-# For a loss that is wanted: how much compute, how large a model, how much text, how sure, what it would cost, and which
-# runs to train next to be surer. From the demo's small models ([how they were made](data/README.md)): the way is the
-# same for yours.
+# For a target loss this notebook computes how much compute, how large a model and how much text it takes, how certain
+# that is, what it would cost, and which runs to train next for a more certain answer. It uses the demo's small models
+# ([how they were made](data/README.md)); the steps are the same for other sweeps.
 
 # %%
 import matplotlib as mpl
@@ -35,9 +35,9 @@ law
 # %% [markdown]
 # ## The least compute for a loss
 #
-# Along the compute-optimal frontier of the law, where C = 6 N D. `low` and `high` are the FLOPs at which the lower and
-# the upper end of the forecast's 90 % interval reach the loss. `inf`: the upper end never does, so these runs do not
-# rule out that the loss is out of reach.
+# The answer is on the compute-optimal frontier of the law, where C = 6 N D. `low` and `high` are the FLOPs at which the
+# lower and the upper end of the forecast's 90 % interval reach the loss. `inf` means that the upper end never reaches
+# it: from these runs, the loss may be unreachable.
 
 # %%
 best = runs["loss"].min()
@@ -47,10 +47,10 @@ answers["times_the_largest_run"] = answers["flops"] / (6 * runs["params_matmul"]
 answers.set_index("loss").map("{:.3g}".format)
 
 # %% [markdown]
-# ## What that is on hardware
+# ## How long that takes on hardware
 #
-# Arithmetic, not a measurement: FLOPs over peak rate and the share of it that training reaches. Models as small as
-# these reach far less than 40 % on an accelerator; for a model of your own `scaling cost SIZE` prints the whole sum.
+# These seconds are computed, not measured: FLOPs divided by 40 % of the peak rate of a chip. Models as small as these
+# reach far less than 40 % on an accelerator. `scaling cost SIZE` prints the whole calculation for a model of your own.
 
 # %%
 chips = {"A100": "A100", "H100": "H100", "TPU v5e": "TPU v5 lite"}
@@ -61,8 +61,8 @@ seconds.set_index(answers["loss"]).map("{:.2g}".format)
 # %% [markdown]
 # ## Which runs to train next
 #
-# The cells that lower the standard error of the forecast for the second target most, for as much compute as the sweep
-# has cost so far. `standard_error` is that of the forecast's log loss once this cell and those above it are known.
+# These are the runs that lower the standard error of the forecast for the second target most, within as much compute as
+# the sweep has cost so far. `standard_error` is that of the forecast's log loss after this run and those above it.
 
 # %%
 aim = answers.iloc[1]

@@ -1,4 +1,4 @@
-"""The small table that the notebooks read, from a sweep: `python notebooks/make_data.py out/stdlib_cpu`."""
+"""Writes the table that the notebooks read, from a sweep folder: `python notebooks/make_data.py out/stdlib_cpu`."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@
 #
 # Besiroglu et al. 2024 ([arXiv 2404.10102](https://arxiv.org/abs/2404.10102)) read the 245 runs behind Chinchilla's
 # third approach off its figure, refitted the law, and found other values than Hoffmann et al. 2022 had printed. This
-# notebook recomputes their numbers, under each objective that they may mean, and draws what the difference is about:
-# how many tokens a parameter.
+# notebook recomputes their numbers under each objective that could have produced them, and plots the consequence: how
+# many tokens per parameter are compute-optimal.
 #
-# **What it needs and this repository does not hold:** one table of their repository, 245 rows. It is looked for in
-# `shared/data` beside the checkout, then in `out/public`, where it is fetched from a pinned commit, its sha256 checked.
-# Without a network and without the file, the next cell says where to put it, and nothing below can run.
+# **It needs one file that is not in this repository:** a table of 245 rows from their repository. The next cell reads
+# it from `shared/data` beside the checkout, or else downloads it at a pinned commit to `out/public` and checks its
+# sha256. Without the file and without a network, that cell fails and says where to put the file.
 
 # %%
 from pathlib import Path
@@ -41,8 +41,8 @@ file = shared if shared.exists() else fetch_files(STUDY, Path("../out/public"))[
 # %% [markdown]
 # ## Published, ours, difference, verdict
 #
-# `not an optimum`: a point where the objective that it is said to minimise is higher than elsewhere. What the paper
-# prints as a Huber fit is the solution of least absolute deviations, to five digits.
+# The verdict `not an optimum` marks published values at which the objective they should minimise is higher than at
+# ours. What the paper prints as a Huber fit is the solution of least absolute deviations, to five digits.
 
 # %%
 rows = pd.DataFrame(STUDY.run(file.parent))
@@ -54,11 +54,12 @@ for note in rows["note"].unique():
         print(f"- {note}")
 
 # %% [markdown]
-# ## How many tokens a parameter
+# ## How many tokens per parameter
 #
-# Hoffmann et al.'s own three numbers do not agree: their third approach, as printed (E = 1.69, A = 406.4, B = 410.7,
-# alpha = .34, beta = .28), asks for more and more tokens a parameter, while their first two, and Chinchilla itself, say
-# 20. The refit says about 20 as well. The five highest losses are left out, as Besiroglu et al. do.
+# The three approaches of Hoffmann et al. do not agree. With the third, as printed (E = 1.69, A = 406.4, B = 410.7,
+# alpha = .34, beta = .28), the number of tokens per parameter grows with compute; with the first two, and for
+# Chinchilla itself, it is about 20. The refit gives about 20 as well. It leaves out the five highest losses, as
+# Besiroglu et al. do.
 
 # %%
 points = load(file, columns={"params": "Model Size", "flops": "Training FLOP"})
@@ -75,7 +76,7 @@ printed = dict(zip(names, (1.69, 406.4, 410.7, 0.34, 0.28), strict=True))
 
 
 def tokens_per_parameter(p: dict, flops: np.ndarray) -> np.ndarray:
-    """Of the compute-optimal run: Hoffmann et al. 2022, eq. 4, with C = 6 N D."""
+    """Tokens per parameter of the compute-optimal run: Hoffmann et al. 2022, eq. 4, with C = 6 N D."""
     a = p["beta"] / (p["alpha"] + p["beta"])
     g = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
     return flops / 6 / (g * (flops / 6) ** a) ** 2

@@ -92,7 +92,8 @@ def _compare_printed_point(
     ]
     note = (
         f"not the Huber optimum: the objective is {printed_objective:.7g} there and "
-        f"{by_huber.objective_value:.7g} at the optimum. It is the LAD solution: off ours by {distances[0]:.2g} at most, off the Huber optimum by {distances[1]:.2g}"
+        f"{by_huber.objective_value:.7g} at the optimum. "
+        f"It is the LAD solution: off ours by {distances[0]:.2g} at most, off the Huber optimum by {distances[1]:.2g}"
     )
     is_lad_optimum = (
         printed_objective > by_huber.objective_value * (1 + 1e-6) and distances[0] <= NEAR_TOLERANCE < distances[1]

@@ -99,8 +99,8 @@ def _compare_released_runs(runs: pd.DataFrame) -> list[Comparison]:
         inside = "holds" if low[ours] <= published.value <= high[ours] else "does not hold"
         note = (
             f"a user's re-run of the released script (issue 10) got {published.user_rerun}, ours of the same "
-            f"regression is {bootstrap_means[rerun]:.4f}: the published value rests on a selection that was not released; "
-            f"our 95 % interval over (N, D) cells, {low[ours]:.3f} to {high[ours]:.3f}, {inside} it"
+            f"regression is {bootstrap_means[rerun]:.4f}: the published value rests on a selection that was not "
+            f"released; our 95 % interval over (N, D) cells, {low[ours]:.3f} to {high[ours]:.3f}, {inside} it"
         )
         reason = Reason("explained", bool(agrees), note)
         quantity = f"{published.quantity}, from the released runs"
