@@ -43,8 +43,8 @@ class Checkpoints:
             self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
 
-    def latest(self) -> int | None:
-        """The last whole step, or None."""
+    def latest_step(self) -> int | None:
+        """The step of the last whole checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
@@ -85,7 +85,7 @@ class Checkpoints:
             raise self._full(f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
 
     def _full(self, detail: str) -> DiskFullError:
-        latest = self.latest()
+        latest = self.latest_step()
         last_whole = f"the one at step {latest} is whole" if latest is not None else "there is none before it"
         return DiskFullError(
             f"{self.folder}: no space left for a checkpoint ({detail}); {last_whole}: "

@@ -47,13 +47,13 @@ def join_processes() -> None:
     Raises InputError when the variables in PROCESS_VARIABLES make no sense. When the others do not join in time, ends
     this process with PROCESS_LOST, two seconds before XLA would abort it.
     """
-    given = [f"{name}={os.environ[name]}" for name in PROCESS_VARIABLES if name in os.environ]
-    others = f"the other processes of this run ({', '.join(given) or 'as the launcher says'})"
+    variables = [f"{name}={os.environ[name]}" for name in PROCESS_VARIABLES if name in os.environ]
+    others = f"the other processes of this run ({', '.join(variables) or 'as the launcher says'})"
     try:
         with timeout_with_notice(others, START_TIMEOUT_SECONDS - 2, PROCESS_LOST):
             initialize_distributed()
     except ValueError as error:
-        raise InputError(f"{', '.join(given)}: {error}") from None
+        raise InputError(f"{', '.join(variables)}: {error}") from None
 
 
 def initialize_distributed() -> None:
@@ -72,9 +72,9 @@ def initialize_distributed() -> None:
         initialization_timeout=START_TIMEOUT_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
     )
-    if given := [name for name in PROCESS_VARIABLES if name in environment]:
-        if len(given) < len(PROCESS_VARIABLES):
-            raise InputError(f"{', '.join(given)} without the others: set {', '.join(PROCESS_VARIABLES)}, or none")
+    if variables := [name for name in PROCESS_VARIABLES if name in environment]:
+        if len(variables) < len(PROCESS_VARIABLES):
+            raise InputError(f"{', '.join(variables)} without the others: set {', '.join(PROCESS_VARIABLES)}, or none")
         address, count, index = (environment[name] for name in PROCESS_VARIABLES)
         jax.config.update("jax_enable_preemption_service", False)
         initialize(address, int(count), int(index))

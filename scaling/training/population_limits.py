@@ -65,15 +65,15 @@ def check_same_program(configs: Sequence[RunConfig]) -> None:
             )
 
 
-def first_difference(one: Any, other: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(a: Any, b: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
     """The first field in which two configs differ, with both values; None when they are equal."""
-    for spec in fields(one):
-        a, b = getattr(one, spec.name), getattr(other, spec.name)
-        if is_dataclass(a):
-            if nested := first_difference(a, b, f"{prefix}{spec.name}."):
+    for spec in fields(a):
+        a_value, b_value = getattr(a, spec.name), getattr(b, spec.name)
+        if is_dataclass(a_value):
+            if nested := first_difference(a_value, b_value, f"{prefix}{spec.name}."):
                 return nested
-        elif a != b:
-            return prefix + spec.name, a, b
+        elif a_value != b_value:
+            return prefix + spec.name, a_value, b_value
     return None
 
 

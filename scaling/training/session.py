@@ -104,7 +104,7 @@ def open_data(config: RunConfig) -> tuple[TokenShards, Tokenizer]:
 def initial_state(s: Session) -> tuple[int, TrainState]:
     """Steps taken and the state after them: from the last checkpoint, else from the trunk that the run branches from,
     else newly initialized."""
-    latest = s.checkpoints.latest()
+    latest = s.checkpoints.latest_step()
     if latest is not None:
         return latest, s.checkpoints.restore(latest, s.program.abstract_state)
     if s.config.branch_of:

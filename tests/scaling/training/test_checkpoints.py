@@ -23,28 +23,28 @@ def state(width: int, fill: float = 1.0) -> dict[str, dict[str, jax.Array]]:
 
 
 def test_the_last_checkpoints_stay_and_are_restored_bit_for_bit(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path / "c", keep=2) as save:
-        assert save.latest() is None
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
         for step in (1, 2, 3):
-            save.save(step, state(4, step / 3))
-        save.wait()
-    with Checkpoints(tmp_path / "c", keep=2) as save:
-        assert save.latest() == 3
-        restored = save.restore(3, jax.eval_shape(lambda: state(4)))
+            checkpoints.save(step, state(4, step / 3))
+        checkpoints.wait()
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        restored = checkpoints.restore(3, jax.eval_shape(lambda: state(4)))
         np.testing.assert_array_equal(restored["params"]["q"], np.float32(1.0) * np.full((4, 2), np.float32(3 / 3)))
         np.testing.assert_array_equal(
-            save.restore(2, jax.eval_shape(lambda: state(4)))["params"]["q"][0, 0], np.float32(2 / 3)
+            checkpoints.restore(2, jax.eval_shape(lambda: state(4)))["params"]["q"][0, 0], np.float32(2 / 3)
         )
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "3"]
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_leaves_that_differ(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path, keep=1) as save:
-        save.save(1, state(4))
-        save.wait()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state(4))
+        checkpoints.wait()
         wanted = {"params": {"q": jnp.ones((8, 2)), "norm": jnp.ones(4), "k": jnp.ones(3)}}
         with pytest.raises(InputError) as error:
-            save.restore(1, jax.eval_shape(lambda: wanted))
+            checkpoints.restore(1, jax.eval_shape(lambda: wanted))
     text = str(error.value)
     assert re.search(r"params/q\b.*\(4, 2\).*\(8, 2\)", text)
     assert re.search(r"params/k\b.*\(3,\)", text)
@@ -73,20 +73,20 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_last_checkpoint_stays_whole
     noise = np.random.default_rng(0).normal(size=(160_000, 2))
     fits = {"q": jnp.asarray(noise, jnp.float32)}
     larger = {"q": jnp.asarray(np.random.default_rng(1).normal(size=(800_000, 2)), jnp.float32)}
-    with pytest.raises(DiskFullError) as error, Checkpoints(small_disk / "c", keep=5) as save:  # noqa: PT012
-        save.save(1, fits)
-        save.wait()
-        save.save(2, larger)
-        save.wait()
+    with pytest.raises(DiskFullError) as error, Checkpoints(small_disk / "c", keep=5) as checkpoints:  # noqa: PT012
+        checkpoints.save(1, fits)
+        checkpoints.wait()
+        checkpoints.save(2, larger)
+        checkpoints.wait()
     assert error.value.code == DISK_FULL
     assert (error.value.__cause__ is None) is foreseen, "what was not foreseen comes of the system's own error"
     assert ("6.7 MB" in str(error.value)) is foreseen
     assert str(small_disk / "c") in str(error.value)
     assert "step 1 " in str(error.value)
     assert "\n" not in str(error.value)
-    with Checkpoints(small_disk / "c", keep=5) as save:
-        assert save.latest() == 1
-        restored = save.restore(1, jax.eval_shape(lambda: fits))
+    with Checkpoints(small_disk / "c", keep=5) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        restored = checkpoints.restore(1, jax.eval_shape(lambda: fits))
     np.testing.assert_array_equal(restored["q"], fits["q"])
 
 
