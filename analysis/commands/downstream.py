@@ -156,8 +156,8 @@ def _print_task(study: Study, console: Console) -> None:
     cuts = ", ".join(f"{factor:g}x" for factor in study.backtest.cuts)
     if ranking:
         console.print(f"  back-test (tops of {cuts} held out), mean error of accuracy: {ranking}")
-    own = study.accuracy_forecast.members[0]
-    for step, rows in zip(own.model.steps, own.values, strict=True):
+    best_fit = study.accuracy_forecast.members[0]
+    for step, rows in zip(best_fit.model.steps, best_fit.values, strict=True):
         numbers = ", ".join(f"{n} = {v:.4g}" for n, v in zip(step.law.parameters, rows[0], strict=True))
         console.print(f"  {step.response} by {escape(step.law.formula)}; {numbers}")
     for row in study.held_out.to_dict("records"):

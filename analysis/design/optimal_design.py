@@ -1,16 +1,14 @@
-"""Which cells to train next, so that a forecast moves least with their noise: V-optimal design under a budget.
+"""V-optimal design: which cells to train next, so that the noise of all runs moves a forecast least, within a budget.
 
-At parameters theta, with j the derivatives of log loss by theta at a cell and M the information that is at hand (a
-prior plus j j^T / s^2 over the measured points), the variance of the forecast at a target of derivatives g is
-g^T M^-1 g. A new cell of variance s^2 lowers it by (g^T M^-1 j)^2 / (s^2 + j^T M^-1 j). Cells are taken greedily
-(V-optimality: Welch 1984; averaged over plausible parameters: Chaloner & Verdinelli 1995; the exponents of cost, the
-prior and the drift are ours, benchmarks/README.md says what the whole brings).
+At parameters theta, let j be the derivatives of log loss by theta at a cell, and M the information of the measured
+points (the precision of a prior plus the sum of j j^T / s^2). The variance of the forecast at a target of derivatives g
+is g^T M^-1 g. A new cell of variance s^2 lowers it by (g^T M^-1 j)^2 / (s^2 + j^T M^-1 j). Cells are chosen greedily
+(V-optimality: Welch 1984; averaged over plausible parameters: Chaloner & Verdinelli 1995). The exponents of cost, the
+prior and the drift are our own; benchmarks/README.md says how well the whole forecasts.
 
-Two things keep it from being misled. Early fits are poor, so the variance is averaged over draws of theta. And laws are
-wrong: a point is taken to miss the law that holds at the target by `drift` per e-fold of compute between them, so that
-cheap cells count for less, however many they are.
-
-Not in the design's list of modules: fit.py says what the points say, this which points would say more.
+Two measures keep wrong assumptions from misleading it. Early fits are poor, so the variance is averaged over draws of
+theta. And every law is wrong somewhere: a point is assumed to miss the law that holds at the target by `drift` per
+e-fold of compute between them, so that cheap cells count for less, however many there are.
 """
 
 from __future__ import annotations
@@ -32,28 +30,27 @@ from analysis.tables.results import SURFACE_COLUMNS
 
 Policy = Literal["v", "v-cost"]
 COST_POWERS = {"v": (0.0,), "v-cost": (0.0, 0.5, 1.0)}
-"""Each policy's rankings, reduction of log variance over cost to one of these powers; the best set of them is taken."""
+"""Policy -> powers of cost. Cells are ranked by reduction of log variance over cost^power; the best set is proposed."""
 
-POSTERIOR_DRAWS = 12
+POSTERIOR_DRAWS = 12  # plausible values of the parameters
 DRIFT = 0.01  # log loss per e-fold of compute; with 0 forecasts were worse where the law is wrong, with 0.03 no better
-PRIOR_NOISE, PRIOR_NOISE_WEIGHT = (
-    0.003,
-    4.0,
-)  # log loss of one run before residuals are seen, and how many of them that counts for
-EXPONENT_DEVIATION, PREFACTOR_DEVIATION = 1.0, 10.0  # standard deviations of the prior, of parameters as searched
-MAX_RESIDUAL = 0.05  # log loss beyond which a residual no longer adds to the noise
+PRIOR_NOISE = 0.003  # prior guess of the standard deviation of one run's log loss
+PRIOR_NOISE_WEIGHT = 4.0  # number of residuals that this guess counts for
+EXPONENT_DEVIATION = 1.0  # standard deviation of the prior of exponents and floors, in the logarithm that fits search
+PREFACTOR_DEVIATION = 10.0  # the same of prefactors
+MAX_RESIDUAL = 0.05  # log loss; larger residuals count as this large in the estimate of the noise
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """What measured points leave open about a forecast, at several plausible values of the parameters.
+    """Normal approximation of the posterior of a law's parameters, around several plausible values of them.
 
-    thetas: [draws, parameters] as searched; the first is the fit.
-    precision: [draws, parameters, parameters], of the points at hand and the prior.
-    target_gram: [draws, parameters, parameters], the mean over targets of g g^T.
+    thetas: [draws, parameters], transformed as for the search of a fit; the first is the fit.
+    precision: [draws, parameters, parameters], of the measured points and the prior.
+    target_gram: [draws, parameters, parameters], the mean over targets of g g^T, g the derivatives of log loss.
     noise: standard deviation of one run's log loss.
     drift: log loss per e-fold of compute between a point and the target.
-    target_log_flops: log of the target's training FLOPs, the mean over targets.
+    target_log_flops: natural logarithm of the targets' training FLOPs, their mean.
     """
 
     law: Law
@@ -66,15 +63,15 @@ class Posterior:
 
     @property
     def standard_error(self) -> float:
-        """Of the forecast log loss: root mean square over targets, geometric mean over draws."""
+        """Standard error of the forecast log loss: root mean square over targets, geometric mean over draws."""
         return float(np.exp(np.mean(np.log(_forecast_variance(np.linalg.inv(self.precision), self.target_gram))) / 2))
 
     def run_variance(self, flops: Any) -> np.ndarray:
-        """Variance of a run's log loss as a witness of the law at the target, [points]."""
+        """Variance of runs' log losses around the law that holds at the target, [points]: noise and drift."""
         return _run_variance(self.noise, self.drift, self.target_log_flops, flops)
 
     def precision_with(self, cells: pd.DataFrame) -> np.ndarray:
-        """The precision once these cells are measured too: [draws, parameters, parameters]."""
+        """The precision after these cells are measured too: [draws, parameters, parameters]."""
         return self.precision + _information(
             log_loss_gradients(self.law, self.thetas, cells), self.run_variance(cells["flops"])
         )
@@ -82,11 +79,11 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Cells in the order in which they were taken.
+    """Cells in the order in which they are chosen.
 
-    cells: their rows among the candidates, [taken].
-    standard_errors: of the forecast log loss before any of them and after each, [taken + 1].
-    cost: FLOPs of all of them.
+    cells: their rows among the candidates, [chosen].
+    standard_errors: of the forecast log loss before the first cell and after each, [chosen + 1].
+    cost: training FLOPs of all of them.
     """
 
     cells: np.ndarray
@@ -104,36 +101,38 @@ def approximate_posterior(
     draws: int = POSTERIOR_DRAWS,
     seed: int = 0,
 ) -> Posterior:
-    """What a fit is worth as a forecast.
+    """Computes how uncertain a fit and its forecast are.
 
     Args:
-      law: of loss in params and tokens.
-      values: [parameters], fitted to the points.
-      points: columns params, tokens, flops and loss (nats per token) of the runs at hand.
+      law: a law of loss in params and tokens.
+      values: its parameters, fitted to the points, [parameters].
+      points: columns params, tokens, flops and loss (nats per token) of the measured runs.
       targets: columns params, tokens, flops of the runs to forecast.
-      drift: log loss per e-fold of compute; 0 trusts the law everywhere.
-      draws: plausible values of the parameters: the fit, and draws from the normal approximation around it.
+      drift: assumed error of the law, in log loss per e-fold of compute to the target; 0 trusts the law everywhere.
+      draws: number of plausible values of the parameters: the fit, and draws from the normal approximation around it.
+      seed: of the draws.
     Raises:
-      TableError: a law of other columns, or a drift below zero.
+      TableError: a law of other columns or of another response, or a drift below zero.
     """
     if law.columns != SURFACE_COLUMNS or law.response != "loss":
-        raise TableError(f"law {law.name}: a design needs a law of loss in params and tokens, as chinchilla is")
+        raise TableError(f"law {law.name}: must be a law of loss in params and tokens, such as chinchilla")
     if not drift >= 0:
-        raise TableError(f"drift {drift}: log loss per e-fold of compute, zero or more")
+        raise TableError(f"drift {drift}: must be zero or more, in log loss per e-fold of compute")
     target_log_flops = float(np.mean(np.log(targets["flops"])))
     flops, centre = points["flops"].to_numpy(float), theta_from_values(law, np.asarray(values, float))
     residuals = np.log(points["loss"].to_numpy(float) / law(dict(zip(law.parameters, values, strict=True)), points))
     noise = _estimate_noise(residuals, _run_variance(PRIOR_NOISE, drift, target_log_flops, flops), len(law.parameters))
     variance = _run_variance(noise, drift, target_log_flops, flops)
     prior = np.diag(_prior_deviations(law) ** -2.0)
+    # draws of theta: normal around the fit, with the inverse of the precision at the fit as covariance; the fit first
     at_fit = prior + _information(log_loss_gradients(law, centre[None], points), variance)[0]
     normal = np.random.default_rng(seed).standard_normal((draws, len(centre)))
     normal[0] = 0.0
     low, high = np.array([law.bounds[name] for name in law.parameters]).T
-    spread = np.linalg.cholesky(np.linalg.inv(at_fit))
-    thetas = np.clip(centre + normal @ spread.T, theta_from_values(law, low), theta_from_values(law, high))
-    towards = log_loss_gradients(law, thetas, targets)
-    target_gram = np.einsum("ktp,ktq->kpq", towards, towards) / len(targets)
+    deviation = np.linalg.cholesky(np.linalg.inv(at_fit))
+    thetas = np.clip(centre + normal @ deviation.T, theta_from_values(law, low), theta_from_values(law, high))
+    gradients_KTP = log_loss_gradients(law, thetas, targets)  # K draws, T targets, P parameters
+    target_gram = np.einsum("ktp,ktq->kpq", gradients_KTP, gradients_KTP) / len(targets)
     precision = prior + _information(log_loss_gradients(law, thetas, points), variance)
     return Posterior(law, thetas, precision, target_gram, noise, drift, target_log_flops)
 
@@ -141,27 +140,30 @@ def approximate_posterior(
 def propose(
     posterior: Posterior, candidates: pd.DataFrame, budget: float, *, policy: Policy = "v", max_cells: int | None = None
 ) -> Proposal:
-    """The cells that lower the forecast's variance most for a budget, greedily.
+    """Chooses cells within a budget, greedily, so that they lower the variance of the forecast most.
 
-    `v` takes, one after another, the affordable cell that lowers it most. `v-cost` also does so per FLOP and per root
-    of FLOPs, and keeps the set that ends lowest: per FLOP alone buys crumbs, and per cell alone one large run.
+    `v` chooses, one after another, the affordable cell that lowers it most. `v-cost` does the same also per FLOP and
+    per square root of FLOPs, and keeps the set with the lowest final variance: ranked per FLOP alone, the budget goes
+    to many tiny cells, and ranked per cell alone, to one large run.
 
     Args:
-      candidates: columns params, tokens, flops; flops is what a cell costs. A row is taken once: list a cell twice to
-        allow it two seeds.
-      budget: FLOPs.
-      max_cells: cells at most; as many as the budget buys unless given.
+      candidates: columns params, tokens, flops; flops is the cost of a cell. A row is chosen once at most: list a cell
+        twice to allow it two seeds.
+      budget: training FLOPs of all chosen cells together.
+      max_cells: the most cells to choose; as many as the budget buys unless given.
     Raises:
       TableError: no candidate is affordable.
     """
     cost = candidates["flops"].to_numpy(float)
     if not len(cost) or cost.min() > budget:
-        least = f"the cheapest of {len(cost)} candidates costs {cost.min():.3g}" if len(cost) else "there are none"
-        raise TableError(f"budget {budget:.3g} FLOPs buys no candidate: {least}")
+        reason = f"the cheapest of {len(cost)} candidates costs {cost.min():.3g}" if len(cost) else "there are none"
+        raise TableError(f"budget {budget:.3g} FLOPs: buys no candidate; {reason}")
     slopes_KCP = log_loss_gradients(posterior.law, posterior.thetas, candidates)
     variance = posterior.run_variance(cost)
-    sets = [_greedy(posterior, slopes_KCP, variance, cost, budget, power, max_cells) for power in COST_POWERS[policy]]
-    return min(sets, key=lambda proposal: proposal.standard_errors[-1])
+    proposals = [
+        _greedy(posterior, slopes_KCP, variance, cost, budget, power, max_cells) for power in COST_POWERS[policy]
+    ]
+    return min(proposals, key=lambda proposal: proposal.standard_errors[-1])
 
 
 def _greedy(
@@ -173,33 +175,42 @@ def _greedy(
     power: float,
     max_cells: int | None,
 ) -> Proposal:
-    """One cell after another by reduction of mean log variance over cost^power, among those still affordable."""
+    """Chooses, one by one, the affordable cell of the largest reduction of mean log variance over cost^power.
+
+    Shapes: K draws, C candidates, P parameters. variance, cost: [candidates].
+    """
     covariance = np.linalg.inv(posterior.precision)
-    now = _forecast_variance(covariance, posterior.target_gram)
-    errors, taken, left, free = [now], [], budget, np.ones(len(cost), bool)
-    while max_cells is None or len(taken) < max_cells:
-        open_C = np.flatnonzero(free & (cost <= left))
+    forecast_variance = _forecast_variance(covariance, posterior.target_gram)
+    forecast_variances, chosen, remaining, is_free = [forecast_variance], [], budget, np.ones(len(cost), bool)
+    while max_cells is None or len(chosen) < max_cells:
+        open_C = np.flatnonzero(is_free & (cost <= remaining))
         if not len(open_C):
             break
         j_KCP = slopes_KCP[:, open_C]
         spread_KCP = j_KCP @ covariance
+        # variance of a measurement of each cell as predicted: s^2 + j^T M^-1 j
         total = variance[open_C] + np.einsum("kcp,kcp->kc", spread_KCP, j_KCP)
-        fall = np.einsum("kcp,kcp->kc", spread_KCP @ posterior.target_gram, spread_KCP) / total
-        gain = -np.mean(np.log1p(-np.minimum(fall / now[:, None], 1 - 1e-12)), 0)
+        # reduction of the forecast variance: j^T M^-1 (mean of g g^T) M^-1 j over that
+        reduction = np.einsum("kcp,kcp->kc", spread_KCP @ posterior.target_gram, spread_KCP) / total
+        gain = -np.mean(np.log1p(-np.minimum(reduction / forecast_variance[:, None], 1 - 1e-12)), 0)
         best = int(np.argmax(np.log(np.maximum(gain, 1e-300)) - power * np.log(cost[open_C])))
+        # Sherman-Morrison: the inverse of M + j j^T / s^2
         step = spread_KCP[:, best]
         covariance = covariance - step[:, :, None] * step[:, None, :] / total[:, best, None, None]
-        now = _forecast_variance(covariance, posterior.target_gram)
-        taken.append(int(open_C[best]))
-        errors.append(now)
-        free[open_C[best]] = False
-        left -= cost[open_C[best]]
-    cells = np.array(taken, int)
-    return Proposal(cells, np.exp(np.mean(np.log(errors), 1) / 2), float(cost[cells].sum()))
+        forecast_variance = _forecast_variance(covariance, posterior.target_gram)
+        chosen.append(int(open_C[best]))
+        forecast_variances.append(forecast_variance)
+        is_free[open_C[best]] = False
+        remaining -= cost[open_C[best]]
+    cells = np.array(chosen, int)
+    return Proposal(cells, np.exp(np.mean(np.log(forecast_variances), 1) / 2), float(cost[cells].sum()))
 
 
 def log_loss_gradients(law: Law, thetas: np.ndarray, columns: Columns) -> np.ndarray:
-    """Derivatives of log predictions by the parameters as searched, for every row of them: [draws, points, params]."""
+    """Derivatives of predicted log loss by theta, for every row of thetas: [draws, points, parameters].
+
+    Points are padded to one of a few lengths, so that few programs are compiled.
+    """
     count = len(columns[law.columns[0]])
     fill = padded_length(count) - count
     x = {name: np.pad(np.asarray(columns[name], np.float64), (0, fill), mode="edge") for name in law.columns}
@@ -216,6 +227,7 @@ def _jitted_gradients(law: Law, thetas: Any, x: Any) -> jax.Array:
 
 
 def _information(slopes_KCP: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Sum over cells of j j^T / s^2: [draws, parameters, parameters]."""
     return np.einsum("kcp,kcq,c->kpq", slopes_KCP, slopes_KCP, 1 / variance)
 
 
@@ -225,19 +237,27 @@ def _forecast_variance(covariance: np.ndarray, target_gram: np.ndarray) -> np.nd
 
 
 def _run_variance(noise: float, drift: float, target_log_flops: float, flops: Any) -> np.ndarray:
+    """Posterior.run_variance: noise^2 + (drift * log distance in compute below the target)^2, [points]."""
     return noise**2 + (drift * np.maximum(target_log_flops - np.log(np.asarray(flops, float)), 0.0)) ** 2
 
 
 def _estimate_noise(residuals: np.ndarray, variance: np.ndarray, parameters: int) -> float:
-    """From residuals counted by how much of their expected variance is noise, and a guess worth a few of them."""
+    """Standard deviation of one run's log loss, from residuals of the fit and the prior guess.
+
+    residuals: log loss, [points]. variance: [points], expected of each, of noise and drift; a residual counts by the
+    share of noise in it. parameters: number of parameters fitted.
+    """
     share = PRIOR_NOISE**2 / variance
-    freedom = max(float(share.sum()) * (1 - parameters / len(residuals)), 0.0)
-    seen = float(share @ np.minimum(np.abs(residuals), MAX_RESIDUAL) ** 2)
-    return float(np.sqrt((PRIOR_NOISE_WEIGHT * PRIOR_NOISE**2 + seen) / (PRIOR_NOISE_WEIGHT + freedom)))
+    degrees_of_freedom = max(float(share.sum()) * (1 - parameters / len(residuals)), 0.0)
+    squares = float(share @ np.minimum(np.abs(residuals), MAX_RESIDUAL) ** 2)
+    return float(np.sqrt((PRIOR_NOISE_WEIGHT * PRIOR_NOISE**2 + squares) / (PRIOR_NOISE_WEIGHT + degrees_of_freedom)))
 
 
 def _prior_deviations(law: Law) -> np.ndarray:
-    """Wide: a factor e for exponents and floors, e^10 for prefactors, which are the loss at N = 1."""
+    """Standard deviations of the prior, [parameters]: wide, a factor e for exponents and floors, e^10 for prefactors.
+
+    Prefactors are the loss at N = 1, so they vary most; their bounds in the law are above 1e3.
+    """
     return np.array(
         [EXPONENT_DEVIATION if law.bounds[name][1] <= 1e3 else PREFACTOR_DEVIATION for name in law.parameters]
     )

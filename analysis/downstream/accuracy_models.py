@@ -1,9 +1,9 @@
-"""Roads from training to accuracy: one law, or two in a row.
+"""Accuracy models: laws that lead from the scale of a run to its accuracy on a task, in one step or in two.
 
-A model's last law is fitted to the accuracy itself, never to its logarithm, by squares weighted by the standard error:
-runs at or below chance are evidence too, and a logarithm of what is left above chance would drop or magnify them. Not
-in the design's list of modules: downstream.py judges tasks,
-this fits them, and road_choice.py compares them.
+One-step models give accuracy from compute, or from parameters and tokens. Two-step models first give the bits per byte
+of the right answer, or the loss, and then accuracy from that. The last law of a model is fitted to the accuracy itself,
+never to a logarithm of it, by least squares weighted by the standard error: runs at or below chance are evidence too,
+and a logarithm of the part above chance would drop or magnify them. model_choice.py compares the models.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ from analysis.laws.accuracy import (
     sigmoid_centred,
 )
 
-RUN_COLUMNS = ("flops", "params", "tokens", "chance", "ceiling")  # what is known of a run before it is trained
-MIN_RESPONSE = 1e-3  # the starts of some laws divide by the response
+RUN_COLUMNS = (
+    "flops",
+    "params",
+    "tokens",
+    "chance",
+    "ceiling",
+)  # what a model may read of a run that is not trained yet
+MIN_RESPONSE = 1e-3  # least response that is fitted: the starts of some laws divide by the response
 
 
 @dataclass(frozen=True)
 class Step:
-    """A law, and the column that it is to predict: `accuracy`, `error` (its rest), or what the next step reads."""
+    """A law, and the column that it predicts: `accuracy`, `error` (1 - accuracy), or one that the next law reads."""
 
     law: Law
     response: str
@@ -39,7 +45,10 @@ class Step:
 
 @dataclass(frozen=True)
 class AccuracyModel:
-    """Laws, one after the other: each reads what is known of a run, and what those before it predicted."""
+    """Laws, applied one after the other: each reads RUN_COLUMNS and what the laws before it predict.
+
+    source: the paper and the equation.
+    """
 
     name: str
     steps: tuple[Step, ...]
@@ -73,43 +82,55 @@ ACCURACY_MODELS = (COMPUTE, PARAMS_AND_TOKENS, BITS_SIGMOID, BITS_FREE_SIGMOID, 
 
 @dataclass(frozen=True)
 class ResampledModel:
-    """A model with its own values of each step, [1, parameters], and resampled ones, [draws, parameters]."""
+    """A fitted model and its fits to resamples of the points.
+
+    values: parameters of each step, fitted to all points, [1, parameters].
+    draws: parameters of each step, fitted to resamples, [draws, parameters].
+    """
 
     model: AccuracyModel
     values: tuple[np.ndarray, ...]
     draws: tuple[np.ndarray, ...]
 
 
-def fit(model: AccuracyModel, points: pd.DataFrame, kept: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Each step fitted cold to each row of kept runs: [rows, parameters] a step.
+def fit(model: AccuracyModel, points: pd.DataFrame, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Fits each step from the law's own starting values, once for each row of counts: [rows, parameters] a step.
 
     Args:
-      points: columns KNOWN, those that the steps predict, and their weights as `<column>_weight`.
-      kept: [rows, points], 1 or how often a run counts, 0 to leave it out.
+      points: RUN_COLUMNS, the columns that the steps predict, and their weights as `<column>_weight`.
+      counts: [rows, points], how often each point counts; 0 leaves it out.
     """
     return tuple(
-        fit_each_weighting(step.law, points, _response(step, points), _objective(step), kept * _weights(step, points))[
-            0
-        ]
+        fit_each_weighting(
+            step.law, points, _response(step, points), _objective(step), counts * _weights(step, points)
+        )[0]
         for step in model.steps
     )
 
 
 def predict(model: AccuracyModel, values: Sequence[np.ndarray], targets: pd.DataFrame) -> np.ndarray:
-    """Accuracies between 0 and the ceiling, [rows, targets], of values [rows, parameters] a step."""
-    known: dict[str, np.ndarray] = {name: targets[name].to_numpy(float) for name in RUN_COLUMNS}
+    """Predicts accuracies, [rows, targets], clipped to 0 and the ceiling.
+
+    Args:
+      values: parameters of each step, [rows, parameters].
+      targets: RUN_COLUMNS.
+    """
+    columns: dict[str, np.ndarray] = {name: targets[name].to_numpy(float) for name in RUN_COLUMNS}
     for step, rows in zip(model.steps, values, strict=True):
-        named = {name: rows[:, [i]] for i, name in enumerate(step.law.parameters)}
-        known[step.response] = step.law(named, known)
-    accuracy = 1 - known["error"] if "error" in known else known["accuracy"]
-    return np.clip(accuracy, 0.0, known["ceiling"])
+        parameters = {name: rows[:, [i]] for i, name in enumerate(step.law.parameters)}
+        columns[step.response] = step.law(parameters, columns)
+    accuracy = 1 - columns["error"] if "error" in columns else columns["accuracy"]
+    return np.clip(accuracy, 0.0, columns["ceiling"])
 
 
 def feasible_models(
-    models: Sequence[AccuracyModel], points: pd.DataFrame, kept: np.ndarray | None = None
+    models: Sequence[AccuracyModel], points: pd.DataFrame, mask: np.ndarray | None = None
 ) -> tuple[AccuracyModel, ...]:
-    """Roads whose columns the points have, with more distinct cells than parameters at every step."""
-    rows = points if kept is None else points[kept]
+    """The models whose columns the points have, and for whose every step there are more distinct cells than parameters.
+
+    mask: [points], the points to count; all unless given.
+    """
+    rows = points if mask is None else points[mask]
     return tuple(model for model in models if all(_is_feasible(step, rows) for step in model.steps))
 
 
@@ -121,31 +142,38 @@ def _is_feasible(step: Step, rows: pd.DataFrame) -> bool:
 
 
 def fit_resamples(model: AccuracyModel, points: pd.DataFrame, draws: int, seed: int) -> tuple[ResampledModel, str]:
-    """A model fitted to points and to resamples of their trunks, and a warning where those are too few for that."""
+    """Fits a model to points and to resamples of their trunks; a resample is the same in all steps.
+
+    Returns the fits, and a warning if the trunks are too few to be resampled ("" otherwise).
+    """
     values = fit(model, points, np.ones((1, len(points))))
-    widest = max((step.law for step in model.steps), key=lambda law: len(law.parameters))
-    unit, note = bootstrap.choose_clusters(points, len(widest.parameters))
-    parts: list[tuple[np.ndarray, ...]] = []
-    for times in bootstrap.draw_weight_blocks(points, widest, unit, draws=draws, seed=seed):
-        parts.append(tuple(_refit(step, start, points, times) for step, start in zip(model.steps, values, strict=True)))
-    return ResampledModel(model, values, tuple(np.concatenate(rows) for rows in zip(*parts, strict=True))), note
+    largest_law = max((step.law for step in model.steps), key=lambda law: len(law.parameters))
+    unit, warning = bootstrap.choose_clusters(points, len(largest_law.parameters))
+    blocks: list[tuple[np.ndarray, ...]] = []
+    for counts in bootstrap.draw_weight_blocks(points, largest_law, unit, draws=draws, seed=seed):
+        steps = zip(model.steps, values, strict=True)
+        blocks.append(tuple(_refit(step, start, points, counts) for step, start in steps))
+    return ResampledModel(model, values, tuple(np.concatenate(rows) for rows in zip(*blocks, strict=True))), warning
 
 
-def _refit(step: Step, start: np.ndarray, points: pd.DataFrame, times: np.ndarray) -> np.ndarray:
-    starts = np.repeat(start, len(times), axis=0)
-    weights = times * _weights(step, points)
+def _refit(step: Step, start: np.ndarray, points: pd.DataFrame, counts: np.ndarray) -> np.ndarray:
+    """Fits a step to each row of counts [draws, points], from the fit to all points, `start` [1, parameters]."""
+    starts = np.repeat(start, len(counts), axis=0)
+    weights = counts * _weights(step, points)
     return refit_from_starts(step.law, _objective(step), starts, points, _response(step, points), weights)[0]
 
 
 def _response(step: Step, points: pd.DataFrame) -> np.ndarray:
-    """What the step is fitted to; a share of exactly zero is moved up by less than any measurement resolves."""
+    """The values that a step is fitted to, [points], at least MIN_RESPONSE: less than any measurement resolves."""
     return np.maximum(points[step.response].to_numpy(float), MIN_RESPONSE)
 
 
 def _objective(step: Step) -> Objective:
+    """Squared error for shares, squared log error for bits per byte and loss."""
     return mse if step.response in ("accuracy", "error") else mse_log
 
 
 def _weights(step: Step, points: Mapping[str, pd.Series] | pd.DataFrame) -> np.ndarray:
+    """Weights of the points in the fit of a step, [points]; an error is weighted as its accuracy."""
     name = "accuracy" if step.response == "error" else step.response
     return np.asarray(points[f"{name}_weight"], float)

@@ -1,6 +1,6 @@
-"""Which model to accuracy to believe: a back-test among them, and what they predict together.
+"""Choice among accuracy models by a back-test, and the forecast that the likely best of them make together.
 
-Not in the design's list of modules: models.py fits one, this chooses among several, as backtest.py does for losses.
+A task's study calls `backtest_models`, then `fit_forecast`. analysis.forecasting.law_choice does the same for the loss.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from analysis.downstream.trend import rise_is_visible
 from analysis.fitting import bootstrap
 from analysis.forecasting.law_choice import win_shares
 
-CUT_FACTORS = (2.0, 3.0, 5.0, 10.0, 30.0)  # runs above Cmax over these are held out in turn,
-MAX_CUTS = 3  # as many of them, from the first, as
-MIN_HELD_OUT_RUNS = 2  # hold out so many runs,
-MIN_HELD_OUT_SHARE = 0.1  # and such a share of all
-MISFIT_SHARE = 0.01  # share of the way from chance to ceiling, closer than which no law is trusted to any accuracy
-MEASUREMENTS_PER_DRAW = 8  # measurements drawn for each draw of the laws
-MARGIN = 1e-4  # how far from 0 and 1 a measurement's mean is kept
+CUT_FACTORS = (2.0, 3.0, 5.0, 10.0, 30.0)  # a cut holds out the runs above the largest compute over its factor
+MAX_CUTS = 3  # cuts used: the first of these that hold out enough runs and leave enough
+MIN_HELD_OUT_RUNS = 2  # runs that a cut must hold out
+MIN_HELD_OUT_SHARE = 0.1  # share of all runs that a cut must hold out
+MISFIT_SHARE = 0.01  # error of every law that is assumed, as a share of the way from chance to ceiling
+MEASUREMENTS_PER_DRAW = 8  # measurements simulated for each resample of the laws
+MARGIN = 1e-4  # least distance from 0 and 1 of the mean of a simulated measurement
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ class BacktestScores:
 
 @dataclass(frozen=True)
 class AccuracyForecast:
-    """What accuracies are predicted from: the best model first, and those that might have won.
+    """Predicts accuracies, with intervals, from the best accuracy model and the others that may be the best.
 
-    dispersion: squared errors of the best model at its points over their variance, the larger of it and 1.
-    questions: answers that an accuracy is the mean of; NaN where the table does not tell.
-    misfit_variance: variance of an accuracy beside that of its questions.
-    error_growth, max_flops: what the back-test missed by, per e-fold of compute beyond `max_flops`, the largest run.
+    members: the best model first, each with its resamples; a model has resamples in proportion to its win share.
+    dispersion: mean square error of the best model over the variance expected of it, at least 1.
+    questions: number of answers that a measured accuracy is the mean of; NaN if the table does not tell.
+    misfit_variance: variance of an accuracy beside the binomial one of its questions.
+    error_growth: root mean square error of the back-test per e-fold of compute beyond the fitted runs.
+    max_flops: training FLOPs of the largest fitted run.
+    warnings: reasons to trust the forecast less.
     """
 
     members: tuple[ResampledModel, ...]
@@ -87,104 +90,136 @@ class AccuracyForecast:
     def intervals(
         self, targets: pd.DataFrame, level: float, *, seed: int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(low, high) of the law itself, and (low, high) of one measurement of a new run: [targets] each.
+        """(low, high) of the law, and (low, high) of one measurement of a new run: [targets] each.
 
-        Beyond the largest run, the draws are spread to what the back-test missed by, where they are closer together.
-        The measurement has the binomial variance of as many questions as the points have, and that of the misfit, times
-        the dispersion; its distribution is a beta, so that it ends at 0 and 1.
+        Beyond the largest run, the resamples are spread out until their standard deviation is the error that the
+        back-test found at that distance, unless it is that large already. A measurement follows a beta distribution, so
+        that it ends at 0 and 1; its variance is dispersion * (binomial variance of the questions + misfit variance).
         """
-        spread = np.concatenate([predict(member.model, member.draws, targets) for member in self.members])
-        spread = self._widen_beyond_runs(spread[np.isfinite(spread).all(1)], targets, seed)
-        centre = self.predict(targets)
-        mean = np.clip(np.tile(spread, (MEASUREMENTS_PER_DRAW, 1)), MARGIN, 1 - MARGIN)
-        ends = mean * (1 - mean)
-        binomial = ends / self.questions if np.isfinite(self.questions) else 0.0
-        size = np.maximum(ends / (self.dispersion * (binomial + self.misfit_variance)) - 1, MARGIN)
-        seen = np.random.default_rng(seed).beta(mean * size, (1 - mean) * size)
-        (low, high), (least, most) = (bootstrap.central_interval(part, level) for part in (spread, seen))
-        return np.minimum(low, centre), np.maximum(high, centre), np.minimum(least, centre), np.maximum(most, centre)
+        resampled = np.concatenate([predict(member.model, member.draws, targets) for member in self.members])
+        resampled = self._widen_beyond_runs(resampled[np.isfinite(resampled).all(1)], targets, seed)
+        best = self.predict(targets)
+        mean = np.clip(np.tile(resampled, (MEASUREMENTS_PER_DRAW, 1)), MARGIN, 1 - MARGIN)
+        # Beta(mean * size, (1 - mean) * size) has the variance mean * (1 - mean) / (size + 1): solved for size
+        bernoulli = mean * (1 - mean)
+        binomial = bernoulli / self.questions if np.isfinite(self.questions) else 0.0
+        size = np.maximum(bernoulli / (self.dispersion * (binomial + self.misfit_variance)) - 1, MARGIN)
+        measured = np.random.default_rng(seed).beta(mean * size, (1 - mean) * size)
+        low, high = bootstrap.central_interval(resampled, level)
+        measured_low, measured_high = bootstrap.central_interval(measured, level)
+        # every interval contains the best model's prediction
+        lows, highs = (low, measured_low), (high, measured_high)
+        low, measured_low = (np.minimum(bound, best) for bound in lows)
+        high, measured_high = (np.maximum(bound, best) for bound in highs)
+        return low, high, measured_low, measured_high
 
-    def _widen_beyond_runs(self, spread: np.ndarray, targets: pd.DataFrame, seed: int) -> np.ndarray:
-        further = np.maximum(np.log(targets["flops"].to_numpy(float) / self.max_flops), 0.0)
-        lacking = np.sqrt(np.maximum((self.error_growth * further) ** 2 - spread.var(0), 0.0))
-        moved = spread + lacking * np.random.default_rng(seed).normal(size=(len(spread), 1))
-        return np.clip(moved, 0.0, targets["ceiling"].to_numpy(float))
+    def _widen_beyond_runs(self, resampled: np.ndarray, targets: pd.DataFrame, seed: int) -> np.ndarray:
+        """Adds normal errors to resampled accuracies [draws, targets]; one draw errs alike at all targets."""
+        log_distance = np.maximum(np.log(targets["flops"].to_numpy(float) / self.max_flops), 0.0)
+        added = np.sqrt(np.maximum((self.error_growth * log_distance) ** 2 - resampled.var(0), 0.0))
+        widened = resampled + added * np.random.default_rng(seed).normal(size=(len(resampled), 1))
+        return np.clip(widened, 0.0, targets["ceiling"].to_numpy(float))
 
 
 def backtest_models(points: pd.DataFrame, models: Sequence[AccuracyModel], *, seed: int = 0) -> BacktestScores:
-    """Roads scored on tops of compute held out in turn, each fitted to the rest: the three smallest that hold enough.
+    """Scores models on the runs of most compute, held out of their fits, at up to MAX_CUTS cuts in compute.
 
-    A cut leaves enough when the runs below it still show a rise, since nobody would forecast one from runs that show
-    none. Where no cut does, the model with the fewest parameters is taken, unscored, and all are as likely.
+    A cut counts only if the runs below it still show a rise of accuracy, because nobody would forecast one from runs
+    that show none. If no cut counts, the model of fewest parameters is chosen, without a score, and all win shares are
+    equal.
     """
     flops = points["flops"].to_numpy(float)
-    cuts = {factor: flops <= flops.max() / factor for factor in CUT_FACTORS}
-    least = max(MIN_HELD_OUT_RUNS, int(MIN_HELD_OUT_SHARE * len(points)))
-    fair = {f: kept for f, kept in cuts.items() if np.sum(~kept) >= least and np.sum(kept) > MIN_HELD_OUT_RUNS}
-    able = {f: feasible_models(models, points, kept) for f, kept in fair.items() if rise_is_visible(points[kept])}
-    most = max(able.values(), key=len, default=())
-    used = tuple(f for f, found in able.items() if found == most)[:MAX_CUTS]
-    if not most:
+    fitted_below = {
+        factor: flops <= flops.max() / factor for factor in CUT_FACTORS
+    }  # factor -> mask of the fitted runs
+    min_held_out = max(MIN_HELD_OUT_RUNS, int(MIN_HELD_OUT_SHARE * len(points)))
+    feasible = {
+        factor: feasible_models(models, points, fitted)
+        for factor, fitted in fitted_below.items()
+        if np.sum(~fitted) >= min_held_out and np.sum(fitted) > MIN_HELD_OUT_RUNS and rise_is_visible(points[fitted])
+    }
+    compared = max(feasible.values(), key=len, default=())
+    # only cuts that allow the largest set of models, so that all are scored on the same runs
+    cuts = tuple(factor for factor, allowed in feasible.items() if allowed == compared)[:MAX_CUTS]
+    if not compared:
         fewest = int(np.argmin([model.parameter_count for model in models]))
-        nothing = np.full(len(models), np.nan)
-        return BacktestScores(tuple(models), nothing, np.full(len(models), 1 / len(models)), np.nan, 0.0, fewest, ())
+        unscored, equal = np.full(len(models), np.nan), np.full(len(models), 1 / len(models))
+        return BacktestScores(tuple(models), unscored, equal, np.nan, 0.0, fewest, ())
     accuracy = points["accuracy"].to_numpy()
-    kept = np.stack([cuts[f] for f in used])
-    share = np.where(kept, 0.0, 1 / np.sum(~kept, axis=1, keepdims=True)) / len(used)
-    off = np.full((len(models), *kept.shape), np.inf)
-    for index in (index for index, model in enumerate(models) if model in most):
-        predicted = predict(models[index], fit(models[index], points, kept.astype(float)), points)
-        off[index] = np.nan_to_num(np.abs(predicted - accuracy), nan=1.0)
-    each = np.sum(np.where(share > 0, share * np.where(share > 0, off, 0.0), 0.0), axis=1)
-    each[~np.isfinite(off).all((1, 2))] = np.inf
-    scores = np.where(np.isfinite(each).all(1), each.sum(1), np.nan)
-    chosen = int(np.nanargmin(scores))
-    held = share.sum(0) > 0
-    top = [row & (flops > flops[row].max() / 3) for row in kept]
-    steady = np.array([accuracy[seen].mean() for seen in top])
-    naive = float(np.sum(share * np.abs(steady[:, None] - accuracy)))
-    wins = win_shares(each[:, held], points["cluster"].to_numpy()[held], seed)
+    fitted = np.stack([fitted_below[factor] for factor in cuts])  # [cuts, points]
+    # weights of the held-out runs: equal within a cut, equal for each cut, sum 1
+    weights = np.where(fitted, 0.0, 1 / np.sum(~fitted, axis=1, keepdims=True)) / len(cuts)
+    errors = np.full((len(models), *fitted.shape), np.inf)  # [models, cuts, points]; infinite for models not compared
+    for index in (index for index, model in enumerate(models) if model in compared):
+        predicted = predict(models[index], fit(models[index], points, fitted.astype(float)), points)
+        errors[index] = np.nan_to_num(np.abs(predicted - accuracy), nan=1.0)
+    # the part of each point in each model's score, [models, points]
+    parts = np.sum(np.where(weights > 0, weights * np.where(weights > 0, errors, 0.0), 0.0), axis=1)
+    parts[~np.isfinite(errors).all((1, 2))] = np.inf
+    scores = np.where(np.isfinite(parts).all(1), parts.sum(1), np.nan)
+    best_index = int(np.nanargmin(scores))
+    held_out = weights.sum(0) > 0
+    # persistence: the mean accuracy of the fitted runs within a factor of 3 of the largest fitted one
+    largest = [mask & (flops > flops[mask].max() / 3) for mask in fitted]
+    unchanged = np.array([accuracy[mask].mean() for mask in largest])
+    persistence = float(np.sum(weights * np.abs(unchanged[:, None] - accuracy)))
+    wins = win_shares(parts[:, held_out], points["cluster"].to_numpy()[held_out], seed)
+    # least squares of error^2 = growth^2 * (log distance)^2, after the variance of measurement is taken off
     noise = np.asarray(points["standard_error"], float) ** 2 if "standard_error" in points else 0.0
-    missed = np.sum(np.where(kept, 0.0, share * (off[chosen] ** 2 - noise)))
-    further = np.log(flops / np.array([[flops[row].max()] for row in kept]))
-    drift = np.sqrt(max(missed, 0.0) / np.sum(share * further**2))
-    return BacktestScores(tuple(models), scores, wins, naive, float(drift), chosen, used)
+    excess = np.sum(np.where(fitted, 0.0, weights * (errors[best_index] ** 2 - noise)))
+    log_distance = np.log(flops / np.array([[flops[mask].max()] for mask in fitted]))
+    error_growth = np.sqrt(max(excess, 0.0) / np.sum(weights * log_distance**2))
+    return BacktestScores(tuple(models), scores, wins, persistence, float(error_growth), best_index, cuts)
 
 
 def fit_forecast(
-    points: pd.DataFrame, found: BacktestScores, *, questions: float, draws: int = 400, seed: int = 0
+    points: pd.DataFrame, backtest: BacktestScores, *, questions: float, draws: int = 400, seed: int = 0
 ) -> AccuracyForecast:
-    """Every model that ever won, fitted to all points and to resamples of their trunks, the same in all its steps."""
-    shares = found.win_shares.copy()
-    shares[found.best_index] = max(shares[found.best_index], shares.max())
+    """Fits every model that has a win share to all points and to resamples of their trunks.
+
+    The models share about `draws` resamples in proportion to their win shares; the best model has at least as many as
+    any other. questions: see AccuracyForecast.
+    """
+    best_index = backtest.best_index
+    shares = backtest.win_shares.copy()
+    shares[best_index] = max(shares[best_index], shares.max())
     counts = np.round(draws * shares / shares.sum()).astype(int)
-    counts[found.best_index] = max(counts[found.best_index], 2)
-    order = sorted(np.flatnonzero(counts), key=lambda index: index != found.best_index)
-    members, notes = [], []
+    counts[best_index] = max(counts[best_index], 2)
+    order = sorted(np.flatnonzero(counts), key=lambda index: index != best_index)
+    members, warnings = [], []
     for index in order:
-        member, note = fit_resamples(found.models[index], points, int(counts[index]), seed)
+        member, warning = fit_resamples(backtest.models[index], points, int(counts[index]), seed)
         members.append(member)
-        notes += [note] if note else []
+        warnings += [warning] if warning else []
     best = members[0]
-    missed = points["accuracy"].to_numpy() - predict(best.model, best.values, points)[0]
-    freedom = max(len(points) - best.model.parameter_count, 1)
-    misfit = float((MISFIT_SHARE * (points["ceiling"] - points["chance"]).iloc[0]) ** 2)
+    residuals = points["accuracy"].to_numpy() - predict(best.model, best.values, points)[0]
+    degrees_of_freedom = max(len(points) - best.model.parameter_count, 1)
+    misfit_variance = float((MISFIT_SHARE * (points["ceiling"] - points["chance"]).iloc[0]) ** 2)
     errors = np.asarray(points["standard_error"], float) if "standard_error" in points else np.zeros(len(points))
-    dispersion = max(float(np.sum(missed**2 / (errors**2 + misfit)) / freedom), 1.0)
-    notes += [] if found.cuts else ["no back-test: no cut in compute leaves enough runs that rise; every law counts"]
-    notes += [
-        f"bound hit: {name}; the runs ask for a value outside the law's range" for name in _parameters_at_bounds(best)
+    dispersion = max(float(np.sum(residuals**2 / (errors**2 + misfit_variance)) / degrees_of_freedom), 1.0)
+    if not backtest.cuts:
+        warnings.append("no back-test: no cut in compute leaves enough runs that rise; all laws count as equally good")
+    warnings += [
+        f"bound hit: {name}; the best fit of this parameter lies outside the law's range"
+        for name in _parameters_at_bounds(best)
     ]
-    limit = float(points["flops"].max())
+    max_flops = float(points["flops"].max())
     return AccuracyForecast(
-        tuple(members), dispersion, questions, misfit, found.error_growth, limit, tuple(dict.fromkeys(notes))
+        members=tuple(members),
+        dispersion=dispersion,
+        questions=questions,
+        misfit_variance=misfit_variance,
+        error_growth=backtest.error_growth,
+        max_flops=max_flops,
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 
-def _parameters_at_bounds(own: ResampledModel) -> list[str]:
+def _parameters_at_bounds(fitted: ResampledModel) -> list[str]:
+    """Names of the parameters whose fitted values lie at a bound of their law."""
     return [
         name
-        for step, rows in zip(own.model.steps, own.values, strict=True)
+        for step, rows in zip(fitted.model.steps, fitted.values, strict=True)
         for name, value in zip(step.law.parameters, rows[0], strict=True)
         if any(abs(value - bound) <= 1e-6 * abs(bound) for bound in step.law.bounds[name])
     ]

@@ -1,10 +1,10 @@
-"""Accuracy on downstream tasks against parameters, tokens and loss: which tasks rise, by which law, how surely.
+"""Accuracy on downstream tasks as a function of scale: which tasks rise, by which law, with which interval.
 
-    found = studies(load("out/stdlib_cpu"))
-    found[0].verdict, found[0].forecast(targets)
+    task_studies = studies(load("out/stdlib_cpu"))
+    task_studies[0].verdict, task_studies[0].forecast(targets)
 
-Every task of a table is judged first (trend.py); only one that rises is given a law, the one among one-step and
-two-step laws that forecasts the top of compute best (model_choice.py). "No trend" is an answer.
+Every task is tested first (trend.py). Only a task that rises with compute gets a law: of the one-step and two-step
+models, the one that forecasts the runs of most compute best (model_choice.py). "No trend" is a valid answer.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from analysis.errors import TableError
 from analysis.forecasting import saved_fit
 from analysis.tables.results import SURFACE_COLUMNS
 
-MIN_RUNS = 6  # distinct runs below which a task is not judged
-EXTRAPOLATION_FACTOR = 10.0  # how far past the largest run a curve is drawn, in training FLOPs
-CURVE_POINTS = 80
+MIN_RUNS = 6  # fewest runs of a task that is tested; they need MIN_RUNS - 2 different training FLOPs
+EXTRAPOLATION_FACTOR = 10.0  # training FLOPs at the end of a curve, over those of the largest run
+CURVE_POINTS = 80  # rows of a curve
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,6 +67,7 @@ class Study:
 
     @property
     def verdict(self) -> str:
+        """The verdict on the trend, and "noise unknown" if the table tells nothing of the noise."""
         return self.trend.verdict + ("" if np.isfinite(self.trend.noise) else ", noise unknown")
 
     @property
@@ -78,7 +79,7 @@ class Study:
         return float(self.points["ceiling"].iloc[0])
 
     def forecast(self, targets: pd.DataFrame) -> pd.DataFrame:
-        """Columns predicted, low, high (of the law) and measured_low, measured_high (of one new run's measurement).
+        """Predicts accuracies: predicted, low, high (of the law), measured_low, measured_high (of one new measurement).
 
         Args:
           targets: columns params, tokens, and flops; 6 * params * tokens where it is missing.
@@ -86,19 +87,24 @@ class Study:
           TableError: the task has no law, or targets lack a column.
         """
         if self.accuracy_forecast is None:
-            raise TableError(f"task {self.task}: {self.verdict} ({self.trend.reason}), so there is nothing to forecast")
+            raise TableError(
+                f"task {self.task}: {self.verdict} ({self.trend.reason}), so it has no law to forecast with"
+            )
         if missing := [name for name in SURFACE_COLUMNS if name not in targets]:
-            raise TableError(f"a forecast of {self.task} needs params and tokens; the target lacks {missing[0]}")
+            raise TableError(f"targets lack the column {missing[0]}: a forecast of {self.task} needs params and tokens")
         flops = targets["flops"] if "flops" in targets else 6 * targets["params"] * targets["tokens"]
-        known = targets.assign(flops=flops, chance=self.chance, ceiling=self.ceiling)
-        low, high, least, most = self.accuracy_forecast.intervals(known, self.level, seed=self.seed)
-        found = {"predicted": self.accuracy_forecast.predict(known), "low": low, "high": high}
-        return pd.DataFrame(found | {"measured_low": least, "measured_high": most}, index=targets.index)
+        targets = targets.assign(flops=flops, chance=self.chance, ceiling=self.ceiling)
+        low, high, measured_low, measured_high = self.accuracy_forecast.intervals(targets, self.level, seed=self.seed)
+        columns = {"predicted": self.accuracy_forecast.predict(targets), "low": low, "high": high}
+        columns |= {"measured_low": measured_low, "measured_high": measured_high}
+        return pd.DataFrame(columns, index=targets.index)
 
     def curve(self, beyond: float = EXTRAPOLATION_FACTOR) -> pd.DataFrame:
-        """The law through the middle of the runs and on to `beyond` times their compute: flops, params, tokens, and the
-        columns of a forecast. At each budget, params and tokens are those that a line through the logs of the runs
-        gives."""
+        """The law over the compute of the runs and on to `beyond` times the largest: CURVE_POINTS rows by flops.
+
+        Columns flops, params, tokens and those of a forecast. params and tokens follow straight lines in log FLOPs that
+        are fitted to the runs.
+        """
         logs = np.log(self.points[["flops", *SURFACE_COLUMNS]].to_numpy(float))
         budget = np.linspace(logs[:, 0].min(), logs[:, 0].max() + np.log(beyond), CURVE_POINTS)
         columns = {"flops": np.exp(budget)}
@@ -108,7 +114,10 @@ class Study:
         return pd.concat([targets, self.forecast(targets)], axis=1)
 
     def facts(self) -> dict[str, Any]:
-        """As JSON: the verdict and its numbers, the law, its back-test, and the forecast at ten times the compute."""
+        """The content of the JSON: the verdict and its numbers, the law, its back-test, the forecast at 10x compute.
+
+        In "backtest", "roads" lists the accuracy models, and "naive" is the error of persistence.
+        """
         t = self.trend
         numbers = {
             "signal": t.signal,
@@ -119,20 +128,20 @@ class Study:
             "p": t.p,
         }
         best = self.points["accuracy"].max()
-        about = {"task": self.task, "verdict": t.verdict, "reason": t.reason, "runs": len(self.points)}
+        heading = {"task": self.task, "verdict": t.verdict, "reason": t.reason, "runs": len(self.points)}
         levels = {
             "chance": self.chance,
             "ceiling": self.ceiling,
             "best": float(best),
             "params_column": self.params_column,
         }
-        facts: dict[str, Any] = about | levels | _finite_or_none(numbers) | {"noise_of": t.noise_source, "law": None}
+        facts: dict[str, Any] = heading | levels | _finite_or_none(numbers) | {"noise_of": t.noise_source, "law": None}
         if self.backtest is None or self.accuracy_forecast is None:
             return facts
-        own = self.accuracy_forecast.members[0]
-        steps = zip(own.model.steps, own.values, strict=True)
+        best_fit = self.accuracy_forecast.members[0]
+        steps = zip(best_fit.model.steps, best_fit.values, strict=True)
         values = [dict(zip(step.law.parameters, map(float, rows[0]), strict=True)) for step, rows in steps]
-        far = self.curve().iloc[-1]
+        last = self.curve().iloc[-1]
         scored = [
             {"name": model.name, "source": model.source, **_finite_or_none({"error": score, "wins": share})}
             for model, score, share in zip(
@@ -140,14 +149,14 @@ class Study:
             )
         ]
         return facts | {
-            "law": own.model.name,
-            "formulas": [step.law.formula for step in own.model.steps],
+            "law": best_fit.model.name,
+            "formulas": [step.law.formula for step in best_fit.model.steps],
             "parameters": values,
             "backtest": {"roads": scored, "cuts": list(self.backtest.cuts)}
             | _finite_or_none({"naive": self.backtest.persistence}),
             "dispersion": self.accuracy_forecast.dispersion,
             "level": self.level,
-            "forecast": {name: float(far[name]) for name in far.index},
+            "forecast": {name: float(last[name]) for name in last.index},
             "held_out": json.loads(self.held_out.to_json(orient="records")),
             "warnings": list(self.accuracy_forecast.warnings),
         }
@@ -161,9 +170,11 @@ class Study:
 
 
 def studies(table: pd.DataFrame, only: Sequence[str] = (), **options: Any) -> list[Study]:
-    """A study of each task named; where none is, of each that can have one (`survey` says why the others cannot).
+    """A study of each task named in `only`; if none is named, of every task that allows one.
 
-    Options: see study. Raises TableError: no task, a task named that can have no study, or no task that can.
+    options: see study. `survey` also tells why the other tasks allow none.
+    Raises:
+      TableError: the table has no task, a named task allows no study, or no task does.
     """
     if only:
         return [study(table, task, **options) for task in only]
@@ -171,20 +182,22 @@ def studies(table: pd.DataFrame, only: Sequence[str] = (), **options: Any) -> li
 
 
 def survey(table: pd.DataFrame, tasks: Iterable[str], **options: Any) -> tuple[list[Study], dict[str, str]]:
-    """(a study of each of the tasks that can have one, task -> why the others cannot).
+    """Studies every task that allows it. Returns (studies, task -> the reason why it has none).
 
-    Options: see study. Raises TableError where none can.
+    options: see study.
+    Raises:
+      TableError: no task allows a study.
     """
-    found: list[Study] = []
+    task_studies: list[Study] = []
     left_out: dict[str, str] = {}
     for task in tasks:
         try:
-            found.append(study(table, task, **options))
+            task_studies.append(study(table, task, **options))
         except TableError as error:
             left_out[task] = str(error)
-    if not found:
+    if not task_studies:
         raise TableError("; ".join(dict.fromkeys(left_out.values())))
-    return found, {task: why.removeprefix(f"task {task}: ") for task, why in left_out.items()}
+    return task_studies, {task: reason.removeprefix(f"task {task}: ") for task, reason in left_out.items()}
 
 
 def study(
@@ -199,54 +212,57 @@ def study(
     level: float = 0.9,
     seed: int = 0,
 ) -> Study:
-    """The verdict on a task, and its law where it rises.
+    """Tests whether accuracy on a task rises with compute, and if it does, fits a law to it.
 
     Args:
-      holdout: largest, none, or a number of FLOPs at or above which runs are held out of everything.
-      params: which count of parameters to use.
-      checkpoints: a table of several checkpoints a run, whose scatter counts as noise; only of runs not held out.
-      models: the laws to choose from.
-      draws: resamples of trunks.
-      level: nominal probability of intervals.
+      table: a results table with columns <task>/accuracy and <task>/chance.
+      holdout: "largest", "none", or a number of FLOPs; runs at or above it take part in no test and no fit.
+      params: the count of parameters to use; params if the table has it, else params_matmul, unless given.
+      checkpoints: a table of evaluations of several checkpoints a run; their scatter counts as noise. Those of held-out
+        runs are left out.
+      models: the accuracy models to choose from.
+      draws: number of bootstrap resamples of trunks.
+      level: nominal probability of the intervals.
+      seed: of the permutations and the resamples.
     Raises:
-      TableError: no such task, values that cannot be, or too few runs.
+      TableError: no such task, values out of their range, or too few runs.
     """
-    if task not in (known := require_task_names(table)):
-        near = difflib.get_close_matches(task, known, n=1)
+    if task not in (names := require_task_names(table)):
+        near = difflib.get_close_matches(task, names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise TableError(f"task {task}: the table has {', '.join(known)}{hint}")
-    points, counted, questions = task_points(table, task, params)
-    fitted, held = saved_fit.hold_out(points, holdout)
+        raise TableError(f"task {task}: not in the table, which has {', '.join(names)}{hint}")
+    points, params_column, questions = task_points(table, task, params)
+    fitted, held_out = saved_fit.hold_out(points, holdout)
     if len(fitted) < MIN_RUNS or fitted["flops"].nunique() < MIN_RUNS - 2:
-        out = f", --holdout {holdout} holds out {len(held)}" if len(held) else ""
+        reason = f"; --holdout {holdout} holds out {len(held_out)}" if len(held_out) else ""
         raise TableError(
-            f"task {task}: {len(fitted)} runs have it, at least {MIN_RUNS} at {MIN_RUNS - 2} budgets are needed{out}"
+            f"task {task}: {len(fitted)} runs have it; must be at least {MIN_RUNS}, of {MIN_RUNS - 2} budgets{reason}"
         )
     trend = judge(fitted, checkpoint_points(checkpoints, task, fitted["run_id"]), seed=seed)
-    common = (counted, level, seed)
-    able = feasible_models(models, fitted)
-    if trend.verdict not in ("rises", "saturated") or trend.p >= 0.05 or not able:
-        return Study(task, fitted, held, trend, None, None, None, *common)
-    tried = backtest_models(fitted, able, seed=seed)
-    chosen = fit_forecast(fitted, tried, questions=questions, draws=draws, seed=seed)
-    second = _fit_bits_model(fitted, tried, draws, seed)
-    found = Study(task, fitted, held, trend, tried, chosen, second, *common)
-    return found if held.empty else replace(found, held_out=_with_forecasts(found, held))
+    common = (params_column, level, seed)
+    feasible = feasible_models(models, fitted)
+    if trend.verdict not in ("rises", "saturated") or trend.p >= 0.05 or not feasible:
+        return Study(task, fitted, held_out, trend, None, None, None, *common)
+    backtest = backtest_models(fitted, feasible, seed=seed)
+    accuracy_forecast = fit_forecast(fitted, backtest, questions=questions, draws=draws, seed=seed)
+    bits_model = _fit_bits_model(fitted, backtest, draws, seed)
+    result = Study(task, fitted, held_out, trend, backtest, accuracy_forecast, bits_model, *common)
+    return result if held_out.empty else replace(result, held_out=_with_forecasts(result))
 
 
-def _fit_bits_model(points: pd.DataFrame, tried: BacktestScores, draws: int, seed: int) -> ResampledModel | None:
-    """The better of the two models through bits per byte, with its resamples."""
-    scores = dict(zip(tried.models, np.nan_to_num(tried.scores, nan=np.inf), strict=True))
-    able = [model for model in (BITS_SIGMOID, BITS_FREE_SIGMOID) if model in scores]
-    return fit_resamples(min(able, key=lambda model: scores[model]), points, draws // 2, seed)[0] if able else None
+def _fit_bits_model(points: pd.DataFrame, backtest: BacktestScores, draws: int, seed: int) -> ResampledModel | None:
+    """Fits whichever of the two models through bits per byte has the better back-test; None if neither is feasible."""
+    scores = dict(zip(backtest.models, np.nan_to_num(backtest.scores, nan=np.inf), strict=True))
+    models = [model for model in (BITS_SIGMOID, BITS_FREE_SIGMOID) if model in scores]
+    return fit_resamples(min(models, key=lambda model: scores[model]), points, draws // 2, seed)[0] if models else None
 
 
-def _with_forecasts(found: Study, held: pd.DataFrame) -> pd.DataFrame:
-    """Held-out runs with the forecast of their measurement beside it."""
-    said = found.forecast(held)
-    inside = held["accuracy"].between(said["measured_low"], said["measured_high"])
-    low, high = said["measured_low"], said["measured_high"]
-    return held.assign(predicted=said["predicted"], low=low, high=high, inside=inside)
+def _with_forecasts(result: Study) -> pd.DataFrame:
+    """The held-out runs with predicted, low and high of their measurement, and whether it is inside."""
+    forecast = result.forecast(result.held_out)
+    low, high = forecast["measured_low"], forecast["measured_high"]
+    inside = result.held_out["accuracy"].between(low, high)
+    return result.held_out.assign(predicted=forecast["predicted"], low=low, high=high, inside=inside)
 
 
 def _finite_or_none(numbers: dict[str, float]) -> dict[str, float | None]:

@@ -1,7 +1,4 @@
-"""Does a task say anything of these models: is its spread more than its noise, and does its accuracy rise with compute?
-
-Not in the design's list of modules: downstream.py fits laws, and this says which tasks have none.
-"""
+"""Tests of one task before any law: does its spread exceed its noise, and does its accuracy rise with compute?"""
 
 from __future__ import annotations
 
@@ -14,16 +11,15 @@ from scipy.stats import kendalltau, studentized_range
 
 Verdict = Literal["rises", "saturated", "no trend", "too noisy"]
 
-SIGNIFICANCE = 0.05  # how often noise alone passes either test
-MAX_PERMUTATIONS = 1999  # orders of the runs tried at most
-MAX_PAIR_COMPARISONS = 2e8  # comparisons of pairs made at most
-MAX_HIDDEN_RISE = (
-    0.25  # share of the way from chance to ceiling: a rise that a test may not miss and still say "no trend"
-)
-SATURATED_SHARE = 0.95  # mean share of that way over the top of compute, at which a task has nothing more to tell
-TOP_FACTOR = 3.0  # the top of compute: above Cmax / 3
-LAST_CHECKPOINTS = 5  # checkpoints of a run whose scatter is its noise
-MIN_DEGREES_OF_FREEDOM = 3  # degrees of freedom that a scatter needs to be believed
+SIGNIFICANCE = 0.05  # level of both tests: how often noise alone passes one
+MAX_PERMUTATIONS = 1999  # most random orders of the runs
+MAX_PAIR_COMPARISONS = 2e8  # most comparisons of two runs over all random orders
+# "no trend" is said only if noise could hide no larger rise than this share of the way from chance to ceiling
+MAX_HIDDEN_RISE = 0.25
+SATURATED_SHARE = 0.95  # mean share of that way, over the largest runs, from which a task is saturated
+TOP_FACTOR = 3.0  # the largest runs: those above the largest compute over this
+LAST_CHECKPOINTS = 5  # checkpoints at the end of a run whose scatter estimates its noise
+MIN_DEGREES_OF_FREEDOM = 3  # fewest degrees of freedom of a scatter that counts
 NOISE_UNKNOWN = "the table has no standard errors, and too few seeds of one cell"
 
 
@@ -50,21 +46,21 @@ class Trend:
 
     @property
     def ratio(self) -> float:
-        """Signal over noise; NaN where the noise is unknown."""
+        """Signal over noise; NaN if the noise is unknown."""
         return self.signal / self.noise
 
 
 def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed: int = 0) -> Trend:
-    """The verdict on one task.
+    """Gives the verdict on one task, from its signal over noise and the rank correlation of accuracy with compute.
 
-    Signal and noise are those of Heineman et al. 2025 ("Signal and Noise"): the largest difference between models, over
-    the standard deviation of one. Theirs divides both by the mean accuracy, which cancels. Their noise is the scatter
-    of a run's last checkpoints; here it is the largest of the measurement's standard error, that scatter, and the
-    scatter of seeds. The threshold is ours: the studentised range of as many equally good models. Where the table tells
-    of no noise, the order of the runs alone decides.
+    Signal and noise are those of Heineman et al. 2025 ("Signal and Noise"): the largest difference between models, and
+    the standard deviation of one model. They divide both by the mean accuracy, which cancels. Their noise is the
+    scatter of a run's last checkpoints; here it is the largest of the measurement's standard error, that scatter, and
+    the scatter of seeds. The threshold is the 95 % point of the studentised range of as many equally good models. If
+    the table tells nothing of the noise, the rank correlation alone decides.
 
     Args:
-      points: columns flops, params, tokens, settings (alike for seeds of a cell), cluster, accuracy, standard_error,
+      points: columns flops, params, tokens, settings (equal for seeds of a cell), cluster, accuracy, standard_error,
         chance, ceiling.
       checkpoints: columns run_id, tokens, accuracy of the same task at several checkpoints of some runs.
     """
@@ -74,104 +70,127 @@ def judge(points: pd.DataFrame, checkpoints: pd.DataFrame | None = None, *, seed
     needed = _ratio_needed(len(points))
     tau, p, p_falls = kendall_test(flops, accuracy, points["cluster"].to_numpy(), seed=seed)
     trend = Trend("rises", "", signal, noise, noise_source, needed, tau, p)
-    room = float((points["ceiling"] - points["chance"]).iloc[0])
-    verdict, reason = _verdict(trend, points, room, p_falls)
+    chance_to_ceiling = float((points["ceiling"] - points["chance"]).iloc[0])
+    verdict, reason = _verdict(trend, points, chance_to_ceiling, p_falls)
     reason += "" if np.isfinite(noise) else f"; noise unknown: {NOISE_UNKNOWN}"
     return Trend(verdict, reason, signal, noise, noise_source, needed, tau, p)
 
 
-def _verdict(trend: Trend, points: pd.DataFrame, room: float, p_falls: float) -> tuple[Verdict, str]:
-    share = ((points["accuracy"] - points["chance"]) / room).to_numpy()
-    top = points["flops"].to_numpy() > points["flops"].max() / TOP_FACTOR
+def _verdict(trend: Trend, points: pd.DataFrame, chance_to_ceiling: float, p_falls: float) -> tuple[Verdict, str]:
+    """(verdict, reason). p_falls: share of random orders of the runs with a tau at most as high."""
+    share = ((points["accuracy"] - points["chance"]) / chance_to_ceiling).to_numpy()
+    is_largest = points["flops"].to_numpy() > points["flops"].max() / TOP_FACTOR
     order = f"Kendall's tau {trend.tau:+.2f}, p = {trend.p:.2g}"
-    weak = trend.ratio < trend.ratio_needed
+    is_noisy = trend.ratio < trend.ratio_needed  # False if the noise is unknown
     spread = f"spread {trend.signal:.3f} is {trend.ratio:.1f} times the noise, {trend.ratio_needed:.1f} needed"
     if share.max() <= 0:
         return "no trend", "no run is above chance"
-    if share[top].mean() >= SATURATED_SHARE:
-        return "saturated", f"the largest runs are at {share[top].mean():.0%} of the way from chance to the ceiling"
+    if share[is_largest].mean() >= SATURATED_SHARE:
+        return (
+            "saturated",
+            f"the largest runs are at {share[is_largest].mean():.0%} of the way from chance to the ceiling",
+        )
     if trend.p >= SIGNIFICANCE:
-        hidden = trend.ratio_needed * trend.noise / room
-        if weak and hidden > MAX_HIDDEN_RISE:
-            return "too noisy", f"{spread}; noise could hide a rise of {hidden:.0%} of the way from chance to ceiling"
+        hidden_rise = trend.ratio_needed * trend.noise / chance_to_ceiling
+        if is_noisy and hidden_rise > MAX_HIDDEN_RISE:
+            return (
+                "too noisy",
+                f"{spread}; noise could hide a rise of {hidden_rise:.0%} of the way from chance to ceiling",
+            )
         falls = "accuracy falls with compute" if p_falls < SIGNIFICANCE else "accuracy does not rise with compute"
         return "no trend", f"{falls}: {order}"
-    if weak:
+    if is_noisy:
         return "too noisy", f"{spread}; {order}"
     return "rises", order
 
 
 def rise_is_visible(points: pd.DataFrame) -> bool:
-    """Whether a rise can be seen in some of a task's runs, by quicker tests than those of a verdict: their spread, and
-    the usual approximation of Kendall's test."""
+    """Whether some of a task's runs show a rise, by quicker tests than those of a verdict.
+
+    The spread must exceed the noise if that is known, and scipy's p-value of Kendall's tau must be below SIGNIFICANCE.
+    """
     accuracy = points["accuracy"].to_numpy()
     noise, _ = _largest_noise(points, None)
-    found = kendalltau(points["flops"].to_numpy(), accuracy, alternative="greater")
-    weak = np.ptp(accuracy) <= _ratio_needed(len(points)) * noise  # not where the noise is unknown
-    return bool(not weak and found.pvalue < SIGNIFICANCE)
+    correlation = kendalltau(points["flops"].to_numpy(), accuracy, alternative="greater")
+    is_noisy = np.ptp(accuracy) <= _ratio_needed(len(points)) * noise  # False if the noise is unknown
+    return bool(not is_noisy and correlation.pvalue < SIGNIFICANCE)
 
 
 def _ratio_needed(models: int) -> float:
-    """What the spread of so many equally good models exceeds once in 20 tables, over their noise."""
+    """Spread over noise that this many equally good models exceed in one table out of 20 (studentised range)."""
     return float(studentized_range.ppf(1 - SIGNIFICANCE, models, np.inf))
 
 
 def kendall_test(
     flops: np.ndarray, accuracy: np.ndarray, cluster: np.ndarray, *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(tau-b of accuracy with compute; shares of random orders with at least as much, and with at most as much).
+    """Kendall's tau-b of accuracy with compute, and a permutation test: (tau, p of a rise, p of a fall).
 
-    Runs of one trunk share its luck, so an order is made by exchanging whole trunks of one length, and then the runs
-    within each: what would be as likely if compute did nothing. The count includes the order at hand.
+    The p-values are the shares of random orders with a tau at least, and at most, as high; the observed order counts as
+    one of them. The errors of runs of one trunk go together, so whole trunks of equally many runs are exchanged, and
+    then the runs within each trunk: orders that are equally likely if compute has no effect.
+
+    Args:
+      flops, accuracy, cluster: [runs]; cluster names the trunk of a run.
     """
+    # tau-b is sum(sign_x * sign_y) / scale over all pairs of runs; a permutation changes only the sum
     signs_x, signs_y = (np.sign(np.subtract.outer(v, v)).astype(np.float32) for v in (flops, accuracy))
     scale = float(np.sqrt((signs_x**2).sum() * (signs_y**2).sum()))
     if scale == 0:
         return 0.0, 1.0, 1.0
     generator = np.random.default_rng(seed)
     members = [np.flatnonzero(cluster == name) for name in pd.unique(cluster)]
-    seen = float((signs_x * signs_y).sum())
+    observed = float((signs_x * signs_y).sum())
     repeats = int(np.clip(MAX_PAIR_COMPARISONS / len(flops) ** 2, 199, MAX_PERMUTATIONS))
     orders = _permutations(generator, members, len(flops), repeats)
-    drawn = np.array([np.vdot(signs_x, signs_y[np.ix_(order, order)]) for order in orders])
-    near = 1e-6 * scale
-    at_least, at_most = np.sum(drawn >= seen - near), np.sum(drawn <= seen + near)
-    return seen / scale, float(1 + at_least) / (1 + repeats), float(1 + at_most) / (1 + repeats)
+    permuted = np.array([np.vdot(signs_x, signs_y[np.ix_(order, order)]) for order in orders])
+    tolerance = 1e-6 * scale
+    at_least, at_most = np.sum(permuted >= observed - tolerance), np.sum(permuted <= observed + tolerance)
+    return observed / scale, float(1 + at_least) / (1 + repeats), float(1 + at_most) / (1 + repeats)
 
 
 def _permutations(generator: np.random.Generator, members: list[np.ndarray], count: int, repeats: int) -> np.ndarray:
-    """Which run's accuracy each run is given, [repeats, runs]."""
+    """Random orders of runs: the index of the run whose accuracy each run receives, [repeats, runs].
+
+    members: indices of the runs of each trunk. count: number of runs.
+    """
     orders = np.empty((repeats, count), int)
     for length in sorted({len(runs) for runs in members}):
-        alike = np.stack([runs for runs in members if len(runs) == length])
-        whole = generator.permuted(np.tile(np.arange(len(alike)), (repeats, 1)), axis=1)
-        orders[:, alike] = generator.permuted(alike[whole], axis=2)
+        trunks = np.stack([runs for runs in members if len(runs) == length])  # [trunks, length]
+        trunk_orders = generator.permuted(np.tile(np.arange(len(trunks)), (repeats, 1)), axis=1)
+        orders[:, trunks] = generator.permuted(trunks[trunk_orders], axis=2)
     return orders
 
 
 def _largest_noise(points: pd.DataFrame, checkpoints: pd.DataFrame | None) -> tuple[float, str]:
-    """The largest of what is known of the standard deviation of one run's accuracy, and what it is; NaN where nothing
-    is."""
-    known = {"standard error": float(np.median(points["standard_error"])) if "standard_error" in points else 0.0}
+    """(largest estimate of the standard deviation of one run's accuracy, its name); (NaN, "unknown") without any.
+
+    The estimates: the median standard error, the scatter of seeds of one cell, the scatter of a run's last checkpoints
+    around a straight line in log tokens.
+    """
+    estimates = {"standard error": float(np.median(points["standard_error"])) if "standard_error" in points else 0.0}
     cells = points.groupby([name for name in ("params", "tokens", "settings") if name in points])["accuracy"]
-    known["scatter of seeds"] = _pooled_deviation([group.to_numpy() for _, group in cells])
+    estimates["scatter of seeds"] = _pooled_deviation([group.to_numpy() for _, group in cells])
     if checkpoints is not None and len(checkpoints):
         runs = checkpoints.sort_values("tokens", kind="stable").groupby("run_id")
-        known["scatter of checkpoints"] = _pooled_deviation(
+        estimates["scatter of checkpoints"] = _pooled_deviation(
             [_detrend(run.tail(LAST_CHECKPOINTS)) for _, run in runs], 2
         )
-    name = max(known, key=lambda key: known[key])
-    return (known[name], name) if known[name] > 0 else (np.nan, "unknown")
+    name = max(estimates, key=lambda key: estimates[key])
+    return (estimates[name], name) if estimates[name] > 0 else (np.nan, "unknown")
 
 
 def _detrend(run: pd.DataFrame) -> np.ndarray:
-    """Accuracy less a straight line in log tokens."""
+    """Accuracy minus a straight line in log tokens, [checkpoints]; empty for fewer than 3 different tokens."""
     x, y = np.log(run["tokens"].to_numpy(float)), run["accuracy"].to_numpy(float)
     return y - np.polyval(np.polyfit(x, y, 1), x) if len(np.unique(x)) > 2 else np.zeros(0)
 
 
 def _pooled_deviation(groups: list[np.ndarray], used: int = 1) -> float:
-    """Standard deviation within groups, each of which has spent `used` degrees of freedom; 0 where too few are left."""
+    """Pooled standard deviation within groups; 0 for fewer than MIN_DEGREES_OF_FREEDOM in all.
+
+    used: degrees of freedom that each group has spent: 1 for its mean, 2 for a line.
+    """
     freedom = sum(max(len(group) - used, 0) for group in groups)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups if len(group) > used)
     return float(np.sqrt(squares / freedom)) if freedom >= MIN_DEGREES_OF_FREEDOM else 0.0
