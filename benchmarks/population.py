@@ -33,7 +33,7 @@ from scaling.accounting import counts
 from scaling.config.run_config import DataConfig, MeasureConfig, ModelConfig, PrecisionConfig, RunConfig, to_dict
 from scaling.data.prepare import prepare
 from scaling.record import run_folder
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 
 HERE = Path(__file__).parent
 CPU_SIZES, CPU_MEMBERS = ((16, 2), (32, 3), (64, 4)), (2, 4, 8, 16)

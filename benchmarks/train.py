@@ -30,7 +30,7 @@ from rich.table import Table
 
 from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, PrecisionConfig, RunConfig
 from scaling.files import write_json
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 
 HERE = Path(__file__).parent
 TORCH = HERE / ".venv-torch" / "bin" / "python"

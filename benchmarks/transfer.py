@@ -39,8 +39,8 @@ from scaling.files import write_json
 from scaling.measurements import validation_loss
 from scaling.model import sharding
 from scaling.record.environment import describe_environment
-from scaling.training.optimizer import step_rates
 from scaling.training.prefetch import prefetch
+from scaling.training.schedule import step_rates
 from scaling.training.train import step_input
 from scaling.training.train_step import Program, build_program
 

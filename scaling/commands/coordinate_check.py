@@ -31,7 +31,7 @@ from scaling.model import sharding
 from scaling.model.decoder import Block, Decoder, logits, matmul_precision
 from scaling.model.parametrization import simplest_equivalent
 from scaling.record.environment import describe_environment
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 
 Parametrization = Literal["standard", "mup", "completep"]

@@ -30,7 +30,7 @@ from scaling.performance.hlo_costs import step_costs
 from scaling.performance.roofline import CollectiveCost, Estimate, make_estimate
 from scaling.record.environment import package_version
 from scaling.training.memory import GIB, estimate_bytes, likely_fitting_changes, state_bytes
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 
 MAX_COMPILED_SUGGESTIONS = 4  # changes that suggest_fix compiles before it looks for a larger slice

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.config.run_config import RunConfig
 from scaling.model.attention import Kernel
-from scaling.training.optimizer import Rates, step_rates
+from scaling.training.schedule import Rates, step_rates
 from scaling.training.train import Member, StepInput, read_batch
 from scaling.training.train_step import Metrics, Program, TrainState
 

@@ -19,7 +19,7 @@ from scaling.record import run_folder
 from scaling.training import branching, simulated_run
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.monitor import Clock, DivergenceMonitor
-from scaling.training.optimizer import step_learning_rate
+from scaling.training.schedule import step_learning_rate
 from scaling.training.train_step import Program, TrainState
 
 

@@ -102,7 +102,7 @@ def _write_metrics(
 ) -> None:
     """Writes a training curve of `steps` steps: the law at the tokens seen, higher in proportion to the learning rate,
     which decays, and with noise."""
-    from scaling.training.optimizer import step_learning_rate
+    from scaling.training.schedule import step_learning_rate
 
     params, peak = count_params(config.model).matmul, config.optimizer.learning_rate
     lines = []

@@ -22,8 +22,8 @@ from scaling.training import branching, multihost, simulated_run
 from scaling.training.malloc import keep_freed_pages
 from scaling.training.memory import check_memory
 from scaling.training.monitor import Clock, DivergenceMonitor, Stopped, progress_bar, stop_signals
-from scaling.training.optimizer import Rates, step_rates
 from scaling.training.prefetch import prefetch
+from scaling.training.schedule import Rates, step_rates
 from scaling.training.session import (
     Session,
     crosses,

@@ -18,7 +18,8 @@ from scaling.model.attention import Kernel, choose_kernel
 from scaling.model.decoder import Decoder, features, head_weights
 from scaling.model.loss import chunk_count, chunked_training_loss
 from scaling.model.weights import check_param_counts
-from scaling.training.optimizer import Rates, gradient_transformation
+from scaling.training.optimizer import gradient_transformation
+from scaling.training.schedule import Rates
 
 Metrics = dict[str, jax.Array]
 

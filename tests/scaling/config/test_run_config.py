@@ -19,7 +19,7 @@ from scaling.config.run_config import (
     to_dict,
 )
 from scaling.errors import InputError
-from scaling.training.optimizer import step_learning_rate
+from scaling.training.schedule import step_learning_rate
 from tests.conftest import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "default_run.json"

@@ -14,7 +14,7 @@ from scaling.model import sharding
 from scaling.model.decoder import Decoder, features, logits
 from scaling.model.parametrization import Multipliers, multipliers, simplest_equivalent
 from scaling.model.weights import path_name
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")

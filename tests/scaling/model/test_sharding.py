@@ -88,7 +88,7 @@ import jax, numpy as np
 from scaling.model import loss, sharding
 from scaling.training.checkpoints import Checkpoints
 from scaling.config.run_config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 
 loss.CHUNK_BYTES = 4 * 16 * 40 // 4  # four chunks of a row, more of more

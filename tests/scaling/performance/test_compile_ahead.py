@@ -34,7 +34,7 @@ from scaling.performance.hlo_costs import Collective
 from scaling.performance.interconnect import collective_seconds, physical_span
 from scaling.performance.roofline import Estimate
 from scaling.training.memory import check_memory, estimate_bytes, likely_fitting_changes, smaller_configs, state_bytes
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 from tests.conftest import ROOT
 

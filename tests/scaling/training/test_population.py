@@ -22,10 +22,10 @@ from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.memory import estimate_bytes
 from scaling.training.monitor import Stopped
-from scaling.training.optimizer import Rates
 from scaling.training.population import train_population
 from scaling.training.population_limits import MEMORY_FRACTION, STATE_BYTES_PER_PARAM, members_that_fit, program_key
 from scaling.training.population_step import batched_step, member_kernel
+from scaling.training.schedule import Rates
 from scaling.training.train import train
 from scaling.training.train_step import build_program
 from tests.scaling.training.test_train import facts, final_state

@@ -37,7 +37,7 @@ from scaling.model.sharding import make_mesh
 from scaling.record import run_folder, schema
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.memory import state_bytes
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train import train
 from scaling.training.train_step import batch_gradients, build_program
 from tests.conftest import scaling

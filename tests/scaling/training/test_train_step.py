@@ -12,7 +12,7 @@ from scaling.errors import InputError
 from scaling.model import sharding
 from scaling.model.decoder import logits
 from scaling.model.loss import training_loss
-from scaling.training.optimizer import Rates
+from scaling.training.schedule import Rates
 from scaling.training.train_step import batch_gradients, build_decoder, build_program
 
 pytestmark = pytest.mark.usefixtures("soon_compiled")
