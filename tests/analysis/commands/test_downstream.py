@@ -11,7 +11,7 @@ import pytest
 
 from analysis.commands.downstream import downstream
 from analysis.errors import TableError
-from tests.analysis.downstream.test_decisions import recipe
+from tests.analysis.downstream.test_decisions import make_recipe_table
 from tests.conftest import in_process
 from tests.support.task_tables import flat_accuracy, grid_of_cells, make_task_table, rising_accuracy
 
@@ -42,7 +42,7 @@ def test_a_table_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_recipes_are_decided_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.csv"
-    pd.concat([recipe("a", 0.0, 0), recipe("b", 0.3, 1)]).to_csv(path, index=False)
+    pd.concat([make_recipe_table("a", 0.0, 0), make_recipe_table("b", 0.3, 1)]).to_csv(path, index=False)
     facts = downstream(path, ("t",), by="recipe", draws=20)
     assert [entry["name"] for entry in facts["decisions"]] == ["t", "loss"]
     assert re.search(r"\brecipe\b.*\ba, b\b", capsys.readouterr().out)

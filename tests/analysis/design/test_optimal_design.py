@@ -86,9 +86,9 @@ def test_the_first_cell_is_the_best_of_all(posterior: Posterior, offered: pd.Dat
         replace(posterior, precision=posterior.precision_with(offered.iloc[[i]])).standard_error
         for i in range(len(offered))
     ]
-    found = propose(posterior, offered, 1e30, policy="v", max_cells=1)
-    assert found.cells.tolist() == [int(np.argmin(errors))]
-    assert found.standard_errors == pytest.approx([posterior.standard_error, min(errors)], rel=1e-6)
+    proposal = propose(posterior, offered, 1e30, policy="v", max_cells=1)
+    assert proposal.cells.tolist() == [int(np.argmin(errors))]
+    assert proposal.standard_errors == pytest.approx([posterior.standard_error, min(errors)], rel=1e-6)
     assert min(errors) < 0.9 * posterior.standard_error
 
 
@@ -100,9 +100,9 @@ def test_greedy_is_near_the_best_of_every_set(posterior: Posterior, offered: pd.
         list(s) for n in (1, 2, 3) for s in itertools.combinations(range(len(few)), n) if cost[list(s)].sum() <= budget
     ]
     errors = [replace(posterior, precision=posterior.precision_with(few.iloc[s])).standard_error for s in sets]
-    found = propose(posterior, few, budget, policy="v-cost", max_cells=3)
-    assert found.standard_errors[-1] == pytest.approx(min(errors), rel=0.05)
-    assert found.standard_errors[-1] < np.median(errors)
+    proposal = propose(posterior, few, budget, policy="v-cost", max_cells=3)
+    assert proposal.standard_errors[-1] == pytest.approx(min(errors), rel=0.05)
+    assert proposal.standard_errors[-1] < np.median(errors)
 
 
 @pytest.mark.parametrize("policy", ["v", "v-cost"])
@@ -110,34 +110,34 @@ def test_greedy_is_near_the_best_of_every_set(posterior: Posterior, offered: pd.
 def test_no_budget_is_exceeded_and_every_cell_lowers_the_error(
     posterior: Posterior, offered: pd.DataFrame, policy: Policy, budget: float
 ) -> None:
-    found = propose(posterior, offered, budget, policy=policy)
-    assert found.cost == pytest.approx(offered["flops"].iloc[found.cells].sum())
-    assert found.cost <= budget
-    assert len(set(found.cells.tolist())) == len(found.cells) > 0
-    assert len(found.standard_errors) == len(found.cells) + 1
-    assert (np.diff(found.standard_errors) < 0).all()
-    left = np.delete(offered["flops"].to_numpy(), found.cells)
-    assert not (left <= budget - found.cost).any(), "what is affordable is bought"
-    after = replace(posterior, precision=posterior.precision_with(offered.iloc[found.cells]))
-    assert found.standard_errors[-1] == pytest.approx(after.standard_error, rel=1e-6)
+    proposal = propose(posterior, offered, budget, policy=policy)
+    assert proposal.cost == pytest.approx(offered["flops"].iloc[proposal.cells].sum())
+    assert proposal.cost <= budget
+    assert len(set(proposal.cells.tolist())) == len(proposal.cells) > 0
+    assert len(proposal.standard_errors) == len(proposal.cells) + 1
+    assert (np.diff(proposal.standard_errors) < 0).all()
+    left = np.delete(offered["flops"].to_numpy(), proposal.cells)
+    assert not (left <= budget - proposal.cost).any(), "every affordable cell is chosen"
+    after = replace(posterior, precision=posterior.precision_with(offered.iloc[proposal.cells]))
+    assert proposal.standard_errors[-1] == pytest.approx(after.standard_error, rel=1e-6)
 
 
-def test_cost_counts_where_it_is_asked_to(posterior: Posterior, offered: pd.DataFrame) -> None:
+def test_v_cost_prefers_cheaper_cells(posterior: Posterior, offered: pd.DataFrame) -> None:
     by_cell, by_cost = (propose(posterior, offered, 4e20, policy=policy) for policy in ("v", "v-cost"))
     assert by_cost.standard_errors[-1] < by_cell.standard_errors[-1]
     assert len(by_cost.cells) > len(by_cell.cells)
 
 
-def test_a_law_that_drifts_is_asked_near_the_target(cheap: pd.DataFrame, offered: pd.DataFrame) -> None:
+def test_drift_moves_cells_towards_the_target(cheap: pd.DataFrame, offered: pd.DataFrame) -> None:
     mean = {}
     for drift in (0.0, 0.05):
         posterior = approximate_posterior(chinchilla, VALUES, cheap, TARGET, drift=drift)
-        witness = posterior.run_variance(np.array([1e17, 1e19, float(TARGET["flops"].iloc[0]), 1e25]))
-        assert witness[-1] == pytest.approx(posterior.noise**2)
-        assert (np.diff(witness) <= 0).all()
-        assert (witness[0] > witness[2]) == (drift > 0)
-        found = propose(posterior, offered, 6e20, max_cells=4)
-        mean[drift] = np.log(offered["flops"].iloc[found.cells]).mean()
+        variance = posterior.run_variance(np.array([1e17, 1e19, float(TARGET["flops"].iloc[0]), 1e25]))
+        assert variance[-1] == pytest.approx(posterior.noise**2)
+        assert (np.diff(variance) <= 0).all()
+        assert (variance[0] > variance[2]) == (drift > 0)
+        proposal = propose(posterior, offered, 6e20, max_cells=4)
+        mean[drift] = np.log(offered["flops"].iloc[proposal.cells]).mean()
     assert mean[0.05] > mean[0.0]
 
 
@@ -147,16 +147,16 @@ def test_designed_cells_forecast_better_than_the_cheapest() -> None:
     cost, loss = exact["flops"].to_numpy(), exact["loss"].to_numpy()
     order, budget = np.argsort(cost), 0.08 * cost.sum()
     noisy = loss * np.exp(np.random.default_rng(3).normal(0, 3e-3, (40, len(loss))))
-    bought = order[:8]
+    chosen = order[:8]
     for part in (0.5, 1.0):
-        seen, rest = exact.assign(loss=noisy[0]).iloc[bought], np.setdiff1d(order, bought)
+        seen, rest = exact.assign(loss=noisy[0]).iloc[chosen], np.setdiff1d(order, chosen)
         fitted = fit_law(chinchilla, seen, seen["loss"], huber())
         posterior = approximate_posterior(chinchilla, fitted.vector(), seen, TARGET, drift=0.0)
-        left = part * budget - cost[bought].sum()
-        bought = np.concatenate([bought, rest[propose(posterior, exact.iloc[rest], left, policy="v-cost").cells]])
+        left = part * budget - cost[chosen].sum()
+        chosen = np.concatenate([chosen, rest[propose(posterior, exact.iloc[rest], left, policy="v-cost").cells]])
     whole, truth = fit_law(chinchilla, exact, loss, huber()), chinchilla(PLANTED, TARGET)
     errors = []
-    for cells in (bought, order[np.cumsum(cost[order]) <= budget]):
+    for cells in (chosen, order[np.cumsum(cost[order]) <= budget]):
         assert cost[cells].sum() <= budget
         mask = np.isin(np.arange(len(cost)), cells).astype(float)
         values = refit(whole, exact, noisy, np.tile(mask, (len(noisy), 1)))
@@ -166,16 +166,18 @@ def test_designed_cells_forecast_better_than_the_cheapest() -> None:
 
 
 def test_the_same_seed_gives_the_same_design(cheap: pd.DataFrame, posterior: Posterior) -> None:
-    again, other = (
+    repeated, other = (
         approximate_posterior(chinchilla, VALUES, cheap, TARGET),
         approximate_posterior(chinchilla, VALUES, cheap, TARGET, seed=1),
     )
-    assert np.array_equal(again.thetas, posterior.thetas)
+    assert np.array_equal(repeated.thetas, posterior.thetas)
     assert not np.array_equal(other.thetas[1:], posterior.thetas[1:])
     assert np.array_equal(other.thetas[0], posterior.thetas[0]), "the first is the fit"
 
 
-def test_what_cannot_be_designed_is_said(cheap: pd.DataFrame, posterior: Posterior, offered: pd.DataFrame) -> None:
+def test_wrong_arguments_are_errors_that_name_them(
+    cheap: pd.DataFrame, posterior: Posterior, offered: pd.DataFrame
+) -> None:
     with pytest.raises(TableError, match=r"kaplan_like.*params.*tokens"):
         approximate_posterior(replace(get_law("m2"), name="kaplan_like"), VALUES, cheap, TARGET)
     with pytest.raises(TableError, match=r"drift -0\.1"):
@@ -196,7 +198,7 @@ def test_the_verb_states_cells_errors_and_assumptions(
 ) -> None:
     runs.to_csv(tmp_path / "runs.csv", index=False)
     facts = design.design(tmp_path / "runs.csv", 2e19, cells=4, json=tmp_path / "d.json")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert json.loads((tmp_path / "d.json").read_text()) == facts
     goal, cells = facts["target"], facts["cells"]
     assert goal["flops"] == pytest.approx(10 * runs["flops"].max())
@@ -211,25 +213,25 @@ def test_the_verb_states_cells_errors_and_assumptions(
     for cell in cells:
         (line,) = [
             line
-            for line in said.splitlines()
+            for line in output.splitlines()
             if f"{cell['params']:,.0f}  " in line and f"{cell['tokens']:,.0f}" in line
         ]
         assert f"{cell['standard_error']:.2%}" in line
     assumed = ("6.2", f"{facts['noise']:.2%}", f"{facts['drift']:.2%}", f"C^{facts['weight_power']:g}")
     assert (facts["drift"], facts["weight_power"]) == (0.01, 1.0)
-    assert any(all(number in line for number in assumed) for line in said.splitlines())
+    assert any(all(number in line for number in assumed) for line in output.splitlines())
 
 
 def test_a_notebook_names_its_own_target_and_cells(runs: pd.DataFrame) -> None:
     offered = pd.DataFrame({"params": [1e8, 3e8, 1e9], "tokens": [1e10, 1e10, 1e10]})
-    found = api.design(runs, 1e20, target=(2e9, 4e10), candidates=offered)
-    assert found.target.iloc[0].tolist() == pytest.approx([2e9, 4e10, 6.2 * 8e19])
-    assert set(found.cells["params"]) <= {1e8, 3e8, 1e9}
-    assert found.cells["flops"].sum() <= 1e20
-    assert repr(found).startswith(f"Design({len(found.cells)} ")
-    assert json.loads(found.to_json()) == json.loads(json.dumps(found.facts()))
+    proposal = api.design(runs, 1e20, target=(2e9, 4e10), candidates=offered)
+    assert proposal.target.iloc[0].tolist() == pytest.approx([2e9, 4e10, 6.2 * 8e19])
+    assert set(proposal.cells["params"]) <= {1e8, 3e8, 1e9}
+    assert proposal.cells["flops"].sum() <= 1e20
+    assert repr(proposal).startswith(f"Design({len(proposal.cells)} ")
+    assert json.loads(proposal.to_json()) == json.loads(json.dumps(proposal.facts()))
     dear = api.design(runs, 1e20, target=(2e9, 4e10), candidates=offered.assign(flops=[9e19, 1e30, 1e30]))
-    assert dear.cells["params"].tolist() == [1e8], "a cost that is given is used"
+    assert dear.cells["params"].tolist() == [1e8], "given costs are used"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from analysis.downstream.decisions import decision_accuracy
 from analysis.downstream.study import Study, studies
 from analysis.plots import downstream
 from analysis.plots.style import DARK, LIGHT
-from tests.analysis.downstream.test_decisions import recipe
+from tests.analysis.downstream.test_decisions import make_recipe_table
 from tests.support.figure_style import follows_the_style
 from tests.support.task_tables import flat_accuracy, grid_of_cells, make_task_table, rising_accuracy
 
@@ -75,7 +75,9 @@ def test_the_second_step_is_drawn_against_bits_per_byte(found: list[Study]) -> N
 
 
 def test_decisions_are_drawn_with_a_coin_and_intervals() -> None:
-    rows = pd.concat([recipe(name, shift, seed) for seed, (name, shift) in enumerate([("a", 0.0), ("b", 0.3)])])
+    rows = pd.concat(
+        [make_recipe_table(name, shift, seed) for seed, (name, shift) in enumerate([("a", 0.0), ("b", 0.3)])]
+    )
     figure = downstream.decision_accuracy([decision_accuracy(rows, "recipe", "t"), decision_accuracy(rows, "recipe")])
     follows_the_style(figure)
     (axes,) = figure.axes
