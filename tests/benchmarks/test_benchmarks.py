@@ -1,4 +1,4 @@
-"""The benchmarks' page says what their files say, and their workers train the same model."""
+"""The benchmarks' page agrees with their result files, and a worker reports the time of its steps."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_a_worker_answers_each_line_with_the_time_of_its_steps(monkeypatch: pyte
     train = load("train")
     command = [sys.executable, str(BENCHMARKS / "train.py"), "serve"]
     shape = {"width": 32, "depth": 1, "heads": 2}
-    known = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    worker = train.Worker.start(command, shape, train.Mode("one core", 1, 1), **known)
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    worker = train.Worker.start(command, shape, train.Mode("one core", 1, 1), **environment)
     assert (worker.hello["kernel"], worker.hello["devices"]) == ("blocked", 1)
     warm = worker.ask(1)
     first, second = worker.ask(1), worker.ask(12)
@@ -46,10 +46,10 @@ def test_a_worker_answers_each_line_with_the_time_of_its_steps(monkeypatch: pyte
 
 def test_no_gpu_is_said_and_nothing_is_written() -> None:
     before = {path: path.stat().st_mtime_ns for path in BENCHMARKS.iterdir()}
-    done = subprocess.run([sys.executable, BENCHMARKS / "train.py", "gpu"], capture_output=True, text=True)
-    if done.returncode == 0:
+    process = subprocess.run([sys.executable, BENCHMARKS / "train.py", "gpu"], capture_output=True, text=True)
+    if process.returncode == 0:
         pytest.skip("there is a GPU here")
-    assert done.returncode == 1
-    assert "GPU" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 1
+    assert "GPU" in process.stderr
+    assert "Traceback" not in process.stderr
     assert {path: path.stat().st_mtime_ns for path in BENCHMARKS.iterdir()} == before

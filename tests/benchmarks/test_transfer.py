@@ -55,15 +55,15 @@ def test_a_seed_whose_scan_is_not_whole_is_left_out(report: Any) -> None:
 
 
 def test_rates_that_diverged_are_no_minimum(report: Any) -> None:
-    found = report.optimum(32, runs(-6.3, lost=(-5, -4, -3)))
-    assert found.rate == pytest.approx(-6.3, abs=1e-6)
+    optimum = report.optimum(32, runs(-6.3, lost=(-5, -4, -3)))
+    assert optimum.rate == pytest.approx(-6.3, abs=1e-6)
 
 
 @pytest.mark.parametrize("vertex", [-12.0, -1.0])
 def test_the_edge_of_a_scan_is_no_optimum(report: Any, vertex: float) -> None:
-    found = report.optimum(32, runs(vertex))
-    assert math.isinf(found.stderr)
-    assert found.rate in (-10, -3)
+    optimum = report.optimum(32, runs(vertex))
+    assert math.isinf(optimum.stderr)
+    assert optimum.rate in (-10, -3)
 
 
 def test_drift_and_verdict_of_planted_optima(report: Any) -> None:

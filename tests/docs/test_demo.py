@@ -33,19 +33,19 @@ def demo_verbs() -> list[list[str]]:
 @pytest.fixture(scope="module")
 def demo(stdlib: tuple[Path, subprocess.CompletedProcess[str]]) -> tuple[Path, str]:
     """Where the recipe has been run, and what its last verb printed. Its first is the fixture's."""
-    place, done = stdlib
+    folder, process = stdlib
     first, *others = demo_verbs()
-    assert first == done.args[-3:]
+    assert first == process.args[-3:]
     for verb in others:
-        done = scaling(*verb, cwd=place)
-        assert done.returncode == 0, (verb, done.stdout[-2000:], done.stderr[-2000:])
-    return place, done.stdout
+        process = scaling(*verb, cwd=folder)
+        assert process.returncode == 0, (verb, process.stdout[-2000:], process.stderr[-2000:])
+    return folder, process.stdout
 
 
 @pytest.mark.slow
 def test_leaves_what_it_promises(demo: tuple[Path, str]) -> None:
-    place, _ = demo
-    names = {path.name for path in (place / SWEEP).iterdir()}
+    folder, _ = demo
+    names = {path.name for path in (folder / SWEEP).iterdir()}
     assert names >= {
         "plan.json",
         "results.parquet",
@@ -55,19 +55,19 @@ def test_leaves_what_it_promises(demo: tuple[Path, str]) -> None:
         "report.html",
         "figures",
     }
-    assert len(list((place / SWEEP / "figures").iterdir())) >= 4
-    csv, parquet = pd.read_csv(place / SWEEP / "results.csv"), pd.read_parquet(place / SWEEP / "results.parquet")
+    assert len(list((folder / SWEEP / "figures").iterdir())) >= 4
+    csv, parquet = pd.read_csv(folder / SWEEP / "results.csv"), pd.read_parquet(folder / SWEEP / "results.parquet")
     assert {"cloze/accuracy", "brackets/accuracy", "brackets/chance"} <= set(parquet)
-    assert len(csv) == len(parquet) == len(json.loads((place / SWEEP / "plan.json").read_text())["cells"])
-    assert not re.search(r"""(src|href)=["']?(http|//)|<script[^>]+src""", (place / SWEEP / "report.html").read_text())
+    assert len(csv) == len(parquet) == len(json.loads((folder / SWEEP / "plan.json").read_text())["cells"])
+    assert not re.search(r"""(src|href)=["']?(http|//)|<script[^>]+src""", (folder / SWEEP / "report.html").read_text())
 
 
 @pytest.mark.slow
 def test_the_forecast_is_of_the_largest_run_which_the_fit_did_not_see(demo: tuple[Path, str]) -> None:
-    place, printed = demo
-    forecast = json.loads((place / SWEEP / "forecast.json").read_text())
-    fit = json.loads((place / SWEEP / "fit.json").read_text())
-    table = pd.read_parquet(place / SWEEP / "results.parquet").set_index("run_id")
+    folder, printed = demo
+    forecast = json.loads((folder / SWEEP / "forecast.json").read_text())
+    fit = json.loads((folder / SWEEP / "fit.json").read_text())
+    table = pd.read_parquet(folder / SWEEP / "results.parquet").set_index("run_id")
     largest = table["flops"].idxmax()
     assert forecast["measured"] == table.loc[largest, "loss"]
     error = forecast["predicted"] / forecast["measured"] - 1
@@ -83,14 +83,14 @@ def test_the_forecast_is_of_the_largest_run_which_the_fit_did_not_see(demo: tupl
 
 @pytest.mark.slow
 def test_the_second_time_trains_nothing(demo: tuple[Path, str]) -> None:
-    place, _ = demo
-    results = {path: path.stat().st_mtime_ns for path in place.glob(f"{SWEEP}/runs/*/*")}
-    table = (place / SWEEP / "results.csv").read_bytes()
+    folder, _ = demo
+    results = {path: path.stat().st_mtime_ns for path in folder.glob(f"{SWEEP}/runs/*/*")}
+    table = (folder / SWEEP / "results.csv").read_bytes()
     for verb in demo_verbs():
         if verb[0] in ("sweep", "eval"):
-            assert scaling(*verb, cwd=place).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in place.glob(f"{SWEEP}/runs/*/*")} == results
-    assert (place / SWEEP / "results.csv").read_bytes() == table
+            assert scaling(*verb, cwd=folder).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.glob(f"{SWEEP}/runs/*/*")} == results
+    assert (folder / SWEEP / "results.csv").read_bytes() == table
 
 
 def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:

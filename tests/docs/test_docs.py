@@ -1,4 +1,4 @@
-"""The handbook says what is so: links resolve, verbs and flags exist, and the worked examples run as they stand."""
+"""Checks the handbook: links resolve, verbs and flags exist, and the worked examples run."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_links_of_a_page_resolve(page: Path) -> None:
         if re.match(r"https?://|mailto:", target):
             continue
         path, _, anchor = target.partition("#")
-        place = (page.parent / path).resolve() if path else page
-        assert place.is_relative_to(ROOT), f"{target} leaves the repository"
-        assert place.exists(), target
-        assert not anchor or anchor in anchors(place), target
+        linked_path = (page.parent / path).resolve() if path else page
+        assert linked_path.is_relative_to(ROOT), f"{target} leaves the repository"
+        assert linked_path.exists(), target
+        assert not anchor or anchor in anchors(linked_path), target
 
 
 def test_every_page_of_the_handbook_is_reached_from_its_entry() -> None:
@@ -60,17 +60,17 @@ def commands(text: str) -> Iterator[tuple[str, list[str], set[str]]]:
     code = [block for kind, block in FENCE.findall(text) if kind in ("sh", "text")]
     text = FENCE.sub("", text)
     code += re.findall(r"`([^`]+)`", text) + re.findall(r"^ {4,}(?:\$ )?(scaling .*)$", text, re.MULTILINE)
-    for found in re.findall(r"(?:^|[\s$])scaling ((?:[a-z]+ ?)+.*)$", "\n".join(code), re.MULTILINE):
-        words = found.split("#")[0].split()
+    for command in re.findall(r"(?:^|[\s$])scaling ((?:[a-z]+ ?)+.*)$", "\n".join(code), re.MULTILINE):
+        words = command.split("#")[0].split()
         verb = " ".join(words[: 2 if words[0] in GROUPS else 1])
         yield verb, [word.partition("=")[0] for word in words if word.startswith("--")], WAYS & {*words}
 
 
 @cache
 def help_of(verb: str) -> str:
-    done = in_process(*verb.split(), "--help", cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = in_process(*verb.split(), "--help", cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("LOG.md", "cli.md")], ids=name)
@@ -78,16 +78,16 @@ def test_verbs_and_flags_of_a_page_exist(page: Path) -> None:
     for verb, flags, ways in commands(page.read_text()):
         assert verb in KNOWN, verb
         helps = [help_of(verb), *(help_of(f"{verb} NAME {way}") for way in ways)] if flags else []
-        said = re.findall(r"--[\w.-]+", "".join(helps))
+        flags_of_help = re.findall(r"--[\w.-]+", "".join(helps))
         for flag in flags:
-            assert flag in said, f"scaling {verb} {flag}"
+            assert flag in flags_of_help, f"scaling {verb} {flag}"
 
 
 def test_commands_are_found_where_a_reader_sees_them() -> None:
     text = "`scaling fit T --law x`\n\n    $ scaling sweep run N --jobs 2 ray  # --no\n\n"
     text += "```sh\nscaling rates T --out=F\n```\n"
-    found = [("fit", ["--law"], set()), ("rates", ["--out"], set()), ("sweep run", ["--jobs"], {"ray"})]
-    assert sorted(commands(text), key=str) == found
+    expected = [("fit", ["--law"], set()), ("rates", ["--out"], set()), ("sweep run", ["--jobs"], {"ray"})]
+    assert sorted(commands(text), key=str) == expected
     assert not list(commands("the scaling of text is not a verb"))
 
 
@@ -112,16 +112,16 @@ def carry_out(page: Path, checkout: Path) -> None:
     for kind, block in FENCE.findall(page.read_text()):
         if kind == "diff":
             apply(block, checkout)
-        elif kind == "python" and (found := FILE.match(block)):
-            file = checkout / found[1]
-            assert file.exists() == bool(found[2]), f"{found[1]} is there: {file.exists()}"
-            file.write_text((file.read_text() if found[2] else "") + block[found.end() :])
+        elif kind == "python" and (heading := FILE.match(block)):
+            file = checkout / heading[1]
+            assert file.exists() == bool(heading[2]), f"{heading[1]} is there: {file.exists()}"
+            file.write_text((file.read_text() if heading[2] else "") + block[heading.end() :])
         else:
             program = {"sh": ["sh", "-e", "-c", block], "python": [sys.executable, "-c", block]}[kind]
-            done = subprocess.run(
+            process = subprocess.run(
                 program, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600, check=False
             )
-            assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+            assert process.returncode == 0, f"{block}\n{process.stdout[-2000:]}\n{process.stderr[-3000:]}"
 
 
 def apply(block: str, checkout: Path) -> None:

@@ -24,8 +24,7 @@ PRIVATE = re.compile(r"(?<![\w.~/:])/(?:home|root|tmp|work|usr|mnt|var|opt|Users
 
 
 def run(notebook: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Every cell of it, by nbmake, in the kernel of this very interpreter: one that a user has installed under the same
-    name does not come first."""
+    """Runs every cell with nbmake in a kernel of this interpreter, even if the user has another kernel of that name."""
     return subprocess.run(
         [
             sys.executable,
@@ -46,7 +45,7 @@ def run(notebook: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def read(name: str) -> Any:
+def read_notebook(name: str) -> Any:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
@@ -65,23 +64,23 @@ def test_there_are_the_five_that_the_folder_lists() -> None:
 def test_every_cell_runs(name: str, request: pytest.FixtureRequest) -> None:
     if name == "replicate_chinchilla":
         request.getfixturevalue("shared_data")
-    done = run(FOLDER / f"{name}.ipynb")
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert "1 passed" in done.stdout
+    process = run(FOLDER / f"{name}.ipynb")
+    assert process.returncode == 0, process.stdout[-5000:]
+    assert "1 passed" in process.stdout
 
 
 def test_a_cell_that_fails_fails_the_run_and_the_kernel_is_this_interpreter(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(f"import sys; assert sys.prefix == {sys.prefix!r}, sys.prefix")]
     cells.append(nbformat.v4.new_code_cell("assert 1 == 2, 'this cell is broken'"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "broken.ipynb")
-    done = run(tmp_path / "broken.ipynb")
-    assert done.returncode == 1
-    assert "this cell is broken" in done.stdout
+    process = run(tmp_path / "broken.ipynb")
+    assert process.returncode == 1
+    assert "this cell is broken" in process.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_is_its_source_as_it_was_run(name: str) -> None:
-    source, notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent"), read(name)
+    source, notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent"), read_notebook(name)
     assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in source.cells]
     digest = hashlib.sha256((FOLDER / f"{name}.py").read_bytes()).hexdigest()
     assert notebook.metadata["source_sha256"] == digest, f"python notebooks/build.py {name}"
@@ -91,22 +90,22 @@ def test_a_notebook_is_its_source_as_it_was_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_of_a_run_is_small_and_says_nothing_of_the_machine(name: str) -> None:
-    notebook, path = read(name), FOLDER / f"{name}.ipynb"
+    notebook, path = read_notebook(name), FOLDER / f"{name}.ipynb"
     assert set(notebook.metadata) == {"kernelspec", "source_sha256"}
     assert notebook.metadata["kernelspec"]["name"] == "python3"
     assert all(not cell.metadata for cell in notebook.cells)
     for output in outputs(notebook):
         assert output.get("name") != "stderr"
         assert output.output_type != "error"
-        said = [output.get("text", ""), *(str(v) for kind, v in output.get("data", {}).items() if "png" not in kind)]
-        for text in said:
+        texts = [output.get("text", ""), *(str(v) for kind, v in output.get("data", {}).items() if "png" not in kind)]
+        for text in texts:
             assert not PRIVATE.search(text), text
     assert path.stat().st_size < LARGEST
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_ends_in_a_figure(name: str) -> None:
-    last = read(name).cells[-1]
+    last = read_notebook(name).cells[-1]
     assert last.cell_type == "code"
     assert "image/png" in last.outputs[-1].data
 

@@ -37,7 +37,7 @@ def path(tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame) -> Path:
 
 
 def quick(path: Path, **options: Any) -> dict[str, Any]:
-    """`scaling fit` with few resamples and no panel, unless asked for."""
+    """`scaling fit` with few resamples, and without the sensitivity panel by default."""
     return fit.fit(path, **({"draws": 8, "panel": False} | options))
 
 
@@ -127,9 +127,9 @@ def test_the_keys_of_the_json_are_those_that_scripts_read(
 ) -> None:
     flags = ["--law", "chinchilla", "--objective", "huber", "--delta", "1e-3", "--draws", "16", "--no-panel"]
     out = ["--out", str(tmp_path / "own.json"), "--json", str(tmp_path / "facts.json")]
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as process:
         cli.main(["fit", str(path), *flags, *out])
-    assert done.value.code == 0
+    assert process.value.code == 0
     facts = json.loads((tmp_path / "facts.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     points = select_points(table).table
     values = fit_law(chinchilla, points, points["loss"]).values
@@ -174,7 +174,7 @@ def fits(path: Path) -> dict[str, dict[str, Any]]:
 def test_an_objective_is_the_sum_of_its_terms_and_no_other_fit_has_less(
     fits: dict[str, dict[str, Any]], table: pd.DataFrame, name: str
 ) -> None:
-    """By hand, from the parameters written, and from those of each other objective."""
+    """Compares with values computed here from the parameters in the file, for each objective."""
     options, term = TERMS[name]
     n, d, y = (table[column].to_numpy() for column in ("params_matmul", "tokens", "loss"))
 
@@ -245,9 +245,9 @@ def test_flags_go_together(path: Path, table: pd.DataFrame) -> None:
 def test_the_panel_and_the_back_test_are_printed(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = quick(path, panel=True)
     printed = capsys.readouterr().out
-    for said in facts["sensitivity"]:
-        assert said["dial"] in printed
-        assert f"{said['beta']:.4g}" in printed
+    for variant in facts["sensitivity"]:
+        assert variant["dial"] in printed
+        assert f"{variant['beta']:.4g}" in printed
     (scored,) = facts["choice"]["candidates"]
     assert f"{scored['name']} {scored['score']:.2%}" in printed
     assert f"{facts['choice']['drift']:.2%}" in printed
@@ -256,8 +256,8 @@ def test_the_panel_and_the_back_test_are_printed(path: Path, capsys: pytest.Capt
 Spoil = Callable[[pd.DataFrame], pd.DataFrame]
 
 
-def entry(place: int, column: str, value: Any) -> Spoil:
-    return lambda t: t.assign(**{column: t[column].astype(object).where(np.arange(len(t)) != place, value)})
+def entry(index: int, column: str, value: Any) -> Spoil:
+    return lambda t: t.assign(**{column: t[column].astype(object).where(np.arange(len(t)) != index, value)})
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_bad_tables_end_in_one_line_that_names_rows_and_columns(
     tmp_path: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str], spoil: Spoil, words: list[str]
 ) -> None:
     spoil(table).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as process:
         cli.main(["fit", str(tmp_path / "t.csv"), "--draws", "8", "--no-panel"])
-    assert done.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
+    assert process.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
     for word in words:
-        assert re.search(word, said.err)
+        assert re.search(word, output.err)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
@@ -318,9 +318,9 @@ def test_odd_tables_are_fitted_with_a_warning_that_names_rows(
 ) -> None:
     spoil(table).drop(columns="flops").to_csv(tmp_path / "t.csv", index=False)
     facts = quick(tmp_path / "t.csv", **options)
-    found = [note for note in facts["warnings"] if re.search(words, note)]
-    assert found, facts["warnings"]
-    assert found[0] in capsys.readouterr().out
+    warnings = [note for note in facts["warnings"] if re.search(words, note)]
+    assert warnings, facts["warnings"]
+    assert warnings[0] in capsys.readouterr().out
     assert all(np.isfinite(value) for value in facts["parameters"].values()), "and no silent NaN"
     assert saved_fit.read_fit(tmp_path / "fit.json").document["warnings"] == facts["warnings"]
 
@@ -338,17 +338,17 @@ def test_odd_tables_are_fitted_with_a_warning_that_names_rows(
 def test_wrong_flags_end_in_one_line(
     path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
 ) -> None:
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as process:
         cli.main(["fit", str(path), *flags])
-    assert done.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    assert process.value.code == 2
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
     for word in words:
-        assert re.search(word, said)
+        assert re.search(word, output)
 
 
 def test_profile_intervals_are_given_on_request(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside the bootstrap's, of every free parameter; an end that the points leave open is null."""
+    """Every free parameter has an interval beside the bootstrap's; an end that the points do not bound is null."""
     assert "profile_intervals" not in quick(path, fix="alpha=.34")
     facts = quick(path, fix="alpha=.34", profile=True)
     printed = capsys.readouterr().out

@@ -16,7 +16,7 @@ from tests.conftest import PLANTED, in_process, simulated
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fit.json of a table with its largest run held out; nothing but the two files in its folder."""
+    """A folder with only a table and the fit.json of it, with the largest run held out."""
     folder = tmp_path_factory.mktemp("fitted")
     simulated(3e-3).to_csv(folder / "t.csv", index=False)
     fit.fit(folder / "t.csv", holdout="largest", draws=32)

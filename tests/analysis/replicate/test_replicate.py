@@ -1,4 +1,4 @@
-"""Published numbers: the verdicts, the studies on their tables, the verb, and getting the tables."""
+"""Verdicts on published numbers, each study on its table, the verb `scaling replicate`, and the download of tables."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_approach_2_bias() -> None:
 
 def test_nanochat() -> None:
     rows = nanochat.run(Path())
-    found = verdicts(rows)
-    exponents = {quantity: verdict for quantity, verdict in found.items() if "exponent" in quantity}
+    verdict_of = verdicts(rows)
+    exponents = {quantity: verdict for quantity, verdict in verdict_of.items() if "exponent" in quantity}
     assert len(exponents) == 6
     assert set(exponents.values()) == {"reproduced"}
-    assert found["tokens per parameter at 1e+19"] == "explained"
+    assert verdict_of["tokens per parameter at 1e+19"] == "explained"
 
 
 def test_nanochat_ratio_is_explained_only_from_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A printed ratio below D*/N* is none that a straight line over a convex curve can give."""
+    """Linear interpolation of a convex curve cannot give a printed ratio below D*/N*."""
     monkeypatch.setattr(nanochat, "RATIOS", (11.2, 10.7, 10.8, 9.5))
     assert verdicts(nanochat.run(Path()))["tokens per parameter at 1e+19"] == "differs"
 
@@ -87,7 +87,7 @@ def test_porian_recovers_planted_exponents(tmp_path: Path, shift: float, verdict
 
 
 def test_steplaw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's law from its own fits; from the released runs another one, which a user got too."""
+    """The published fits give the paper's law; the released runs give another, which a user's re-run also gave."""
     monkeypatch.setattr(steplaw, "DRAWS", 300)
     rows = steplaw.run(shared_data / "steplaw" / "data")
     assert [row.verdict for row in rows] == ["reproduced"] * 5 + ["explained"] * 3
@@ -95,7 +95,7 @@ def test_steplaw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steplaw_recovers_a_planted_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On runs whose loss rises quadratically from a planted optimum the difference from the paper has no excuse."""
+    """For runs with a planted optimum, differences from the paper are not explained."""
     monkeypatch.setattr(steplaw, "DRAWS", 50)
     random = np.random.default_rng(0)
     runs = []
@@ -109,8 +109,8 @@ def test_steplaw_recovers_a_planted_law(tmp_path: Path, monkeypatch: pytest.Monk
     table = pd.concat(runs, ignore_index=True)
     chosen = steplaw.select_near_optimal(table)
     assert len(chosen) < len(table)
-    found = steplaw.fit_exponents(chosen, np.arange(len(chosen)))
-    assert found == pytest.approx([-0.5, 0.1, 0.0, 0.45, 0.45], abs=0.06)
+    fitted = steplaw.fit_exponents(chosen, np.arange(len(chosen)))
+    assert fitted == pytest.approx([-0.5, 0.1, 0.0, 0.45, 0.45], abs=0.06)
     table.to_csv(tmp_path / "dense_lr_bs_loss.csv")
     fits = "1004_fitted_lr_bs_scaling_model_parameters.csv"
     pd.DataFrame([dict.fromkeys(("lr_intercept", "lr_coefN", "lr_coefD", "bs_intercept", "bs_coefD"), 0.0)]).to_csv(
@@ -121,21 +121,23 @@ def test_steplaw_recovers_a_planted_law(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_chinchilla(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each objective's own optimum; the printed point is the LAD one, and is said to be no Huber optimum."""
+    """Each objective has its own optimum; the printed point is that of LAD and is not a Huber optimum."""
     monkeypatch.setattr(chinchilla, "DRAWS", 500)
     rows = chinchilla.run(shared_data / "chinchilla_epoch")
-    found = verdicts(rows)
+    verdict_of = verdicts(rows)
     errors = [row for row in rows if row.quantity.startswith("standard error")]
     assert len(errors) == 4
     for row in errors:
         assert row.ours == pytest.approx(row.published, rel=0.15)
     for name in chinchilla.PARAMETERS:
-        assert found[f"{name}, least absolute deviation"] == "reproduced"
-        assert found[f"{name}, Huber(1e-3)"] == "reproduced"
-        assert found[f"{name}, printed as Huber"] == "not an optimum"
-    assert found["A, LAD, smoothed"] == "not an optimum"
-    assert found["Huber objective, notebook's own fit"] == "within bound"
-    assert found["beta, all 245 points, Huber(1e-3)"] == found["a, all 245 points, Huber(1e-3)"] == "reproduced"
+        assert verdict_of[f"{name}, least absolute deviation"] == "reproduced"
+        assert verdict_of[f"{name}, Huber(1e-3)"] == "reproduced"
+        assert verdict_of[f"{name}, printed as Huber"] == "not an optimum"
+    assert verdict_of["A, LAD, smoothed"] == "not an optimum"
+    assert verdict_of["Huber objective, notebook's own fit"] == "within bound"
+    assert (
+        verdict_of["beta, all 245 points, Huber(1e-3)"] == verdict_of["a, all 245 points, Huber(1e-3)"] == "reproduced"
+    )
     notes = {row.note for row in rows if row.quantity.endswith("printed as Huber")}
     assert len(notes) == 1
     assert "LAD" in notes.pop()
@@ -151,7 +153,7 @@ def test_gadre(shared_data: Path) -> None:
 
 @pytest.mark.slow
 def test_gadre_forecasts_runs_that_lie_on_its_laws(made_data: Path) -> None:
-    """The published errors are those of real runs: of these, which have none, they are not reproduced."""
+    """Runs exactly on the laws have no prediction errors, so the published ones are not reproduced."""
     rows = gadre.run(made_data / "gadre_overtrain")
     assert [row.ours for row in rows] == pytest.approx([0.0] * 4, abs=1e-3)
     assert set(verdicts(rows).values()) == {"differs"}
@@ -159,7 +161,7 @@ def test_gadre_forecasts_runs_that_lie_on_its_laws(made_data: Path) -> None:
 
 @pytest.mark.slow
 def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the lower minimum: the published point is no minimum of theirs, and no excuse is made for it."""
+    """For runs planted at the lower minimum the published point is no minimum, and its difference is unexplained."""
     monkeypatch.setattr(datablations, "PROFILE_GRID", np.geomspace(10.0, 1e3, 120))
     rows = {row.quantity: row for row in datablations.run(made_data / "datablations")}
     assert rows["R_D*, lower minimum"].ours == pytest.approx(datablations.LOWER_MINIMUM["R_D"], rel=0.1)
@@ -171,7 +173,7 @@ def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_datablations(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published minimum is found and named local, the lower one found, and an interval that holds both."""
+    """The published minimum is local, the lower minimum is reproduced, and the interval contains both."""
     monkeypatch.setattr(datablations, "PROFILE_GRID", np.geomspace(5.0, 1e4, 30))
     rows = {row.quantity: row for row in datablations.run(shared_data / "datablations")}
     assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "not an optimum"
@@ -204,16 +206,16 @@ def one_row(_: Path) -> list[Comparison]:
 
 def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = replicate.replicate(("approach2", "nanochat"), json=tmp_path / "r.json")
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 0
     facts = json.loads((tmp_path / "r.json").read_text())
     for row in facts["rows"]:
-        (line,) = [line for line in said.splitlines() if line.startswith(f"{row['quantity']} ")]
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{row['quantity']} ")]
         assert f"{row['published']:.6g}" in line.split()
         assert f"{row['ours']:.6g}" in line.split()
         assert row["verdict"] in line
     (note,) = {row["note"] for row in facts["rows"] if row["verdict"] == "explained"}
-    assert f"(1) {note}" in said
+    assert f"(1) {note}" in printed
     assert facts["counts"]["reproduced"] == sum(row["verdict"] == "reproduced" for row in facts["rows"])
     assert {row["study"] for row in facts["rows"]} == {"approach2", "nanochat"}
 
@@ -226,9 +228,9 @@ def test_an_unexplained_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatc
 
 def test_absent_data_skip_a_study_unless_it_was_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replicate.replicate(data=tmp_path, json=tmp_path / "r.json") == 0
-    said, skipped = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())["skipped"]
+    printed, skipped = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())["skipped"]
     assert {"porian", "steplaw"} <= set(skipped)
-    assert all(re.search(rf"^{name}\b.*{re.escape(why)}$", said, re.M) for name, why in skipped.items())
+    assert all(re.search(rf"^{name}\b.*{re.escape(why)}$", printed, re.M) for name, why in skipped.items())
     with pytest.raises(TableError, match=r"steplaw.*--fetch"):
         replicate.replicate(("steplaw",), data=tmp_path)
     with pytest.raises(TableError, match=r"--data .*none"):
@@ -242,23 +244,23 @@ CONTENT = b"a,b\n1,2\n"
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """A stand-in for the public host: its address and the paths it was asked for."""
+    """A stand-in for the public host: its address and the paths requested from it."""
     monkeypatch.setenv("no_proxy", "*")
     root = tmp_path / "host"
     (root / "o" / "r" / "c0ffee" / "data").mkdir(parents=True)
     (root / "o" / "r" / "c0ffee" / "data" / "a b.csv").write_bytes(CONTENT)
-    asked: list[str] = []
+    requested_paths: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
         def log_request(self, *_: object) -> None:
-            asked.append(self.path)
+            requested_paths.append(self.path)
 
         def log_error(self, *_: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=root)) as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{host.server_port}", asked
+        yield f"http://127.0.0.1:{host.server_port}", requested_paths
         host.shutdown()
 
 
@@ -268,17 +270,17 @@ def pinned(path: str = "data/a b.csv", content: bytes = CONTENT) -> Study:
 
 
 def test_fetch_gets_a_file_once(tmp_path: Path, server: tuple[str, list[str]]) -> None:
-    base, asked = server
+    base, requested_paths = server
     (path,) = fetch.fetch_files(pinned(), tmp_path / "got", base)
     assert path == tmp_path / "got" / "s" / "data" / "a.csv"
     assert path.read_bytes() == CONTENT
     assert [item.name for item in path.parent.iterdir()] == ["a.csv"]
     fetch.fetch_files(pinned(), tmp_path / "got", base)
-    assert asked == ["/o/r/c0ffee/data/a%20b.csv"]
+    assert requested_paths == ["/o/r/c0ffee/data/a%20b.csv"]
     path.write_bytes(CONTENT[:-2])
     fetch.fetch_files(pinned(), tmp_path / "got", base)
     assert path.read_bytes() == CONTENT
-    assert len(asked) == 2
+    assert len(requested_paths) == 2
 
 
 def test_fetch_refuses_other_bytes(tmp_path: Path, server: tuple[str, list[str]]) -> None:

@@ -12,25 +12,25 @@ from analysis.forecasting.saved_fit import SavedFit
 from analysis.report import checklist, evidence
 from analysis.report.evidence import Evidence
 from tests.conftest import ROOT
-from tests.support import reported as made
+from tests.support import reported as planted
 
 
 @pytest.fixture(scope="module")
-def found(reported: Path) -> Evidence:
+def gathered(reported: Path) -> Evidence:
     return evidence.gather(reported)
 
 
-def answers(found: Evidence) -> dict[str, tuple[str, str]]:
-    return {item.key: (item.answer, item.evidence) for item in checklist.fill_checklist(found)}
+def answers(gathered: Evidence) -> dict[str, tuple[str, str]]:
+    return {item.key: (item.answer, item.evidence) for item in checklist.fill_checklist(gathered)}
 
 
-def refitted(found: Evidence, **document: Any) -> Evidence:
-    return replace(found, fit=SavedFit({**found.fit.document, **document}))
+def refitted(gathered: Evidence, **document: Any) -> Evidence:
+    return replace(gathered, fit=SavedFit({**gathered.fit.document, **document}))
 
 
-def test_a_whole_sweep_answers_every_item(found: Evidence) -> None:
-    said = answers(found)
-    assert {key for key, (answer, _) in said.items() if answer != "yes"} == {"seeds", "downstream"}
+def test_a_whole_sweep_answers_every_item(gathered: Evidence) -> None:
+    filled = answers(gathered)
+    assert {key for key, (answer, _) in filled.items() if answer != "yes"} == {"seeds", "downstream"}
     for key, part in {
         "counting": "params_matmul.*params_total",
         "flops": "6.00.*6.00",
@@ -46,7 +46,7 @@ def test_a_whole_sweep_answers_every_item(found: Evidence) -> None:
         "hardware": r"\babacus\b.*\bbeads\b",
         "table": r"\b21\b",
     }.items():
-        assert re.search(part, said[key][1]), key
+        assert re.search(part, filled[key][1]), key
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,12 @@ def test_a_whole_sweep_answers_every_item(found: Evidence) -> None:
         ("bytes", "no", {"bits_per_byte": float("nan")}),
     ],
 )
-def test_what_the_table_says_changes_the_answer(found: Evidence, key: str, answer: str, table: dict[str, Any]) -> None:
-    changed = answers(replace(found, table=made.planted_table().assign(**table)))[key]
+def test_what_the_table_says_changes_the_answer(
+    gathered: Evidence, key: str, answer: str, table: dict[str, Any]
+) -> None:
+    changed = answers(replace(gathered, table=planted.planted_table().assign(**table)))[key]
     assert changed[0] == answer
-    assert changed[1] != answers(found)[key][1]
+    assert changed[1] != answers(gathered)[key][1]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,10 @@ def test_what_the_table_says_changes_the_answer(found: Evidence, key: str, answe
         ("rates", "no", {"learning_rates": {"override": 19}}),
     ],
 )
-def test_what_the_fit_says_changes_the_answer(found: Evidence, key: str, answer: str, document: dict[str, Any]) -> None:
-    assert answers(refitted(found, **document))[key][0] == answer
+def test_what_the_fit_says_changes_the_answer(
+    gathered: Evidence, key: str, answer: str, document: dict[str, Any]
+) -> None:
+    assert answers(refitted(gathered, **document))[key][0] == answer
 
 
 @pytest.mark.parametrize(
@@ -96,27 +100,27 @@ def test_what_the_fit_says_changes_the_answer(found: Evidence, key: str, answer:
         ("table", "no", {"table_unchanged": None}),
     ],
 )
-def test_what_is_not_there_is_not_claimed(found: Evidence, key: str, answer: str, missing: dict[str, Any]) -> None:
-    assert answers(replace(found, **missing))[key][0] == answer
+def test_what_is_not_there_is_not_claimed(gathered: Evidence, key: str, answer: str, missing: dict[str, Any]) -> None:
+    assert answers(replace(gathered, **missing))[key][0] == answer
 
 
-def test_three_seeds_are_counted(found: Evidence) -> None:
-    tables = [made.planted_table().assign(seed=seed) for seed in range(3)]
-    assert answers(replace(found, table=pd.concat(tables, ignore_index=True)))["seeds"][0] == "yes"
+def test_three_seeds_are_counted(gathered: Evidence) -> None:
+    tables = [planted.planted_table().assign(seed=seed) for seed in range(3)]
+    assert answers(replace(gathered, table=pd.concat(tables, ignore_index=True)))["seeds"][0] == "yes"
 
 
 @pytest.mark.parametrize(("key", "lacking"), [("seeds", "params"), ("repeated", "tokens")])
-def test_a_table_made_elsewhere_need_not_tell(found: Evidence, key: str, lacking: str) -> None:
-    elsewhere = made.planted_table().rename(columns={"params_matmul": "N", "tokens": "D"})
-    answer, said = answers(replace(found, table=elsewhere))[key]
+def test_a_table_made_elsewhere_need_not_tell(gathered: Evidence, key: str, lacking: str) -> None:
+    elsewhere = planted.planted_table().rename(columns={"params_matmul": "N", "tokens": "D"})
+    answer, reason = answers(replace(gathered, table=elsewhere))[key]
     assert answer == "unknown"
-    assert re.search(rf"\b{lacking}\b", said)
-    nothing = answers(replace(found, table=made.planted_table().assign(status="failed")))[key]
+    assert re.search(rf"\b{lacking}\b", reason)
+    nothing = answers(replace(gathered, table=planted.planted_table().assign(status="failed")))[key]
     assert nothing[0] == "unknown"
 
 
 def test_the_document_gives_a_reason_for_every_item() -> None:
-    """One heading an item, in the order of the page, and a source or a word of whose bound it is."""
+    """There is one heading for each item, in the order of the page, and each names a source or says the bound is ours."""
     text = (ROOT / "docs" / "checklist.md").read_text()
     headed = re.findall(r"^### (.+) \(`(.+)`\)$", text, re.M)
     assert headed == [(what, key) for key, what, _ in checklist.CHECKLIST]

@@ -1,4 +1,4 @@
-"""The report in a real browser. Skips, with the reason, where no Chromium can be had."""
+"""The report in a real browser. Skips if there is no Chromium."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def running() -> Iterator[Any]:
 
 @contextmanager
 def opened(running: Any, path: Path, scheme: str = "light", size: dict[str, int] = DESK) -> Iterator[Any]:
-    """The page at a size and on a paper; fails if it asked for anything beside itself, or complained."""
+    """Opens the page at a size, in the light or dark theme; fails if it requests another URL or logs an error."""
     context = running.new_context(color_scheme=scheme, viewport=size)
     page, said, asked = context.new_page(), [], []
     page.on("console", lambda message: said.append(message.text))
@@ -51,14 +51,14 @@ def column(page: Any, at: int, table: str = "#runs") -> list[str]:
 
 
 def head(page: Any, name: str) -> tuple[Any, int]:
-    """(the button of a column of the table of runs, its place from 1)."""
+    """The button of a column of the table of runs, and the number of that column, from 1."""
     heads = [text.strip() for text in page.locator("#runs thead th").all_inner_texts()]
     at = heads.index(name)
     return page.locator("#runs thead button").nth(at), at + 1
 
 
 def amount(text: str) -> float:
-    """What a shown number means: 10k, 1.2×10¹⁰, 2.31 ± 0.01."""
+    """The value of a displayed number such as 10k, 1.2×10¹⁰ or 2.31 ± 0.01."""
     superscripts = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
     digits, _, power = text.split(" ")[0].partition("×10")
     if not power and digits.startswith("10") and digits[2:3] in "⁰¹²³⁴⁵⁶⁷⁸⁹" and len(digits) > 2:
@@ -160,7 +160,7 @@ def test_a_phone_scrolls_no_page_sideways_and_shows_legible_figures(running: Any
 
 
 def test_figures_hold_their_text_in_the_page_font(running: Any, path: Path) -> None:
-    """Text as text: no label may leave its figure where another font is wider or narrower."""
+    """Labels are text and stay inside their figure in wider and narrower fonts."""
     outside = """[...document.querySelectorAll('figure svg')].flatMap(svg => {
         const box = svg.getBoundingClientRect();
         return [...svg.querySelectorAll('text')].filter(t => {

@@ -36,8 +36,8 @@ def simulated_curves(
     rows, curves = [], {}
     for cell, (n, d) in enumerate(zip(params, tokens, strict=True)):
         factor = (off or {}).get(cell, 1.0)
-        seen = d * x * min(1.0, factor) ** 0.5
-        reduced = 0.5 * (middle_params / n) ** alpha + 0.5 * (middle_tokens / seen) ** beta
+        effective_tokens = d * x * min(1.0, factor) ** 0.5
+        reduced = 0.5 * (middle_params / n) ** alpha + 0.5 * (middle_tokens / effective_tokens) ** beta
         reduced *= (1 + 0.05 * (max(1.0, factor) - 1) ** 0.7 * (rate + 0.7)) * (1 + 0.06 * rate)
         reduced *= np.exp(rng.normal(0, 0.004))
         run = f"r{cell:02}"
@@ -85,14 +85,14 @@ def test_clean_sweeps_raise_next_to_no_alarm(design: str, sweeps: int, most: int
 def test_a_learning_rate_far_off_raises_it(design: str, factor: float) -> None:
     params, tokens = DESIGNS[design]
     rng = np.random.default_rng(1)
-    places = rng.choice(len(params), 6, replace=False)
-    found = [alarms(*simulated_curves(params, tokens, rng, {int(at): factor})) for at in places]
-    assert sum(f"r{at:02}" in one for at, one in zip(places, found, strict=True)) >= 5
-    assert sum(len(one - {f"r{at:02}"}) for at, one in zip(places, found, strict=True)) <= 1
+    cells = rng.choice(len(params), 6, replace=False)
+    alarms_by_cell = [alarms(*simulated_curves(params, tokens, rng, {int(at): factor})) for at in cells]
+    assert sum(f"r{at:02}" in raised for at, raised in zip(cells, alarms_by_cell, strict=True)) >= 5
+    assert sum(len(raised - {f"r{at:02}"}) for at, raised in zip(cells, alarms_by_cell, strict=True)) <= 1
 
 
 def test_shape_and_height_each_raise_it_and_say_so() -> None:
-    """A curve that bends and ends where it should; and one that has the right shape, too high."""
+    """One curve bends and ends at the expected loss; another has the right shape and is too high."""
     table, curves = simulated_curves(*DESIGNS["grid"], np.random.default_rng(2))
     bent, high = "r07", "r11"
     x = curves[bent].tokens / curves[bent].tokens[-1]
@@ -102,14 +102,14 @@ def test_shape_and_height_each_raise_it_and_say_so() -> None:
     curves[high] = Curve(curves[high].tokens, raised, x)
     at = table["run_id"] == high
     table.loc[at, "loss"] = floor + 1.25 * (table.loc[at, "loss"] - floor)
-    found = curve_collapse.compare_curves(table, curves, floor)
-    said = found.explain_outliers()
-    assert set(said) == {bent, high}
-    cells = found.cells.set_index("run_id")
-    shown = {run: (f"{np.expm1(cells[of][run]):.0%}", f"{cells[by][run]:.1f}") for run, of, by in (
+    collapse = curve_collapse.compare_curves(table, curves, floor)
+    reasons = collapse.explain_outliers()
+    assert set(reasons) == {bent, high}
+    cells = collapse.cells.set_index("run_id")
+    expected = {run: (f"{np.expm1(cells[of][run]):.0%}", f"{cells[by][run]:.1f}") for run, of, by in (
         (bent, "bend", "shape"), (high, "away", "height"))}  # fmt: skip
-    for run, (share, sigmas) in shown.items():
-        assert re.findall(r"\d[\d.]*%?", said[run]) == [share, sigmas], "how far off, and by how many sigmas"
+    for run, (share, sigmas) in expected.items():
+        assert re.findall(r"\d[\d.]*%?", reasons[run]) == [share, sigmas], "how far off, and by how many sigmas"
     cell = cells.loc[high]
     assert np.exp(cell["away"]) == pytest.approx(1.25, rel=0.05)
     assert (table.loc[at, "loss"].item() - floor) / (cell["expected"] - floor) == pytest.approx(np.exp(cell["away"]))
@@ -117,11 +117,11 @@ def test_shape_and_height_each_raise_it_and_say_so() -> None:
 
 def test_clean_curves_collapse_to_their_noise() -> None:
     params, tokens = DESIGNS["grid"]
-    found = curve_collapse.compare_curves(*simulated_curves(params, tokens, np.random.default_rng(3)))
-    spread = found.normalised.std(0) / found.normalised.mean(0)
-    raw = found.smoothed.std(0) / found.smoothed.mean(0)
+    collapse = curve_collapse.compare_curves(*simulated_curves(params, tokens, np.random.default_rng(3)))
+    spread = collapse.normalised.std(0) / collapse.normalised.mean(0)
+    raw = collapse.smoothed.std(0) / collapse.smoothed.mean(0)
     assert spread.max() < 0.04 < raw.min()
-    assert found.cells["run_id"].tolist() == [f"r{i:02}" for i in range(20)]
+    assert collapse.cells["run_id"].tolist() == [f"r{i:02}" for i in range(20)]
 
 
 def test_the_floor_is_the_laws_where_ends_tell_it() -> None:
@@ -134,14 +134,14 @@ def test_the_floor_is_the_laws_where_ends_tell_it() -> None:
 
 
 def test_only_the_best_rate_of_a_scan_tells_the_trend() -> None:
-    """Each size and horizon at three rates, two of them bad: as many cells again are off, and all are named."""
+    """Each size and horizon has runs at three rates, two of them bad; the bad ones raise alarms."""
     params, tokens = DESIGNS["grid"]
     rng = np.random.default_rng(4)
     off = dict.fromkeys(range(20, 40), 16.0) | dict.fromkeys(range(40, 60), 1 / 16)
     table, curves = simulated_curves(np.tile(params, 3), np.tile(tokens, 3), rng, off)
-    said = alarms(table, curves)
-    assert len(said & {f"r{cell:02}" for cell in range(20, 60)}) >= 36
-    assert len(said & {f"r{cell:02}" for cell in range(20)}) <= 1
+    alarmed = alarms(table, curves)
+    assert len(alarmed & {f"r{cell:02}" for cell in range(20, 60)}) >= 36
+    assert len(alarmed & {f"r{cell:02}" for cell in range(20)}) <= 1
 
 
 def test_cells_of_another_schedule_are_compared_apart_and_few_not_at_all() -> None:
@@ -168,43 +168,43 @@ def test_a_cell_without_a_whole_curve_is_left_out() -> None:
     }
     del curves["r05"]
     table.loc[6, "status"] = "diverged"
-    found = curve_collapse.compare_curves(table, curves | cut | sparse)
-    assert list(found.left_out.values()) == [3]
-    assert len(found.cells) == 16
+    collapse = curve_collapse.compare_curves(table, curves | cut | sparse)
+    assert list(collapse.left_out.values()) == [3]
+    assert len(collapse.cells) == 16
     assert curve_collapse.compare_curves(table, {}).cells.empty
 
 
 def test_a_cell_far_from_all_others_is_not_judged() -> None:
-    """One cell with a thousand times the tokens: nothing else tells how the loss goes on there."""
+    """One cell has a million times the tokens, far outside the range of the other cells."""
     params, tokens = DESIGNS["grid"]
-    alone = tokens * np.where(np.arange(20) == 19, 1e6, 1)
-    table, curves = simulated_curves(params, alone, np.random.default_rng(8), {19: 1 / 16})
-    found = curve_collapse.compare_curves(table, curves)
-    assert np.isnan(found.cells["height"][19])
-    assert found.explain_outliers() == {}
+    far_tokens = tokens * np.where(np.arange(20) == 19, 1e6, 1)
+    table, curves = simulated_curves(params, far_tokens, np.random.default_rng(8), {19: 1 / 16})
+    collapse = curve_collapse.compare_curves(table, curves)
+    assert np.isnan(collapse.cells["height"][19])
+    assert collapse.explain_outliers() == {}
 
 
 def test_the_figure_shows_each_curve_and_names_those_off() -> None:
     table, curves = simulated_curves(*DESIGNS["grid"], np.random.default_rng(9), {7: 1 / 16})
-    found = curve_collapse.compare_curves(table, curves)
-    assert list(found.explain_outliers()) == ["r07"]
-    left, right = collapse_plot.curves(found).axes[0], collapse_plot.normalised_curves(found).axes[0]
-    for axes, shown in ((left, found.smoothed), (right, found.normalised)):
+    collapse = curve_collapse.compare_curves(table, curves)
+    assert list(collapse.explain_outliers()) == ["r07"]
+    left, right = collapse_plot.curves(collapse).axes[0], collapse_plot.normalised_curves(collapse).axes[0]
+    for axes, shown in ((left, collapse.smoothed), (right, collapse.normalised)):
         lines = {line.get_label(): line for line in axes.lines}
         assert len(lines) == 20
-        for run, values in zip(found.cells["run_id"], shown, strict=True):
+        for run, values in zip(collapse.cells["run_id"], shown, strict=True):
             np.testing.assert_allclose(np.asarray(lines[run].get_ydata()), values)
         assert [run for run, line in lines.items() if line.get_color() == LIGHT.accent] == ["r07"]
     np.testing.assert_allclose(np.asarray(left.lines[0].get_xdata()), curve_collapse.RUN_SHARES * table["tokens"][0])
     named = [text.get_text() for text in right.texts]
     assert len(named) == 2, "what is off, and how to read it"
     assert re.fullmatch(r"r07\b.*\b21\.1k\b.*\b4M", named[0])
-    other = collapse_plot.normalised_curves(found, off=["r01", "r02"]).axes[0]
+    other = collapse_plot.normalised_curves(collapse, off=["r01", "r02"]).axes[0]
     assert {text.get_text()[:3] for text in other.texts} >= {"r01", "r02"}
     assert not any("r07" in text.get_text() for text in other.texts)
-    clean = collapse_plot.normalised_curves(found, off=[])
+    clean = collapse_plot.normalised_curves(collapse, off=[])
     assert not clean.axes[0].texts
-    assert str(clean.get_supxlabel()) != str(collapse_plot.normalised_curves(found).get_supxlabel()), (
+    assert str(clean.get_supxlabel()) != str(collapse_plot.normalised_curves(collapse).get_supxlabel()), (
         "it is said that none is"
     )
 
@@ -231,7 +231,7 @@ def test_a_curve_is_read_past_torn_lines_and_resumes(tmp_path: Path) -> None:
     (run.parent / "b").mkdir()
     (run.parent / "b" / "metrics.jsonl").write_text(json.dumps(lines[0]))
     assert list(flags.read_curves(tmp_path / "runs", ["a", "c"])) == ["a"]
-    found = flags.read_curves(tmp_path / "runs", ["b", "a"])
-    assert found["b"].loss.tolist() == [5.0]
-    curve = found["a"]
+    curves = flags.read_curves(tmp_path / "runs", ["b", "a"])
+    assert curves["b"].loss.tolist() == [5.0]
+    curve = curves["a"]
     assert (curve.tokens.tolist(), curve.loss.tolist()) == ([10, 20, 40], [5.0, 4.5, 3.0])

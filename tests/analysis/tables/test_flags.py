@@ -1,4 +1,4 @@
-"""Each flag on a row that has what it names, and on one that has not; the way from a run folder into a fit."""
+"""Each flag on a row that should have it and on one that should not, and flags from a run folder to a fit."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ LINES = 200
 X = np.arange(1, LINES + 1) / LINES
 
 
-def row(**changes: object) -> pd.DataFrame:
+def make_row(**changes: object) -> pd.DataFrame:
     plain = {"run_id": "a", "status": "done", "params_matmul": 1e5, "tokens": 1e6, "batch_tokens": 1e3, "loss": 2.0}
     return pd.DataFrame([plain | {"learning_rate": 1e-3, "schedule": "wsd", "seed": 0} | changes])
 
 
 def curve(rate: np.ndarray | None = None, loss: np.ndarray | None = None) -> Curve:
-    """A good one: warm-up of 5 %, stable, cooldown of 30 % to zero; loss a power law with a batch's noise."""
+    """The curve of a good run: warm-up of 5 %, stable, cooldown of 30 % to zero; loss a power law with a batch's noise."""
     good = np.minimum(X / 0.05, 1) * np.clip((1 - X) / 0.3, 0, 1)
     noise = np.random.default_rng(0).normal(0, 0.05, LINES)
     return Curve(1e6 * X, 2 * X**-0.1 + noise if loss is None else loss, 1e-3 * (good if rate is None else rate))
 
 
-def found(table: pd.DataFrame, one: Curve | None = None) -> list[tuple[str, str]]:
-    return [(flag.name, flag.reason) for flag in flags.find_flags(table, {"a": one} if one else None)[0]]
+def found_flags(table: pd.DataFrame, curve_of_run: Curve | None = None) -> list[tuple[str, str]]:
+    return [
+        (flag.name, flag.reason) for flag in flags.find_flags(table, {"a": curve_of_run} if curve_of_run else None)[0]
+    ]
 
 
 def test_a_good_run_has_no_flag() -> None:
-    assert found(row(), curve()) == []
-    assert flags.flag_names(row(), {"a": curve()}).tolist() == [""]
-    assert flags.flag_names(row()).tolist() == [""], "without curves"
+    assert found_flags(make_row(), curve()) == []
+    assert flags.flag_names(make_row(), {"a": curve()}).tolist() == [""]
+    assert flags.flag_names(make_row()).tolist() == [""], "without curves"
     assert flags.flag_names(pd.DataFrame({"loss": [1.0], "params": [1e5]})).tolist() == [""], (
         "of a table made elsewhere"
     )
@@ -52,8 +54,8 @@ def test_a_good_run_has_no_flag() -> None:
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])
 def test_runs_that_did_not_end_have_that_flag_alone(status: str) -> None:
-    table = row(status=status, batch_tokens=1e6)
-    assert [word for word, _ in found(table, curve(rate=np.ones(LINES)))] == [status]
+    table = make_row(status=status, batch_tokens=1e6)
+    assert [word for word, _ in found_flags(table, curve(rate=np.ones(LINES)))] == [status]
 
 
 @pytest.mark.parametrize(
@@ -66,47 +68,47 @@ def test_runs_that_did_not_end_have_that_flag_alone(status: str) -> None:
     ],
 )
 def test_undertrained_by_its_learning_rate(rate: np.ndarray, share: str) -> None:
-    ((word, reason),) = found(row(), curve(rate))
+    ((word, reason),) = found_flags(make_row(), curve(rate))
     assert word == "undertrained"
     assert share in reason
 
 
 def test_rates_that_are_as_they_should_be() -> None:
     cosine = np.minimum(X / 0.02, 1) * (0.1 + 0.9 * (0.5 + 0.5 * np.cos(np.pi * X)))
-    assert found(row(schedule="cosine"), curve(cosine)) == []
+    assert found_flags(make_row(schedule="cosine"), curve(cosine)) == []
     long = np.minimum(X / 0.24, 1) * np.clip((1 - X) / 0.3, 0, 1)
-    assert found(row(), curve(long)) == []
-    assert found(row(schedule="constant"), curve(np.ones(LINES))) == [], "on purpose"
-    assert found(row(), curve(np.full(LINES, np.nan))) == [], "not logged"
+    assert found_flags(make_row(), curve(long)) == []
+    assert found_flags(make_row(schedule="constant"), curve(np.ones(LINES))) == [], "on purpose"
+    assert found_flags(make_row(), curve(np.full(LINES, np.nan))) == [], "not logged"
 
 
 def test_undertrained_by_its_steps() -> None:
-    ((word, reason),) = found(row(batch_tokens=1e6 / 49))
+    ((word, reason),) = found_flags(make_row(batch_tokens=1e6 / 49))
     assert word == "undertrained"
     assert re.findall(r"\d+", reason) == ["49", "50"]
-    assert found(row(batch_tokens=1e6 / 50)) == []
+    assert found_flags(make_row(batch_tokens=1e6 / 50)) == []
 
 
 def test_a_loss_that_rises_beyond_its_noise() -> None:
     rng = np.random.default_rng(1)
     base = 2 * X**-0.1
-    many = pd.concat([row(run_id=f"r{i}", loss=np.nan) for i in range(400)], ignore_index=True)
+    many = pd.concat([make_row(run_id=f"r{i}", loss=np.nan) for i in range(400)], ignore_index=True)
     noisy = {run: curve(loss=base + rng.normal(0, 0.2, LINES)) for run in many["run_id"]}
     assert set(flags.flag_names(many, noisy)) == {""}, "noise alone"
     risen = base + np.where(X > 0.8, 0.15 * (X - 0.8) / 0.2, 0)
-    ((word, reason),) = found(row(), curve(loss=risen + rng.normal(0, 0.02, LINES)))
+    ((word, reason),) = found_flags(make_row(), curve(loss=risen + rng.normal(0, 0.02, LINES)))
     assert word == "rising"
     rise, tokens = map(float, re.findall(r"\d[\d.e+]*", reason))
     assert 0 < rise < 0.15
     assert 7.5e5 <= tokens <= 8.5e5
     spike = base + np.where(np.abs(X - 0.5) < 0.02, 2.0, 0)
-    assert found(row(), curve(loss=spike)) == [], "a spike that heals"
+    assert found_flags(make_row(), curve(loss=spike)) == [], "a spike that heals"
 
 
 def scan(losses: list[float | None], **changes: object) -> pd.DataFrame:
-    """One size at rates that double; None: diverged."""
+    """Runs of one size at rates that double from row to row; a loss of None means diverged."""
     rows = [
-        row(
+        make_row(
             run_id=f"s{i}",
             learning_rate=1e-3 * 2**i,
             loss=np.nan if loss is None else loss,
@@ -132,14 +134,14 @@ def scan(losses: list[float | None], **changes: object) -> pd.DataFrame:
 )
 def test_the_best_rate_at_the_edge_of_its_scan(losses: list[float | None], at: int | None) -> None:
     words = flags.flag_names(scan(losses)).tolist()
-    assert [i for i, said in enumerate(words) if said == "lr_at_bound"] == ([] if at is None else [at])
+    assert [i for i, flag_name in enumerate(words) if flag_name == "lr_at_bound"] == ([] if at is None else [at])
 
 
 def test_a_scan_is_of_rows_alike_in_all_else() -> None:
     table = pd.concat([scan([2.2, 2.0, 2.1]), scan([1.9, 1.8, 1.7], seed=1)], ignore_index=True)
     assert flags.flag_names(table).tolist() == [""] * 5 + ["lr_at_bound"]
-    apart = scan([2.2, 2.1, 2.0]).assign(weight_decay=[0.1, 0.2, 0.3])
-    assert flags.flag_names(apart).tolist() == [""] * 3
+    unlike = scan([2.2, 2.1, 2.0]).assign(weight_decay=[0.1, 0.2, 0.3])
+    assert flags.flag_names(unlike).tolist() == [""] * 3
     (flag,) = flags.find_flags(scan([2.2, 2.1, 2.0]))[2]
     assert re.findall(r"[\d.]*\d", flag.reason) == ["0.004", "3"], "the best rate, and how many were tried"
 
@@ -148,13 +150,13 @@ def a_sweep(folder: Path, off: dict[int, float]) -> Path:
     """Run folders of a simulated sweep, curves and all."""
     table, curves = simulated_curves(*a_grid(), np.random.default_rng(0), off)
     for entry in table.to_dict("records"):
-        name, known = entry["run_id"], curves[entry["run_id"]]
-        place = run(folder, name, loss=entry.pop("loss"), **{k: v for k, v in entry.items() if k != "status"})
-        lines = zip(known.tokens, known.loss, known.learning_rate, strict=True)
+        name, curve_of_run = entry["run_id"], curves[entry["run_id"]]
+        run_folder = run(folder, name, loss=entry.pop("loss"), **{k: v for k, v in entry.items() if k != "status"})
+        lines = zip(curve_of_run.tokens, curve_of_run.loss, curve_of_run.learning_rate, strict=True)
         text = [
             json.dumps({"step": i, "tokens": t, "loss": x, "learning_rate": r}) for i, (t, x, r) in enumerate(lines)
         ]
-        (place / "metrics.jsonl").write_text("\n".join(text))
+        (run_folder / "metrics.jsonl").write_text("\n".join(text))
     return folder
 
 
@@ -165,10 +167,10 @@ def test_flags_of_a_sweep_go_into_its_table_and_its_warnings(
     (sweep / "runs" / "r03" / "metrics.jsonl").write_text("torn")
     run(sweep, "bad", status="diverged", loss=np.nan)
     collect.collect("s", out=tmp_path)
-    said = capsys.readouterr().out
-    (off,) = [line for line in said.splitlines() if "r07" in line]
+    printed = capsys.readouterr().out
+    (off,) = [line for line in printed.splitlines() if "r07" in line]
     assert "off_collapse" in off
-    assert re.search(r"\bbad\b.*\bdiverged\b.*\bwhy$", said, re.M), "with the reason that the run itself gives"
+    assert re.search(r"\bbad\b.*\bdiverged\b.*\bwhy$", printed, re.M), "with the reason that the run itself gives"
     first = [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")]
     collect.collect("s", out=tmp_path)
     assert [(sweep / f"results.{kind}").read_bytes() for kind in ("csv", "parquet")] == first
@@ -183,7 +185,7 @@ def test_flags_of_a_sweep_go_into_its_table_and_its_warnings(
 def test_isoflop_and_backtest_name_them_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On what a back-test costs seconds for, nothing here depends."""
+    """The back-test is replaced, because it takes seconds and does not matter here."""
     table = simulated().assign(flags="")
     table.loc[[3, 4], "flags"] = ["rising", "diverged"]
     table.loc[4, "status"] = "diverged"
@@ -192,8 +194,8 @@ def test_isoflop_and_backtest_name_them_too(
     monkeypatch.setattr(backtest_, "print_scores", lambda *_: None)
     isoflop.isoflop(tmp_path / "t.csv")
     backtest_.backtest(tmp_path / "t.csv")
-    said = capsys.readouterr().out
-    assert len(re.findall(rf"{table['run_id'][3]}\b.*\brising\b.*\b1\b.*\b29\b", said)) == 2
+    printed = capsys.readouterr().out
+    assert len(re.findall(rf"{table['run_id'][3]}\b.*\brising\b.*\b1\b.*\b29\b", printed)) == 2
 
 
 @pytest.mark.usefixtures("no_rivals")
@@ -205,10 +207,10 @@ def test_a_fit_names_the_flagged_points_that_it_uses() -> None:
     table.loc[5, ["status", "flags"]] = "diverged"
     built = api.fit(table, settings=FitSettings(draws=8, holdout="largest"))
     first, last = table["run_id"][0], table["run_id"][29]
-    fitted, held = [note for note in built.document["warnings"] if '--where "flags=="' in note]
-    assert re.search(rf"{first}\b.*\bundertrained\b.*{table['run_id'][9]}\b.*\brising\b.*\b2\b.*\b28\b", fitted)
-    assert last not in fitted
-    assert re.search(rf"{last}\b.*\blr_at_bound, rising\b.*\b1\b.*\b1\b", held)
+    fitted_note, held_out = [note for note in built.document["warnings"] if '--where "flags=="' in note]
+    assert re.search(rf"{first}\b.*\bundertrained\b.*{table['run_id'][9]}\b.*\brising\b.*\b2\b.*\b28\b", fitted_note)
+    assert last not in fitted_note
+    assert re.search(rf"{last}\b.*\blr_at_bound, rising\b.*\b1\b.*\b1\b", held_out)
     assert built.document["flagged"] == {first: "undertrained", table["run_id"][9]: "rising"}
     assert built.facts()["flagged"] == built.document["flagged"]
     assert (len(built.points), built.document["dropped"]) == (28, 1)

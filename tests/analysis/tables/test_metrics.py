@@ -1,4 +1,4 @@
-"""The store says of every run what its metrics.jsonl says, compacted or not, and reads again only what changed."""
+"""The table of metrics agrees with every metrics.jsonl, compacted or not, and only changed files are read again."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def of(table: pd.DataFrame, run: str) -> pd.DataFrame:
     return table[table["run_id"] == run]
 
 
-def said(table: pd.DataFrame, run: Path) -> list[dict[str, Any]]:
-    """The rows of a run as its lines."""
+def rows_of_run(table: pd.DataFrame, run: Path) -> list[dict[str, Any]]:
+    """The rows of a run, as dictionaries without missing values."""
     rows = of(table, run.name).drop(columns="run_id").to_dict("records")
     return [{name: value for name, value in row.items() if not pd.isna(value)} for row in rows]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """What the contract says that a run folder's metrics are, less what is no number."""
+    """The metrics of a run folder by its contract, without values that are not numbers."""
     return [{name: value for name, value in line.items() if value is not None} for line in read_metrics(run)]
 
 
@@ -58,8 +58,8 @@ def test_steps_are_the_same_compacted_or_not(tmp_path: Path) -> None:
     assert list(before) == KNOWN
     assert before["run_id"].tolist() == ["a"] * 3 + ["b"] * 20
     assert (before["step"].dtype, before["tokens"].dtype, before["loss"].dtype) == (np.int64, np.int64, np.float64)
-    assert said(before, a) == lines(a)
-    assert said(before, b) == lines(b)
+    assert rows_of_run(before, a) == lines(a)
+    assert rows_of_run(before, b) == lines(b)
     assert not (tmp_path / "metrics.parquet").exists(), "reading writes nothing"
     done = compact_metrics(tmp_path)
     assert (done.num_runs, done.num_rows, done.num_read, done.num_removed) == (2, 23, 2, 0)
@@ -74,24 +74,24 @@ def test_a_resume_a_validation_and_torn_lines(tmp_path: Path) -> None:
     append_metrics(run, {"step": 6, "validation_loss": 2.5})
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "tokens": 56, "loss": 0.')
-    assert said(load_metrics(tmp_path), run) == lines(run)
+    assert rows_of_run(load_metrics(tmp_path), run) == lines(run)
     assert len(load_metrics(tmp_path)) == 6
     for step in range(5, 10):
         append_metrics(run, {"step": step, "tokens": 8 * step, "loss": 7.0 + step, "learning_rate": 1e-3})
     append_metrics(run, {"step": 9, "validation_loss": 1.5})
     with (run / "metrics.jsonl").open("a") as file:
         file.write("[1, 2]\n7\n{}\nnull\n" + '{"loss": 3.0}\n{"step": 10, "tokens": 80, "loss": 1.0}')
-    found = load_metrics(tmp_path)
-    assert found["step"].tolist() == [*range(1, 11)]
-    assert found["loss"].tolist()[3:] == [0.25, 12.0, 13.0, 14.0, 15.0, 16.0, 1.0]
-    assert found["validation_loss"].dropna().tolist() == [2.5, 1.5]
-    assert found["tokens_per_second"].tolist()[4:6] == [1000.0, 1000.0], "what the later line of a step leaves out"
+    table = load_metrics(tmp_path)
+    assert table["step"].tolist() == [*range(1, 11)]
+    assert table["loss"].tolist()[3:] == [0.25, 12.0, 13.0, 14.0, 15.0, 16.0, 1.0]
+    assert table["validation_loss"].dropna().tolist() == [2.5, 1.5]
+    assert table["tokens_per_second"].tolist()[4:6] == [1000.0, 1000.0], "what the later line of a step leaves out"
     compact_metrics(tmp_path)
-    pd.testing.assert_frame_equal(load_metrics(tmp_path), found)
+    pd.testing.assert_frame_equal(load_metrics(tmp_path), table)
 
 
 def test_any_log_reads_as_the_contract_has_it(tmp_path: Path) -> None:
-    """Random logs, among them torn and resumed ones, beside scaling/record/run_folder.py's own reader."""
+    """Compares random logs, some torn or resumed, with scaling/record/run_folder.py's own reader."""
     rng = np.random.default_rng(0)
     runs = []
     for i in range(30):
@@ -109,7 +109,7 @@ def test_any_log_reads_as_the_contract_has_it(tmp_path: Path) -> None:
         runs.append(run)
     table = load_metrics(tmp_path)
     for run in runs:
-        assert said(table, run) == lines(run), run.name
+        assert rows_of_run(table, run) == lines(run), run.name
     assert list(table) == [*KNOWN, "depth"]
 
 
@@ -164,17 +164,17 @@ def test_unknown_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
 
 
 def test_what_a_machine_that_lost_power_leaves_behind(tmp_path: Path) -> None:
-    """Zeros where lines were to be; beside it, values that no column of numbers holds."""
+    """A file with zero bytes in place of lines, and one with values that do not fit a column of numbers."""
     a, b = a_run(tmp_path, "a", steps=2), a_run(tmp_path, "b", steps=2)
     with (a / "metrics.jsonl").open("ab") as file:
         file.write(bytes(64) + b"\n" + b'\xff\xfe{"step": 3}\n' + bytes(8))
     for run in (a, b):
         append_metrics(run, {"step": 3, "tokens": 24, "when": "2026-11-22T10:00:00", "count": 2**70})
-    found = load_metrics(tmp_path)
-    assert found["step"].tolist() == [1, 2, 3] * 2
-    assert found["tokens"].tolist() == [8, 16, 24] * 2
-    assert found["when"].dropna().str.startswith("2026-11-22").tolist() == [True, True]
-    assert [float(value) for value in found["count"].dropna()] == [2.0**70] * 2
+    table = load_metrics(tmp_path)
+    assert table["step"].tolist() == [1, 2, 3] * 2
+    assert table["tokens"].tolist() == [8, 16, 24] * 2
+    assert table["when"].dropna().str.startswith("2026-11-22").tolist() == [True, True]
+    assert [float(value) for value in table["count"].dropna()] == [2.0**70] * 2
 
 
 def test_a_table_that_is_not_ours_or_torn_is_made_anew(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_no_lines_at_all(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_it_writes_leaves_the_old_table(tmp_path: Path) -> None:
-    """The process dies when the new file is written in full but not yet in its place."""
+    """The process dies after it wrote the new file and before it renamed it."""
     a_run(tmp_path, "a")
     compact_metrics(tmp_path)
     a_run(tmp_path, "b")
@@ -250,7 +250,7 @@ def test_collect_and_status_load_no_laws() -> None:
 
 
 def test_300_runs_of_2000_steps_load_and_group_in_two_seconds(tmp_path: Path) -> None:
-    """The bound is in seconds of this process, so that others on the machine do not count."""
+    """The bound is on CPU seconds of this process, so that other processes do not count."""
     text = "".join(
         json.dumps(
             {"step": i, "tokens": 512 * i, "loss": 1.2345678 + 1 / i, "grad_norm": 0.5, "learning_rate": 1e-3 / i}

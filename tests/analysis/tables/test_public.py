@@ -14,7 +14,7 @@ from analysis.tables.results import select_points
 
 @pytest.fixture(scope="module", params=["made_data", "shared_data"])
 def folder(request: pytest.FixtureRequest) -> Path:
-    """Made-up tables, and the public ones where they are."""
+    """Synthetic tables, and the public ones if they are there."""
     return request.getfixturevalue(request.param)
 
 
@@ -48,10 +48,10 @@ def test_rows_are_as_many_as_were_published(shared_data: Path) -> None:
 
 
 def test_chinchilla_is_every_point_and_those_that_were_kept(tables: dict[str, pd.DataFrame]) -> None:
-    every, kept = tables["chinchilla_245"], tables["chinchilla_240"]
-    assert len(every) - len(kept) == 5
-    pd.testing.assert_frame_equal(every[every["used_in_epoch_fit"]].reset_index(drop=True), kept)
-    assert every.loc[~every["used_in_epoch_fit"], "loss"].max() > kept["loss"].max()
+    all_points, inliers = tables["chinchilla_245"], tables["chinchilla_240"]
+    assert len(all_points) - len(inliers) == 5
+    pd.testing.assert_frame_equal(all_points[all_points["used_in_epoch_fit"]].reset_index(drop=True), inliers)
+    assert all_points.loc[~all_points["used_in_epoch_fit"], "loss"].max() > inliers["loss"].max()
 
 
 def test_gadre_is_shared_out_by_training_set_and_measured_on_c4(tables: dict[str, pd.DataFrame], folder: Path) -> None:
@@ -94,8 +94,8 @@ def test_steplaw_is_the_best_setting_of_each_size_and_horizon(tables: dict[str, 
     for row in raw.to_dict("records"):
         cell = (float(row["N"]), float(row["D"]))
         least[cell] = min(least.get(cell, np.inf), row["smooth loss"])
-    found = {(row["params"], row["tokens"]): row["loss"] for row in table.to_dict("records")}
-    assert found == least
+    losses = {(row["params"], row["tokens"]): row["loss"] for row in table.to_dict("records")}
+    assert losses == least
     assert len(table) == len(least)
 
 
@@ -124,7 +124,7 @@ def test_flops_are_those_of_the_source_or_six_n_d(tmp_path: Path) -> None:
 
 
 def test_selections_without_the_public_files(tmp_path: Path) -> None:
-    """The rules of selection on a few made-up rows, wherever the tests run."""
+    """Tests the rules of selection on a few synthetic rows, without the public tables."""
     written(
         tmp_path,
         "steplaw/data/dense_lr_bs_loss.csv",

@@ -22,9 +22,9 @@ def run(sweep: Path, name: str, status: run_folder.Status = "done", loss: float 
     folder = sweep / "runs" / name
     folder.mkdir(parents=True)
     full = {"run_id": name, "params_matmul": 1e5, "tokens": 1e6, "flops": 6e11, "loss": loss, "seed": 0} | row
-    found = {"loss/nats": (loss, 100, 0.01), "cloze/accuracy": (0.5, 10, 0.1)} if status == "done" else {}
+    measurements = {"loss/nats": (loss, 100, 0.01), "cloze/accuracy": (0.5, 10, 0.1)} if status == "done" else {}
     run_folder.write_result(
-        folder, status=status, row=full, measurements=found, reason="" if status == "done" else "why"
+        folder, status=status, row=full, measurements=measurements, reason="" if status == "done" else "why"
     )
     return folder
 
@@ -72,8 +72,8 @@ def test_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_equal_tables_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     table = simulated()
-    for name, given in (("a", table), ("b", table.sample(frac=1, random_state=1)[list(table)[::-1]])):
-        results.write_table(given, tmp_path / name)
+    for name, same_table in (("a", table), ("b", table.sample(frac=1, random_state=1)[list(table)[::-1]])):
+        results.write_table(same_table, tmp_path / name)
     for file in ("results.csv", "results.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["results.csv", "results.parquet"]
@@ -208,5 +208,5 @@ def test_rows_keep_their_names_when_others_are_left_out() -> None:
     table.loc[3, "loss"] = np.nan
     with pytest.raises(TableError, match=r"row 4\b.*loss = nan"):
         results.select_points(where.filter_rows(table, "kind==b"))
-    kept = results.select_points(where.filter_rows(table, "kind==a")).table
-    assert sorted(kept["run_id"]) == sorted(f"row {row}" for row in range(1, 31, 2))
+    points = results.select_points(where.filter_rows(table, "kind==a")).table
+    assert sorted(points["run_id"]) == sorted(f"row {row}" for row in range(1, 31, 2))

@@ -128,9 +128,9 @@ def test_what_cannot_be_is_an_error(change: Change, words: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_odd_is_one_warning_that_names_it(change: Change, words: list[str]) -> None:
-    found = notes(simulated(1e-3), change)
-    assert any(all(word in note for word in words) for note in found), found
-    assert all("\n" not in note for note in found)
+    warnings = notes(simulated(1e-3), change)
+    assert any(all(word in note for word in words) for note in warnings), warnings
+    assert all("\n" not in note for note in warnings)
 
 
 def test_one_cause_gives_no_crowd_of_warnings() -> None:
@@ -200,8 +200,9 @@ def test_losses_below_the_floor_are_named() -> None:
 
 
 def test_how_learning_rates_were_found_is_counted() -> None:
-    said = pd.DataFrame({"learning_rate_from": ["scan: a", "", "scan: a", None, "rule: b", "scan: a"]})
-    assert table_checks.count_rate_sources(said) == {"scan: a": 3, "not stated": 2, "rule: b": 1}
+    sources = pd.DataFrame({"learning_rate_from": ["scan: a", "", "scan: a", None, "rule: b", "scan: a"]})
+    assert table_checks.count_rate_sources(sources) == {"scan: a": 3, "not stated": 2, "rule: b": 1}
     assert (
-        table_checks.count_rate_sources(said[["learning_rate_from"]].rename(columns={"learning_rate_from": "x"})) == {}
+        table_checks.count_rate_sources(sources[["learning_rate_from"]].rename(columns={"learning_rate_from": "x"}))
+        == {}
     )
