@@ -120,7 +120,7 @@ def test_a_table_made_elsewhere_need_not_tell(gathered: Evidence, key: str, lack
 
 
 def test_the_document_gives_a_reason_for_every_item() -> None:
-    """There is one heading for each item, in the order of the page, and each names a source or says the bound is ours."""
+    """There is one heading for each item, in the page's order, and each names a source or says the bound is ours."""
     text = (ROOT / "docs" / "checklist.md").read_text()
     headed = re.findall(r"^### (.+) \(`(.+)`\)$", text, re.M)
     assert headed == [(what, key) for key, what, _ in checklist.CHECKLIST]

@@ -315,7 +315,7 @@ def test_what_cannot_be_made_is_told_in_its_place_and_on_stderr(
 
 
 def _odd(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with impossible numbers in columns that the fit does not use, and text or nothing instead of numbers."""
+    """The table with impossible numbers in columns that the fit does not use, and text or nothing for numbers."""
     odd = table.assign(learning_rate=table["learning_rate"].astype(object), bits_per_byte=np.inf, loss_stderr=-np.inf)
     odd.loc[0, "learning_rate"] = "0.1 (tuned)"
     return odd.assign(unique_tokens=0, seed=np.nan, schedule=None, flags=np.nan)

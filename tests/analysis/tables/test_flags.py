@@ -31,7 +31,9 @@ def make_row(**changes: object) -> pd.DataFrame:
 
 
 def curve(rate: np.ndarray | None = None, loss: np.ndarray | None = None) -> Curve:
-    """The curve of a good run: warm-up of 5 %, stable, cooldown of 30 % to zero; loss a power law with a batch's noise."""
+    """The curve of a good run.
+
+    Warm-up of 5 %, stable, cooldown of 30 % to zero; loss a power law with a batch's noise."""
     good = np.minimum(X / 0.05, 1) * np.clip((1 - X) / 0.3, 0, 1)
     noise = np.random.default_rng(0).normal(0, 0.05, LINES)
     return Curve(1e6 * X, 2 * X**-0.1 + noise if loss is None else loss, 1e-3 * (good if rate is None else rate))
