@@ -66,11 +66,11 @@ TRUTHS: Mapping[str, tuple[str, dict[str, float], str]] = {
 
 @dataclass(frozen=True)
 class Arena:
-    """candidates, held: columns params, tokens, flops, loss. law and power of compute in its weights: the estimator."""
+    """candidates, held_out: columns params, tokens, flops, loss. law, power: the estimator and its weights."""
 
     name: str
     candidates: pd.DataFrame
-    held: pd.DataFrame
+    held_out: pd.DataFrame
     law: Law
     power: float
 
@@ -78,11 +78,11 @@ class Arena:
     def cost(self) -> np.ndarray:
         return self.candidates["flops"].to_numpy(float)
 
-    def fit(self, have: np.ndarray) -> np.ndarray:
-        """Values fitted to the cells of each row of have [rows, candidates]: [rows, parameters]."""
-        weights = np.zeros(have.shape)
-        for row, mask in zip(weights, have, strict=True):
-            row[mask] = compute_weights(self.cost[mask], self.power)
+    def fit(self, is_trained: np.ndarray) -> np.ndarray:
+        """Values fitted to the cells of each row of `is_trained` [rows, candidates]: [rows, parameters]."""
+        weights = np.zeros(is_trained.shape)
+        for weights_of_fit, mask in zip(weights, is_trained, strict=True):
+            weights_of_fit[mask] = compute_weights(self.cost[mask], self.power)
         return fit_each_weighting(self.law, self.candidates, self.candidates["loss"].to_numpy(float), huber(), weights)[
             0
         ]
@@ -90,7 +90,7 @@ class Arena:
     def errors(self, values: np.ndarray) -> np.ndarray:
         """Mean over the held-out runs of |predicted / measured - 1|, [rows]."""
         named = {name: values[:, [i]] for i, name in enumerate(self.law.parameters)}
-        return np.mean(np.abs(self.law(named, self.held) / self.held["loss"].to_numpy(float) - 1), 1)
+        return np.mean(np.abs(self.law(named, self.held_out) / self.held_out["loss"].to_numpy(float) - 1), 1)
 
 
 def split(name: str, table: pd.DataFrame, law: Law, power: float) -> Arena:
@@ -100,7 +100,7 @@ def split(name: str, table: pd.DataFrame, law: Law, power: float) -> Arena:
 
 
 def simulated(truth: str, seed: int) -> Arena:
-    """A grid of 9 sizes and 9 horizons, each cell trained with one of three seeds. Losses of the held are expected."""
+    """A grid of 9 sizes and 9 horizons, each cell trained with one of three seeds. Held-out losses have no noise."""
     planted, values, fitted = TRUTHS[truth]
     axes = np.meshgrid(np.geomspace(1e7, 1e9, 9), np.geomspace(2e8, 2e10, 9))
     table = pd.DataFrame(dict(zip(("params", "tokens"), (axis.ravel() for axis in axes), strict=True)))
@@ -117,23 +117,23 @@ def simulated(truth: str, seed: int) -> Arena:
 def study(arena: Arena, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """One record a policy, share and seed; and one of all candidates (policy `all`, share 1)."""
     cost = arena.cost
-    rows, have = [], []
+    rows, started = [], []
     for seed in seeds:
         start = first_cells(arena, seed)
         for policy in POLICIES:
             for share in SHARES:
                 if cost[start].sum() <= share * cost.sum():
                     rows.append((policy, share, seed))
-                    have.append(np.isin(np.arange(len(cost)), start))
-    bought = np.stack([*have, np.ones(len(cost), bool)])
-    for row, (policy, share, seed) in enumerate(rows):
+                    started.append(np.isin(np.arange(len(cost)), start))
+    bought = np.stack([*started, np.ones(len(cost), bool)])
+    for index, (policy, share, seed) in enumerate(rows):
         if policy in BASELINES:
-            bought[row] |= baseline(arena, policy, bought[row], share * cost.sum(), seed)
-    designed = [row for row, (policy, _, _) in enumerate(rows) if policy in DESIGNED]
+            bought[index] |= baseline(arena, policy, bought[index], share * cost.sum(), seed)
+    designed = [index for index, (policy, _, _) in enumerate(rows) if policy in DESIGNED]
     for part in ROUNDS if designed else ():
-        for row, values in zip(designed, arena.fit(bought[designed]), strict=True):
-            policy, share, seed = rows[row]
-            bought[row, next_cells(arena, values, bought[row], part * share * cost.sum(), policy, seed)] = True
+        for index, values in zip(designed, arena.fit(bought[designed]), strict=True):
+            policy, share, seed = rows[index]
+            bought[index, next_cells(arena, values, bought[index], part * share * cost.sum(), policy, seed)] = True
     errors = arena.errors(arena.fit(bought))
     for (policy, share, seed), mask, error in zip([*rows, ("all", 1.0, seeds[0])], bought, errors, strict=True):
         spent = float(cost[mask].sum() / cost.sum())
@@ -149,29 +149,33 @@ def first_cells(arena: Arena, seed: int) -> np.ndarray:
     return np.random.default_rng([2, seed]).choice(order[: np.clip(within, count, 3 * count)], count, replace=False)
 
 
-def next_cells(arena: Arena, values: np.ndarray, have: np.ndarray, budget: float, policy: str, seed: int) -> np.ndarray:
-    """Rows of the candidates that a designed policy buys with what is left of a budget, perhaps none."""
-    left, open_ = budget - arena.cost[have].sum(), np.flatnonzero(~have)
-    if not np.isfinite(values).all() or not len(open_) or arena.cost[open_].min() > left:
+def next_cells(
+    arena: Arena, values: np.ndarray, is_bought: np.ndarray, budget: float, policy: str, seed: int
+) -> np.ndarray:
+    """Rows of the candidates that a designed policy buys with the rest of a budget; there may be none."""
+    budget_left, open_ = budget - arena.cost[is_bought].sum(), np.flatnonzero(~is_bought)
+    if not np.isfinite(values).all() or not len(open_) or arena.cost[open_].min() > budget_left:
         return open_[:0]
     ranking, drift = DESIGNED[policy]
-    posterior = approximate_posterior(arena.law, values, arena.candidates[have], arena.held, drift=drift, seed=seed)
-    return open_[propose(posterior, arena.candidates.iloc[open_], left, policy=ranking).cells]
+    posterior = approximate_posterior(
+        arena.law, values, arena.candidates[is_bought], arena.held_out, drift=drift, seed=seed
+    )
+    return open_[propose(posterior, arena.candidates.iloc[open_], budget_left, policy=ranking).cells]
 
 
-def baseline(arena: Arena, policy: str, have: np.ndarray, budget: float, seed: int) -> np.ndarray:
-    """Which candidates a policy that fits nothing buys beside those at hand."""
-    cost, left = arena.cost, budget - arena.cost[have].sum()
+def baseline(arena: Arena, policy: str, is_bought: np.ndarray, budget: float, seed: int) -> np.ndarray:
+    """Which further candidates a policy without a fit buys."""
+    cost, budget_left = arena.cost, budget - arena.cost[is_bought].sum()
     if policy == "isoflop":
-        return isoflop(arena, left)
+        return isoflop(arena, budget_left)
     order = np.argsort(cost, kind="stable")
     if policy == "random":
         order = np.random.default_rng([3, seed]).permutation(len(cost))
     chosen = np.zeros(len(cost), bool)
-    for cell in order[~have[order]]:
-        if cost[cell] <= left:
+    for cell in order[~is_bought[order]]:
+        if cost[cell] <= budget_left:
             chosen[cell] = True
-            left -= cost[cell]
+            budget_left -= cost[cell]
     return chosen
 
 
@@ -197,7 +201,7 @@ def least(truth: str) -> dict[str, float]:
     law = get_law(planted)
     vector = np.array([values[name] for name in law.parameters])
     cheapest = arena.candidates.iloc[[int(np.argmin(arena.cost))]]
-    posterior = approximate_posterior(law, vector, cheapest, arena.held, drift=0.0, draws=1)
+    posterior = approximate_posterior(law, vector, cheapest, arena.held_out, drift=0.0, draws=1)
     whole = arena.cost.sum()
     error = {
         share: propose(posterior, arena.candidates, share * whole, policy="v-cost").standard_errors[-1]
@@ -223,24 +227,24 @@ def main(
     json_: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     figure_: Annotated[Path | None, tyro.conf.arg(name="figure")] = None,
 ) -> None:
-    """Run the study, print its summary, and write it. Takes about half an hour on two cores; again, it goes on.
+    """Run the study, print its summary, and write it. Takes about half an hour on two cores; a second call continues.
 
     Args:
       data: Folder of public tables.
       sims: Simulated tables of each truth.
-      records: CSV of every forecast; arenas that stand there are not run again.
+      records: CSV of every forecast; arenas that it contains are not run again.
       json_: File for the facts.
       figure_: File for the figure, .png or .svg.
     """
-    found = (
+    table = (
         pd.read_csv(records) if records.exists() else pd.DataFrame({name: [] for name in ("group", "table", "seed")})
     )
-    done = set(zip(found["group"], found["table"], found["seed"], strict=True))
+    finished = set(zip(table["group"], table["table"], table["seed"], strict=True))
     for group, arena, seeds in track(list(arenas(data, sims)), "arenas", console=Console(stderr=True)):
-        if (group, arena.name, seeds[0]) not in done:
+        if (group, arena.name, seeds[0]) not in finished:
             rows = [{"group": group, "table": arena.name} | record for record in study(arena, seeds)]
-            found = pd.concat([found, pd.DataFrame(rows)], ignore_index=True)
-            write_by_rename(records, lambda path, found=found: found.to_csv(path, index=False))
+            table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+            write_by_rename(records, lambda path, table=table: table.to_csv(path, index=False))
     facts = {
         "date": datetime.date.today().isoformat(),
         "jax": version("jax"),
@@ -250,8 +254,8 @@ def main(
         "noise": NOISE,
         "seed_effect": SEED_EFFECT,
         "least": {truth: least(truth) for truth in TRUTHS if TRUTHS[truth][0] == TRUTHS[truth][2]},
-        "summary": design_report.summary(found),
-        "tables": design_report.tables(found),
+        "summary": design_report.summary(table),
+        "tables": design_report.tables(table),
     }
     with pd.option_context("display.width", 200, "display.max_rows", 999):
         print(pd.DataFrame(facts["summary"]).round(4).to_string())

@@ -33,7 +33,7 @@ def summary(records: pd.DataFrame) -> list[dict[str, Any]]:
     part = records[records["policy"] != "all"]
     reach = part.groupby(["group", "table"])["share"].transform("min")
     part = part[reach == part["share"].min()].merge(_whole(records), on=["group", "table"])
-    found = []
+    entries = []
     for (group, policy, share), cell in part.groupby(["group", "policy", "share"], sort=False):
         means = cell.groupby("table")[["error", "whole"]].mean()
         error, whole = np.exp(np.log(means).mean())
@@ -41,21 +41,21 @@ def summary(records: pd.DataFrame) -> list[dict[str, Any]]:
         entry = {"group": group, "policy": policy, "share": share, "tables": len(means), "error": float(error)}
         entry |= {"quartiles": [float(low), float(high)], "whole": float(whole), "ratio": float(error / whole)}
         reached = int((means["error"] <= means["whole"]).sum())
-        found.append(entry | {"reached": reached, "cells": float(cell["cells"].mean())})
-    return found
+        entries.append(entry | {"reached": reached, "cells": float(cell["cells"].mean())})
+    return entries
 
 
 def tables(records: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a public table and law: error of all candidates, and each policy's mean over seeds by share."""
-    found = []
+    entries = []
     public = records[records["group"].str.startswith("public")]
     whole = _whole(records).set_index(["group", "table"])["whole"]
     for (group, table), part in public.groupby(["group", "table"], sort=False):
         cells = int(part.loc[part["policy"] == "all", "cells"].iloc[0])
         means = part[part["policy"] != "all"].groupby(["policy", "share"], sort=False)["error"].mean()
         errors = {p: {str(s): float(means[p, s]) for q, s in means.index if q == p} for p in COLOURS}
-        found.append({"group": group, "table": table, "cells": cells, "whole": float(whole[group, table])} | errors)
-    return found
+        entries.append({"group": group, "table": table, "cells": cells, "whole": float(whole[group, table])} | errors)
+    return entries
 
 
 def _whole(records: pd.DataFrame) -> pd.DataFrame:
@@ -67,20 +67,20 @@ def _whole(records: pd.DataFrame) -> pd.DataFrame:
 def figure(facts: Mapping[str, Any], groups: Sequence[str] = SHOWN) -> Figure:
     """Error against share of the cost, one panel a group, one line a policy, quartiles shaded."""
     with mpl.rc_context(LIGHT.settings):
-        drawn = Figure(figsize=(4.1 * len(groups), 4.4), layout="constrained")
-        for axes, group in zip(drawn.subplots(1, len(groups)), groups, strict=True):
+        figure_of_groups = Figure(figsize=(4.1 * len(groups), 4.4), layout="constrained")
+        for axes, group in zip(figure_of_groups.subplots(1, len(groups)), groups, strict=True):
             panel(axes, [entry for entry in facts["summary"] if entry["group"] == group], group)
-        return drawn
+        return figure_of_groups
 
 
 def panel(axes: Axes, entries: Sequence[Mapping[str, Any]], group: str) -> None:
     ends = []
     for policy in COLOURS:
-        mine = [entry for entry in entries if entry["policy"] == policy]
-        if not mine:
+        of_policy = [entry for entry in entries if entry["policy"] == policy]
+        if not of_policy:
             continue
-        x, y = (100 * np.array([entry[key] for entry in mine]) for key in ("share", "error"))
-        low, high = 100 * np.array([entry["quartiles"] for entry in mine]).T
+        x, y = (100 * np.array([entry[key] for entry in of_policy]) for key in ("share", "error"))
+        low, high = 100 * np.array([entry["quartiles"] for entry in of_policy]).T
         designed = policy.startswith("v")
         axes.plot(x, y, color=COLOURS[policy], linewidth=2.4 if designed else 1.4, zorder=3 if designed else 2)
         axes.fill_between(x, low, high, color=COLOURS[policy], alpha=0.13, linewidth=0)
@@ -96,10 +96,10 @@ def panel(axes: Axes, entries: Sequence[Mapping[str, Any]], group: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    gap, place = 0.045 * np.diff(np.log(axes.get_ylim()))[0], -np.inf
+    gap, label_height = 0.045 * np.diff(np.log(axes.get_ylim()))[0], -np.inf
     for height, policy in sorted(ends):
-        place = max(height, place + gap)
-        axes.text(53, np.exp(place), policy, color=COLOURS[policy], fontsize=8.5, va="center", fontweight="bold")
+        label_height = max(height, label_height + gap)
+        axes.text(53, np.exp(label_height), policy, color=COLOURS[policy], fontsize=8.5, va="center", fontweight="bold")
 
 
 def short(value: Any) -> Any:

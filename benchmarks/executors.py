@@ -64,7 +64,7 @@ SHORT = {"data.corpus": "walk", "tokens": 65_536, "measure.checkpoint_every_toke
 
 @dataclass(frozen=True)
 class Executor:
-    """How the verb is typed for one executor. inside: the argv of a command where it is to be typed."""
+    """The flags of `scaling sweep run` for one executor. inside: argv -> the argv that runs it inside the cluster."""
 
     name: str
     flags: tuple[str, ...]
@@ -83,17 +83,17 @@ def local(work: Path) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def slurm(work: Path) -> Iterator[Executor]:
-    with slurm_cluster.slurm_cluster(work) as made:
+    with slurm_cluster.slurm_cluster(work) as cluster:
         variables = [f"{name}={value}" for name, value in os.environ.items() if name in (*SETTINGS, CACHE)]
         flags = ("--jobs", str(AT_ONCE), "slurm", "--partition", "low")
-        yield Executor("SLURM", flags, lambda argv: made.inside("env", *variables, *argv), made.seconds)
+        yield Executor("SLURM", flags, lambda argv: cluster.inside("env", *variables, *argv), cluster.seconds)
 
 
 @contextlib.contextmanager
 def ray(work: Path) -> Iterator[Executor]:
     began = time.monotonic()
-    with ray_cluster.ray_cluster() as made:
-        flags = ("--jobs", str(AT_ONCE), "ray", "--address", made.address)
+    with ray_cluster.ray_cluster() as cluster:
+        flags = ("--jobs", str(AT_ONCE), "ray", "--address", cluster.address)
         yield Executor("Ray", flags, lambda argv: argv, time.monotonic() - began)
 
 
@@ -101,7 +101,7 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def short_runs(folder: Path, corpora: Path) -> Plan:
-    """Runs that differ in their seed alone."""
+    """A plan of short runs that differ only in their seed."""
     base = overlay(smoke.sweep().cells[0], SHORT | {"data.directory": str(corpora)})
     return freeze_plan(
         folder, build_plan(Sweep(folder.name, apply(base, axis("seed", *range(RUNS))), "short runs"), PACE)
@@ -113,12 +113,12 @@ def by_hand(folder: Path, corpora: Path) -> dict[str, Any]:
     plan = short_runs(folder, corpora)
     cores = sorted(os.sched_getaffinity(0))
 
-    def make(place: int) -> float:
-        cell = plan.cells[place]
+    def make(index: int) -> float:
+        cell = plan.cells[index]
         run = folder / FOLDERS / cell.run_id
         write_json(run / CONFIG, to_dict(cell.config))
         began = time.monotonic()
-        argv = ["taskset", "-c", str(cores[place % AT_ONCE]), *command("train", "--quiet", "--folder", run)]
+        argv = ["taskset", "-c", str(cores[index % AT_ONCE]), *command("train", "--quiet", "--folder", run)]
         subprocess.run(argv, check=True, capture_output=True)
         return time.monotonic() - began
 
@@ -129,21 +129,21 @@ def by_hand(folder: Path, corpora: Path) -> dict[str, Any]:
 
 
 def measure_executor(executor: Executor, folder: Path, corpora: Path) -> dict[str, Any]:
-    """The same by an executor: what its ledgers say."""
+    """Seconds of the same runs under an executor, from their attempt logs."""
     plan = short_runs(folder, corpora)
     typed = time.time()
     argv = command("sweep", "run", folder.name, "--out", folder.parent, "--members", 1, *executor.flags)
-    done = subprocess.run(executor.inside(argv), capture_output=True, text=True, check=False)
+    process = subprocess.run(executor.inside(argv), capture_output=True, text=True, check=False)
     ended = time.time()
-    if done.returncode:
-        raise RuntimeError(f"{executor.name}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+    if process.returncode:
+        raise RuntimeError(f"{executor.name}: {process.stdout[-1000:]}{process.stderr[-1000:]}")
     runs = [folder / FOLDERS / cell.run_id for cell in plan.cells]
     last = max((run / RESULT).stat().st_mtime for run in runs)
-    patience = (
+    deadline = (
         time.monotonic() + 60
     )  # on a cluster the command ends with the last result, which workers have yet to note
     while not all(finished_in_one_attempt(run) for run in runs):
-        if time.monotonic() > patience:
+        if time.monotonic() > deadline:
             raise RuntimeError(
                 f"{executor.name}: not one attempt a run, done: {[*map(attempt_log.read_attempts, runs)]}"
             )
@@ -165,23 +165,23 @@ def finished_in_one_attempt(run: Path) -> bool:
 
 
 def gaps(attempts: list[tuple[float, float, Any]]) -> list[float]:
-    """From the end of a run to the begin of the next that takes its place, runs in the order of their begins."""
-    found, ends = [], []
+    """Seconds between the end of a run and the start of the next one on its slot, in the order of starts."""
+    seconds, ends = [], []
     for begin, end, _ in attempts:
         if len(ends) == AT_ONCE:
-            before = max((one for one in ends if one <= begin), default=min(ends))
-            found.append(begin - before)
-            ends.remove(before)
+            previous_end = max((earlier_end for earlier_end in ends if earlier_end <= begin), default=min(ends))
+            seconds.append(begin - previous_end)
+            ends.remove(previous_end)
         ends.append(end)
-    return found
+    return seconds
 
 
 def runs() -> dict[str, Any]:
     """Rows of the table: medians over runs and turns."""
     os.environ |= SETTINGS
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=Path.home()) as place:
-        work = Path(place)
+    with tempfile.TemporaryDirectory(dir=Path.home()) as work_name:
+        work = Path(work_name)
         os.environ[CACHE] = str(work / "programs")
         prepare("walk", work / "corpora", backend="plain")
         by_hand(work / "first", work / "corpora")
@@ -204,15 +204,15 @@ def runs() -> dict[str, Any]:
 
 
 def sum_turns(turns: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
-    """Medians; share: of what a run takes by hand, what passes until the next begins."""
-    hand = statistics.median(one for alone, _ in turns for one in alone["run"])
-    run = statistics.median(one for _, swept in turns for one in swept["run"])
-    between = statistics.median(one for _, swept in turns for one in swept["between"])
+    """Medians in seconds. share: the time between two runs, over the time of a run started by hand."""
+    hand = statistics.median(run_seconds for by_hand_turn, _ in turns for run_seconds in by_hand_turn["run"])
+    run = statistics.median(run_seconds for _, swept in turns for run_seconds in swept["run"])
+    between = statistics.median(run_seconds for _, swept in turns for run_seconds in swept["between"])
     ends = {name: statistics.median(swept[name] for _, swept in turns) for name in ("to_first", "to_end", "total")}
     return (
         {"by_hand": hand, "run": run, "between": between, "share": between / hand}
         | ends
-        | {"total_by_hand": statistics.median(alone["total"] for alone, _ in turns)}
+        | {"total_by_hand": statistics.median(by_hand_turn["total"] for by_hand_turn, _ in turns)}
     )
 
 
@@ -221,8 +221,8 @@ def starts(times: int = 100) -> dict[str, float]:
     sweeps/local/child.py, and plainly. Medians."""
     seconds: dict[str, list[float]] = {"tied": [], "plain": []}
     slot = make_slots(AT_ONCE)[0]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "runs" / "one"
+    with tempfile.TemporaryDirectory() as work_name:
+        folder = Path(work_name) / "runs" / "one"
         folder.mkdir(parents=True)
         for _ in range(times):
             for name, begin in (
@@ -234,7 +234,7 @@ def starts(times: int = 100) -> dict[str, float]:
                 while process.poll() is None:
                     time.sleep(0.0005)
                 seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times_of_kind) for name, times_of_kind in seconds.items()}
 
 
 def many(count: int) -> Sweep:
@@ -246,18 +246,18 @@ def many(count: int) -> Sweep:
 
 def stages(count: int) -> dict[str, float]:
     """Milliseconds of CPU a cell, of each stage in its order; and the wall seconds of all."""
-    found: dict[str, float] = {}
+    milliseconds: dict[str, float] = {}
     began = time.monotonic()
 
     def timed(stage: str, work: Callable[[], Any]) -> Any:
         start = time.process_time()
         with contextlib.redirect_stdout(open(os.devnull, "w")):
-            made = work()
-        found[stage] = 1e3 * (time.process_time() - start) / count
-        return made
+            result = work()
+        milliseconds[stage] = 1e3 * (time.process_time() - start) / count
+        return result
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "many"
+    with tempfile.TemporaryDirectory() as work_name:
+        folder = Path(work_name) / "many"
         sweep = timed("cells", lambda: many(count))
         plan = timed("plan", lambda: build_plan(sweep, PACE))
         timed("freeze", lambda: freeze_plan(folder, plan))
@@ -267,7 +267,7 @@ def stages(count: int) -> dict[str, float]:
         timed("status", lambda: read_sweep_progress(folder, plan))
         timed("collect", lambda: collect("many", folder.parent))
         timed("collect again", lambda: collect("many", folder.parent))
-    return found | {"seconds": time.monotonic() - began}
+    return milliseconds | {"seconds": time.monotonic() - began}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -281,17 +281,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("runs", "start", "cells"))
     what = parser.parse_args().what
-    held = json.loads(OUT.read_text()) if OUT.exists() else {}
+    results = json.loads(OUT.read_text()) if OUT.exists() else {}
     load = os.getloadavg()[0]
     if what == "runs":
-        found = runs()
+        measured = runs()
     elif what == "start":
-        found = starts()
+        measured = starts()
     else:
         stages(20)
-        found = {"stages": {str(count): stages(count) for count in CELLS}}
-        Console().print(found)
-    OUT.write_text(json.dumps(held | {what: found | describe_machine() | {"load_before": load}}, indent=1) + "\n")
+        measured = {"stages": {str(count): stages(count) for count in CELLS}}
+        Console().print(measured)
+    OUT.write_text(json.dumps(results | {what: measured | describe_machine() | {"load_before": load}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

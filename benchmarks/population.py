@@ -58,7 +58,7 @@ def config(size: tuple[int, int], batch: int, length: int, dtype: str = "float32
     )
 
 
-def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TURN_SECONDS) -> dict[str, Any]:
+def steps(run_config: RunConfig, members: int, turns: int = TURNS, seconds: float = TURN_SECONDS) -> dict[str, Any]:
     """Time of a step of each member alone / of a step together, by wall clock and by CPU time, in turns."""
     import jax
     import numpy as np
@@ -67,45 +67,52 @@ def steps(one: RunConfig, members: int, turns: int = TURNS, seconds: float = TUR
     from scaling.training.population_step import batched_step, member_kernel
     from scaling.training.train_step import build_program
 
-    mesh = sharding.make_mesh(one.mesh, jax.devices()[:1])
-    solo, program = build_program(one, mesh), build_program(one, mesh, member_kernel(one, mesh))
+    mesh = sharding.make_mesh(run_config.mesh, jax.devices()[:1])
+    solo, program = build_program(run_config, mesh), build_program(run_config, mesh, member_kernel(run_config, mesh))
     step = batched_step(program)
-    shape = (members, one.data.batch_sequences, one.data.sequence_length + 1)
-    tokens = np.random.default_rng(0).integers(0, one.model.vocab_size, shape).astype(np.int32)
+    shape = (members, run_config.data.batch_sequences, run_config.data.sequence_length + 1)
+    tokens = np.random.default_rng(0).integers(0, run_config.model.vocab_size, shape).astype(np.int32)
     own = [sharding.put_batch(lambda rows, b=b: b[rows], b.shape, mesh) for b in tokens]
     rates = Rates(np.full(members, 1e-3, np.float32), np.full(members, 0.1, np.float32))
-    apart = Rates(np.float32(1e-3), np.float32(0.1))
+    solo_rates = Rates(np.float32(1e-3), np.float32(0.1))
     states = [solo.init(jax.random.key(seed)) for seed in range(members)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(states))
     live = np.ones(members, bool)
-    held: dict[str, Any] = {"alone": states[0], "together": jax.device_put(stacked)}
+    state: dict[str, Any] = {"alone": states[0], "together": jax.device_put(stacked)}
     del states, stacked
 
-    def alone() -> None:
+    def step_alone() -> None:
         for member in range(members):
-            held["alone"], held["metrics"] = solo.step(held["alone"], own[member], apart)
+            state["alone"], state["metrics"] = solo.step(state["alone"], own[member], solo_rates)
 
     def jointly() -> None:
-        held["together"], held["metrics"] = step(held["together"], tokens, rates, live)
+        state["together"], state["metrics"] = step(state["together"], tokens, rates, live)
 
     def timed(run: Callable[[], None], count: int) -> tuple[float, float]:
-        jax.block_until_ready(held)
+        jax.block_until_ready(state)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(count):
             run()
-        jax.block_until_ready(held)
+        jax.block_until_ready(state)
         return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
-    compile_s = {name: timed(run, 1)[0] for name, run in (("alone", alone), ("together", jointly))}
+    compile_s = {name: timed(run, 1)[0] for name, run in (("alone", step_alone), ("together", jointly))}
     count = max(int(seconds / timed(jointly, 2)[0]), 1)
-    found = []
+    ratios = []
     for turn in range(turns):
-        pair = [(alone, timed(alone, count)), (jointly, timed(jointly, count))][:: 1 if turn % 2 else -1]
+        pair = [(step_alone, timed(step_alone, count)), (jointly, timed(jointly, count))][:: 1 if turn % 2 else -1]
         (wall, cpu), (wall_together, cpu_together) = (times for _, times in sorted(pair, key=lambda p: p[0] is jointly))
-        found.append((wall / wall_together, cpu / cpu_together, wall_together))
-    walls, cpus, each = zip(*found, strict=True)
-    row = {"params": counts.count_params(one.model).total, "matmul": counts.count_params(one.model).matmul}
-    row |= {"size": [one.model.width, one.model.depth], "members": members, "compute": one.precision.compute}
+        ratios.append((wall / wall_together, cpu / cpu_together, wall_together))
+    walls, cpus, each = zip(*ratios, strict=True)
+    row = {
+        "params": counts.count_params(run_config.model).total,
+        "matmul": counts.count_params(run_config.model).matmul,
+    }
+    row |= {
+        "size": [run_config.model.width, run_config.model.depth],
+        "members": members,
+        "compute": run_config.precision.compute,
+    }
     row |= {"kernel_alone": solo.model.kernel, "kernel": program.model.kernel}
     row |= {f"first_step_{name}_s": value for name, value in compile_s.items()}
     row |= {"step_wall": statistics.median(walls), "step_cpu": statistics.median(cpus), "step_s": min(each)}
@@ -117,10 +124,10 @@ def write_run_folders(
     size: tuple[int, int], count: int, folder: Path, corpora: Path, batch: int, length: int
 ) -> list[str]:
     """Run folders with a config each: one shape, seeds 0, 1, 2."""
-    one = config(size, batch, length)
-    data = dataclasses.replace(one.data, directory=str(corpora))
+    run_config = config(size, batch, length)
+    data = dataclasses.replace(run_config.data, directory=str(corpora))
     for seed in range(count):
-        run = dataclasses.replace(one, data=data, seed=seed)
+        run = dataclasses.replace(run_config, data=data, seed=seed)
         files.write_json(folder / str(seed) / run_folder.CONFIG, to_dict(run))
     return [str(folder / str(seed)) for seed in range(count)]
 
@@ -158,24 +165,24 @@ def runs(
     """Whole runs of one size: the first alone, then for each K a population and one more run alone. With each comes the
     folder of the population's programs, for as long as the iterator lasts."""
     with tempfile.TemporaryDirectory() as name:
-        place_here = Path(name)
-        corpora = place_here / "corpora"
+        work_folder = Path(name)
+        corpora = work_folder / "corpora"
         prepare("walk", corpora, backend="plain")
-        solo = write_run_folders(size, len(members) + 1, place_here / "solo", corpora, batch, length)
+        solo = write_run_folders(size, len(members) + 1, work_folder / "solo", corpora, batch, length)
 
         def train(folder: str) -> tuple[float, float]:
-            return timed_command(["train", "--quiet", "--folder", folder], place_here / "cache", core)
+            return timed_command(["train", "--quiet", "--folder", folder], work_folder / "cache", core)
 
         first = train(solo[0])
         for index, count in enumerate(members):
-            folders = write_run_folders(size, count, place_here / str(count), corpora, batch, length)
-            joint = timed_command(["population", "--quiet", *folders], place_here / f"cache{count}", core)
+            folders = write_run_folders(size, count, work_folder / str(count), corpora, batch, length)
+            joint = timed_command(["population", "--quiet", *folders], work_folder / f"cache{count}", core)
             again = train(solo[index + 1])
-            alone = [cold + (count - 1) * warm for cold, warm in zip(first, again, strict=True)]
-            row = {"run_wall": alone[0] / joint[0], "run_cpu": alone[1] / joint[1]}
-            row |= {"alone_cpu_s": alone[1], "together_cpu_s": joint[1]}
+            solo_seconds = [cold + (count - 1) * warm for cold, warm in zip(first, again, strict=True)]
+            row = {"run_wall": solo_seconds[0] / joint[0], "run_cpu": solo_seconds[1] / joint[1]}
+            row |= {"alone_cpu_s": solo_seconds[1], "together_cpu_s": joint[1]}
             row |= {"first_alone_cpu_s": first[1], "next_alone_cpu_s": again[1]}
-            yield row, place_here / f"cache{count}"
+            yield row, work_folder / f"cache{count}"
 
 
 def cpu(out: Path) -> None:
@@ -185,12 +192,22 @@ def cpu(out: Path) -> None:
     console, core, rows = Console(), max(os.sched_getaffinity(0)), []
     for size in CPU_SIZES:
         whole = runs(size, CPU_MEMBERS, CPU_BATCH, CPU_LENGTH, core)
-        for members, (found, cache) in zip(CPU_MEMBERS, whole, strict=True):
-            asked = json.dumps({"size": size, "members": members, "batch": CPU_BATCH, "length": CPU_LENGTH})
-            command = ["taskset", "-c", str(core), sys.executable, str(Path(__file__).resolve()), "steps", asked]
-            kept = ONE_CORE | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-            done = subprocess.run(command, env=os.environ | kept, check=True, capture_output=True, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]) | found)
+        for members, (run_times, cache) in zip(CPU_MEMBERS, whole, strict=True):
+            steps_arguments = json.dumps({"size": size, "members": members, "batch": CPU_BATCH, "length": CPU_LENGTH})
+            command = [
+                "taskset",
+                "-c",
+                str(core),
+                sys.executable,
+                str(Path(__file__).resolve()),
+                "steps",
+                steps_arguments,
+            ]
+            extra_environment = ONE_CORE | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+            process = subprocess.run(
+                command, env=os.environ | extra_environment, check=True, capture_output=True, text=True
+            )
+            rows.append(json.loads(process.stdout.splitlines()[-1]) | run_times)
             console.print(rows[-1])
             about = {"batch": CPU_BATCH, "sequence_length": CPU_LENGTH, "steps": CPU_STEPS, "turns": TURNS}
             files.write_json(out, provenance() | about | {"rows": rows})

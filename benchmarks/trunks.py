@@ -42,22 +42,22 @@ def row(name: str, ratio: float, cooldown: float) -> dict[str, Any]:
     saved = {}
     for count in HORIZONS:
         tokens = [round(LONGEST_STEPS / ratio**i) * base.data.batch_tokens for i in range(count)]
-        alone, shared = flops_alone_and_shared(apply(base, axis("tokens", *tokens)))
-        saved[str(count)] = 1 - shared / alone
+        unshared, shared = flops_alone_and_shared(apply(base, axis("tokens", *tokens)))
+        saved[str(count)] = 1 - shared / unshared
     endless = ratio / (ratio - 1)
     formula = 1 - (1 - cooldown + cooldown * endless) / endless
     return {"ratio": name, "cooldown": cooldown, "saved": saved, "formula": formula}
 
 
 def main() -> None:
-    alone, shared = flops_alone_and_shared(stdlib_cpu.sweep().cells)
-    found = {
+    unshared, shared = flops_alone_and_shared(stdlib_cpu.sweep().cells)
+    results = {
         "rows": [row(name, ratio, cooldown) for name, ratio in RATIOS.items() for cooldown in COOLDOWNS],
-        "stdlib_cpu": {"runs": len(stdlib_cpu.sweep().cells), "alone": alone, "shared": shared},
+        "stdlib_cpu": {"runs": len(stdlib_cpu.sweep().cells), "alone": unshared, "shared": shared},
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    for one in found["rows"]:
-        print(one)
+    Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    for ladder in results["rows"]:
+        print(ladder)
 
 
 if __name__ == "__main__":

@@ -173,11 +173,11 @@ def test_datablations_finds_a_planted_point(made_data: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_datablations(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published minimum is local_name, the lower minimum is reproduced, and the interval contains both."""
+    """The published minimum is local, the lower minimum is reproduced, and the interval contains both."""
     monkeypatch.setattr(datablations, "PROFILE_GRID", np.geomspace(5.0, 1e4, 30))
     rows = {row.quantity: row for row in datablations.run(shared_data / "datablations")}
     assert rows["R_D*, published"].verdict == rows["R_N*, published"].verdict == "not an optimum"
-    assert rows["R_D*, descent from the published point"].verdict == "reproduced", "a local_name minimum"
+    assert rows["R_D*, descent from the published point"].verdict == "reproduced", "a local minimum"
     assert rows["lowest objective"].ours <= 0.015805
     assert rows["R_D*, lower minimum"].verdict == rows["R_N*, lower minimum"].verdict == "reproduced"
     inside = [row for quantity, row in rows.items() if "interval" in quantity]
