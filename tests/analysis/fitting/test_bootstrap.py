@@ -30,7 +30,7 @@ def test_clusters_are_drawn_whole() -> None:
     assert len(set(weights)) > 1
 
 
-def test_few_trunks_are_not_resampled_whole_and_it_says_so() -> None:
+def test_few_trunks_are_not_resampled_whole_and_a_warning_says_so() -> None:
     table = simulated()
     assert bootstrap.choose_clusters(select_points(table).table, 5)[1] == ""
     table["branch_of"] = [f"trunk{i % 4}" for i in range(len(table))]
@@ -46,7 +46,7 @@ def test_every_resample_determines_the_law() -> None:
     assert ((weights > 0).sum(1) > 5).all()
 
 
-def test_the_central_interval_is_made_of_quantiles() -> None:
+def test_the_central_interval_has_quantiles_as_ends() -> None:
     low, high = bootstrap.central_interval(np.arange(1001.0)[:, None], 0.9)
     assert (low[0], high[0]) == pytest.approx((50.0, 950.0))
 

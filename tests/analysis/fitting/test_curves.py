@@ -1,4 +1,4 @@
-"""analysis.fitting.curves: planted curves found again, a public benchmark, what is counted, what is refused."""
+"""analysis.fitting.curves: recovery of planted curves, a public benchmark, counts, and errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ README = {
 
 
 def table_of(*names: str, points: int = 12) -> pd.DataFrame:
-    """A planted M2 curve a name."""
+    """A table with a planted M2 curve for each name."""
     x = np.geomspace(1e6, 1e8, points)
     parts = [pd.DataFrame({"x": x, "y": m2(PLANTED["m2"], {"x": x}) * (1 + i), "name": n}) for i, n in enumerate(names)]
     return pd.concat(parts, ignore_index=True)

@@ -61,7 +61,7 @@ def test_no_neighbour_is_better() -> None:
         assert (r**2).sum() >= fit.objective_value
 
 
-def test_params_and_tokens_that_move_together_are_called_inseparable_and_a_run_is_proposed() -> None:
+def test_correlated_params_and_tokens_are_reported_with_a_run_to_add() -> None:
     points = select_points(simulated(2e-3)).table
     assert fit_law(chinchilla, points, points["loss"].to_numpy()).identifiability_warning == ""
     points["tokens"] = 20 * points["params"]

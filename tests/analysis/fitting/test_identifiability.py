@@ -1,4 +1,4 @@
-"""The verdict names the parameters that points leave open, and proposes a run that does tell them apart."""
+"""The warning names the parameters that points do not determine, and proposes a run that determines them."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ SHORT_TOKENS = grid(SIZES, np.geomspace(1e10, 1.5e10, 5))
 SHORT_PARAMS = grid(np.geomspace(1e8, 1.5e8, 5), np.geomspace(1e9, 1e11, 6))
 
 
-def fitted(planted: dict[str, float], columns: Columns, noise: float) -> Fit:
+def fit_noisy(planted: dict[str, float], columns: Columns, noise: float) -> Fit:
     truth = chinchilla(planted, columns)
     response = truth * np.exp(np.random.default_rng(1).normal(0, noise, len(truth)))
     return fit_law(chinchilla, columns, response, mse_log)
 
 
-def judged(columns: Columns, noise: float) -> str:
-    """The verdict at the planted values, on residuals of that size."""
+def named_parameters_of(columns: Columns, noise: float) -> str:
+    """Parameters that the warning names at the planted values, for residuals of a given size."""
     truth, free = chinchilla(PLANTED, columns), np.ones(5, bool)
     response = truth * np.exp(noise * np.where(np.arange(len(truth)) % 2, 1.0, -1.0))
     return describe_unidentified(chinchilla, theta_from_values(chinchilla, TRUTH), columns, response, free)
 
 
 def named(text: str, parameters: tuple[str, ...] = chinchilla.parameters) -> set[str]:
-    """The parameters that a verdict names."""
+    """The parameters that a warning names."""
     return {name for name in parameters if re.search(rf"\b{name}\b", text)}
 
 
 def spans(text: str) -> dict[str, float]:
-    """The spans that a verdict names as its cause, as factors."""
+    """The ranges of params and tokens that a warning gives as its cause, as factors."""
     return {name: float(factor) for name, factor in re.findall(rf"(params|tokens)\D*({NUMBER})x", text)}
 
 
-def test_a_grid_leaves_nothing_open_until_its_noise_is_large() -> None:
-    assert judged(FULL, 2e-3) == ""
-    noisy = judged(FULL, 0.2)
+def test_a_grid_determines_all_parameters_until_its_noise_is_large() -> None:
+    assert named_parameters_of(FULL, 2e-3) == ""
+    noisy = named_parameters_of(FULL, 0.2)
     assert named(noisy) == {"B", "beta"}
     assert spans(noisy) == {"params": 100, "tokens": 30}
 
@@ -71,13 +71,13 @@ def test_a_grid_leaves_nothing_open_until_its_noise_is_large() -> None:
     ],
     ids=["line", "tokens", "params"],
 )
-def test_the_verdict_names_parameters_and_a_run_that_tells_them_apart(
+def test_the_warning_names_parameters_and_a_run_that_determines_them(
     planted: dict[str, float], columns: Columns, blamed: set[str], sound: set[str], cause: dict[str, float]
 ) -> None:
     """Simulated at the planted values with noise of 0.1 %: with the proposed run added, the exponent that is worst
     determined spreads less than half as much as with the middle run repeated. The run costs no more than the largest.
     """
-    text = fitted(planted, columns, 1e-3).identifiability_warning
+    text = fit_noisy(planted, columns, 1e-3).identifiability_warning
     assert named(text) >= blamed
     assert not named(text) & sound
     assert spans(text) == cause, "where N and D move together, no span is to blame"
@@ -99,19 +99,19 @@ def spreads(planted: dict[str, float], columns: Columns, run: np.ndarray) -> np.
     longer = {name: np.append(columns[name], value) for name, value in zip(("params", "tokens"), run, strict=True)}
     truth = chinchilla(planted, longer)
     responses = truth * np.exp(np.random.default_rng(2).normal(0, 1e-3, (200, len(truth))))
-    start = replace(fitted(PLANTED, FULL, 0.0), values=planted)
+    start = replace(fit_noisy(PLANTED, FULL, 0.0), values=planted)
     return np.ptp(np.quantile(np.log(refit(start, longer, responses)[:, 3:]), [0.25, 0.75], axis=0), axis=0)
 
 
-def test_a_parameter_that_is_held_is_not_blamed() -> None:
+def test_a_fixed_parameter_is_not_named() -> None:
     truth = chinchilla(PLANTED, LINE)
     free = np.array([name not in ("A", "alpha") for name in chinchilla.parameters])
     response = truth * np.exp(1e-4 * np.where(np.arange(len(truth)) % 2, 1.0, -1.0))
-    assert "alpha" in judged(LINE, 1e-4)
+    assert "alpha" in named_parameters_of(LINE, 1e-4)
     assert describe_unidentified(chinchilla, theta_from_values(chinchilla, TRUTH), LINE, response, free) == ""
 
 
-def test_a_curve_that_is_flat_is_called_so_and_wider_runs_asked_for() -> None:
+def test_a_flat_curve_is_reported_and_wider_runs_are_proposed() -> None:
     x = {"x": np.geomspace(1e6, 2e6, 8)}
     values = {"e": 0.5, "b": 3.0, "c": 0.3}
     theta = theta_from_values(curve.m2, np.array([values[name] for name in curve.m2.parameters]))
@@ -121,7 +121,7 @@ def test_a_curve_that_is_flat_is_called_so_and_wider_runs_asked_for() -> None:
     assert not re.search(r"\d", text), "a law of one column is offered no run in N and D"
 
 
-def test_conditioning_does_not_depend_on_units_and_is_nought_for_copies() -> None:
+def test_the_condition_ratio_is_independent_of_units_and_zero_for_copies() -> None:
     slopes = log_prediction_jacobian(chinchilla, theta_from_values(chinchilla, TRUTH), FULL)
     assert condition_ratio(slopes * np.geomspace(1e-6, 1e6, 5)) == pytest.approx(condition_ratio(slopes), rel=1e-6)
     assert condition_ratio(np.eye(4)[:, :3]) == pytest.approx(1.0)
@@ -133,7 +133,7 @@ def test_conditioning_does_not_depend_on_units_and_is_nought_for_copies() -> Non
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_an_exact_line_is_never_called_separable_however_small_the_noise(noise: float) -> None:
-    """On D = 20 N the terms in N and D can change places: values may come out swapped, and nothing in them shows."""
+    """On D = 20 N the terms in N and D can be swapped, and the fitted values do not show it."""
     params = np.geomspace(1e7, 1e9, 30)
     x = {"params": params, "tokens": 20 * params}
     loss = chinchilla({**PLANTED, "alpha": 0.5, "beta": 0.28}, x)

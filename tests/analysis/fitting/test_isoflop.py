@@ -62,7 +62,7 @@ def test_akima_is_less_biased_than_a_parabola() -> None:
     assert errors[0] < 0.2 * errors[1]
 
 
-def test_noise_weighs_and_skips_budgets() -> None:
+def test_noise_sets_weights_and_skips_budgets() -> None:
     """A budget whose optimum is at its edge is skipped; a loss so flat that noise decides has a larger std."""
     table = grid(8, sizes=9)
     edge = table["flops"] == table["flops"].max()
@@ -76,7 +76,7 @@ def test_noise_weighs_and_skips_budgets() -> None:
     assert isoflop.akima(table, noise=3e-2, draws=300, seed=1) != louder
 
 
-def test_noise_can_take_an_optimum_away() -> None:
+def test_a_budget_whose_optimum_is_lost_in_noise_is_skipped() -> None:
     """Three sizes of nearly one loss: noise puts the lowest at an end in most draws."""
     table = grid(8, sizes=3)
     flat = table["flops"] > 9e20
@@ -106,7 +106,7 @@ def test_one_size_has_no_envelope() -> None:
         isoflop.approach_1(table.assign(params=1e8, tokens=table["flops"] / 6e8))
 
 
-def test_no_optimum_inside_is_an_error_that_says_so() -> None:
+def test_no_optimum_between_the_sizes_is_an_error() -> None:
     small = grid(4)
     small = small[small["params"] < best_params(small["flops"].to_numpy()) / 1.2]
     with pytest.raises(TableError, match=r"\b0\b.*\b5\b"):
@@ -122,7 +122,7 @@ def test_bad_table_is_named() -> None:
         isoflop.akima(bad)
 
 
-def test_results_read_well_and_become_json() -> None:
+def test_results_print_themselves_and_become_json() -> None:
     found = isoflop.approach_2(grid(8))
     for number in (f"{found.params_law.exponent:.4f}", f"{found.tokens_law.exponent:.4f}", "-2.90%"):
         assert number in repr(found)

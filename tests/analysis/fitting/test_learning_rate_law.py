@@ -54,7 +54,7 @@ def test_the_vertex_of_a_parabola_is_found_exactly() -> None:
         assert scan.at_bound == ""
 
 
-def test_the_law_through_the_optima_comes_back() -> None:
+def test_a_planted_law_of_the_optima_is_recovered() -> None:
     law = fit_rate_law(find_scans(table()))
     assert law.exponent == pytest.approx(-0.4)
     assert law(1e4) == pytest.approx(0.01)
@@ -65,14 +65,14 @@ def test_the_law_through_the_optima_comes_back() -> None:
 
 
 @pytest.mark.parametrize(("off", "bound"), [(0.1, "highest"), (10.0, "lowest")])
-def test_an_optimum_at_the_edge_of_what_was_tried_is_none(off: float, bound: str) -> None:
+def test_a_best_rate_at_the_edge_of_the_scan_is_no_optimum(off: float, bound: str) -> None:
     found = find_scans(table(off=off))
     assert {scan.at_bound for scan in found} == {bound}
     with pytest.raises(TableError, match=rf"w16-d2 .*{bound}"):
         fit_rate_law(found)
 
 
-def test_a_rate_that_diverged_was_tried() -> None:
+def test_a_diverged_rate_counts_as_tried() -> None:
     one, two, three = np.array([0.1, 0.2, 0.4]), np.array([2.0, 1.9, np.nan]), np.array([np.nan] * 3)
     assert best_rate(one, two) == (0.2, 1.9, "")
     assert best_rate(one, three)[2] == ALL_DIVERGED
@@ -126,7 +126,7 @@ def test_the_verb_writes_what_a_recipe_reads(tmp_path: Path, capsys: pytest.Capt
     assert held["source"] in rule.source
 
 
-def test_a_file_that_is_no_scan_is_named(tmp_path: Path) -> None:
+def test_a_file_without_a_rate_law_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"law": {"at": 1}}')
     with pytest.raises(InputError, match=r"other\.json"):
         load_measured_rate(tmp_path / "other.json")

@@ -1,4 +1,4 @@
-"""Least absolute deviations reach the vertex: as many residuals of nought as parameters, and no lower sum nearby."""
+"""Least absolute deviations reach a vertex: as many zero residuals as parameters, and no lower sum nearby."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_no_neighbour_has_a_lower_sum(vertex: Fit) -> None:
             assert np.abs(np.log(LOSS / near)).sum() > vertex.objective_value
 
 
-def test_a_vertex_is_reached_from_afar(vertex: Fit) -> None:
+def test_a_vertex_is_reached_from_far_away(vertex: Fit) -> None:
     """From half its exponents and a loss many times too high: linear programs of their own would overshoot."""
     for factors in (np.array([1.0, 1.0, 1.0, 0.5, 0.5]), np.array([0.5, 1.0, 1.0, 1.5, 1.5])):
         start = theta_from_values(chinchilla, vertex.vector() * factors)
@@ -55,7 +55,7 @@ def test_a_vertex_is_reached_from_afar(vertex: Fit) -> None:
         np.testing.assert_allclose(found, theta_from_values(chinchilla, vertex.vector()), rtol=1e-8)
 
 
-def test_a_bound_that_binds_is_where_the_fit_ends(vertex: Fit) -> None:
+def test_a_fit_ends_at_an_active_bound(vertex: Fit) -> None:
     least = 1.05 * vertex.values["E"]
     bounded = fit_law(chinchilla, X, LOSS, lad, bounds={"E": (least, 10.0)})
     assert bounded.bounds_hit == ("E",)

@@ -1,4 +1,4 @@
-"""The engine: the same optimum whatever else is solved beside it, and parameters that are held stay held."""
+"""The solver: optima are independent of the other problems, and fixed parameters stay fixed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ TABLE = simulated()
 X = {"params": TABLE["params_matmul"].to_numpy(), "tokens": TABLE["tokens"].to_numpy()}
 TRUTH = np.array([PLANTED[name] for name in chinchilla.parameters])
 ZONES = mse_log.zone_widths((1.0,))
-# Two searches of one optimum: a search ends where it expects to lower its objective by less than TIGHT of it, which
-# leaves a parameter about sqrt(25 TIGHT) = 2e-5 of its standard error away, and sums of another order round otherwise.
+# Two searches of one optimum: a search ends where it expects to lower its objective by less than FINAL_TOLERANCE of it, which
+# leaves a parameter about sqrt(25 FINAL_TOLERANCE) = 2e-5 of its standard error away, and sums of another order round otherwise.
 SAME = 1e-6
 
 
@@ -37,14 +37,14 @@ def responses(count: int, seed: int = 0) -> np.ndarray:
     return chinchilla(PLANTED, X) * np.exp(noise)
 
 
-def solved(losses: np.ndarray, box: Box | None = None, weights: np.ndarray | None = None) -> np.ndarray:
-    """Optima of each row of losses, from the planted values: [problems, parameters], as searched."""
+def solve_problems(losses: np.ndarray, box: Box | None = None, weights: np.ndarray | None = None) -> np.ndarray:
+    """Optima of each row of losses, from the planted values: theta, [problems, parameters]."""
     starts = np.tile(theta_from_values(chinchilla, TRUTH), (len(losses), 1))
     weights = np.ones((1, losses.shape[1])) if weights is None else weights
-    return solve(chinchilla, True, X, Problems(starts, weights, losses, box or whole()), ZONES)[0]
+    return solve(chinchilla, True, X, Problems(starts, weights, losses, box or all_problems()), ZONES)[0]
 
 
-def whole() -> Box:
+def all_problems() -> Box:
     low, high = np.array([chinchilla.bounds[name] for name in chinchilla.parameters]).T
     return Box(theta_from_values(chinchilla, low)[None], theta_from_values(chinchilla, high)[None])
 
@@ -55,24 +55,24 @@ def planted() -> Fit:
 
 
 @pytest.mark.parametrize("count", [1, 3, SLOTS + 1, PROBLEMS_PER_CALL + 1])
-def test_a_problem_has_one_answer_whatever_is_solved_beside_it(count: int) -> None:
+def test_an_answer_is_independent_of_the_other_problems(count: int) -> None:
     losses = responses(PROBLEMS_PER_CALL + 1)
-    together = solved(losses[:count])
+    together = solve_problems(losses[:count])
     assert together.shape == (count, 5)
     for index in {0, count // 2, count - 1}:
-        np.testing.assert_allclose(together[index], solved(losses[index : index + 1])[0], rtol=SAME)
+        np.testing.assert_allclose(together[index], solve_problems(losses[index : index + 1])[0], rtol=SAME)
 
 
 def test_the_order_of_problems_is_the_order_of_answers() -> None:
     losses = responses(100)
     order = np.random.default_rng(1).permutation(100)
-    np.testing.assert_allclose(solved(losses[order]), solved(losses)[order], rtol=SAME)
+    np.testing.assert_allclose(solve_problems(losses[order]), solve_problems(losses)[order], rtol=SAME)
 
 
 def test_an_answer_is_a_minimum() -> None:
-    """The gradient is nought, by the law's own slopes rather than the engine's."""
+    """The gradient, from log_prediction_jacobian and not from the solver, is zero."""
     losses = responses(3)
-    for theta, y in zip(solved(losses), losses, strict=True):
+    for theta, y in zip(solve_problems(losses), losses, strict=True):
         slopes = log_prediction_jacobian(chinchilla, theta, X)
         residual = np.log(
             chinchilla(dict(zip(chinchilla.parameters, values_from_theta(chinchilla, theta), strict=True)), X) / y
@@ -81,7 +81,7 @@ def test_an_answer_is_a_minimum() -> None:
         assert np.abs(cosines).max() < 1e-6
 
 
-def test_relative_slopes_are_those_of_log_predictions() -> None:
+def test_the_jacobian_is_that_of_log_predictions() -> None:
     theta, step = theta_from_values(chinchilla, TRUTH), 1e-6
 
     def log_predicted(moved: np.ndarray) -> np.ndarray:
@@ -96,27 +96,27 @@ def test_relative_slopes_are_those_of_log_predictions() -> None:
         np.testing.assert_allclose(slopes[:, index], central, rtol=1e-5, atol=1e-8)
 
 
-def test_points_of_no_weight_do_not_count() -> None:
-    """Nor do those that a table is padded with."""
+def test_points_of_weight_zero_do_not_count() -> None:
+    """Neither do the points that pad a table."""
     losses = responses(2)
     losses[1] = np.where(np.arange(len(TABLE)) < 5, 40.0, losses[0])
     weights = np.ones_like(losses)
     weights[:, :5] = 0.0
-    first, second = solved(losses, weights=weights)
+    first, second = solve_problems(losses, weights=weights)
     np.testing.assert_allclose(first, second, rtol=SAME)
-    assert np.abs(first - solved(losses[:1])[0]).max() > 1e-4
+    assert np.abs(first - solve_problems(losses[:1])[0]).max() > 1e-4
 
 
-def test_a_large_table_is_its_small_one_many_times_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weight of a point is the number of its copies, across every change in how problems are sent."""
+def test_a_table_repeated_many_times_has_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight of a point is the number of its copies, however many points and problems a call has."""
     y = responses(1)[0]
     start, times = theta_from_values(chinchilla, TRUTH)[None], 5
     copies = {name: np.tile(column, times) for name, column in X.items()}
     monkeypatch.setattr(newton, "LARGE_TABLE", 100)
     monkeypatch.setattr(newton, "MAX_SLOT_POINTS", padded_length(times * len(y)) * 2)
-    problems = Problems(start, np.ones((1, times * len(y))), np.tile(y, times)[None], whole())
+    problems = Problems(start, np.ones((1, times * len(y))), np.tile(y, times)[None], all_problems())
     theta, value = solve(chinchilla, True, copies, problems, ZONES)
-    np.testing.assert_allclose(theta[0], solved(y[None])[0], rtol=SAME)
+    np.testing.assert_allclose(theta[0], solve_problems(y[None])[0], rtol=SAME)
     residual = np.log(
         y / chinchilla(dict(zip(chinchilla.parameters, values_from_theta(chinchilla, theta[0]), strict=True)), X)
     )
@@ -132,7 +132,7 @@ def test_parameters_are_searched_in_logarithms_where_bounded_above_zero() -> Non
     np.testing.assert_allclose(values_from_theta(chinchilla, theta_from_values(chinchilla, TRUTH)), TRUTH, rtol=1e-8)
 
 
-def test_a_held_parameter_stays_exactly_and_the_others_answer_to_it(planted: Fit) -> None:
+def test_a_fixed_parameter_stays_exact_and_the_others_are_refitted(planted: Fit) -> None:
     y = responses(1)[0]
     held = fit_law(chinchilla, X, y, mse_log, fixed={"alpha": 0.3})
     assert held.values["alpha"] == pytest.approx(0.3, rel=1e-8)
@@ -142,7 +142,7 @@ def test_a_held_parameter_stays_exactly_and_the_others_answer_to_it(planted: Fit
     np.testing.assert_allclose(again.vector(), planted.vector(), rtol=1e-6)
 
 
-def test_a_bound_that_binds_is_where_the_fit_ends(planted: Fit) -> None:
+def test_a_fit_ends_at_an_active_bound(planted: Fit) -> None:
     y = responses(1)[0]
     highest = planted.values["beta"] * 0.9
     bounded = fit_law(chinchilla, X, y, mse_log, bounds={"beta": (0.1, highest)})
@@ -161,7 +161,7 @@ def test_many_responses_at_once_are_each_fitted_alone(planted: Fit) -> None:
         assert value == pytest.approx(alone.objective_value, rel=1e-8)
 
 
-def test_rows_of_a_box_hold_a_parameter_at_a_value_each(planted: Fit) -> None:
+def test_each_row_of_a_box_fixes_a_parameter_at_its_value(planted: Fit) -> None:
     index = chinchilla.parameters.index("E")
     row = np.log([1.6, 1.7, 1.8])
     low, high = (np.repeat(bound, 3, axis=0) for bound in planted.box)
@@ -173,8 +173,8 @@ def test_rows_of_a_box_hold_a_parameter_at_a_value_each(planted: Fit) -> None:
         np.testing.assert_allclose(vector, alone.vector(), rtol=1e-5)
 
 
-def test_rows_of_weights_are_each_a_cold_fit() -> None:
-    """Windows as hold-outs make them: a row is fitted as if its points were all there are, or weighed as it says."""
+def test_each_row_of_weights_is_a_fit_of_its_own() -> None:
+    """A row of zeros and ones is a fit to the points of weight one; other rows are weighted fits."""
     y = responses(1)[0]
     weights = np.stack([np.ones(len(y)), X["params"] < 5e8, X["tokens"] ** 0.3, X["tokens"] > 2e9]).astype(float)
     values, objectives = fit_each_weighting(chinchilla, X, y, mse_log, weights)

@@ -1,4 +1,4 @@
-"""Profiles against refits made by other means; intervals that open where points leave a parameter open."""
+"""Profiles against refits by scipy; intervals are open where the points do not bound a parameter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def floor(squares: Fit) -> ParameterProfile:
     return profile_parameters(squares, X, LOSS, ("E",))[0]
 
 
-def nested(held: float) -> float:
+def least_squares_with_floor(held: float) -> float:
     """The least sum of squared errors with E held: scipy's search over the exponents, its least squares within."""
 
     def inner(exponents: np.ndarray) -> np.ndarray:
@@ -46,17 +46,17 @@ def nested(held: float) -> float:
     return 2 * optimize.least_squares(inner, [0.35, 0.37], bounds=(0.01, 3), xtol=1e-14, ftol=1e-14, gtol=1e-14).cost
 
 
-def test_the_profile_of_squares_is_that_of_another_search(squares: Fit, floor: ParameterProfile) -> None:
+def test_the_profile_of_squares_agrees_with_scipy(squares: Fit, floor: ParameterProfile) -> None:
     assert np.all(np.diff(floor.values) > 0)
     assert floor.values.min() < floor.low < squares.values["E"] < floor.high < floor.values.max()
     for index in range(0, len(floor.values), 6):
-        assert floor.objective[index] == pytest.approx(nested(floor.values[index]), rel=1e-6)
+        assert floor.objective[index] == pytest.approx(least_squares_with_floor(floor.values[index]), rel=1e-6)
 
 
 def test_the_ends_are_where_the_objective_has_risen_to_the_threshold(squares: Fit, floor: ParameterProfile) -> None:
     """For squares of equal noise the rise is near that of the likelihood ratio, F times the residual variance."""
     for end in (floor.low, floor.high):
-        assert nested(end) == pytest.approx(floor.threshold, rel=1e-3)
+        assert least_squares_with_floor(end) == pytest.approx(floor.threshold, rel=1e-3)
     rise = floor.threshold - squares.objective_value
     likelihood = stats.f.ppf(0.9, 1, FREEDOM) * squares.objective_value / FREEDOM
     assert likelihood * (1 - 1e-8) <= rise < 2 * likelihood
@@ -75,7 +75,7 @@ def test_the_series_of_values_is_widened_until_both_ends_are_in_it(
 
 
 @pytest.mark.parametrize("objective", [mse_log, huber(), lad], ids=lambda objective: objective.name)
-def test_profiles_and_sandwich_intervals_agree_where_points_are_good(objective: Objective) -> None:
+def test_profiles_and_sandwich_intervals_agree_for_little_noise(objective: Objective) -> None:
     """Within 10 % in width, and both about the fitted value."""
     table = simulated(1e-3, seed=4)
     x, loss = {"params": table["params_matmul"], "tokens": table["tokens"]}, table["loss"].to_numpy()
@@ -88,7 +88,7 @@ def test_profiles_and_sandwich_intervals_agree_where_points_are_good(objective: 
         assert ratio == pytest.approx(1, abs=0.1), profile
 
 
-def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
+def test_an_interval_is_open_where_points_do_not_bound_the_parameter() -> None:
     """On tokens = 20 params the floor has an end above and none below, whatever the other parameters must be for it:
     far from the fit no single start reaches them."""
     sizes = np.geomspace(1e7, 1e9, 12)
@@ -106,7 +106,7 @@ def test_an_interval_is_open_where_points_leave_the_parameter_open() -> None:
     assert np.all(profile.objective[::10] <= np.array([c.objective_value for c in cold]) * (1 + 1e-3))
 
 
-def test_a_held_parameter_has_no_error_and_no_profile_and_what_it_trades_with_has_less(squares: Fit) -> None:
+def test_a_fixed_parameter_has_no_error_and_no_profile(squares: Fit) -> None:
     held = fit_law(chinchilla, X, LOSS, mse, fixed={"alpha": squares.values["alpha"]})
     errors, free = (
         dict(zip(chinchilla.parameters, sandwich_errors(fit, X, LOSS), strict=True)) for fit in (held, squares)

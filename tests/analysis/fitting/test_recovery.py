@@ -115,7 +115,7 @@ EVERY = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Study:
-    """What came of a design: the fit to responses without noise, and one refit for each simulated sweep."""
+    """The results of a design: the fit to responses without noise, and one refit for each simulated sweep."""
 
     design: Design
     law: Law
@@ -151,7 +151,7 @@ def test_every_law_has_a_design() -> None:
 
 
 @EVERY
-def test_planted_parameters_are_found_from_the_starts_alone(index: int) -> None:
+def test_planted_parameters_are_recovered_from_the_starts(index: int) -> None:
     """Exactly without noise; with it, a cold fit ends where the refit of the same sweep does, and is no worse."""
     one = study(index)
     assert one.fit.fixed == one.design.held
@@ -165,7 +165,7 @@ def test_planted_parameters_are_found_from_the_starts_alone(index: int) -> None:
 
 
 @EVERY
-def test_intervals_hold_each_planted_parameter_at_their_rate(index: int) -> None:
+def test_intervals_cover_each_planted_parameter_at_their_level(index: int) -> None:
     parameters = sum(len(design.planted) - len(design.held) for design in (*DESIGNS, ROBUST))
     tail = FALSE_ALARM / parameters / 2
     least, most = stats.binom.ppf([tail, 1 - tail], SWEEPS, LEVEL) / SWEEPS
@@ -174,6 +174,6 @@ def test_intervals_hold_each_planted_parameter_at_their_rate(index: int) -> None
     assert {name: share for name, share in coverage.items() if not least <= share <= most} == {}
 
 
-def test_intervals_hold_planted_parameters_at_their_rate_over_all_laws() -> None:
+def test_intervals_cover_planted_parameters_at_their_level_over_all_laws() -> None:
     means = [np.mean(list(study(index).coverage.values())) for index in range(len(DESIGNS))]
     assert np.mean(means) == pytest.approx(LEVEL, abs=4 * np.sqrt(LEVEL * (1 - LEVEL) / SWEEPS / len(DESIGNS)))

@@ -1,4 +1,4 @@
-"""Variable projection: the inner solve against scipy's, the outer search against the other road to the same optimum."""
+"""Variable projection: the inner solution against scipy's, the outer search against fit_law."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def projected(y: np.ndarray, weight: np.ndarray, alpha: np.ndarray) -> dict[str,
 
 
 def test_the_linear_parameters_are_the_weighted_least_squares_of_relative_residuals() -> None:
-    """At each setting of the exponents; points of no weight may hold anything."""
+    """At each setting of the exponents; points of weight zero have no influence."""
     table = simulated(5e-3)
     y = table["loss"].to_numpy()
     weight = np.where(np.arange(len(y)) % 7 == 0, 0.0, np.linspace(1, 3, len(y)))
@@ -55,8 +55,8 @@ def test_the_linear_parameters_are_the_weighted_least_squares_of_relative_residu
         np.testing.assert_allclose([found[name][index] for name in ("E", "A", "B")], expected, rtol=1e-8)
 
 
-def test_a_coefficient_that_comes_out_zero_starts_small_instead() -> None:
-    """No floor is left of these losses; its logarithm is to be searched all the same."""
+def test_a_zero_coefficient_is_replaced_by_a_small_start() -> None:
+    """These losses have a floor of zero, whose logarithm is searched all the same."""
     table = simulated()
     y = PLANTED["A"] / table["params_matmul"].to_numpy() ** PLANTED["alpha"]
     found = projected(y, np.ones(len(y)), np.array([PLANTED["alpha"] / 2]))
@@ -65,8 +65,8 @@ def test_a_coefficient_that_comes_out_zero_starts_small_instead() -> None:
 
 
 @pytest.mark.slow
-def test_the_optimum_is_that_of_newtons_method_on_every_parameter(shared_data: Path) -> None:
-    """On two public sets, each chosen out of both by weights: what is compiled once serves both."""
+def test_the_optimum_is_that_of_fit_law(shared_data: Path) -> None:
+    """On two public tables in one, each selected by weights, so that both share one compiled program."""
     tables = [public.PUBLIC_TABLES[name].read(shared_data) for name in ("gadre_c4_original", "datablations_1epoch")]
     both = pd.concat(tables, keys=range(2))
     for index, table in enumerate(tables):
@@ -77,6 +77,6 @@ def test_the_optimum_is_that_of_newtons_method_on_every_parameter(shared_data: P
         np.testing.assert_allclose([values[name] for name in chinchilla.parameters], fit.vector(), rtol=1e-4)
 
 
-def test_a_law_that_is_not_separable_is_named() -> None:
+def test_a_law_that_is_not_separable_is_an_error() -> None:
     with pytest.raises(ValueError, match="kaplan"):
         fit_separable(surface.kaplan, {"params": [1e8], "tokens": [1e9]}, [3.0])

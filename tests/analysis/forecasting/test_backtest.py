@@ -76,7 +76,7 @@ def test_scores_are_those_of_a_law_fitted_below_the_cut(
     assert said["bias"] != 0
 
 
-def test_a_plain_band_is_that_of_its_bootstrap(
+def test_a_plain_laws_interval_is_that_of_its_bootstrap(
     found: pd.DataFrame, tenth: tuple[pd.DataFrame, pd.DataFrame, Fit]
 ) -> None:
     train, test, fit = tenth
@@ -89,7 +89,7 @@ def test_a_plain_band_is_that_of_its_bootstrap(
     assert said["half_width_90"] == pytest.approx(np.median(np.log(high / low)) / 2, rel=1e-8)
 
 
-def test_the_chosen_law_and_its_band_come_from_below_the_cut(
+def test_the_chosen_law_and_its_interval_come_from_runs_below_the_cut(
     found: pd.DataFrame, tenth: tuple[pd.DataFrame, pd.DataFrame, Fit]
 ) -> None:
     train, test, _ = tenth
@@ -106,7 +106,7 @@ def test_the_chosen_law_and_its_band_come_from_below_the_cut(
     assert said["half_width_90"] == pytest.approx(np.median(np.log(high / low)) / 2, rel=1e-8)
 
 
-def test_a_weighting_is_kept_by_plain_and_chosen_laws(
+def test_plain_and_chosen_laws_use_their_weighting(
     points: pd.DataFrame, tenth: tuple[pd.DataFrame, pd.DataFrame, Fit]
 ) -> None:
     train, test, plain = tenth
@@ -118,8 +118,8 @@ def test_a_weighting_is_kept_by_plain_and_chosen_laws(
     assert said["mean_relative_error"].to_numpy() == pytest.approx([error, error], rel=1e-6)
 
 
-def test_held_out_losses_are_scored_and_move_nothing_else(points: pd.DataFrame, found: pd.DataFrame) -> None:
-    """Every loss above the cut a thousandfold: the choice and the band stay, bit for bit, and the bias tells of it."""
+def test_held_out_losses_change_scores_only(points: pd.DataFrame, found: pd.DataFrame) -> None:
+    """With every loss above the cut a thousandfold, choice and intervals are the same bit for bit; the bias is not."""
     wild = points.assign(loss=points["loss"].where(points["flops"] <= points["flops"].max() / 10, points["loss"] * 1e3))
     moved = back_test(wild, (10.0,))
     before = found[found["factor"] == 10.0].reset_index(drop=True)
@@ -158,7 +158,7 @@ def test_factors_are_numbers_above_one(tmp_path: Path, text: str) -> None:
         backtest_verbs.backtest(tmp_path / "t.csv", factors=text)
 
 
-def test_factors_that_leave_nothing_are_named(tmp_path: Path) -> None:
+def test_factors_that_leave_no_runs_are_an_error(tmp_path: Path) -> None:
     simulated().to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(TableError, match="1e3,1e6"):
         backtest_verbs.backtest(tmp_path / "t.csv", factors="1e3,1e6", json=tmp_path / "b.json")
@@ -215,7 +215,7 @@ def test_a_summary_keeps_factors_and_laws_apart() -> None:
     assert (said["tables"] == 2).all()
 
 
-def test_markdown_holds_every_table() -> None:
+def test_markdown_has_every_table() -> None:
     found = two_tables()
     text = backtest_verbs.to_markdown(found, backtest_verbs.summarize(found))
     lines = text.splitlines()

@@ -34,7 +34,7 @@ def cut(points: pd.DataFrame, factor: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def points() -> pd.DataFrame:
-    """Their three runs above Cmax / 3 are divided on the candidates."""
+    """Points whose three runs above Cmax / 3 favour different candidates."""
     return select_points(simulated(3e-3, seed=2)).table
 
 
@@ -43,7 +43,7 @@ def choice(points: pd.DataFrame) -> Choice:
     return choose(points, FEW)
 
 
-def by_hand(points: pd.DataFrame, candidate: Candidate, factor: float) -> np.ndarray:
+def mean_error_by_hand(points: pd.DataFrame, candidate: Candidate, factor: float) -> np.ndarray:
     """Log errors above the cut of a law fitted below it."""
     kept = cut(points, factor)
     low, high = points[kept], points[~kept]
@@ -54,7 +54,7 @@ def by_hand(points: pd.DataFrame, candidate: Candidate, factor: float) -> np.nda
 
 @pytest.mark.parametrize("index", range(len(FEW)))
 def test_a_score_is_the_mean_error_of_a_fit_to_the_rest(points: pd.DataFrame, choice: Choice, index: int) -> None:
-    expected = np.abs(by_hand(points, FEW[index], 3.0)).mean()
+    expected = np.abs(mean_error_by_hand(points, FEW[index], 3.0)).mean()
     assert choice.scores[index] == pytest.approx(expected, rel=1e-5)
     assert expected > 1e-4
 
@@ -65,26 +65,26 @@ def test_the_best_score_is_chosen(choice: Choice) -> None:
     assert len(set(choice.scores)) == len(FEW)
 
 
-def test_errors_grow_by_their_root_mean_square_over_that_of_the_distance(points: pd.DataFrame) -> None:
-    """Each of one candidate's hold-outs counts once, however many runs it holds."""
+def test_error_growth_is_rms_error_over_rms_distance(points: pd.DataFrame) -> None:
+    """Each of one candidate's hold-outs counts once, however many runs it has."""
     errors, distances = [], []
     for factor in HOLDOUT_FACTORS:
         kept = cut(points, factor)
-        errors.append(np.mean(by_hand(points, PLAIN, factor) ** 2))
+        errors.append(np.mean(mean_error_by_hand(points, PLAIN, factor) ** 2))
         flops = points["flops"].to_numpy()
         distances.append(np.mean(np.log(flops[~kept] / flops[kept].max()) ** 2))
     expected = np.sqrt(np.sum(errors) / np.sum(distances))
     assert choose(points, (PLAIN,)).error_growth == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_candidates_near_the_best_say_how_errors_grow() -> None:
+def test_error_growth_is_that_of_candidates_near_the_best() -> None:
     table = crossed()
     alone, both = choose(table, (CROSSED,)), choose(table, (PLAIN, CROSSED))
     assert both.scores[0] > law_choice.NEAR_BEST * both.scores[1]
     assert both.error_growth == pytest.approx(alone.error_growth, rel=1e-6)
 
 
-def test_a_surface_with_an_interaction_is_given_one() -> None:
+def test_a_surface_with_an_interaction_gets_the_law_with_one() -> None:
     found = choose(crossed())
     assert found.best.law is interaction
     assert sum(w for c, w in zip(found.candidates, found.win_shares, strict=True) if c.law is interaction) > 0.95
@@ -101,7 +101,7 @@ def test_without_noise_every_candidate_is_right() -> None:
     assert found.win_shares.sum() == pytest.approx(1.0)
 
 
-def test_the_top_that_is_held_out_moves_no_prediction_below_it(points: pd.DataFrame) -> None:
+def test_held_out_runs_change_no_prediction_below_them(points: pd.DataFrame) -> None:
     masks = {factor: cut(points, factor) for factor in (2.0, 3.0)}
     assert masks[2.0].sum() > masks[3.0].sum()
     wild = points.assign(loss=points["loss"].where(masks[3.0], points["loss"] * 7))
@@ -111,14 +111,14 @@ def test_the_top_that_is_held_out_moves_no_prediction_below_it(points: pd.DataFr
     assert np.abs(first[2.0] / second[2.0] - 1).max() > 1e-3, "a fit that sees some of them moves"
 
 
-def test_a_wild_top_is_an_error_of_those_who_forecast_it(points: pd.DataFrame) -> None:
+def test_outliers_among_held_out_runs_are_errors_of_their_forecasts(points: pd.DataFrame) -> None:
     kept = cut(points, 3.0)
     doubled = points.assign(loss=points["loss"].where(kept, points["loss"] * 2))
-    expected = np.abs(by_hand(points, PLAIN, 3.0) - np.log(2)).mean()
+    expected = np.abs(mean_error_by_hand(points, PLAIN, 3.0) - np.log(2)).mean()
     assert choose(doubled, (PLAIN,)).scores == pytest.approx(expected, rel=1e-6)
 
 
-def test_wins_share_out_the_resamples_of_runs_or_of_whole_trunks(points: pd.DataFrame, choice: Choice) -> None:
+def test_win_shares_are_over_resamples_of_runs_or_of_whole_trunks(points: pd.DataFrame, choice: Choice) -> None:
     assert choice.win_shares.sum() == pytest.approx(1.0)
     assert (choice.win_shares > 0).sum() > 1
     assert np.array_equal(choice.win_shares, choose(points, FEW).win_shares)
@@ -129,7 +129,7 @@ def test_wins_share_out_the_resamples_of_runs_or_of_whole_trunks(points: pd.Data
     )
 
 
-def test_wins_are_those_of_the_binomial() -> None:
+def test_win_shares_are_binomial() -> None:
     """Two held-out runs, of which each candidate is right about one: 3/4 of resamples go to the one that errs less."""
     each = np.array([[0.0, 1.0], [2.0, 0.0]])
     wins = law_choice.win_shares(each, np.array(["a", "b"]), seed=0)
@@ -144,7 +144,7 @@ def test_wins_are_those_of_the_binomial() -> None:
     )
 
 
-def test_weights_are_powers_of_compute_with_mean_one_over_what_is_kept() -> None:
+def test_weights_are_powers_of_compute_with_mean_one_over_fitted_points() -> None:
     flops, kept = np.array([1e18, 2e18, 4e18, 8e18]), np.array([True, True, True, False])
     weights = Candidate(chinchilla, huber(), 0.5).weights(flops, kept)
     assert weights[3] == 0
@@ -159,7 +159,7 @@ def test_names_say_law_objective_and_weighting() -> None:
     assert len({c.name for c in CANDIDATES}) == len(CANDIDATES)
 
 
-def test_too_few_points_to_hold_out_leave_the_first_candidate() -> None:
+def test_the_first_candidate_is_chosen_where_no_run_can_be_held_out() -> None:
     few = select_points(simulated(3e-3)).table.iloc[[0, 6, 12, 18, 24, 27, 29]].reset_index(drop=True)
     found = choose(few)
     assert not found.is_scored
@@ -173,7 +173,7 @@ def test_too_few_points_to_hold_out_leave_the_first_candidate() -> None:
     assert choose(few.iloc[:6]).candidates == CANDIDATES[:5], "six points leave an interaction no freedom"
 
 
-def test_another_top_is_scored_where_that_of_three_leaves_too_few() -> None:
+def test_another_factor_is_scored_where_that_of_three_leaves_too_few() -> None:
     """Five cells lie below Cmax / 3, too few for five parameters; nine lie below Cmax / 2."""
     points = select_points(simulated(3e-3)).table
     top = points["flops"].max()
@@ -184,7 +184,7 @@ def test_another_top_is_scored_where_that_of_three_leaves_too_few() -> None:
     assert (cut(table, 3.0).sum(), cut(table, 2.0).sum()) == (5, 9)
     found = choose(table, (PLAIN,))
     assert found.is_scored
-    assert found.scores[0] == pytest.approx(np.abs(by_hand(table, PLAIN, 2.0)).mean(), rel=1e-5)
+    assert found.scores[0] == pytest.approx(np.abs(mean_error_by_hand(table, PLAIN, 2.0)).mean(), rel=1e-5)
 
 
 def test_facts_are_plain_json(choice: Choice) -> None:

@@ -53,7 +53,7 @@ def own(band: PredictiveDistribution) -> np.ndarray:
     return spread - np.median(spread)
 
 
-def test_up_to_the_largest_run_the_draws_are_left_as_they_are() -> None:
+def test_draws_are_not_scaled_up_to_the_largest_run() -> None:
     band = simple(drift=1.0)
     expected = np.quantile(own(band), [0.05, 0.95])
     for flops in (LIMIT, LIMIT / 30):
@@ -62,7 +62,7 @@ def test_up_to_the_largest_run_the_draws_are_left_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("drift", [1e-2, 3e-2])
-def test_beyond_it_they_spread_as_the_errors_grew(drift: float) -> None:
+def test_beyond_the_largest_run_draws_spread_by_the_error_growth(drift: float) -> None:
     band, wide = simple(drift), simple(2 * drift)
     centred = own(band)
     for flops in (10 * LIMIT, 100 * LIMIT):
@@ -71,14 +71,14 @@ def test_beyond_it_they_spread_as_the_errors_grew(drift: float) -> None:
         assert logs(wide, flops) == pytest.approx(2 * expected, rel=2e-3)
 
 
-def test_small_errors_narrow_the_draws_by_half_at_most_and_by_degrees() -> None:
+def test_small_errors_narrow_the_draws_gradually_and_at_most_by_half() -> None:
     band, whole = simple(0.0), logs(simple(0.0), LIMIT)
     assert logs(band, LIMIT * np.exp(SHRINK_DISTANCE / 2)) == pytest.approx(whole * (1 + MIN_SCALE) / 2, rel=1e-8)
     for flops in (LIMIT * np.exp(SHRINK_DISTANCE), 1e3 * LIMIT):
         assert logs(band, flops) == pytest.approx(whole * MIN_SCALE, rel=1e-8)
 
 
-def test_the_noise_of_a_run_is_drawn_by_its_chances() -> None:
+def test_the_noise_of_a_run_is_drawn_by_its_probabilities() -> None:
     still = LawDraws(chinchilla, np.tile([PLANTED[name] for name in chinchilla.parameters], (64, 1)))
     band = replace(simple(np.nan, (-0.02, 0.01, 5.0), (0.5, 0.5, 0.0)), members=(still,))
     assert logs(band, LIMIT) == pytest.approx([-0.02, 0.01], rel=1e-6)
@@ -87,7 +87,7 @@ def test_the_noise_of_a_run_is_drawn_by_its_chances() -> None:
     assert logs(rare, LIMIT, level=0.98) == pytest.approx([-0.02, 0.01], rel=1e-6)
 
 
-def test_a_band_depends_on_its_seed_and_on_nothing_else() -> None:
+def test_an_interval_depends_on_its_seed_alone() -> None:
     band = simple(1e-2, (-0.01, 0.0, 0.01), (0.3, 0.4, 0.3))
     predicted = chinchilla(PLANTED, TARGET)
     one, same, other = (band.interval(predicted, TARGET, 1e21, 0.9, seed=seed) for seed in (0, 0, 1))
@@ -96,7 +96,7 @@ def test_a_band_depends_on_its_seed_and_on_nothing_else() -> None:
     assert one[0] == pytest.approx(other[0], rel=2e-3)
 
 
-def test_each_target_has_the_band_that_it_has_alone() -> None:
+def test_the_interval_of_a_target_is_independent_of_other_targets() -> None:
     band = simple(1e-2)
     band.members[0].draws[:, 3] = np.linspace(0.34, 0.36, 101)
     columns = {"params": np.array([1e8, 1e9, 1e10]), "tokens": np.array([1e9, 1e11, 1e12])}
@@ -132,7 +132,7 @@ def shared(wins: tuple[float, ...], drift: float = 1e-3) -> Choice:
     return Choice((PLAIN, WEIGHTED, CROSSED), np.array([2.0, 1.0, 1.5]), np.array(wins), drift, 1)
 
 
-def test_draws_are_shared_out_by_wins_and_a_law_named_by_hand_has_its_own(points: pd.DataFrame, fit: Fit) -> None:
+def test_draws_are_divided_by_win_shares_and_a_named_law_gets_the_largest(points: pd.DataFrame, fit: Fit) -> None:
     band = build_predictive(fit, PLAIN, points, shared((0.0, 0.75, 0.25)), draws=70, seed=0)
     assert [(member.law, len(member.draws)) for member in band.members] == [(chinchilla, 60), (interaction, 10)]
     assert (band.max_flops, band.error_growth) == (points["flops"].max(), 1e-3)
@@ -155,7 +155,7 @@ def test_each_candidates_draws_lie_around_its_own_fit(points: pd.DataFrame, fit:
     assert middle[1] - middle[0] == pytest.approx(away, abs=3 * np.std(np.log(draws[:32, 3])) / np.sqrt(32))
 
 
-def test_noise_is_the_residuals_widened_for_the_freedom_used_up(points: pd.DataFrame, fit: Fit) -> None:
+def test_noise_is_the_residuals_widened_for_the_degrees_of_freedom(points: pd.DataFrame, fit: Fit) -> None:
     residuals = np.log(points["loss"].to_numpy() / fit.predict(points))
     weights = np.linspace(1, 2, len(points))
     band = predictive_without_rivals(fit, points, np.tile(fit.vector(), (4, 1)), weights)
@@ -174,7 +174,7 @@ def test_a_table_without_flops_has_no_largest_run(points: pd.DataFrame, fit: Fit
 
 
 @pytest.mark.parametrize("drift", [2e-3, np.nan])
-def test_what_is_read_back_gives_the_same_band(points: pd.DataFrame, fit: Fit, drift: float) -> None:
+def test_a_distribution_read_back_gives_the_same_interval(points: pd.DataFrame, fit: Fit, drift: float) -> None:
     band = build_predictive(fit, PLAIN, points, shared((0.5, 0.25, 0.25), drift), draws=32, seed=0)
     again = predictive_from_facts(json.loads(json.dumps(band.facts(12), allow_nan=False)))
     assert [member.law for member in again.members] == [chinchilla, interaction]
@@ -183,7 +183,7 @@ def test_what_is_read_back_gives_the_same_band(points: pd.DataFrame, fit: Fit, d
     assert np.isnan(again.error_growth) == np.isnan(drift)
 
 
-def test_errors_that_grow_with_compute_widen_the_band(points: pd.DataFrame) -> None:
+def test_errors_that_grow_with_compute_widen_the_interval(points: pd.DataFrame) -> None:
     """Losses above a tenth of the largest compute leave the law by 2 % per e-fold."""
     flops = points["flops"].to_numpy(float)
     excess = np.maximum(np.log(flops / flops.max() * 10), 0)
@@ -203,7 +203,7 @@ TABLES, NOISE, ALARM = 20, 3e-3, 0.01
 
 
 @pytest.mark.slow
-def test_bands_hold_a_new_run_beyond_the_points_as_often_as_they_say() -> None:
+def test_intervals_cover_new_runs_beyond_the_points_at_their_level() -> None:
     """One new run a simulated table, at 3x its largest compute, and bands of 90 %.
 
     Tables are independent, so at a rate of 90 % or above the count falls below the 1 % quantile of a binomial(20, 0.9),

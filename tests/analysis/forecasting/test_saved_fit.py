@@ -44,7 +44,7 @@ def test_a_fit_says_how_the_learning_rates_of_its_points_were_found(built: tuple
     assert "learning_rate_from" not in fit.points
 
 
-def test_what_is_read_back_forecasts_the_same(built: tuple[Path, saved_fit.SavedFit]) -> None:
+def test_a_fit_read_back_forecasts_the_same(built: tuple[Path, saved_fit.SavedFit]) -> None:
     folder, fit = built
     loaded = saved_fit.read_fit(saved_fit.write_fit(fit, folder / "fit.json"))
     assert loaded.forecast(loaded.held_out) == fit.forecast(fit.held_out)
@@ -53,7 +53,7 @@ def test_what_is_read_back_forecasts_the_same(built: tuple[Path, saved_fit.Saved
     assert loaded.document["table"]["sha256"] == sha256((folder / "results.parquet").read_bytes()).hexdigest()
 
 
-def test_what_was_asked_for_is_told() -> None:
+def test_the_settings_are_saved() -> None:
     settings = FitSettings(fixed={"E": 1.7}, bounds={"alpha": (0.1, np.float64("inf"))}, draws=16, objective=lad)
     document = json.loads(
         saved_fit.build_saved_fit(select_points(simulated(3e-3)), settings, {"path": "", "sha256": ""}).to_json()
@@ -110,7 +110,7 @@ def test_hold_out_rules() -> None:
 
 
 def test_the_held_out_run_changes_nothing_in_the_values() -> None:
-    """Move its loss a long way: every value stays, bit for bit."""
+    """With another loss of the held-out run, every value is the same bit for bit."""
     tables = [simulated(3e-3), simulated(3e-3)]
     largest = tables[1]["flops"].idxmax()
     tables[1].loc[largest, "loss"] *= 3
@@ -125,13 +125,13 @@ def test_the_held_out_run_changes_nothing_in_the_values() -> None:
 @pytest.mark.parametrize(
     "text", ['{"schema": 1', "[]", '{"schema": 99, "law": "chinchilla"}', '{"schema": 1, "law": "x"}']
 )
-def test_what_is_no_fit_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_fit_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_text(text)
     with pytest.raises(TableError, match=r"fit\.json"):
         saved_fit.read_fit(tmp_path / "fit.json")
 
 
-def test_too_few_left_after_holding_out() -> None:
+def test_too_few_points_after_the_holdout_is_an_error() -> None:
     points = select_points(simulated().iloc[:7])
     with pytest.raises(TableError, match=r"\b[0-5]\b.*\b5\b.*--holdout"):
         saved_fit.build_saved_fit(
@@ -156,7 +156,7 @@ def rivals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saved_fit, "choose", partial(choose, candidates=RIVALS))
 
 
-def wild(table: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
+def with_wild_losses(table: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
     """The same runs, with other losses of those held out: from a thousandth to ten times."""
     factors = np.random.default_rng(0).choice([1e-3, 0.5, 10.0], len(table))
     return table.assign(loss=table["loss"] * np.where(held, factors, 1.0))
@@ -164,11 +164,11 @@ def wild(table: pd.DataFrame, held: pd.Series) -> pd.DataFrame:
 
 @pytest.mark.usefixtures("rivals")
 @pytest.mark.parametrize(("rule", "count"), [("largest", 1), ("1e19", 10)])
-def test_runs_held_out_move_neither_the_choice_nor_the_fit(table: pd.DataFrame, rule: str, count: int) -> None:
+def test_held_out_runs_change_neither_the_choice_nor_the_fit(table: pd.DataFrame, rule: str, count: int) -> None:
     held = table["flops"] >= (table["flops"].max() if rule == "largest" else 1e19)
     assert held.sum() == count
     settings = FitSettings(draws=16, holdout=rule)
-    first, second = (fit(t, "chosen", settings).document for t in (table, wild(table, held)))
+    first, second = (fit(t, "chosen", settings).document for t in (table, with_wild_losses(table, held)))
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"table", "held_out"}, "every other entry, to the last bit"
     assert first["n"] == 30 - count
@@ -177,8 +177,8 @@ def test_runs_held_out_move_neither_the_choice_nor_the_fit(table: pd.DataFrame, 
 
 
 @pytest.mark.usefixtures("rivals")
-def test_a_law_is_chosen_or_named_and_one_named_is_kept() -> None:
-    """An interaction, which chooses itself, and Chinchilla when asked for."""
+def test_a_named_law_is_not_replaced_by_the_choice() -> None:
+    """A surface with an interaction: the choice is that law, but Chinchilla where it is named."""
     planted = {**PLANTED, "gamma": 0.15, "B": PLANTED["B"] / 1e8**0.15}
     table = simulated()
     columns = {"params": table["params_matmul"], "tokens": table["tokens"]}
@@ -197,7 +197,7 @@ def test_a_law_is_chosen_or_named_and_one_named_is_kept() -> None:
 
 
 @pytest.mark.usefixtures("rivals")
-def test_a_weighting_that_is_chosen_weighs_the_fit_and_its_bootstrap() -> None:
+def test_a_chosen_weighting_applies_to_the_fit_and_its_bootstrap() -> None:
     table = simulated(3e-3, seed=3)
     built = fit(table, "chosen", QUICK)
     assert built.document["choice"]["chosen"] == "chinchilla huber C^1"
@@ -233,7 +233,7 @@ def test_settings_reach_the_estimator(table: pd.DataFrame) -> None:
 
 
 @pytest.mark.usefixtures("rivals")
-def test_held_parameters_leave_room_for_fewer_points(table: pd.DataFrame) -> None:
+def test_fixed_parameters_need_fewer_points(table: pd.DataFrame) -> None:
     four = table.iloc[[0, 7, 14, 29]]
     with pytest.raises(TableError, match=r"\b4\b.*\b5\b"):
         fit(four, settings=QUICK)

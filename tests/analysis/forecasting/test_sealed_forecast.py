@@ -28,7 +28,7 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def promised(params: float, tokens: float) -> dict[str, Any]:
+def forecast_row(params: float, tokens: float) -> dict[str, Any]:
     middle = {"predicted": 2.5, "low": 2.4, "high": 2.6, "level": 0.9}
     return {"run_id": "x", "params": params, "tokens": tokens, "measured": 2.3, **middle}
 
@@ -40,11 +40,11 @@ def table(*rows: tuple[float, float, float, str]) -> pd.DataFrame:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    sealed_forecast.write_sealed(DOCUMENT, [promised(5e9, 1e11)], tmp_path / "lock.json")
+    sealed_forecast.write_sealed(DOCUMENT, [forecast_row(5e9, 1e11)], tmp_path / "lock.json")
     return tmp_path / "lock.json"
 
 
-def test_a_lock_holds_what_was_promised_and_on_what_ground(path: Path) -> None:
+def test_a_sealed_forecast_has_its_targets_and_its_fit(path: Path) -> None:
     content = sealed_forecast.read_sealed(path)
     for name in ("law", "formula", "parameters", "objective", "params_column", "source"):
         assert content[name] == DOCUMENT[name]
@@ -67,10 +67,10 @@ def test_the_hash_is_of_the_content_and_not_of_its_layout(path: Path) -> None:
     assert sealed_forecast.sealed_hash(content | {"points": 3}) != content["sha256"]
 
 
-def test_a_lock_is_never_overwritten(path: Path) -> None:
+def test_a_sealed_forecast_is_never_overwritten(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(TableError, match=r"lock\.json"):
-        sealed_forecast.write_sealed(DOCUMENT, [promised(1e10, 1e11)], path)
+        sealed_forecast.write_sealed(DOCUMENT, [forecast_row(1e10, 1e11)], path)
     assert path.read_bytes() == before
     with pytest.raises(TableError, match=r"other\.json"):
         sealed_forecast.write_sealed(DOCUMENT, [], path.with_name("other.json"))
@@ -90,7 +90,7 @@ def test_a_lock_is_never_overwritten(path: Path) -> None:
         ('"known": "new"', '"known": "old"'),
     ],
 )
-def test_any_edit_is_found(path: Path, before: str, after: str) -> None:
+def test_any_edit_is_an_error(path: Path, before: str, after: str) -> None:
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after, 1))
@@ -99,7 +99,7 @@ def test_any_edit_is_found(path: Path, before: str, after: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "targets'])
-def test_what_is_no_lock_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_sealed_forecast_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock.json").write_text(text)
     with pytest.raises(TableError, match=r"lock\.json"):
         sealed_forecast.read_sealed(tmp_path / "lock.json")
@@ -107,7 +107,7 @@ def test_what_is_no_lock_is_named(tmp_path: Path, text: str) -> None:
         sealed_forecast.read_sealed(tmp_path / "none.json")
 
 
-def test_a_lock_of_another_schema_is_named(path: Path) -> None:
+def test_another_schema_is_an_error(path: Path) -> None:
     content = json.loads(path.read_text()) | {"schema": 99}
     path.write_text(json.dumps(content | {"sha256": sealed_forecast.sealed_hash(content)}))
     with pytest.raises(TableError, match=r"lock\.json.*\b99\b"):
@@ -132,7 +132,7 @@ def test_each_finished_run_of_a_target_is_scored(path: Path) -> None:
     assert {row["note"] for row in rows} == {""}
 
 
-def test_a_target_without_a_run_waits(path: Path) -> None:
+def test_a_target_without_a_run_has_no_score(path: Path) -> None:
     locked = sealed_forecast.read_sealed(path)
     for runs, note in ((table((1e8, 1e9, 3.2, "done")), ""), (table((5e9, 1e11, np.nan, "diverged")), "diverged")):
         (row,) = sealed_forecast.score_sealed(locked, runs)
@@ -141,8 +141,8 @@ def test_a_target_without_a_run_waits(path: Path) -> None:
         assert bool(note) == bool(row["note"])
 
 
-def test_what_the_fit_knew_is_said(tmp_path: Path) -> None:
-    rows = [promised(1e8, 1e9), promised(1e9, 3e10), promised(5e9, 1e11)]
+def test_the_note_says_whether_the_fit_knew_the_run(tmp_path: Path) -> None:
+    rows = [forecast_row(1e8, 1e9), forecast_row(1e9, 3e10), forecast_row(5e9, 1e11)]
     content = sealed_forecast.write_sealed(DOCUMENT, rows, tmp_path / "lock.json")
     assert [target["known"] for target in content["targets"]] == [
         sealed_forecast.FITTED,
@@ -157,7 +157,7 @@ def test_what_the_fit_knew_is_said(tmp_path: Path) -> None:
     assert len(set(notes)) == 3
 
 
-def test_the_table_must_count_as_the_fit_did(path: Path) -> None:
+def test_the_table_must_have_the_params_column_of_the_fit(path: Path) -> None:
     runs = table((5e9, 1e11, 2.45, "done"))
     with pytest.raises(TableError, match="params_matmul"):
         sealed_forecast.score_sealed(

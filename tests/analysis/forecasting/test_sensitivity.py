@@ -70,7 +70,7 @@ def test_the_fit_itself_comes_first(built: SavedFit, panel: Panel) -> None:
     agree(panel[0], fit_law(chinchilla, points, points["loss"]), points)
 
 
-def test_every_dial_is_turned(panel: Panel) -> None:
+def test_the_panel_has_every_kind_of_variant(panel: Panel) -> None:
     assert [(r["dial"], r["setting"]) for r in panel[1:]] == [
         ("counting", "params_total"),
         ("window", "upper half of compute"),
@@ -85,7 +85,7 @@ def test_every_dial_is_turned(panel: Panel) -> None:
     ]
 
 
-def test_another_counting_is_a_fit_of_the_same_runs_to_its_column(panel: Panel) -> None:
+def test_another_count_of_params_is_a_fit_to_its_column(panel: Panel) -> None:
     points = select_points(noisy(), "params_total").table
     said = row(panel, "counting")
     agree(said, fit_law(chinchilla, points, points["loss"]), points)
@@ -103,7 +103,7 @@ def test_a_window_is_a_fit_of_its_runs(panel: Panel, half: str) -> None:
     assert said["n"] == len(kept) == 15
 
 
-def test_without_its_outliers_it_is_a_fit_of_the_rest(panel: Panel) -> None:
+def test_the_variant_without_outliers_is_a_fit_of_the_others(panel: Panel) -> None:
     points = select_points(noisy().drop(index=ODD)).table
     said = row(panel, "outliers")
     agree(said, fit_law(chinchilla, points, points["loss"]), points)
@@ -118,7 +118,7 @@ def test_another_objective_is_minimised(panel: Panel, setting: str, objective: O
     agree(row(panel, "objective", setting), fit_law(chinchilla, points, points["loss"], objective), points)
 
 
-def test_another_weighting_weighs_by_compute(panel: Panel) -> None:
+def test_another_weighting_is_by_compute(panel: Panel) -> None:
     points = select_points(noisy()).table
     weights = compute_weights(points["flops"], 1.0)
     agree(row(panel, "weighting", "C^1"), fit_law(chinchilla, points, points["loss"], weights=weights), points)
@@ -134,7 +134,7 @@ def test_without_an_outlier_or_another_counting_there_is_no_such_row() -> None:
     assert "counting" not in dials
 
 
-def test_held_parameters_and_held_out_runs_stay_so() -> None:
+def test_fixed_parameters_and_held_out_runs_stay_so() -> None:
     table = noisy()
     settings = FitSettings(draws=4, fixed={"alpha": 0.33}, holdout="largest", objective=lad, weight_power=0.5)
     wild = table.assign(loss=table["loss"].where(table["flops"] < table["flops"].max(), 9.0))

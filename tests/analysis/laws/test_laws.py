@@ -42,7 +42,7 @@ POINTS = {
 RESPONSES = {"loss": np.linspace(3.5, 2.5, 5)} | dict.fromkeys(("error", "accuracy", "failure", "y"), np.full(5, 0.4))
 
 
-def offered(law: laws.Law) -> dict[str, np.ndarray]:
+def starts_of(law: laws.Law) -> dict[str, np.ndarray]:
     """The starts of a law at POINTS, linear parameters at 1."""
     x = SimpleNamespace(**{name: POINTS[name] for name in law.columns})
     if callable(law.starts):
@@ -55,13 +55,13 @@ def offered(law: laws.Law) -> dict[str, np.ndarray]:
 
 
 @EVERY
-def test_a_law_describes_itself_whole(law: laws.Law) -> None:
+def test_a_law_describes_itself_with_its_values(law: laws.Law) -> None:
     assert laws.get_law(law.name) is law
     assert law.source
     assert law.formula
     assert law.response in law.units
     assert set(law.bounds) == set(law.parameters)
-    for name, starts in offered(law).items():
+    for name, starts in starts_of(law).items():
         low, high = law.bounds[name]
         assert np.all((low <= starts) & (starts <= high)), name
     assert all(name in law.describe(dict.fromkeys(law.parameters, 0.25)) for name in ("0.25",))
@@ -69,7 +69,7 @@ def test_a_law_describes_itself_whole(law: laws.Law) -> None:
 
 @EVERY
 def test_predictions_are_finite_at_every_start_and_move_with_every_parameter(law: laws.Law) -> None:
-    starts = offered(law)
+    starts = starts_of(law)
     x = {name: POINTS[name] for name in law.columns}
     base = law({name: value[:, None] for name, value in starts.items()}, x)
     assert np.isfinite(base).all()
@@ -80,7 +80,7 @@ def test_predictions_are_finite_at_every_start_and_move_with_every_parameter(law
 
 @EVERY
 def test_linear_parameters_are_linear(law: laws.Law) -> None:
-    base = {name: value[0] for name, value in offered(law).items()}
+    base = {name: value[0] for name, value in starts_of(law).items()}
     x = {name: POINTS[name][:1] for name in law.columns}
     for name in law.linear_in:
         at = [law({**base, name: value}, x)[0] for value in (0.0, 1.0, 2.0)]
@@ -94,7 +94,7 @@ def test_kaplan_by_hand() -> None:
     assert surface.kaplan(values, {"params": 1e30, "tokens": 1e10}) == pytest.approx((5.4e13 / 1e10) ** 0.095)
 
 
-def test_interaction_and_farseer_hold_chinchilla_within_them() -> None:
+def test_chinchilla_is_a_special_case_of_interaction_and_farseer() -> None:
     x = {"params": POINTS["params"], "tokens": POINTS["tokens"]}
     additive = chinchilla(PLANTED, x)
     np.testing.assert_allclose(surface.interaction({**PLANTED, "gamma": 0.0}, x), additive, rtol=1e-8)
@@ -114,7 +114,7 @@ def test_farseer_is_its_published_form_in_other_parameters() -> None:
     np.testing.assert_allclose(surface.farseer(values, x), floor + scale * x["tokens"] ** -rate, rtol=1e-8)
 
 
-def test_farseers_bent_logarithm_is_smooth_through_a_power_of_nought() -> None:
+def test_farseers_box_cox_transform_is_smooth_at_power_zero() -> None:
     base = {"E": 1.0, "E1": -0.1, "B": 1e-9, "B1": 0.0, "B2": 0.1, "beta": 5.0, "beta1": 0.0, "beta2": 0.1}
     around = [surface.farseer({**base, "E2": power}, {"params": 1e10, "tokens": 1e10}) for power in (-1e-5, 0.0, 1e-5)]
     assert around[1] == pytest.approx(100**-0.1, rel=1e-8)
@@ -122,7 +122,7 @@ def test_farseers_bent_logarithm_is_smooth_through_a_power_of_nought() -> None:
     assert around[0] > around[1] > around[2]
 
 
-def test_a_saturating_loss_starts_at_chance_and_ends_at_its_floor() -> None:
+def test_a_saturating_loss_goes_from_l0_to_its_floor() -> None:
     values = {
         "E": 1.0,
         "L0": 5.5,
