@@ -26,8 +26,9 @@ TABLE = simulated()
 X = {"params": TABLE["params_matmul"].to_numpy(), "tokens": TABLE["tokens"].to_numpy()}
 TRUTH = np.array([PLANTED[name] for name in chinchilla.parameters])
 ZONES = mse_log.zone_widths((1.0,))
-# Two searches of one optimum: a search ends where it expects to lower its objective by less than FINAL_TOLERANCE of it, which
-# leaves a parameter about sqrt(25 FINAL_TOLERANCE) = 2e-5 of its standard error away, and sums of another order round otherwise.
+# Two searches of one optimum differ by this much: a search ends where it expects to lower its objective by less than
+# FINAL_TOLERANCE of it, which leaves a parameter about sqrt(25 FINAL_TOLERANCE) = 2e-5 of its standard error away, and
+# sums in another order are rounded differently.
 SAME = 1e-6
 
 
