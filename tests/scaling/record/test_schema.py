@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.tables import run_files
+from analysis.tables import schema as table_schema
 from scaling.config.run_config import RunConfig
 from scaling.record import run_folder, schema
 from tests.conftest import ROOT
@@ -41,7 +42,6 @@ def test_a_result_with_a_column_of_no_schema_is_refused(tmp_path: Path, name: st
 
 
 def test_analysis_has_the_same_columns_in_the_same_order() -> None:
-    table_schema = pytest.importorskip("analysis.tables.schema")
     assert table_schema.COLUMNS == schema.NAMES
 
 
