@@ -63,7 +63,7 @@ def test_points_bars_band_and_diamond_are_where_the_numbers_are(found: list[Stud
 
 
 def test_the_second_step_is_drawn_against_bits_per_byte(found: list[Study]) -> None:
-    assert found[-1].second is not None
+    assert found[-1].bits_model is not None
     (axes,) = downstream.by_bits(found[-1]).axes
     low, high = sorted(axes.get_xlim())
     assert axes.xaxis_inverted(), "better to the right"
