@@ -68,7 +68,8 @@ def check_branch(folder: Path, config: RunConfig) -> None:
         raise InputError(f"{field}: {trunk} is no run; train it first, or leave branch_of empty to train alone")
     if config.lineage != load_config(trunk / run_folder.CONFIG).lineage:
         raise InputError(
-            f"{field}: {trunk} differs in more than its budget; name the trunk of this run, or leave branch_of empty"
+            f"{field}: {trunk} differs from this run in more than tokens; make the other settings the same, "
+            "name another trunk, or leave branch_of empty to train alone"
         )
     if not has_branch_state(folder, config) and not trunk_diverged_before(folder, config):
         raise InputError(
