@@ -1,6 +1,6 @@
 """The interface of a corpus (documents in two splits, and a name) and the rule that chooses validation documents.
 
-Every kind of corpus in this room implements it."""
+Every kind of corpus in this folder implements it."""
 
 from __future__ import annotations
 

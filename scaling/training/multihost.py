@@ -93,13 +93,13 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def any_process_asks(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Callable[[], bool]]:
-    """Returns a function `ask` that finds out whether `flag()` is true in any process.
+def make_vote(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Callable[[], bool]]:
+    """Returns a function `start_vote` that finds out whether `flag()` is true in any process.
 
-    `ask()` starts one small all-reduce and returns a function that waits for its result. All processes must call `ask`
-    at the same step, and all get the same answer. The all-reduce waits its turn on the devices, so call `ask` before a
-    training step is dispatched, and read the result after. In a process alone the answer is the value of the flag when
-    it is read.
+    `start_vote()` starts one small all-reduce and returns a function that waits for its result. All processes must call
+    `start_vote` at the same step, and all get the same answer. The all-reduce waits its turn on the devices, so call
+    `start_vote` before a training step is dispatched, and read the result after. In a process alone the answer is the
+    value of the flag when it is read.
     """
     if jax.process_count() == 1:
         return lambda: flag
@@ -114,11 +114,11 @@ def any_process_asks(flag: Callable[[], bool], mesh: Mesh) -> Callable[[], Calla
     # A replicated sum over sharded elements: XLA makes it an all-reduce.
     count_votes = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
 
-    def ask() -> Callable[[], bool]:
+    def start_vote() -> Callable[[], bool]:
         count = count_votes(votes[bool(flag())])
         return lambda: bool(count)
 
-    return ask
+    return start_vote
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class BatchedGroup:
         return batched_step(self.program)
 
     @functools.cached_property
-    def _pick(self) -> Callable[[TrainState, Any], TrainState]:
+    def _select_member(self) -> Callable[[TrainState, Any], TrainState]:
         layout = jax.tree.map(lambda leaf: leaf.sharding, self.program.abstract_state)
         return jax.jit(lambda state, row: jax.tree.map(lambda x: x[row], state), out_shardings=layout)
 
@@ -104,7 +104,7 @@ class BatchedGroup:
 
     def member_state(self, state: TrainState, row: int) -> TrainState:
         """A copy of the state of one member, laid out as that of a run alone."""
-        return self._pick(state, row)
+        return self._select_member(state, row)
 
     def needs_regrouping(self, members: Sequence[Member]) -> bool:
         """Vmapped members that have ended take as long as those that train: they are dropped when they are half, which

@@ -131,9 +131,9 @@ class Member:
             return ""
         step, row, metrics = self.pending
         self.pending = None
-        own = {name: float(np.atleast_1d(value)[row]) for name, value in jax.device_get(metrics).items()}
-        self.loss = own["loss"]
-        return record_step(self.session, step, own, self.clock, self.divergence)
+        member_metrics = {name: float(np.atleast_1d(value)[row]) for name, value in jax.device_get(metrics).items()}
+        self.loss = member_metrics["loss"]
+        return record_step(self.session, step, member_metrics, self.clock, self.divergence)
 
     def measure_last_state(self, state: TrainState) -> str:
         """Measures the state after the last step and starts to save it; returns why the run diverged in that step, or
@@ -220,10 +220,10 @@ def train_members(
         if member.steps_left == 0:
             reason = member.measure_last_state(group.member_state(state, row))
             member.end("diverged" if reason else "done", reason)
-    stepped = members
-    while any(member.status is None for member in stepped):
-        stepped, state = group.drop_ended(stepped, state)
-        state = _run_steps(group, stepped, state, stop_requested, show_progress)
+    active_members = members
+    while any(member.status is None for member in active_members):
+        active_members, state = group.drop_ended(active_members, state)
+        state = _run_steps(group, active_members, state, stop_requested, show_progress)
     return [member.status for member in members if member.status is not None]
 
 
@@ -236,14 +236,14 @@ def _run_steps(
 ) -> TrainState:
     """Steps these members until the group needs regrouping. The metrics of a step are fetched after the next one is
     dispatched, so that the devices never wait for Python."""
-    poll = multihost.any_process_asks(stop_requested, group.program.mesh)
+    start_vote = multihost.make_vote(stop_requested, group.program.mesh)
     make_input = functools.partial(group.make_input, members, [member.steps_done for member in members])
     with prefetch(make_input, range(max(member.steps_left for member in members))) as batches:
         for batch in batches:
             training = [row for row, member in enumerate(members) if member.status is None]
-            any_process_asked = poll()
+            pending_vote = start_vote()
             state, metrics = group.step(state, batch, members)
-            stopping = any_process_asked()
+            stopping = pending_vote()
             finished = [row for row in training if _after_step(group, members, row, state, metrics, stopping)]
             # Written after all members' last checkpoints have been started, since each result waits for its own.
             for row in finished:
@@ -261,26 +261,26 @@ def _run_steps(
 def _after_step(
     group: MemberGroup, members: Sequence[Member], row: int, state: TrainState, metrics: Metrics, stopping: bool
 ) -> bool:
-    """Records, measures and saves what is due of one member after a step, and ends it where it diverged. Returns
-    whether it has finished: the step was its last, and it is measured and being saved."""
+    """Logs, evaluates and checkpoints one member as scheduled, and ends it if it diverged. Returns whether it has
+    finished: the step was its last, and it is measured and being saved."""
     member, s, step = members[row], members[row].session, members[row].steps_done
     c = s.config
     reason = member.record_pending()  # of the step before this one
     member.steps_done, member.pending = step + 1, (step, row, metrics)
     finishing = member.steps_left == 0 and not stopping  # a stopped run is measured by the session that resumes it
-    saving = stopping or crosses(s, step, c.checkpoint_tokens)
-    measuring = crosses(s, step, c.measure.every_tokens)
-    if not reason and (finishing or saving or measuring or member.steps_done in c.measure.branch_at_steps):
+    must_save = stopping or crosses(s, step, c.checkpoint_tokens)
+    must_measure = crosses(s, step, c.measure.every_tokens)
+    if not reason and (finishing or must_save or must_measure or member.steps_done in c.measure.branch_at_steps):
         reason = member.record_pending()  # of this step: nothing is written of a state that has diverged
         if not reason:
             own_state = group.member_state(state, row)
             with _paused(members):
                 branching.save_branch_state(s.folder, c, member.steps_done, own_state)
-                if measuring:
+                if must_measure:
                     record_validation_loss(s, step, own_state)
                 if finishing:
                     reason = member.measure_last_state(own_state)
-            if saving and not finishing:
+            if must_save and not finishing:
                 s.checkpoints.save(member.steps_done, own_state)
     if reason:
         member.end("diverged", reason)
@@ -298,9 +298,9 @@ def _paused(members: Sequence[Member]) -> Iterator[None]:
 
 def _report(members: Sequence[Member], show_progress: Callable[[int, float, float], None]) -> None:
     """Shows the steps of all members, and the mean loss and summed rate of those that train."""
-    shown = [member for member in members if member.status is None] or members
-    rate = sum(member.clock.tokens_per_second for member in shown)
-    loss = sum(member.loss for member in shown) / len(shown)
+    reported = [member for member in members if member.status is None] or members
+    rate = sum(member.clock.tokens_per_second for member in reported)
+    loss = sum(member.loss for member in reported) / len(reported)
     show_progress(sum(member.steps_done for member in members), loss, rate)
 
 

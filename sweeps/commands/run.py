@@ -140,7 +140,7 @@ def run_locally(
             with Live(console=console, auto_refresh=False, transient=True) as runner.live:
                 return runner()
     except OSError as error:
-        raise InputError(f"{folder}: {error}; mend this, then run the same command again") from None
+        raise InputError(f"{folder}: {error}; fix this and run the same command again") from None
 
 
 def check_devices(plan: Plan, slots: Sequence[Slot], devices_per_run: int | None) -> None:

@@ -136,13 +136,13 @@ def heartbeat_age(folder: Path, now: float | None = None) -> float:
     to read that clock.
     """
     try:
-        last_sign = (folder / LEASE).stat().st_mtime
+        last_heartbeat = (folder / LEASE).stat().st_mtime
     except FileNotFoundError:
         return float("inf")
     # A child whose runner died on another machine renews no lease, but it logs steps while it trains.
     with contextlib.suppress(FileNotFoundError):
-        last_sign = max(last_sign, (folder / METRICS).stat().st_mtime)
-    return (_file_system_time(folder) if now is None else now) - last_sign
+        last_heartbeat = max(last_heartbeat, (folder / METRICS).stat().st_mtime)
+    return (_file_system_time(folder) if now is None else now) - last_heartbeat
 
 
 def clock_skew(folder: Path) -> float:
@@ -201,15 +201,16 @@ def _take_over(lease: Path, claim: Claim) -> bool:
     """Replaces a lease whose owner is dead by one of this claim. Returns whether it did.
 
     The owner is dead if it ran under this kernel, for its flock would still be held; or if its last heartbeat is older
-    than LEASE_SECONDS. One runner at a time may judge and replace: the one that created the file `.lease.json.steal`.
-    Without that two runners could both see an old lease, and the second would replace the new lease of the first.
+    than LEASE_SECONDS. One runner at a time may judge and replace: the one that created the takeover lock, the file
+    `.lease.json.steal`. Without that two runners could both see an old lease, and the second would replace the new
+    lease of the first.
     """
-    turn = lease.with_name(f".{LEASE}.steal")
-    if not _create_lease(turn, claim.nonce):
-        # Another runner has the turn. If it died meanwhile, remove its file, and let the next call try.
+    takeover_lock = lease.with_name(f".{LEASE}.steal")
+    if not _create_lease(takeover_lock, claim.nonce):
+        # Another runner holds the takeover lock. If it died meanwhile, remove the lock, and let the next call try.
         with contextlib.suppress(FileNotFoundError):
-            if _file_system_time(lease.parent) - turn.stat().st_mtime > LEASE_SECONDS:
-                turn.unlink()
+            if _file_system_time(lease.parent) - takeover_lock.stat().st_mtime > LEASE_SECONDS:
+                takeover_lock.unlink()
         return False
     try:
         died_here = claim.descriptor is not None and read_lease(lease).get("machine") == kernel_id()
@@ -221,4 +222,4 @@ def _take_over(lease: Path, claim: Claim) -> bool:
         new_lease.replace(lease)
         return True
     finally:
-        turn.unlink(missing_ok=True)
+        takeover_lock.unlink(missing_ok=True)

@@ -204,12 +204,12 @@ class Fleet:
         """Whether a cell could start now: its trunk has saved the state that it branches from, or has ended; and no
         runner holds it."""
         trunk, run = cell.config.branch_of, self.folder / RUNS / cell.run_id
-        waits = (
+        is_waiting = (
             trunk
             and not branching.has_branch_state(run, cell.config)
             and result_status(self.folder / RUNS / trunk) is None
         )
-        return not waits and is_claimable(run)
+        return not is_waiting and is_claimable(run)
 
     def lease_owner(self, cell: Cell) -> tuple[object, object]:
         """(host, process id) of the runner that holds a cell."""
@@ -240,7 +240,7 @@ def run_fleet(fleet: Fleet, reopened: Sequence[Cell]) -> int:
     try:
         reopen_failed(fleet.folder, reopened)
     except OSError as error:
-        raise InputError(f"{fleet.folder}: {error}; mend this, then run the same command again") from None
+        raise InputError(f"{fleet.folder}: {error}; fix this and run the same command again") from None
     for group in fleet.groups:
         group.workers = list(fleet.cluster.workers(group.spec))
     left = sum(len(group.workers) for group in fleet.groups)
@@ -281,7 +281,7 @@ def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:
         except OSError as error:
             folder_errors += 1
             if folder_errors > MAX_REFUSALS:
-                raise InputError(f"{fleet.folder}: {error}; mend this, then run the same command again") from None
+                raise InputError(f"{fleet.folder}: {error}; fix this and run the same command again") from None
         time.sleep(WATCH_SECONDS)
 
 

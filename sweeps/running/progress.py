@@ -135,7 +135,7 @@ def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> Ce
 
 
 def _unfinished(run: Path, cell: Cell, clock_skew: float) -> CellProgress:
-    """A cell without a result: it runs if its owner gave a sign of life within HEARTBEAT_TIMEOUT_SECONDS.
+    """A cell without a result: it runs if its owner has a recent heartbeat, within HEARTBEAT_TIMEOUT_SECONDS.
 
     The time comes from this machine's clock and `clock_skew`, so that nothing is written into the folder.
     """

@@ -1,8 +1,8 @@
 """The cells that a runner has not started: which is next, and which others could start in the same process.
 
 A waiting cell is in one of three states: asleep until a moment, waiting for its trunk, or due. The runner asks every
-few hundredths of a second, so an answer must not look at every cell: the due ones are kept in order, and of those that
-wait for a trunk only the ones are looked at whose trunk may train: it is not due or waiting here itself.
+few hundredths of a second, so an answer must not look at every cell: the due ones are kept in order. Branches
+are checked again only if their trunk is no longer queued here, or sleeps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class WaitingCells:
       asleep: heap of (moment, run_id) of the cells that sleep; it may hold outdated entries.
       until: run_id -> moment, of the cells that sleep.
       by_trunk: trunk -> the cells that wait for it, sorted by the step at which they leave it.
-      moving_trunks: trunks of waiting cells that train, sleep or are another runner's: branches may become ready.
+      trunks_to_check: trunks whose waiting branches may have become ready: each trains, sleeps, has ended or belongs
+        to another runner.
       due: heap of (rank, run_id) of the cells that may start; it may hold outdated entries.
       group_of: run_id -> group key, of the cells that are due.
       due_by_group: group key -> the due cells of the group, sorted.
@@ -49,7 +50,7 @@ class WaitingCells:
     asleep: list[tuple[float, str]] = field(default_factory=list)
     until: dict[str, float] = field(default_factory=dict)
     by_trunk: defaultdict[str, list[RankedId]] = field(default_factory=lambda: defaultdict(list))
-    moving_trunks: set[str] = field(default_factory=set)
+    trunks_to_check: set[str] = field(default_factory=set)
     due: list[RankedId] = field(default_factory=list)
     group_of: dict[str, Hashable] = field(default_factory=dict)
     due_by_group: defaultdict[Hashable, list[RankedId]] = field(default_factory=lambda: defaultdict(list))
@@ -122,7 +123,7 @@ class WaitingCells:
         trunk = cell.config.branch_of
         bisect.insort(self.by_trunk[trunk], (cell.config.branch_step, cell.run_id))
         if trunk not in self.cells:
-            self.moving_trunks.add(trunk)
+            self.trunks_to_check.add(trunk)
 
     def _place_due(self, cell: Cell) -> None:
         """Adds a cell to those that may start now."""
@@ -142,7 +143,7 @@ class WaitingCells:
     def _watch(self, run_id: str) -> None:
         """Notes that a cell no longer waits here. If it is a trunk, its branches may become ready from now on."""
         if self.by_trunk.get(run_id):
-            self.moving_trunks.add(run_id)
+            self.trunks_to_check.add(run_id)
 
     def _wake(self, now: float) -> None:
         """Moves cells whose moment has come, and branches whose trunk has come far enough, to those that are due."""
@@ -151,7 +152,7 @@ class WaitingCells:
             if self.until.get(run_id) == until:
                 del self.until[run_id]
                 self._place(self.cells[run_id], 0.0)
-        for trunk in tuple(self.moving_trunks):
+        for trunk in tuple(self.trunks_to_check):
             # Branches are sorted by the step at which they leave: the first that is not ready ends the search.
             branches = self.by_trunk[trunk]
             waiting = (i for i, (_, run_id) in enumerate(branches) if not self.is_ready(self.cells[run_id]))
@@ -160,7 +161,7 @@ class WaitingCells:
                 self._place_due(self.cells[run_id])
             del branches[:ready_count]
             if not branches:
-                self.moving_trunks.discard(trunk)
+                self.trunks_to_check.discard(trunk)
                 del self.by_trunk[trunk]
 
 

@@ -128,12 +128,14 @@ class Runner:
         cells = sorted(
             self.cells, key=lambda cell: (-cell.config.priority, bool(cell.config.branch_of), -cell.estimated_seconds)
         )
-        left = [cell for cell in cells if not self.has_ended(cell)]
-        self.unreported = {cell.run_id for cell in left}
+        remaining = [cell for cell in cells if not self.has_ended(cell)]
+        self.unreported = {cell.run_id for cell in remaining}
         self.solo = {
-            cell.run_id for cell in left if attempt_log.fewest_excessive_sequences(self.run_folder(cell)) is not None
+            cell.run_id
+            for cell in remaining
+            if attempt_log.fewest_excessive_sequences(self.run_folder(cell)) is not None
         }
-        self.pending.add(left)
+        self.pending.add(remaining)
         self.print_line(f"{len(cells)} runs, {len(cells) - len(self.pending)} ended before, {len(self.slots)} at once")
         with self.attempts.renewer:
             self.run_until_done()
@@ -154,7 +156,7 @@ class Runner:
                     self.start_ready()
                     if not self.attempts and not self.wait_for_others and all(map(self.held_elsewhere, self.pending)):
                         break
-                self.drop_stolen()
+                self.drop_taken_over()
                 if self.live and time.monotonic() - drawn_at > REFRESH_SECONDS:
                     now = [
                         read_cell_progress(self.run_folder(cell), cell)
@@ -213,8 +215,8 @@ class Runner:
     def is_ready(self, cell: Cell) -> bool:
         """Whether a cell can start: it has no trunk, its trunk has saved the state it branches from, or has ended."""
         trunk = cell.config.branch_of
-        waits = trunk and not branching.has_branch_state(self.run_folder(cell), cell.config)
-        return not waits or result_status(self.folder / RUNS / trunk) is not None
+        is_waiting = trunk and not branching.has_branch_state(self.run_folder(cell), cell.config)
+        return not is_waiting or result_status(self.folder / RUNS / trunk) is not None
 
     def runs_alone(self, cell: Cell) -> bool:
         """Whether a cell must have a process of its own: after a failed population, on several devices, simulated."""
@@ -292,11 +294,11 @@ class Runner:
 
     def collect_finished(self) -> None:
         """Records the outcome of every run whose process has ended, and frees its slots."""
-        # Runs that another runner took over are not this runner's to record: see `drop_stolen`.
-        stolen = [attempt for attempt, _ in self.attempts.lost_claims()]
+        # Runs that another runner took over are not this runner's to record: see `drop_taken_over`.
+        taken_over = [attempt for attempt, _ in self.attempts.lost_claims()]
         for attempt in self.attempts:
             code = attempt.process.poll()
-            if code is not None and attempt not in stolen:
+            if code is not None and attempt not in taken_over:
                 for cell in attempt.cells:
                     self.record_outcome(cell, code, attempt)
                 self.attempts.remove(attempt)
@@ -369,7 +371,7 @@ class Runner:
         ended = total - len(self.unreported)
         self.print_line(f"[{ended}/{total}] {progress_line(read_cell_progress(self.run_folder(cell), cell))}")
 
-    def drop_stolen(self) -> None:
+    def drop_taken_over(self) -> None:
         """Kills every process that trains a run which another runner took over, and queues its runs again."""
         for attempt, lost in self.attempts.lost_claims():
             attempt.process.kill()

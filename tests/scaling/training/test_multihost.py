@@ -24,7 +24,7 @@ from scaling.errors import InputError
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.multihost import any_process_asks, exit_together, lost_peer
+from scaling.training.multihost import exit_together, lost_peer, make_vote
 from scaling.training.train_step import build_program
 
 CADENCE = 40
@@ -190,10 +190,10 @@ def test_errors_that_mean_a_lost_process_are_recognised() -> None:
 
 def test_a_process_alone_reads_its_flag_at_the_time_of_reading() -> None:
     flag = [False]
-    answer = any_process_asks(lambda: flag[0], make_mesh(MeshConfig()))()
-    assert not answer()
+    pending_vote = make_vote(lambda: flag[0], make_mesh(MeshConfig()))()
+    assert not pending_vote()
     flag[0] = True
-    assert answer()
+    assert pending_vote()
 
 
 def test_a_process_alone_raises_its_errors() -> None:

@@ -138,10 +138,10 @@ def test_a_torn_lease_holds_until_it_is_stale(tmp_path, text):
 
 def test_a_runner_that_died_while_taking_over_blocks_others_only_for_a_while(tmp_path):
     write_foreign_lease(tmp_path, seconds_ago=LEASE_SECONDS + 5)
-    turn = tmp_path / f".{LEASE}.steal"
-    turn.touch()
+    takeover_lock = tmp_path / f".{LEASE}.steal"
+    takeover_lock.touch()
     assert claim_run(tmp_path) is None
-    os.utime(turn, (0, 0))
+    os.utime(takeover_lock, (0, 0))
     assert claim_run(tmp_path) is None
     claim = claim_run(tmp_path)
     assert claim is not None
