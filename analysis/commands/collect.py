@@ -18,8 +18,8 @@ from analysis.tables.run_files import RESULTS_CSV, RUNS
 
 
 def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
-    """Write the results table of a sweep, one row a finished run, as results.parquet and results.csv, and every logged
-    step of every run as metrics.parquet.
+    """Write the results table of a sweep, one row per finished run, as results.parquet and results.csv, and every
+    logged step of every run as metrics.parquet.
 
     It can be run again while the sweep runs: only the logs that have changed are read. It names the runs that are
     flagged: failed, diverged, undertrained, best at the edge of a learning-rate scan, rising in loss at the end, or off

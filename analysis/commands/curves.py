@@ -29,7 +29,7 @@ def curves(
     """Fit one-variable laws to the first part of many learning curves, and score them on the rest.
 
     Args:
-      table: A CSV, Parquet or JSONL file, one row a point of a curve.
+      table: A CSV, Parquet or JSONL file, one row per point of a curve.
       columns: Names of the columns x, y and train (whether a point is fitted), as in "x=Seen Examples,y=Loss,
         train=Training". Default: as they are.
       by: Columns whose values name a curve, as in Domain,Task,Model; means are over each value of the first. Default:

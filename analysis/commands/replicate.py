@@ -17,7 +17,7 @@ from analysis.commands.printing import make_console, print_table
 from analysis.errors import TableError
 from analysis.replicate import approach2, chinchilla, curves, datablations, gadre, nanochat, porian, steplaw
 from analysis.replicate import fetch as fetching
-from analysis.replicate.study import UNEXPLAINED, Comparison, Study
+from analysis.replicate.study import UNEXPLAINED, Comparison, Replication
 from analysis.tables.public import DATA_FOLDER
 
 STUDIES = (
@@ -72,7 +72,7 @@ def replicate(
     return UNEXPLAINED_DIFFERENCE if counts[UNEXPLAINED] else 0
 
 
-def choose_studies(names: tuple[str, ...]) -> list[Study]:
+def choose_studies(names: tuple[str, ...]) -> list[Replication]:
     """The studies of these names; all if there are none. Raises TableError for a name that no study has."""
     known = {study.name: study for study in STUDIES}
     for name in names:
@@ -83,7 +83,7 @@ def choose_studies(names: tuple[str, ...]) -> list[Study]:
     return [study for study in STUDIES if not names or study.name in names]
 
 
-def why_missing(study: Study, folder: Path, fetch: bool) -> str:
+def why_missing(study: Replication, folder: Path, fetch: bool) -> str:
     """Why the study cannot run on that folder, after downloading its tables if `fetch`; empty if it can."""
     if fetch and study.files:
         fetching.fetch_files(study, folder)
@@ -93,7 +93,7 @@ def why_missing(study: Study, folder: Path, fetch: bool) -> str:
     return f"no {folder / study.folder}; {advice}"
 
 
-def print_study(console: Console, study: Study, rows: list[Comparison]) -> None:
+def print_study(console: Console, study: Replication, rows: list[Comparison]) -> None:
     """Prints the rows of a study, and below them its notes, numbered."""
     table = Table("", box=None, pad_edge=False)
     for heading in ("published", "ours", "difference"):

@@ -33,9 +33,9 @@ class Decisions:
     by: the column that names recipes.
     target: params, tokens and flops of the runs whose order is predicted.
     pairs: number of pairs of recipes that differ at the target.
-    levels: one row a cell below the target, by flops: params, tokens, flops; ranking, the share of pairs that the runs
-      of this cell order as the target does, a tie counted half; laws, the same share by laws that are fitted to each
-      recipe's runs up to the flops of this cell and extrapolated to the target, NaN if the runs are too few.
+    levels: one row per cell below the target, by flops: params, tokens, flops; ranking, the share of pairs that the
+      runs of this cell order as the target does, a tie counted half; laws, the same share by laws that are fitted to
+      each recipe's runs up to the flops of this cell and extrapolated to the target, NaN if the runs are too few.
     """
 
     name: str

@@ -43,8 +43,8 @@ CURVE_POINTS = 80  # rows of a curve
 class Study:
     """The results of one task: its runs, the verdict, and if accuracy rises with compute, a law and its back-test.
 
-    points: one row a run: run_id, cluster, params, tokens, flops, accuracy, standard_error, chance, ceiling, and if the
-      table has them loss and bits_per_byte (of the right answer).
+    points: one row per run: run_id, cluster, params, tokens, flops, accuracy, standard_error, chance, ceiling, and if
+      the table has them loss and bits_per_byte (of the right answer).
     held_out: the held-out runs, which no test and no fit uses: the same columns, and predicted, low, high and inside.
     trend: the tests behind the verdict.
     backtest, accuracy_forecast: None if the task gets no law.

@@ -115,8 +115,8 @@ def _predict(law: Law, vectors: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _pad_points(array: np.ndarray, fill: float) -> np.ndarray:
     """Pads the last axis with `fill` to a power of two, so that curves of similar length share compiled programs."""
     size = array.shape[-1]
-    more = max(MIN_PADDED_POINTS, 2 ** int(np.ceil(np.log2(size)))) - size
-    return np.concatenate([array, np.full((*array.shape[:-1], more), fill)], -1)
+    padding = max(MIN_PADDED_POINTS, 2 ** int(np.ceil(np.log2(size)))) - size
+    return np.concatenate([array, np.full((*array.shape[:-1], padding), fill)], -1)
 
 
 def fit_curves(
@@ -127,7 +127,7 @@ def fit_curves(
     train_share: float = 0.5,
     on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> pd.DataFrame:
-    """Fits every law to every curve of a table and scores it on the points after: one row a curve and law.
+    """Fits every law to every curve of a table and scores it on the points after: one row per curve and law.
 
     Args:
       table: columns x and y, positive; `train`, 1 or true where a point is fitted, 0 or false where it is forecast; and
@@ -147,17 +147,17 @@ def fit_curves(
     rows: list[dict[str, Any]] = []
     left_out: dict[str, list[str]] = {}
     for index, (key, curve) in enumerate(groups):
-        fitted, later = curve[curve["train"]], curve[~curve["train"]]
+        train, test = curve[curve["train"]], curve[~curve["train"]]
         name = " / ".join(map(str, key)) or "the curve"
-        if later.empty:
+        if test.empty:
             left_out.setdefault("no point to forecast", []).append(name)
             continue
         for law in laws:
-            if fitted["x"].nunique() <= len(law.parameters):
+            if train["x"].nunique() <= len(law.parameters):
                 least = f"{law.name}: fewer than {len(law.parameters) + 1} distinct x to fit"
                 left_out.setdefault(least, []).append(name)
                 continue
-            rows.append(dict(zip(by, key, strict=True)) | _score_law(law, fitted, later))
+            rows.append(dict(zip(by, key, strict=True)) | _score_law(law, train, test))
         on_progress(index + 1, len(groups))
     warnings = [f"{reason}, left out: {_first_names(names)}" for reason, names in left_out.items()]
     if copies := len(table) - len(points):
@@ -169,16 +169,16 @@ def fit_curves(
     return scores
 
 
-def _score_law(law: Law, fitted: pd.DataFrame, later: pd.DataFrame) -> dict[str, Any]:
+def _score_law(law: Law, train: pd.DataFrame, test: pd.DataFrame) -> dict[str, Any]:
     """A row of `fit_curves` without the columns of `by`."""
-    fit = fit_curve(law, fitted["x"], fitted["y"])
-    error = np.log(fit.predict(later["x"]) / later["y"].to_numpy())
+    fit = fit_curve(law, train["x"], train["y"])
+    error = np.log(fit.predict(test["x"]) / test["y"].to_numpy())
     return {
         "law": law.name,
-        "n_train": len(fitted),
-        "n_extrapolate": len(later),
+        "n_train": len(train),
+        "n_extrapolate": len(test),
         "rmsle": float(np.sqrt(np.mean(error**2))),
-        "spread": float(np.ptp(np.log(fit.predict_each([later["x"].max()])))),
+        "spread": float(np.ptp(np.log(fit.predict_each([test["x"].max()])))),
         "parameters": fit.values,
     }
 
@@ -223,7 +223,7 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def summarize_scores(scores: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Averages scores over curves: one row a domain and law, in the order of the scores.
+    """Averages scores over curves: one row per domain and law, in the order of the scores.
 
     Args:
       scores: what fit_curves returns.

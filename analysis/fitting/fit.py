@@ -82,7 +82,8 @@ class Fit:
         """Doubts about the fit: a parameter at a bound, parameters undetermined, an optimum that few starts reached."""
         notes = []
         if self.bounds_hit:
-            notes.append(f"bound hit: {', '.join(self.bounds_hit)}; the points ask for a value outside the law's range")
+            names = ", ".join(self.bounds_hit)
+            notes.append(f"the optimum is at a bound of {names}; widen it with --bound NAME=LOW:HIGH")
         if self.identifiability_warning:
             notes.append(self.identifiability_warning)
         if self.starts_at_optimum < max(2, self.starts // 20):
@@ -172,7 +173,7 @@ def fit_law(
         identifiability_warning=describe_unidentified(law, theta, x, y, free & ~at_bound),
         condition_ratio=condition_ratio(log_prediction_jacobian(law, theta, x)[:, free]),
         points=len(y),
-        fixed=tuple(n for n, loose in zip(law.parameters, free, strict=True) if not loose),
+        fixed=tuple(n for n, is_free in zip(law.parameters, free, strict=True) if not is_free),
         box=box,
     )
 
@@ -219,7 +220,7 @@ def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box
     Args:
       response: [points], or [problems, points] for simulated responses.
       weights: [problems, points]; ones unless given.
-      box: bounds of theta, one row a problem, as profiles need; the fit's own unless given.
+      box: bounds of theta, one row per problem, as profiles need; the fit's own unless given.
     """
     return refit_with_objectives(fit, columns, response, weights, box=box)[0]
 
@@ -250,7 +251,7 @@ def refit_from_starts(
       starts: parameter values, [problems, parameters].
       response: [points], or [problems, points].
       weights: [problems, points]; ones unless given.
-      box: bounds of theta, one row, or one a problem; the law's own unless given.
+      box: bounds of theta, one row, or one per problem; the law's own unless given.
     """
     x, y = _points(law, columns, np.atleast_2d(np.asarray(response, np.float64)))
     weights = np.ones((1, y.shape[1])) if weights is None else np.asarray(weights, np.float64)

@@ -48,7 +48,7 @@ class Problems(NamedTuple):
     """A batch of problems.
 
     starts: theta, [problems, parameters]. weights, losses: [problems, points]; one row is shared by all problems. box:
-    one row, shared, or one a problem. `losses` holds the response, whatever the law predicts.
+    one row, shared, or one per problem. `losses` holds the response, whatever the law predicts.
     """
 
     starts: np.ndarray

@@ -145,11 +145,11 @@ def _profile_one(fit: Fit, points: _Points, index: int, widths: np.ndarray, leve
         # Values are added where the objective crosses the threshold, each searched from the refit nearest to it.
         outside = values > min(fit.objective_value, float(values.min())) + rise
         change = np.flatnonzero(outside[1:] != outside[:-1])
-        closer = np.union1d(grid, np.linspace(grid[change], grid[change + 1], REFINEMENT + 2))
-        nearest = np.argmin(np.abs(closer[:, None] - grid), axis=1)
+        refined_grid = np.union1d(grid, np.linspace(grid[change], grid[change + 1], REFINEMENT + 2))
+        nearest = np.argmin(np.abs(refined_grid[:, None] - grid), axis=1)
         grid, (best, values) = (
-            closer,
-            _refit_at_values(fit, points, index, closer, best[nearest], NEGLIGIBLE_DECREASE * rise),
+            refined_grid,
+            _refit_at_values(fit, points, index, refined_grid, best[nearest], NEGLIGIBLE_DECREASE * rise),
         )
     threshold = min(fit.objective_value, float(values.min())) + rise
     ends = _natural_ends(fit, index, *_crossings(grid, values, threshold))
@@ -174,31 +174,31 @@ def _allowed_rise(fit: Fit, points: _Points, index: int, level: float) -> float:
 
 
 def _refit_at_values(
-    fit: Fit, points: _Points, index: int, grid: np.ndarray, starts: np.ndarray, enough: float
+    fit: Fit, points: _Points, index: int, grid: np.ndarray, starts: np.ndarray, min_decrease: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fixes a parameter at each theta of a grid and refits the others: values [grid, parameters], objectives [grid].
 
     Far from the optimum the fit's own values are a poor start, so each refit is followed by two that start from the
-    refits of its neighbours in the grid, until none is lowered by `enough`.
+    refits of its neighbours in the grid, until none is lowered by `min_decrease`.
     """
     low, high = (np.repeat(bound, len(grid), axis=0) for bound in fit.box)
     low[:, index] = high[:, index] = grid
     at = np.arange(len(grid))
-    best, values = starts, np.full(len(grid), np.inf)
+    best, lowest_objectives = starts, np.full(len(grid), np.inf)
     start_sets = [starts]
     for _ in grid:
         box = Box(np.tile(low, (len(start_sets), 1)), np.tile(high, (len(start_sets), 1)))
-        refits, reached = refit_from_starts(
+        values, objectives = refit_from_starts(
             fit.law, fit.objective, np.concatenate(start_sets), *points[:2], points.weights[None], box
         )
-        reached = np.where(np.isfinite(reached), reached, np.inf).reshape(len(start_sets), -1)
-        lowest = np.argmin([values, *reached], axis=0)
-        before, values = values, np.min([values, *reached], axis=0)
-        best = np.stack([best, *refits.reshape(len(start_sets), len(grid), -1)])[lowest, at]
-        if not np.any(values < before - enough):
+        objectives = np.where(np.isfinite(objectives), objectives, np.inf).reshape(len(start_sets), -1)
+        lowest = np.argmin([lowest_objectives, *objectives], axis=0)
+        before, lowest_objectives = lowest_objectives, np.min([lowest_objectives, *objectives], axis=0)
+        best = np.stack([best, *values.reshape(len(start_sets), len(grid), -1)])[lowest, at]
+        if not np.any(lowest_objectives < before - min_decrease):
             break
         start_sets = [best[np.maximum(at - 1, 0)], best[np.minimum(at + 1, len(grid) - 1)]]
-    return best, values
+    return best, lowest_objectives
 
 
 def _natural_ends(fit: Fit, index: int, low: float, high: float) -> tuple[float, float]:

@@ -132,7 +132,7 @@ def _minimise_reduced(
 ) -> tuple[jax.Array, ...]:
     low, high = (jnp.array([law.bounds[name][side] for name in names]) for side in (0, 1))
 
-    """fit_separable on the device: (nonlinear parameters, sum of squares, linear parameters), a row a start.
+    """fit_separable on the device: (nonlinear parameters, sum of squares, linear parameters), one row per start.
 
     In the Newton step the eigenvalues of the Hessian enter by their absolute value, plus damping relative to the
     largest; damping falls after a step that lowers the objective and rises after one that does not.

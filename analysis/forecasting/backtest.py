@@ -33,7 +33,7 @@ def backtest(
     draws: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Scores forecasts of the runs of largest compute: one row a factor and law.
+    """Scores forecasts of the runs of largest compute: one row per factor and law.
 
     Columns: factor, law, n_train, n_test, mean_relative_error, rmsle, bias (mean log error), coverage of each level's
     intervals, half width of the 90 % intervals in log loss, and choice, the candidate that `chosen` chose.

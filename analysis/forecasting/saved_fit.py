@@ -80,7 +80,7 @@ class SavedFit:
 
     @property
     def parameters(self) -> pd.DataFrame:
-        """One row a parameter, and one for exponent_a where there is one: value, standard_error, low, high."""
+        """One row per parameter, and one for exponent_a where there is one: value, standard_error, low, high."""
         derived = {} if self.document["exponent_a"] is None else {"exponent_a": self.document["exponent_a"]}
         rows = {
             name: [value, self.document["standard_errors"][name], *self.document["intervals"][name]]

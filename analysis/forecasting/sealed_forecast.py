@@ -33,8 +33,8 @@ NOTES = {NEW: "", FITTED: "among the fitted runs", HELD_OUT: "held out of the fi
 
 def sealed_hash(content: Mapping[str, Any]) -> str:
     """sha256, in hex, of the canonical JSON (keys sorted, no spaces) of all entries but `sha256` itself."""
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    unsealed = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
 
     Args:
       document: the document of the saved fit (analysis.forecasting.saved_fit.SavedFit).
-      rows: its forecasts, one a target: params, tokens (counts), predicted, low, high (nats per token), level.
+      rows: its forecasts, one per target: params, tokens (counts), predicted, low, high (nats per token), level.
     Raises:
       TableError: the file exists already, or there is no target.
     """
@@ -55,8 +55,8 @@ def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
     points, held_out = (pd.DataFrame(document[name], columns=["params", "tokens"]) for name in ("points", "held_out"))
     targets = []
     for row in rows:
-        known = FITTED if is_run_of(points, row).any() else HELD_OUT if is_run_of(held_out, row).any() else NEW
-        targets.append({name: row[name] for name in _TARGET_KEYS} | {"known": known})
+        run_role = FITTED if is_run_of(points, row).any() else HELD_OUT if is_run_of(held_out, row).any() else NEW
+        targets.append({name: row[name] for name in _TARGET_KEYS} | {"known": run_role})
     content = {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,10 +87,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def is_run_of(table: pd.DataFrame, target: Mapping[str, Any]) -> np.ndarray:
     """Whether each row is the run of a target, params and tokens both within TOLERANCE: [rows]."""
-    near = np.ones(len(table), bool)
+    is_match = np.ones(len(table), bool)
     for name in ("params", "tokens"):
-        near &= np.abs(pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64) / target[name] - 1) <= TOLERANCE
-    return near
+        is_match &= (
+            np.abs(pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64) / target[name] - 1) <= TOLERANCE
+        )
+    return is_match
 
 
 def score_sealed(sealed: Mapping[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -107,14 +109,18 @@ def score_sealed(sealed: Mapping[str, Any], table: pd.DataFrame) -> list[dict[st
       TableError: the table lacks a column, or a finished row has a value that is not finite and positive.
     """
     finished = results.done_points(table, sealed["params_column"])
-    unfinished = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
+    unfinished_rows = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
     rows = []
     for target in sealed["targets"]:
         note = NOTES[target["known"]]
         runs = finished[is_run_of(finished, target)]
         if runs.empty:
-            lost = unfinished[is_run_of(unfinished.assign(params=unfinished[sealed["params_column"]]), target)]
-            rows.append(_score_row(target, None, "", f"its run {lost['status'].iloc[0]}" if len(lost) else ""))
+            unfinished = unfinished_rows[
+                is_run_of(unfinished_rows.assign(params=unfinished_rows[sealed["params_column"]]), target)
+            ]
+            rows.append(
+                _score_row(target, None, "", f"its run {unfinished['status'].iloc[0]}" if len(unfinished) else "")
+            )
         for run in runs.to_dict("records"):
             rows.append(_score_row(target, float(run["loss"]), run["run_id"], note))
     return rows

@@ -47,33 +47,33 @@ class Variant:
         return weights
 
 
-def supports_panel(built: SavedFit) -> bool:
+def supports_panel(saved: SavedFit) -> bool:
     """Whether a fit can have a panel: only laws of loss in params and tokens can."""
-    return built.law.columns == results.SURFACE_COLUMNS and built.law.response == "loss"
+    return saved.law.columns == results.SURFACE_COLUMNS and saved.law.response == "loss"
 
 
-def add_panel(built: SavedFit, rows: pd.DataFrame) -> SavedFit:
+def add_panel(saved: SavedFit, rows: pd.DataFrame) -> SavedFit:
     """Returns the fit with a panel in its document.
 
     rows: the table that the fit was made from, with all its columns that count parameters.
     """
-    return SavedFit({**built.document, "sensitivity": build_panel(built, rows)})
+    return SavedFit({**saved.document, "sensitivity": build_panel(saved, rows)})
 
 
-def build_panel(built: SavedFit, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a variant, the fit itself first, with dial (the kind of change), setting, alpha, beta, exponent_a, E,
+def build_panel(saved: SavedFit, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row per variant, the fit itself first, with dial (the kind of change), setting, alpha, beta, exponent_a, E,
     forecast, and n, the number of points.
 
     The forecast (nats per token) is of the run that the variant deems compute-optimal at ten times the FLOPs of the
     largest fitted run. A variant with too few points is left out.
     """
-    law, target = built.law, FORECAST_FACTOR * float(built.points["flops"].max())
+    law, target = saved.law, FORECAST_FACTOR * float(saved.points["flops"].max())
     variants = [
         v
-        for v in _variants(built, rows)
+        for v in _variants(saved, rows)
         if len(v.points.loc[v.is_kept, list(law.columns)].drop_duplicates()) > len(law.parameters)
     ]
-    values = _fit_variants(built, variants)
+    values = _fit_variants(saved, variants)
     return [
         {"dial": v.kind, "setting": v.setting}
         | _variant_row(law, dict(zip(law.parameters, row, strict=True)), v, target)
@@ -81,13 +81,13 @@ def build_panel(built: SavedFit, rows: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _fit_variants(built: SavedFit, variants: Sequence[Variant]) -> np.ndarray:
+def _fit_variants(saved: SavedFit, variants: Sequence[Variant]) -> np.ndarray:
     """Parameter values of each variant, [variants, parameters]; variants of the same points and objective are fitted in
     one batch."""
-    law = built.law
-    fixed = {name: built.values[name] for name in built.document["fixed"]}
+    law = saved.law
+    fixed = {name: saved.values[name] for name in saved.document["fixed"]}
     values = np.full((len(variants), len(law.parameters)), np.nan)
-    values[0] = [built.values[name] for name in law.parameters]
+    values[0] = [saved.values[name] for name in law.parameters]
     groups: dict[tuple[int, Objective], list[int]] = {}
     for index, variant in enumerate(variants[1:], 1):
         groups.setdefault((id(variant.points), variant.objective), []).append(index)
@@ -98,28 +98,28 @@ def _fit_variants(built: SavedFit, variants: Sequence[Variant]) -> np.ndarray:
     return values
 
 
-def _variants(built: SavedFit, rows: pd.DataFrame) -> Iterator[Variant]:
+def _variants(saved: SavedFit, rows: pd.DataFrame) -> Iterator[Variant]:
     """Yields the fit as it is, then each variant."""
-    own_objective = built.document["objective"]
+    own_objective = saved.document["objective"]
     objectives = {o.name: o for o in (huber(own_objective["delta"] or 1e-3), lad, mse_log, mse)}
-    own_column, own_power = built.document["params_column"], float(built.document["weight_power"])
-    all_points = np.ones(len(built.points), bool)
-    base = Variant("as fitted", own_column, built.points, all_points, objectives[own_objective["name"]], own_power)
+    own_column, own_power = saved.document["params_column"], float(saved.document["weight_power"])
+    all_points = np.ones(len(saved.points), bool)
+    base = Variant("as fitted", own_column, saved.points, all_points, objectives[own_objective["name"]], own_power)
     yield base
     for column in sorted(str(name) for name in rows if str(name).startswith("params") and name != own_column):
         try:
             recounted = results.select_points(rows, column).table
         except TableError:
             continue
-        same_runs = recounted[recounted["run_id"].isin(built.points["run_id"])].reset_index(drop=True)
+        same_runs = recounted[recounted["run_id"].isin(saved.points["run_id"])].reset_index(drop=True)
         yield replace(base, kind="counting", setting=column, points=same_runs, is_kept=np.ones(len(same_runs), bool))
-    flops = built.points["flops"].to_numpy()
+    flops = saved.points["flops"].to_numpy()
     for name, is_in_window in (
         ("upper half of compute", flops >= np.median(flops)),
         ("lower half", flops <= np.median(flops)),
     ):
         yield replace(base, kind="window", setting=name, is_kept=is_in_window)
-    residuals = built.residuals
+    residuals = saved.residuals
     # 1.4826 times the median absolute deviation estimates the standard deviation of normal noise.
     scale = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
     is_inlier = np.abs(residuals - np.median(residuals)) <= OUTLIER_SIGMAS * scale
@@ -152,7 +152,7 @@ def _variant_row(law: Law, values: Mapping[str, float], variant: Variant, target
 def panel_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The panel as a table for a terminal."""
     heads = ("alpha", "beta", "exponent_a", "E", "forecast")
-    shown = Table("fitted otherwise", "", *heads, "n", box=None, pad_edge=False)
+    shown = Table("variant", "", *heads, "n", box=None, pad_edge=False)
     for row in rows:
         numbers = ("-" if row[name] is None else f"{row[name]:.4g}" for name in heads)
         shown.add_row(row["dial"], row["setting"], *numbers, str(row["n"]))

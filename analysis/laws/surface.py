@@ -1,6 +1,8 @@
-"""Laws of loss (nats per token) in parameters and training tokens.
+"""Laws of loss in parameters and tokens: Chinchilla, Kaplan, Farseer, and forms with interaction, saturation, repeated
+data or over-training.
 
-In formulas N stands for the column params, D for tokens and U for unique_tokens; C = 6 N D is training FLOPs.
+Loss is in nats per token. In formulas N stands for the column params, D for tokens and U for unique_tokens; C = 6 N D
+is training FLOPs.
 """
 
 from __future__ import annotations

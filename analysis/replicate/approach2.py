@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.fitting.isoflop import symmetric_bias
-from analysis.replicate.study import Comparison, Study, compare
+from analysis.replicate.study import Comparison, Replication, compare
 
 PUBLISHED = {
     2: -0.33,
@@ -31,4 +31,6 @@ def run(_: Path) -> list[Comparison]:
     return rows
 
 
-STUDY = Study("approach2", "noise-free Chinchilla surfaces, alpha .34, beta .28 (Hoffmann et al. 2022, table A3)", run)
+STUDY = Replication(
+    "approach2", "noise-free Chinchilla surfaces, alpha .34, beta .28 (Hoffmann et al. 2022, table A3)", run
+)

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.fitting.bootstrap import bootstrap
 from analysis.fitting.fit import Fit, fit_law, huber, lad
 from analysis.laws import chinchilla
-from analysis.replicate.study import Comparison, PinnedFile, Reason, Study, check_bound, compare, read_csv
+from analysis.replicate.study import Comparison, PinnedFile, Reason, Replication, check_bound, compare, read_csv
 
 PARAMETERS = ("A", "B", "E", "alpha", "beta")
 OUTLIERS = 5  # highest losses that the paper leaves out of 245
@@ -124,7 +124,7 @@ def _compare_all_points(fit: Fit) -> list[Comparison]:
     ]
 
 
-STUDY = Study(
+STUDY = Replication(
     "chinchilla",
     "Besiroglu et al. 2024, arXiv 2404.10102; epoch-research/analyzing-chinchilla at 92258837",
     run,

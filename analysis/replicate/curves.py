@@ -11,7 +11,7 @@ from pathlib import Path
 
 from analysis.fitting.curves import fit_curves, summarize_scores
 from analysis.laws import curve
-from analysis.replicate.study import Comparison, Study, check_bound, read_csv
+from analysis.replicate.study import Comparison, Replication, check_bound, read_csv
 
 CURVE_KEYS = ("Domain", "Task", "Model")
 COLUMN_NAMES = {"Seen Examples": "x", "Loss": "y", "Training": "train"}
@@ -37,7 +37,7 @@ def run(data: Path) -> list[Comparison]:
     return rows
 
 
-STUDY = Study(
+STUDY = Replication(
     "alabdulmohsin",
     "Alabdulmohsin et al. 2022, arXiv 2209.06640; IBM/ColPret at 16f23bbe holds the same bytes",
     run,

@@ -15,7 +15,7 @@ from analysis.errors import TableError
 from analysis.fitting.fit import Fit, fit_law, huber, refit_with_objectives
 from analysis.fitting.newton import Box
 from analysis.laws import Law, surface
-from analysis.replicate.study import Comparison, Reason, Study, check_bound, check_interval, compare, read_csv
+from analysis.replicate.study import Comparison, Reason, Replication, check_bound, check_interval, compare, read_csv
 
 # The C4 law of single-epoch runs, published as logarithms; it is fixed while R_D* and R_N* are fitted.
 SINGLE_EPOCH_LAW = {
@@ -161,7 +161,7 @@ def _compare_lower_minimum(best: Fit, runs: RepeatedRuns) -> list[Comparison]:
     ]
 
 
-STUDY = Study(
+STUDY = Replication(
     "datablations",
     "Muennighoff et al. 2023, arXiv 2305.16264; huggingface/datablations at 13701315",
     run,

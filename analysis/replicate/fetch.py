@@ -13,13 +13,13 @@ from pathlib import Path
 
 from analysis.errors import TableError
 from analysis.files import write_by_rename
-from analysis.replicate.study import PinnedFile, Study
+from analysis.replicate.study import PinnedFile, Replication
 
 GITHUB_RAW = "https://raw.githubusercontent.com"
 TIMEOUT_SECONDS = 60
 
 
-def fetch_files(study: Study, folder: Path, base: str = GITHUB_RAW) -> list[Path]:
+def fetch_files(study: Replication, folder: Path, base: str = GITHUB_RAW) -> list[Path]:
     """Downloads the files of a study into folder/<the study's folder>, except those already there with the right hash.
 
     Args:
@@ -30,7 +30,7 @@ def fetch_files(study: Study, folder: Path, base: str = GITHUB_RAW) -> list[Path
     return [_fetch_file(study, file, folder / study.folder / file.local_name, base) for file in study.files]
 
 
-def _fetch_file(study: Study, file: PinnedFile, path: Path, base: str) -> Path:
+def _fetch_file(study: Replication, file: PinnedFile, path: Path, base: str) -> Path:
     if path.exists() and _sha256(path.read_bytes()) == file.sha256:
         return path
     address = f"{base}/{study.repository}/{study.commit}/{urllib.parse.quote(file.path)}"

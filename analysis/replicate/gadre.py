@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.fitting.fit import Fit, fit_law, mse
 from analysis.laws import accuracy, surface
-from analysis.replicate.study import Comparison, Study, compare, read_csv
+from analysis.replicate.study import Comparison, Replication, compare, read_csv
 
 SIZES = (10_569_312, 78_914_048, 153_677_376, 411_616_256, 1_439_795_200, 6_889_410_560)  # N, embeddings included
 LOSS_RUNS = ((0, 20), (1, 20), (2, 20), (3, 20), (0, 320))  # index into SIZES, tokens per parameter
@@ -75,7 +75,7 @@ def _columns(runs: pd.DataFrame) -> dict[str, np.ndarray]:
     return {"params": runs["N"].to_numpy(np.float64), "tokens": runs["D"].to_numpy(np.float64)}
 
 
-STUDY = Study(
+STUDY = Replication(
     "gadre",
     "Gadre et al. 2024, arXiv 2403.08540; mlfoundations/scaling at a003c491",
     run,

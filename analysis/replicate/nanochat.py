@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.fitting.isoflop import fit_power_law
-from analysis.replicate.study import Comparison, Reason, Study, compare
+from analysis.replicate.study import Comparison, Reason, Replication, compare
 
 FLOPS = np.array([1e18, 2.15e18, 4.64e18, 1e19])  # the budgets of runs/scaling_laws.sh; the log rounds them to 1 digit
 
@@ -80,4 +80,6 @@ def _compare_ratios() -> list[Comparison]:
     ]
 
 
-STUDY = Study("nanochat", "karpathy/nanochat, dev/LOG.md, entry of 2026-01-27, and dev/scaling_analysis.ipynb", run)
+STUDY = Replication(
+    "nanochat", "karpathy/nanochat, dev/LOG.md, entry of 2026-01-27, and dev/scaling_analysis.ipynb", run
+)

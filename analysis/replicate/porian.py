@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.fitting.isoflop import akima
-from analysis.replicate.study import Comparison, Study, compare, read_csv
+from analysis.replicate.study import Comparison, Replication, compare, read_csv
 
 TOLERANCE = 0.005
 STEPS = (  # what a step changes; values of hparams, warmup, decay and param_count that select its runs
@@ -44,7 +44,7 @@ def run(data: Path) -> list[Comparison]:
     return rows
 
 
-STUDY = Study(
+STUDY = Replication(
     "porian",
     "Porian et al. 2024, arXiv 2406.19146; formll/resolving-scaling-law-discrepancies at 0dc60d91",
     run,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.replicate.study import Comparison, PinnedFile, Reason, Study, compare, read_csv
+from analysis.replicate.study import Comparison, PinnedFile, Reason, Replication, compare, read_csv
 
 # Relative excess over the lowest smoothed loss of its (N, D) below which a run counts as optimal: the released rule.
 NEAR_OPTIMAL = 0.0025
@@ -108,7 +108,7 @@ def _compare_released_runs(runs: pd.DataFrame) -> list[Comparison]:
     return rows
 
 
-STUDY = Study(
+STUDY = Replication(
     "steplaw",
     "Li et al. 2025, arXiv 2503.04715; step-law/steplaw at 32a8f4cc",
     run,

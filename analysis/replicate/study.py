@@ -48,7 +48,7 @@ class PinnedFile:
 
 
 @dataclass(frozen=True)
-class Study:
+class Replication:
     """A paper whose numbers are recomputed.
 
     name: as on the command line. source: the paper and its repository. run: maps the study's data folder to

@@ -45,7 +45,7 @@ class Evidence:
         with; the fit's own points if the table no longer exists.
       table_unchanged: whether the table still has the hash that the fit records; None if the table no longer exists.
       collapse: the loss curves compared with one another; None without curves.
-      backtest: rows of `analysis.forecasting.backtest.forecasts`, perhaps none.
+      backtest: rows of `analysis.forecasting.backtest.backtest_forecasts`, perhaps none.
       rate_law: the learning-rate scans and their law; None without scans.
       studies: of the downstream tasks that have enough runs.
       not_studied: task -> reason, for the other tasks.

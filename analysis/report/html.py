@@ -161,17 +161,17 @@ def thin_figure(drawn: Figure) -> str:
         for marks in axes.collections:
             count = len(np.asarray(marks.get_offsets()))
             if isinstance(marks, PathCollection) and count > MAX_MARKS:
-                kept, colours = sample_evenly([np.arange(count)], MAX_MARKS), np.asarray(marks.get_facecolor())
-                marks.set_offsets(np.asarray(marks.get_offsets())[kept])
+                sampled, colours = sample_evenly([np.arange(count)], MAX_MARKS), np.asarray(marks.get_facecolor())
+                marks.set_offsets(np.asarray(marks.get_offsets())[sampled])
                 if len(colours) == count:
-                    marks.set_facecolor([(r, g, b, a) for r, g, b, a in colours[kept].tolist()])
+                    marks.set_facecolor([(r, g, b, a) for r, g, b, a in colours[sampled].tolist()])
                 notes.append(f"{MAX_MARKS} of {count:,} points are drawn")
         lines = list(axes.lines)
         if len(lines) > MAX_LINES:
             widths = np.array([line.get_linewidth() for line in lines])
             thick = widths > widths.min()
-            kept = sample_evenly([np.flatnonzero(thick), np.flatnonzero(~thick)], MAX_LINES)
-            for at in np.setdiff1d(np.arange(len(lines)), kept):
+            sampled = sample_evenly([np.flatnonzero(thick), np.flatnonzero(~thick)], MAX_LINES)
+            for at in np.setdiff1d(np.arange(len(lines)), sampled):
                 lines[at].remove()
             notes.append(f"{MAX_LINES} of {len(lines):,} curves are drawn")
     return "; ".join(dict.fromkeys(notes))

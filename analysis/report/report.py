@@ -197,7 +197,7 @@ def sensitivity_section(figures: Mapping[str, str]) -> Section:
     body = _figure_grid(figures, "sensitivity") or _none(
         "the fit holds no panel; `scaling fit` makes one unless --no-panel"
     )
-    return Section("sensitivity", "How the law moves when it is fitted otherwise", "Sensitivity", body)
+    return Section("sensitivity", "Sensitivity of the law to fitting choices", "Sensitivity", body)
 
 
 def rates_section(evidence: Evidence, figures: Mapping[str, str]) -> Section:

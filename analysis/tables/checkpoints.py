@@ -1,4 +1,4 @@
-"""The evaluated checkpoints of a sweep as one table, one row a checkpoint."""
+"""The evaluated checkpoints of a sweep as one table, one row per checkpoint."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Collapse:
     """The curves of the cells that could be compared, in the order of the table.
 
     Attributes:
-      cells: one row a cell, with columns run_id, params, tokens, loss and group, and
+      cells: one row per cell, with columns run_id, params, tokens, loss and group, and
         expected: the final loss that the trend of the other cells gives, nats per token;
         away: log of its reduced final loss over the expected one;
         bend: the widest gap between its normalised curve and the trend's, in log reduced loss;

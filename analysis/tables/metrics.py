@@ -1,4 +1,4 @@
-"""The logged steps of all runs of a sweep as one table, one row a step; a Parquet file makes reading it fast.
+"""The logged steps of all runs of a sweep as one table, one row per step; a Parquet file makes reading it fast.
 
     <sweep>/runs/<run_id>/metrics.jsonl     the source: one line a logged step, appended by the run
     <sweep>/metrics.parquet                 a copy of it, for speed only; it can be deleted at any time
@@ -167,7 +167,7 @@ def _update(
 
 
 def _read_runs(runs: Sequence[Path]) -> Iterator[pa.Table]:
-    """The lines of run folders, one row a step, a table for each batch of about _BATCH_BYTES."""
+    """The lines of run folders, one row per step, a table for each batch of about _BATCH_BYTES."""
     batch: dict[str, bytes] = {}
     size = 0
     for run in runs:

@@ -1,4 +1,4 @@
-"""Results tables: run folders, CSV, Parquet and JSONL files read into one tidy table, one row a finished run.
+"""Results tables: run folders, CSV, Parquet and JSONL files read into one tidy table, one row per finished run.
 
 The columns are those of analysis.tables.schema: losses in nats per token, counts as plain counts. Every row has every
 count of parameters, and a fit names the one that it used.

@@ -1,5 +1,9 @@
-"""The columns of the results table, one row a finished run. Everything in analysis that reads or writes the table takes
-them from here; docs/conventions.md says what each one means."""
+"""The columns of the results table, one row per finished run: names, order and kinds.
+
+Everything in analysis that reads or writes the table takes them from here. Their meanings and units are in
+scaling/record/schema.py, and docs/conventions.md shows them; a test (tests/scaling/record/test_schema.py) keeps the
+names and their order alike.
+"""
 
 from __future__ import annotations
 

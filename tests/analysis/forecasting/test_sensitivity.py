@@ -180,4 +180,5 @@ def test_the_printed_panel_has_every_row_and_says_what_is_forecast(panel: Panel)
             assert f"{said[name]:.4g}" in line.split()
         assert line.split()[-1] == str(said["n"])
     assert [line.split().count("-") for line in lines if line.startswith("none ")] == [2]
-    assert f"{sensitivity.FORECAST_FACTOR:g}x" in lines[-1]
+    caption = " ".join(" ".join(lines).partition("forecast: ")[2].split())
+    assert f"at {sensitivity.FORECAST_FACTOR:g}x" in caption

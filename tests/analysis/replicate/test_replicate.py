@@ -19,7 +19,7 @@ import pytest
 from analysis.commands import replicate
 from analysis.errors import TableError
 from analysis.replicate import approach2, chinchilla, datablations, fetch, gadre, nanochat, porian, steplaw
-from analysis.replicate.study import Comparison, PinnedFile, Reason, Study, check_bound, check_interval, compare
+from analysis.replicate.study import Comparison, PinnedFile, Reason, Replication, check_bound, check_interval, compare
 from tests.support import made_tables
 
 
@@ -221,7 +221,7 @@ def test_the_verb_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_an_unexplained_difference_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicate, "STUDIES", (approach2.STUDY, Study("s", "nowhere", one_row)))
+    monkeypatch.setattr(replicate, "STUDIES", (approach2.STUDY, Replication("s", "nowhere", one_row)))
     assert replicate.replicate(("approach2",)) == 0
     assert replicate.replicate() == 1
 
@@ -264,9 +264,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         host.shutdown()
 
 
-def pinned(path: str = "data/a b.csv", content: bytes = CONTENT) -> Study:
+def pinned(path: str = "data/a b.csv", content: bytes = CONTENT) -> Replication:
     file = PinnedFile(path, "a.csv", hashlib.sha256(content).hexdigest())
-    return Study("s", "nowhere", one_row, folder="s/data", repository="o/r", commit="c0ffee", files=(file,))
+    return Replication("s", "nowhere", one_row, folder="s/data", repository="o/r", commit="c0ffee", files=(file,))
 
 
 def test_fetch_gets_a_file_once(tmp_path: Path, server: tuple[str, list[str]]) -> None:
