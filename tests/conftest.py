@@ -151,7 +151,7 @@ def simulated(noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def soon_compiled() -> Iterator[None]:
+def unoptimized_programs() -> Iterator[None]:
     """Compiles programs in two thirds of the time; they run slower. For modules whose programs run a few times and are
     compared within rounding, not bit for bit."""
     import jax

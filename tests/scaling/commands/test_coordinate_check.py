@@ -22,7 +22,7 @@ from scaling.errors import InputError
 from scaling.model.decoder import Decoder, RMSNorm
 from scaling.model.parametrization import logit_multiplier, residual_multiplier, simplest_equivalent
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 
 
 def small(width: int, depth: int, parametrization: coordinate_check.Parametrization) -> ModelConfig:

@@ -29,6 +29,8 @@ from scaling.training.restore import checkpoint_steps
 from scaling.training.train import train
 from tests.conftest import in_process
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 MADE_UP = "recall,addition"
 
 

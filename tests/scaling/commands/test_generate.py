@@ -19,6 +19,8 @@ from scaling.data.tokenizer import ByteTokenizer
 from scaling.training.train import train
 from tests.conftest import in_process
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 TEXT = "aé😀\u0301\n end"
 
 

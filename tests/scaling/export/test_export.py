@@ -29,6 +29,8 @@ from scaling.training.train import train
 from tests.conftest import ROOT, in_process
 from tests.support.transformers_env import COMMAND, interpreter
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 pytest.importorskip("safetensors", reason="pip install 'scaling-laws[export]'")
 
 SHAPES = {

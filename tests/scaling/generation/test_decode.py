@@ -16,6 +16,8 @@ from scaling.generation.decode import generate, stream
 from scaling.generation.sampling import GREEDY, Sampling
 from scaling.model.decoder import Decoder, decode_step, empty_cache, logits, split_layers
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=4)
 SHAPES = {
     "grouped, tied": {"kv_heads": 2, "tied": True},

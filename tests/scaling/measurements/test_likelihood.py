@@ -13,6 +13,8 @@ from scaling.measurements import likelihood
 from scaling.measurements.likelihood import ContextPair, score_pairs
 from scaling.model.decoder import Decoder, logits
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 CONFIG = ModelConfig(vocab_size=61, width=16, depth=2, heads=2)
 LENGTH = 48
 

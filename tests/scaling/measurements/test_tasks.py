@@ -29,6 +29,8 @@ from scaling.measurements.multiple_choice import Question
 from scaling.measurements.recall import recall
 from scaling.model.decoder import Decoder
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 LENGTH, BYTES = 64, ByteTokenizer()
 MODEL = Decoder(ModelConfig(vocab_size=259, width=16, depth=1, heads=2))
 

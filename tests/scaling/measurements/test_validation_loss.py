@@ -21,6 +21,8 @@ from scaling.model.sharding import make_mesh
 from scaling.record.run_folder import read_metrics, read_result
 from scaling.training.train import train
 
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
+
 
 def test_equals_a_plain_average_over_the_windows(corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several batches, of which the last is not full."""

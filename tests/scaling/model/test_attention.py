@@ -16,7 +16,7 @@ from scaling.errors import InputError
 from scaling.model.attention import Kernel, attend, choose_kernel, splash_attention
 from scaling.model.cpu_attention import MIN_BLOCK_ROWS, rows_per_block
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 Attend = Callable[..., jax.Array]
 LONG = 2 * MIN_BLOCK_ROWS + 10
 

@@ -17,7 +17,7 @@ from scaling.model import decoder
 from scaling.model.decoder import Block, Decoder, Linear, RMSNorm, apply_rope, fused_linear, gated_silu
 from scaling.model.loss import training_loss
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 CONFIG = ModelConfig(vocab_size=17, width=16, depth=3, heads=4, kv_heads=2)
 TOKENS_BT = np.random.default_rng(0).integers(0, 17, (2, 12)).astype(np.int32)
 

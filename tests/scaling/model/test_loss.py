@@ -19,7 +19,7 @@ from scaling.model.loss import (
     training_loss,
 )
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 
 
 def test_cross_entropy_by_hand() -> None:

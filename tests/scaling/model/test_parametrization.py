@@ -17,7 +17,7 @@ from scaling.model.weights import path_name
 from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 Name = Literal["standard", "mup", "completep"]
 BASE = ModelConfig(vocab_size=40, width=16, depth=2, heads=2, base_width=16, base_depth=2, qk_norm=True)
 BYTES = dataclasses.replace(BASE, vocab_size=259)

@@ -143,7 +143,7 @@ print(json.dumps(out))
 
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
-    """What the program above prints on 1 and on 8 simulated devices; see conftest.soon_compiled."""
+    """What the program above prints on 1 and on 8 simulated devices; see conftest.unoptimized_programs."""
     soon = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     out = {}
     for devices in (1, 8):

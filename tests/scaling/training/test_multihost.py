@@ -29,7 +29,7 @@ from scaling.training.train_step import build_program
 
 CADENCE = 40
 SOON = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""See conftest.soon_compiled: all that is compared bit for bit is made by these programs."""
+"""See conftest.unoptimized_programs: all that is compared bit for bit is made by these programs."""
 PROGRAM = "import sys; from scaling.cli import main; main(sys.argv[1:])"
 TORN = (
     "import os, scaling.training.train as train; whole = train.gather_batch\n"

@@ -19,7 +19,7 @@ from scaling.training.optimizer import decay_mask, gradient_transformation
 from scaling.training.schedule import Rates
 from scaling.training.train_step import TrainState, build_program
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 OPTIMIZER = OptimizerConfig(learning_rate=2.0)
 
 

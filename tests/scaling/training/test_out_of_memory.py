@@ -28,7 +28,7 @@ from scaling.training.train import train
 LIMITED = "resource.setrlimit(resource.RLIMIT_AS, (1900 * 2**20,) * 2)"
 CGROUPS = Path("/sys/fs/cgroup/memory")
 PLAIN = {"MALLOC_ARENA_MAX": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""One malloc arena, and fast compilation (conftest.soon_compiled): only whether the arrays of a step fit matters."""
+"""One malloc arena, and fast compilation as in conftest.unoptimized_programs: these tests ask whether arrays fit."""
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def free_address() -> str:
 @pytest.fixture(scope="module")
 def by_two(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run by two real processes over loopback, weights, optimizer state and batch split between them, every
-    checkpoint kept. Compared to within rounding, so their programs are compiled as by conftest.soon_compiled."""
+    checkpoint kept. Compared to within rounding, so their programs are compiled as by conftest.unoptimized_programs."""
     place = tmp_path_factory.mktemp("two")
     config = dataclasses.replace(tiny, mesh=MeshConfig(fsdp=2), measure=dataclasses.replace(tiny.measure, keep=9))
     assert config.run_id == tiny.run_id

@@ -15,7 +15,7 @@ from scaling.model.loss import training_loss
 from scaling.training.schedule import Rates
 from scaling.training.train_step import batch_gradients, build_decoder, build_program
 
-pytestmark = pytest.mark.usefixtures("soon_compiled")
+pytestmark = pytest.mark.usefixtures("unoptimized_programs")
 
 
 @pytest.mark.parametrize(

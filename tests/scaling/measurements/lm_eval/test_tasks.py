@@ -26,7 +26,10 @@ from scaling.measurements.lm_eval import tasks
 from scaling.model.decoder import Decoder, features, head_weights, logits
 from scaling.model.loss import chunked_nats
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed"),
+    pytest.mark.usefixtures("unoptimized_programs"),
+]
 
 TOKENIZER = ByteTokenizer()
 LENGTH = 32
