@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ from scaling.data.prepare import prepare
 from scaling.data.shards import open_shards
 
 ROOT = Path(__file__).parent.parent
+
+# `make test &` and nohup start the suite with ctrl-C ignored, which its processes would inherit. Tests of signals start
+# from the usual handler, as in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files that take minutes, longest first. Processes take files in the order of collection; these must not start last.
