@@ -49,7 +49,11 @@ LONG_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of LONG_FILES first; the order of the others stays."""
+    """Puts the tests of LONG_FILES first, in an order that stays otherwise, and marks those of slow_tests.txt slow."""
+    slow = {line for line in (ROOT / "tests" / "slow_tests.txt").read_text().splitlines() if not line.startswith("#")}
+    for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
     places = {ROOT / name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 

@@ -103,6 +103,11 @@ def test_make_installs_then_runs_the_whole_suite_and_ci_does_the_same() -> None:
         steps,
     )
     assert [name for name in LONG_FILES if not (ROOT / name).exists()] == []
+    slow = [line for line in (ROOT / "tests" / "slow_tests.txt").read_text().splitlines() if not line.startswith("#")]
+    missing = [
+        line for line in slow if f"def {line.partition('::')[2]}(" not in (ROOT / line.partition("::")[0]).read_text()
+    ]
+    assert missing == []
     assert " -m " not in steps.splitlines()[-1].partition("pytest")[2], "make test leaves tests out"
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
     readme = (ROOT / "README.md").read_text()
