@@ -74,9 +74,11 @@ def time_optima(tables: Mapping[str, pd.DataFrame], references: Mapping[str, Any
             seconds = time.process_time() - before
             value = fit.objective_value / (LAD_WIDTH if label == "lad_on_log" else 1)
             reference = references[name]["optimum"][label]["obj"]
-            found = {"value": value, "reference": reference, "reached": value <= reference * (1 + REACHED)}
+            comparison = {"value": value, "reference": reference, "reached": value <= reference * (1 + REACHED)}
             starts = {"starts": fit.starts, "starts_at_optimum": fit.starts_at_optimum}
-            rows.append({"table": name, "n": len(table), "objective": label, **found, **starts, "seconds": seconds})
+            rows.append(
+                {"table": name, "n": len(table), "objective": label, **comparison, **starts, "seconds": seconds}
+            )
         passes.append(time.process_time() - begun)
     return {
         "rows": rows,
@@ -120,14 +122,14 @@ def _warm_and_cold(fit: Fit, table: pd.DataFrame, values: np.ndarray) -> tuple[n
     _, cell = np.unique(points, axis=0, return_inverse=True)
     weights = draw_weights(np.random.default_rng(SEED), unit, cell.ravel(), len(chinchilla.parameters), DRAWS)
     rows = np.sort(np.random.default_rng(SEED + 1).choice(DRAWS, CHECKED, replace=False))
-    found, _ = fit_each_weighting(chinchilla, table, loss, fit.objective, weights[rows], keep=10**6)
+    refits, _ = fit_each_weighting(chinchilla, table, loss, fit.objective, weights[rows], keep=10**6)
 
     def objectives(vectors: np.ndarray) -> np.ndarray:
         named = {name: vectors[:, [i]] for i, name in enumerate(chinchilla.parameters)}
         residuals = fit.objective.residuals(chinchilla(named, table), loss)
         return np.array([fit.objective.value(r, w) for r, w in zip(residuals, weights[rows], strict=True)])
 
-    return objectives(values[rows]), objectives(found)
+    return objectives(values[rows]), objectives(refits)
 
 
 def memory_of_points() -> Facts:
@@ -252,20 +254,20 @@ def main(
     references = json.loads((data / "reference.json").read_text())
     tables = {name: PUBLIC_TABLES[ALIASES.get(name, name)].read(data) for name in references}
     table, reference = tables[EPOCH_TABLE], references[EPOCH_TABLE]["optimum"]["huber_1e-3_on_log"]["obj"]
-    found, drawn = time_optima(tables, references), time_bootstrap(table)
+    optima, drawn = time_optima(tables, references), time_bootstrap(table)
     fit = fit_law(chinchilla, table, _loss(table), huber(DELTA))
     theirs = epoch(table, fit.values, reference * (1 + REACHED), starts, draws)
     theirs |= {"resamples": DRAWS, "resamples_seconds_extrapolated": DRAWS * theirs["seconds_a_resample"]["mean"]}
-    total = found["seconds"] + drawn["seconds"]
+    total = optima["seconds"] + drawn["seconds"]
     facts: Facts = {
         "about": describe_machine(),
         "import_seconds": imports,
-        "compile_seconds": found["first_pass_seconds"] + drawn["first_pass_seconds"] - total,
+        "compile_seconds": optima["first_pass_seconds"] + drawn["first_pass_seconds"] - total,
         "ours_seconds": total,
         "target_seconds": TARGET,
-        "target_met": total <= TARGET and found["reached"] == found["count"],
-        "tasks": compare_tasks(found, drawn, theirs),
-        "optima": found,
+        "target_met": total <= TARGET and optima["reached"] == optima["count"],
+        "tasks": compare_tasks(optima, drawn, theirs),
+        "optima": optima,
         "bootstrap": drawn,
         "epoch": theirs,
         "memory": {name: run_part_in_subprocess(name, data) for name in ("points", "resamples")} if memory else {},

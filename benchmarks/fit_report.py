@@ -13,17 +13,17 @@ OURS, THEIRS, FAINT = "#1c1d21", "#c2410c", "#b4b7bf"
 
 def report(facts: Facts) -> str:
     """Every optimum, the resamples, both costs and memory, in lines."""
-    found, drawn, theirs = facts["optima"], facts["bootstrap"], facts["epoch"]
+    optima, drawn, theirs = facts["optima"], facts["bootstrap"], facts["epoch"]
     starts_error = theirs["starts"] * theirs["seconds_a_start"]["standard_error"]
     draws_error = theirs["resamples"] * theirs["seconds_a_resample"]["standard_error"]
     each = 1e3 * drawn["seconds"] / drawn["draws"]
     lines = [f"{'table':<22}{'objective':<20}{'value':>16}{'over reference':>16}  reached  CPU-s"]
-    for r in found["rows"]:
+    for r in optima["rows"]:
         value, excess = f"{r['value']:.10g}", f"{r['value'] / r['reference'] - 1:.1e}"
         verdict = "yes" if r["reached"] else "NO"
         lines.append(f"{r['table']:<22}{r['objective']:<20}{value:>16}{excess:>16}  {verdict:<7}{r['seconds']:>7.3f}")
     lines += [
-        f"optima reached: {found['reached']} of {found['count']}, {found['seconds']:.2f} CPU-s",
+        f"optima reached: {optima['reached']} of {optima['count']}, {optima['seconds']:.2f} CPU-s",
         f"resamples: {drawn['draws']:,}, {drawn['seconds']:.2f} CPU-s, {each:.3f} ms each",
         f"  {drawn['checked']} of them refitted from every start: within 1e-6 of the better are "
         f"{drawn['ours_at_better']:.1%} of ours, {drawn['cold_at_better']:.1%} of the refitted; "

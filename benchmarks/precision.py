@@ -87,7 +87,7 @@ def run(name: str, config: RunConfig, weights: int, tokens: TokenShards) -> Curv
     measure = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
     vocabulary, budget = load_tokenizer(config.data.vocabulary), config.measure.validation_tokens
     exact = build_program(replace(config, precision=PrecisionConfig(FLOAT)), program.mesh).model
-    found, in_float32 = (
+    nats, in_float32 = (
         measure.run(model, state.params, vocabulary, jax.random.key(0), budget)["nats"]
         for model in (program.model, exact)
     )
@@ -97,8 +97,8 @@ def run(name: str, config: RunConfig, weights: int, tokens: TokenShards) -> Curv
         weights=weights,
         kernel=program.model.kernel,
         losses=values,
-        validation=found[0],
-        validation_stderr=found[2],
+        validation=nats[0],
+        validation_stderr=nats[2],
         in_float32=in_float32[0],
         seconds=seconds,
     )

@@ -79,7 +79,7 @@ def steps(folder: Path) -> dict[str, Any]:
             os.utime(folder / "runs" / f"{i:012x}" / run_folder.METRICS)
 
     compacted = folder / metrics.FILE
-    found: dict[str, list[tuple[float, float]]] = {}
+    timings: dict[str, list[tuple[float, float]]] = {}
     for _ in range(TURNS):
         compacted.unlink(missing_ok=True)
         turn = {
@@ -92,10 +92,10 @@ def steps(folder: Path) -> dict[str, Any]:
         turn[f"compacted with {CHANGED} runs changed"] = measure_seconds(lambda: metrics.compact_metrics(folder))
         turn["compacted with none changed"] = measure_seconds(lambda: metrics.compact_metrics(folder))
         for name, seconds in turn.items():
-            found.setdefault(name, []).append(seconds)
+            timings.setdefault(name, []).append(seconds)
     rows = [
         {"what": name, "cpu": statistics.median(c for c, _ in turns), "wall": statistics.median(w for _, w in turns)}
-        for name, turns in found.items()
+        for name, turns in timings.items()
     ]
     sizes = {
         "jsonl": sum(path.stat().st_size for path in folder.rglob(run_folder.METRICS)),
@@ -142,14 +142,14 @@ def cells(folder: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as place:
-        found = {"steps": steps(Path(place) / "steps")}
-        console.print(found["steps"])
+        timings = {"steps": steps(Path(place) / "steps")}
+        console.print(timings["steps"])
         rows = []
         for count in CELLS:
             rows.append(cells(Path(place), count))
             console.print(rows[-1])
     versions = {"pandas": pd.__version__, "pyarrow": metrics.pa.__version__}
-    files.write_json(OUT, provenance() | {"versions": versions} | found | {"cells": rows})
+    files.write_json(OUT, provenance() | {"versions": versions} | timings | {"cells": rows})
 
 
 if __name__ == "__main__":

@@ -26,26 +26,26 @@ def read_json(name: str) -> dict[str, Any]:
 
 def cpu() -> str:
     """Theirs / ours, in time."""
-    found = read_json("train_cpu")
+    document = read_json("train_cpu")
     rows = []
-    for r in found["rows"]:
+    for r in document["rows"]:
         low, high = r["wall_quartiles"]
         rows.append(
             f"{r['mode']} | {r['params']:,} | **{r['wall_ratio']:.2f}** ({low:.2f} to {high:.2f}) | "
             f"{r['cpu_ratio']:.2f} | {r['compile_s']:.1f} s | {r['compile_from_cache_s']:.2f} s"
         )
     about = (
-        f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, "
-        f"torch {found['torch']}, median of {found['turns']} turns (quartiles):"
+        f"{document['date']}, {document['cores']} cores of an {document['processor']}, jax {document['jax']}, "
+        f"torch {document['torch']}, median of {document['turns']} turns (quartiles):"
     )
     header = "cores | parameters | wall time, PyTorch / ours | CPU time | compile | from the cache"
     return about + "\n\n" + table(header, rows)
 
 
 def topologies() -> str:
-    found = read_json("topologies")
+    document = read_json("topologies")
     rows = []
-    for r in found["rows"]:
+    for r in document["rows"]:
         mesh = " ".join(f"{axis}={size}" for axis, size in r["mesh"].items() if size > 1)
         times = " / ".join(f"{1e3 * r[k]:.0f}" for k in ("compute_seconds", "hbm_seconds", "ici_seconds"))
         best, worst = r["mfu"]["overlapped"], r["mfu"]["in_turn"]
@@ -53,8 +53,10 @@ def topologies() -> str:
             f"{r['name']} | {r['chips']} | {mesh} | {r['peak'] / 1e9:.1f} of {r['hbm'] / 1e9:.1f} GB | {times} ms | "
             f"{100 * worst:.0f} to {100 * best:.0f} % | {r['attention']} | {r['compile_seconds']:.0f} s"
         )
-    versions = found["versions"]
-    about = f"{found['date']}, jax {versions['jax']}, libtpu {versions['libtpu']}, one sequence of 2,048 tokens a chip:"
+    versions = document["versions"]
+    about = (
+        f"{document['date']}, jax {versions['jax']}, libtpu {versions['libtpu']}, one sequence of 2,048 tokens a chip:"
+    )
     header = (
         "shape, topology | chips | mesh | memory a chip | products / HBM / ICI | MFU at the roofline | kernel | compile"
     )
@@ -62,14 +64,15 @@ def topologies() -> str:
 
 
 def precision() -> str:
-    found = read_json("precision")
-    rows = [("bfloat16, same weights and batches", found["bfloat16_minus_float32"])]
-    rows += [(f"{name} (other initial weights)", d) for name, d in found["other_weights_minus_float32"].items()]
+    document = read_json("precision")
+    rows = [("bfloat16, same weights and batches", document["bfloat16_minus_float32"])]
+    rows += [(f"{name} (other initial weights)", d) for name, d in document["other_weights_minus_float32"].items()]
     keys = ("smoothed_mean_absolute", "smoothed_largest", "second_half_mean", "validation")
     lines = [" | ".join([name, *(f"{d[k]:{'+' if k in keys[2:] else ''}.4f}" for k in keys)]) for name, d in rows]
-    run = found["run"]
+    run = document["run"]
     about = (
-        f"{found['date']}, {found['params']:,} parameters, {run['tokens']:,} tokens of {run['corpus']}, minus float32, "
+        f"{document['date']}, {document['params']:,} parameters, {run['tokens']:,} tokens of {run['corpus']}, "
+        f"minus float32, "
         f"nats; curves smoothed over {run['window_steps']} steps:"
     )
     header = "run | mean absolute | largest | mean of the second half | final validation"
@@ -78,22 +81,22 @@ def precision() -> str:
 
 def design() -> str:
     """Error of the forecast by what was spent, over tables and seeds."""
-    found = read_json("design")
+    document = read_json("design")
     rows, before = [], ""
-    for group, policy in dict.fromkeys((entry["group"], entry["policy"]) for entry in found["summary"]):
-        mine = [entry for entry in found["summary"] if (entry["group"], entry["policy"]) == (group, policy)]
+    for group, policy in dict.fromkeys((entry["group"], entry["policy"]) for entry in document["summary"]):
+        mine = [entry for entry in document["summary"] if (entry["group"], entry["policy"]) == (group, policy)]
         errors = " | ".join(f"{entry['error']:.2%}" for entry in mine)
         rows.append(f"{group if group != before else ''} | {policy} | {errors} | {mine[0]['whole']:.2%}")
         before = group
-    shares = " | ".join(f"{share:.0%}" for share in found["shares"])
-    least = " / ".join(f"{ratio['0.1']:.1f}" for ratio in found["least"].values())
+    shares = " | ".join(f"{share:.0%}" for share in document["shares"])
+    least = " / ".join(f"{ratio['0.1']:.1f}" for ratio in document["least"].values())
     about = (
-        f"{found['date']}, jax {found['jax']}, {found['simulated_tables']} noises of each planted law, "
-        f"{found['public_seeds']} seeds on each public table:"
+        f"{document['date']}, jax {document['jax']}, {document['simulated_tables']} noises of each planted law, "
+        f"{document['public_seeds']} seeds on each public table:"
     )
     after = (
         f"Were the law exact and known and the noise independent, the best set found for 10 % has {least} times the "
-        f"standard error of all candidates ({', '.join(found['least'])})."
+        f"standard error of all candidates ({', '.join(document['least'])})."
     )
     return f"{about}\n\n{table(f'runs, law fitted | cells by | {shares} | all candidates', rows)}\n\n{after}"
 
@@ -101,13 +104,13 @@ def design() -> str:
 def design_public() -> str:
     """Each public table at a tenth of its cost; bold where no worse than all candidates."""
     rows = []
-    found = [
+    document = [
         entry
         for entry in read_json("design")["tables"]
         if entry["group"] == "public, chinchilla" and entry["v"].get("0.1")
     ]
-    policies = [name for name, errors in found[0].items() if isinstance(errors, dict) and errors]
-    for entry in found:
+    policies = [name for name, errors in document[0].items() if isinstance(errors, dict) and errors]
+    for entry in document:
         errors = [entry[policy]["0.1"] for policy in policies]
         marked = (f"**{error:.2%}**" if error <= entry["whole"] else f"{error:.2%}" for error in errors)
         rows.append(f"{entry['table']} | {entry['cells']} | {entry['whole']:.2%} | {' | '.join(marked)}")
@@ -116,13 +119,13 @@ def design_public() -> str:
 
 def trunks() -> str:
     """FLOPs saved by shared trunks."""
-    found = read_json("trunks")
+    document = read_json("trunks")
     rows = []
-    for r in found["rows"]:
+    for r in document["rows"]:
         saved = " | ".join(f"{-share:.0%}" for share in r["saved"].values())
         rows.append(f"{r['ratio']} | {r['cooldown']:.0%} | {saved} | {-r['formula']:.1%}")
-    counts = " | ".join(f"{n} horizons" for n in found["rows"][0]["saved"])
-    demo = found["stdlib_cpu"]
+    counts = " | ".join(f"{n} horizons" for n in document["rows"][0]["saved"])
+    demo = document["stdlib_cpu"]
     share = f"{-(1 - demo['shared'] / demo['alone']):.0%}"
     about = f"`stdlib_cpu`, {demo['runs']} runs: {demo['shared']:.3g} FLOPs for {demo['alone']:.3g}, {share}."
     return table(f"ratio of horizons | cooldown | {counts} | endless", rows) + "\n\n" + about
@@ -130,16 +133,17 @@ def trunks() -> str:
 
 def population() -> str:
     """Alone / together, in time."""
-    found = read_json("population_cpu")
+    document = read_json("population_cpu")
     rows = [
         f"{r['matmul']:,} | {r['members']} | **{r['run_cpu']:.2f}** | {r['run_wall']:.2f} | {r['step_cpu']:.2f} | "
         f"{r['first_alone_cpu_s']:.1f} + {r['members'] - 1} x {r['next_alone_cpu_s']:.1f} s | "
         f"{r['together_cpu_s']:.1f} s"
-        for r in found["rows"]
+        for r in document["rows"]
     ]
     about = (
-        f"{found['date']}, one core of an {found['processor']}, jax {found['jax']}, runs of {found['steps']} steps of "
-        f"{found['batch']} x {found['sequence_length']} tokens:"
+        f"{document['date']}, one core of an {document['processor']}, jax {document['jax']}, "
+        f"runs of {document['steps']} steps of "
+        f"{document['batch']} x {document['sequence_length']} tokens:"
     )
     header = "parameters | members | runs, CPU time | runs, wall time | step | CPU time alone | CPU time together"
     return about + "\n\n" + table(header, rows)
@@ -147,8 +151,8 @@ def population() -> str:
 
 def store() -> str:
     """By line / the store, in CPU time."""
-    found = read_json("store")
-    steps = found["steps"]
+    document = read_json("store")
+    steps = document["steps"]
     plain = steps["rows"][0]["cpu"]
     rows = [
         f"{r['what']} | {1e3 * r['cpu']:,.0f} ms | " + (f"**{plain / r['cpu']:.1f}**" if "grouped" in r["what"] else "")
@@ -156,14 +160,14 @@ def store() -> str:
     ]
     sizes = steps["bytes"]
     about = (
-        f"{found['date']}, an {found['processor']}, pandas {found['versions']['pandas']}, "
-        f"pyarrow {found['versions']['pyarrow']}, {steps['runs']} runs of {steps['steps']:,} logged steps, "
+        f"{document['date']}, an {document['processor']}, pandas {document['versions']['pandas']}, "
+        f"pyarrow {document['versions']['pyarrow']}, {steps['runs']} runs of {steps['steps']:,} logged steps, "
         f"{sizes['jsonl'] / 1e6:.0f} MB of JSONL, {sizes['parquet'] / 1e6:.0f} MB of Parquet, median of "
         f"{steps['turns']} turns:"
     )
     costs = [
         f"{r['cells']:,} | {1e3 * r['first_cpu'] / r['cells']:.2f} ms | {1e3 * r['again_cpu'] / r['cells']:.2f} ms"
-        for r in found["cells"]
+        for r in document["cells"]
     ]
     collected = table("simulated cells collected | CPU time a cell | with 1 % of them changed", costs)
     return "\n\n".join([about, table("300 runs | CPU time | by line / this", rows), collected])
@@ -171,9 +175,9 @@ def store() -> str:
 
 def executors() -> str:
     """What a sweep adds to a run."""
-    found = read_json("executors")["runs"]
+    document = read_json("executors")["runs"]
     rows = []
-    for r in found["rows"]:
+    for r in document["rows"]:
         if why := r.get("not_run_here"):
             rows.append(f"{r['executor']} | not run here: {why} |  |  |  | ")
             continue
@@ -183,9 +187,9 @@ def executors() -> str:
         )
     tied = read_json("executors")["start"]
     about = (
-        f"{found['date']}, {found['cores']} cores of an {found['processor']}, jax {found['jax']}, "
-        f"{found['runs']} runs, {found['at_once']} at once, medians, "
-        f"others at work on these cores (load {found['load_before']:.0f}):"
+        f"{document['date']}, {document['cores']} cores of an {document['processor']}, jax {document['jax']}, "
+        f"{document['runs']} runs, {document['at_once']} at once, medians, "
+        f"others at work on these cores (load {document['load_before']:.0f}):"
     )
     header = (
         "executor | from a run to the next | of a run by hand | command to first run | last result to its end | "
@@ -200,16 +204,16 @@ def executors() -> str:
 
 def executors_cells() -> str:
     """Milliseconds of CPU a cell."""
-    found = read_json("executors")["cells"]
-    sizes = found["stages"]
+    document = read_json("executors")["cells"]
+    sizes = document["stages"]
     stages = [name for name in next(iter(sizes.values())) if name != "seconds"]
     rows = [" | ".join([stage, *(f"{one[stage]:.2f}" for one in sizes.values())]) for stage in stages]
     once = [name for name in stages if not name.endswith("again")]
     rows.append(" | ".join(["all but again", *(f"**{sum(one[n] for n in once):.2f}**" for one in sizes.values())]))
     rows.append(" | ".join(["wall seconds of all", *(f"{one['seconds']:.0f}" for one in sizes.values())]))
     about = (
-        f"{found['date']}, a core of an {found['processor']}, milliseconds of CPU a cell, load "
-        f"{found['load_before']:.1f} before:"
+        f"{document['date']}, a core of an {document['processor']}, milliseconds of CPU a cell, load "
+        f"{document['load_before']:.1f} before:"
     )
     header = " | ".join(["stage", *(f"{int(count):,} cells" for count in sizes)])
     return about + "\n\n" + table(header, rows)

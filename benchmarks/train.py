@@ -171,8 +171,8 @@ def compare(size: tuple[int, int, int], mode: Mode, console: Console) -> dict[st
         turns = []
         for turn in range(TURNS):
             pair = ((us, steps[0]), (them, steps[1]))
-            found = {id(w): (w.ask(n), n) for w, n in (pair if turn % 2 else pair[::-1])}
-            (a, n), (b, m) = found[id(us)], found[id(them)]
+            figures = {id(w): (w.ask(n), n) for w, n in (pair if turn % 2 else pair[::-1])}
+            (a, n), (b, m) = figures[id(us)], figures[id(them)]
             turns.append({"wall": b["wall"] / m / (a["wall"] / n), "cpu": b["cpu"] / m / (a["cpu"] / n)})
             console.print(f"  {turn + 1}/{TURNS}: theirs / ours {turns[-1]['wall']:.2f} wall", end="\r")
         us.end(), them.end()

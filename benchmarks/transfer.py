@@ -101,8 +101,8 @@ def train_cell(
             state, _ = program.step(state, given.tokens_BS, step_rates(step, config))
     measure = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
     vocabulary = load_tokenizer(config.data.vocabulary)
-    found = measure.run(program.model, state.params, vocabulary, jax.random.key(0), VALIDATION_TOKENS)["nats"]
-    loss = found[0] if math.isfinite(found[0]) else None
+    nats = measure.run(program.model, state.params, vocabulary, jax.random.key(0), VALIDATION_TOKENS)["nats"]
+    loss = nats[0] if math.isfinite(nats[0]) else None
     run = {"loss": loss, "cpu_seconds": round(time.process_time() - start, 2), "run_id": config.run_id}
     return {**asdict(cell), "learning_rate": rate, "seed": seed, **run}
 
