@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,12 +75,29 @@ def try_lock(path: Path, *, wait: bool = False) -> tuple[bool, int | None]:
     return True, descriptor
 
 
+def has_locks(folder: Path) -> bool:
+    """Whether the file system of a folder, which must exist, has locks (flock). True on Windows, where other programs
+    have locks of another kind."""
+    if fcntl is None:
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
 @contextlib.contextmanager
 def lock_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of `try_lock` inside the block, and creates the folder of the file. Yields whether it is ours;
-    always true with `wait`."""
+    always true with `wait`. Where the file system has no locks, one line on stderr says that nothing keeps others
+    out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_ours, descriptor = try_lock(path, wait=wait)
+    if is_ours and descriptor is None:
+        warning = "this disk has no file locks, so nothing stops a second process that writes here: start one at a time"
+        print(f"{path.parent}: {warning}", file=sys.stderr, flush=True)
     try:
         yield is_ours
     finally:

@@ -16,8 +16,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from scaling.errors import DiskFullError, InputError, exception_chain
+from scaling.files import has_locks
 from scaling.model.weights import path_name
 
 # Orbax's threads log their errors and raise them here too; the exception is enough.
@@ -39,6 +42,10 @@ class Checkpoints:
         writing = functools.partial(ocp.CheckpointManagerOptions, max_to_keep=keep, cleanup_tmp_directories=True)
         options = ocp.CheckpointManagerOptions(read_only=True) if read_only else writing()
         self.folder = folder.absolute()
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not has_locks(self.folder):
+                _write_lock_files()
         self._manager = ocp.CheckpointManager(
             self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
         )
@@ -100,6 +107,19 @@ class Checkpoints:
             if is_full_disk(error):
                 raise self._full("the disk filled up while it was written") from error
             raise
+
+
+@functools.cache
+def _write_lock_files() -> None:
+    """Has TensorStore lock a file by another one beside it, created with O_EXCL, for disks that refuse its own locks
+    (ENOLCK). Orbax passes no such option on, so the function with which it makes the options is wrapped."""
+    make_context = tensorstore_utils.get_ts_context
+
+    def with_lock_files(**options: Any) -> tensorstore.Context:
+        spec = make_context(**options).spec.to_json()
+        return tensorstore.Context(spec | {"file_io_locking": {"mode": "lockfile"}})
+
+    tensorstore_utils.get_ts_context = with_lock_files
 
 
 def is_full_disk(error: BaseException) -> bool:

@@ -46,15 +46,24 @@ def test_a_lock_has_one_holder_until_it_is_released(tmp_path: Path) -> None:
         assert third
 
 
-def test_a_file_system_without_locks_excludes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_excludes_nobody_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files.has_locks(tmp_path)
+    assert files.try_lock(tmp_path / "lock")[1] is not None
+    assert capsys.readouterr().err == ""
+
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    assert not files.has_locks(tmp_path)
     assert files.try_lock(tmp_path / "lock") == (True, None)
     with files.lock_file(tmp_path / "lock") as first, files.lock_file(tmp_path / "lock", wait=False) as second:
         assert first
         assert second
+    assert capsys.readouterr().err.count(str(tmp_path)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_folder_replaces_another(tmp_path: Path) -> None:

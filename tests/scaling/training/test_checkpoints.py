@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 from scaling.errors import DiskFullError, InputError
 from scaling.exit_codes import DISK_FULL
 from scaling.training.checkpoints import Checkpoints, is_full_disk
+from tests.conftest import ROOT
 
 
 def state(width: int, fill: float = 1.0) -> dict[str, dict[str, jax.Array]]:
@@ -88,6 +90,37 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_last_checkpoint_stays_whole
         assert checkpoints.latest_step() == 1
         restored = checkpoints.restore(1, jax.eval_shape(lambda: fits))
     np.testing.assert_array_equal(restored["q"], fits["q"])
+
+
+SAVE_AND_RESTORE = """
+import sys, jax, jax.numpy as jnp
+from pathlib import Path
+from scaling.training.checkpoints import Checkpoints
+state = {"params": jnp.arange(6.0)}
+with Checkpoints(Path(sys.argv[1]) / "c", keep=1) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, state)
+        checkpoints.wait()
+    print(checkpoints.restore(2, jax.eval_shape(lambda: state))["params"].sum())
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="needs a C compiler on Linux")
+def test_a_checkpoint_is_saved_on_a_disk_without_locks(tmp_path: Path) -> None:
+    """The library refuses the locks of TensorStore, which is no Python: see tests/support/no_locks.c."""
+    library, disk = tmp_path / "no_locks.so", tmp_path / "disk"
+    source = ROOT / "tests" / "support" / "no_locks.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    disk.mkdir()
+    environment = {"LD_PRELOAD": str(library), "NO_LOCKS_FOLDER": str(disk), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE_AND_RESTORE, disk],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "15.0"), done.stderr[-2000:]
 
 
 def test_is_full_disk_tells_it_from_other_errors() -> None:
