@@ -1,23 +1,35 @@
-"""Files that processes share: written by rename, appended by whole lines, or locked."""
+"""Files that processes share: written by rename, appended by whole lines, locked, and checked when they are read."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError
+from scaling.type_checks import find_misfit
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock: there, no lock excludes another process
     fcntl = None
+
+MAX_DEPTH = 50
+"""How deep lists and objects may be nested in a file; those that we write have less than 10 levels."""
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Prints a warning on stderr, once in a process."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -105,14 +117,48 @@ def lock_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError naming the file when it is absent or torn."""
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text in UTF-8. Raises ValueError, and nothing else, on any other text, and where lists or
+    objects are nested more than MAX_DEPTH deep: the functions that go through them recursively would fail later."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError:
+        value = None
+        is_too_deep = True
+    else:
+        is_too_deep = _is_deeper(value, MAX_DEPTH)
+    if is_too_deep:
+        raise ValueError(f"lists or objects are nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists or objects are nested more than `depth` deep."""
+    if not isinstance(value, list | dict):
+        return False
+    return depth == 0 or any(
+        _is_deeper(part, depth - 1) for part in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def read_json(path: Path, expected: Any = Any, *, remedy: str = "delete it and run the same command again") -> Any:
+    """The content of a JSON file that a machine wrote.
+
+    expected: the type that it must have: a TypedDict, or any annotation that scaling/type_checks.py knows. remedy: what
+    the user can do about a damaged file. Raises InputError that names the file when it is absent, cannot be read or is
+    not whole JSON, and the part and its value when that is not as expected.
+    """
+    try:
+        value = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not whole JSON ({error}): a torn write? delete it and run again") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not whole JSON ({error}); {remedy}") from None
+    if misfit := find_misfit(value, expected):
+        raise InputError(f"{path}: {misfit}; {remedy}")
+    return value
 
 
 def append_json_line(path: Path, line: dict[str, Any]) -> None:
@@ -123,16 +169,47 @@ def append_json_line(path: Path, line: dict[str, Any]) -> None:
         file.write(("\n" if torn else "") + json.dumps(line) + "\n")
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The lines of a JSONL file as (line number from 1, value); none of a file that is not there. Torn lines are left
-    out: the last one after a crash, and one in the middle where a later process went on."""
+def read_json_lines(
+    path: Path, expected: Any = Any, *, warn: Callable[[str], None] = warn_once
+) -> Iterator[tuple[int, Any]]:
+    """The lines of a JSONL file as (line number from 1, value); none of a file that is not there.
+
+    Torn lines are left out: the last one after a crash, and one in the middle where a later process went on. Every
+    other line that is not as expected is left out too, and `warn` is called with its number and what is wrong.
+
+    expected: the type of a line, as in `read_json`.
+    """
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_bytes()
     except FileNotFoundError:
         return
-    for number, line in enumerate(text.splitlines(), 1):
-        with contextlib.suppress(ValueError):
-            yield number, json.loads(line)
+    for number, line in enumerate(text.split(b"\n"), 1):
+        try:
+            value = parse_json(line)
+            misfit = find_misfit(value, expected)
+        except ValueError as error:
+            if is_torn(line):
+                continue
+            value, misfit = None, str(error)
+        if misfit:
+            warn(f"{path}: line {number} is left out: {misfit}")
+        else:
+            yield number, value
+
+
+def is_torn(line: bytes) -> bool:
+    """Whether a line of JSONL is empty, or an object that ends before its last brace, as a crash leaves it."""
+    line = line.strip(b" \t\r\n\0")
+    return not line or (line.startswith(b"{") and not line.endswith(b"}"))
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file, so that a new one can be written and the old one stays readable. Returns its new path:
+    the name with `.damaged`, and a number where there is such a file."""
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    new = next(name for name in names if not name.exists())
+    path.rename(new)
+    return new
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -19,6 +19,7 @@ ROOMS = {
         *(
             "exit_codes",
             "errors",
+            "type_checks",
             "files",
             "signals",
             "config",
@@ -33,7 +34,19 @@ ROOMS = {
     ),
     "sweeps": ("grids", "trunks", "catalog", "local", "planning", "running", "clusters", "commands"),
     "analysis": (
-        *("errors", "files", "laws", "tables", "fitting", "forecasting", "downstream", "design", "plots", "api"),
+        *(
+            "errors",
+            "type_checks",
+            "files",
+            "laws",
+            "tables",
+            "fitting",
+            "forecasting",
+            "downstream",
+            "design",
+            "plots",
+            "api",
+        ),
         *("report", "replicate", "commands"),
     ),
 }
@@ -128,3 +141,8 @@ def test_packages_import_in_one_direction() -> None:
     assert of("analysis") == set()
     assert of("sweeps", "sweeps.commands") == {"scaling"}
     assert of("scaling", "scaling.cli") == set()
+
+
+def test_the_type_checks_of_two_packages_are_equal() -> None:
+    first, second = ((ROOT / package / "type_checks.py").read_text() for package in ("scaling", "analysis"))
+    assert first == second, "neither package may import the other: copy the file that was changed"

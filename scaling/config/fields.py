@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import json
-import math
-import types
 import typing
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any
 
 from scaling.errors import InputError, suggest_name
-
-_hints = functools.cache(typing.get_type_hints)
-"""Annotations of a class, resolved once: a plan builds thousands of configs, and this is most of the time of each."""
+from scaling.type_checks import describe_type, describe_value, fits, type_hints
 
 
 def unhashed_field(default: Any) -> Any:
@@ -25,50 +21,20 @@ def unhashed_field(default: Any) -> Any:
 def require(condition: bool, config: Any, name: str, right: str) -> None:
     """Raises InputError unless the condition holds: the field, its value, and `right`, what it must be."""
     if not condition:
-        raise InputError(f"{type(config).__name__}.{name} = {getattr(config, name)!r}: must be {right}")
+        raise InputError(f"{type(config).__name__}.{name} = {describe_value(getattr(config, name))}: must be {right}")
 
 
 def check_types(config: Any) -> None:
     """Raises InputError for a field whose value does not fit its annotation. An int given for a float becomes a float,
     so that both give one hash."""
-    hints = _hints(type(config))
+    hints = type_hints(type(config))
     for spec in dataclasses.fields(config):
         value, hint = getattr(config, spec.name), hints[spec.name]
         if hint is float and type(value) is int:
-            object.__setattr__(config, spec.name, value := float(value))
-        if not _fits(value, hint):
-            require(False, config, spec.name, _describe_type(hint))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; a bool is no int, and a float is finite."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is Literal:
-        return value in typing.get_args(hint)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(element, typing.get_args(hint)[0]) for element in value)
-    if hint is float:
-        return type(value) is float and math.isfinite(value)
-    if hint in (int, bool, str):
-        return type(value) is hint
-    return isinstance(value, hint)
-
-
-def _describe_type(hint: Any) -> str:
-    """An annotated type in words, for an error."""
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(
-            "null" if option is type(None) else _describe_type(option) for option in typing.get_args(hint)
-        )
-    if typing.get_origin(hint) is tuple:
-        return f"a list, each {_describe_type(typing.get_args(hint)[0])}"
-    return {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}.get(
-        hint, f"a {getattr(hint, '__name__', hint)}"
-    )
+            with contextlib.suppress(OverflowError):
+                object.__setattr__(config, spec.name, value := float(value))
+        if not fits(value, hint):
+            require(False, config, spec.name, describe_type(hint))
 
 
 def canonical_json(value: Any) -> str:
@@ -82,8 +48,8 @@ def build_dataclass(kind: type, data: Any, path: str) -> Any:
     Raises InputError on an unknown field, with the nearest name, and on a value that the dataclass refuses.
     """
     if not isinstance(data, dict):
-        raise InputError(f"{path.rstrip('.') or kind.__name__} = {data!r}: must be an object of fields")
-    hints = _hints(kind)
+        raise InputError(f"{path.rstrip('.') or kind.__name__} = {describe_value(data)}: must be an object of fields")
+    hints = type_hints(kind)
     for name in data:
         if name not in hints:
             raise InputError(f"unknown field {path}{name}{suggest_name(name, hints)}")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from scaling.config.run_config import RunConfig, load_config, to_dict
 from scaling.errors import BusyError, InputError
 from scaling.files import append_json_line, lock_file, read_json, read_json_lines, write_json
 from scaling.record.environment import describe_environment
-from scaling.record.schema import check_row
+from scaling.record.schema import ResultRow, check_row
 
 SCHEMA = 1
 Status = Literal["done", "diverged", "failed"]
@@ -45,6 +45,29 @@ class Value(NamedTuple):
     value: float
     n: int
     stderr: float
+
+
+class MetricsLine(TypedDict):
+    """A line of metrics.jsonl. Numbers that are not finite are null; a line may have further ones."""
+
+    step: int
+    tokens: NotRequired[int]
+    loss: NotRequired[float | None]
+    grad_norm: NotRequired[float | None]
+    learning_rate: NotRequired[float | None]
+    validation_loss: NotRequired[float | None]
+    tokens_per_second: NotRequired[float | None]
+
+
+class Result(TypedDict):
+    """The content of result.json."""
+
+    schema: Literal[1]
+    status: Status
+    reason: str
+    traceback: NotRequired[str]
+    row: ResultRow
+    measurements: dict[str, tuple[float | None, int, float | None]]
 
 
 # Names inside a run folder.
@@ -102,9 +125,9 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl in order of step. Lines of one step (after a resume) are joined; the last value
-    counts."""
+    counts. Lines that are damaged are left out, with a warning."""
     by_step: dict[int, dict[str, Any]] = {}
-    for _, line in read_json_lines(folder / METRICS):
+    for _, line in read_json_lines(folder / METRICS, MetricsLine):
         by_step[line["step"]] = by_step.get(line["step"], {}) | line
     return [by_step[step] for step in sorted(by_step)]
 
@@ -189,7 +212,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of result.json; None when the run has not ended. Raises InputError when the file is torn."""
+def read_result(folder: Path) -> Result | None:
+    """The content of result.json; None when the run has not ended. Raises InputError when the file is damaged."""
     path = folder / RESULT
-    return read_json(path) if path.exists() else None
+    return read_json(path, Result, remedy=f"rename it to {RESULT}.damaged and run it again") if path.exists() else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("seconds", "number", "seconds", "wall time of the session that ended the run, without compilation"),
     Column("tokens_per_second", "number", "tokens per second", "rate of that session"),
 )
+if TYPE_CHECKING:
+    ResultRow = dict[str, Any]
+else:
+    _TYPES = {"text": str | None, "integer": int | None, "number": float | None}
+    ResultRow = TypedDict("ResultRow", {c.name: _TYPES[c.type] for c in COLUMNS if c.in_row}, total=False)
+    """The row in a result.json: a run of an earlier version, and one that failed, lacks some of the columns."""
 NAMES: tuple[str, ...] = tuple(column.name for column in COLUMNS)
 _ROW_NAMES = frozenset(column.name for column in COLUMNS if column.in_row)
 

@@ -83,14 +83,16 @@ def trunk_diverged_before(folder: Path, config: RunConfig) -> bool:
     result = run_folder.read_result(trunk_folder(folder, config))
     if result is None or result["status"] != "diverged" or has_branch_state(folder, config):
         return False
-    return result["row"]["tokens"] <= config.branch_step * config.data.batch_tokens
+    tokens = result["row"].get("tokens")
+    return tokens is not None and tokens <= config.branch_step * config.data.batch_tokens
 
 
 def write_diverged_result(folder: Path, config: RunConfig) -> None:
     """Writes the result of a run whose trunk diverged before this one branched off: that of the run alone."""
-    trunk = run_folder.read_result(trunk_folder(folder, config)) or {}
-    trunk_row = trunk["row"]
-    row = run_folder.result_row(config, tokens=trunk_row["tokens"], unique_tokens=trunk_row["unique_tokens"])
+    trunk = run_folder.read_result(trunk_folder(folder, config))
+    assert trunk is not None, "call it where trunk_diverged_before is true"
+    tokens, unique_tokens = trunk["row"]["tokens"], trunk["row"].get("unique_tokens")
+    row = run_folder.result_row(config, tokens=tokens, unique_tokens=unique_tokens)
     row |= {"status": "diverged", "loss": None, "loss_stderr": None, "bits_per_byte": None}
     row |= {"seconds": 0.0, "tokens_per_second": None, "flops_spent": 0.0}
     reason = f"{config.branch_of}, with which it shares these steps: {trunk['reason']}"

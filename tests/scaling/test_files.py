@@ -38,6 +38,34 @@ def test_torn_lines_are_left_out_and_harm_no_later_line(tmp_path: Path) -> None:
     assert list(files.read_json_lines(path)) == [(1, {"step": 1}), (3, {"step": 3})]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff{}", b"[" * 100_000, b"[" * 100 + b"]" * 100, b"null", b'{"a": "x"}', b"1" * 5000]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json: .*mend it"):
+        files.read_json(tmp_path / "a.json", dict[str, int], remedy="mend it")
+    with pytest.raises(InputError, match=str(tmp_path)):
+        files.read_json(tmp_path)
+
+
+def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    lines = (b'{"a": 1}', b'{"a": "x"}', b'{"\xff": 2}', b"null", b'{"a": 1, "to', b"[" * 9999 + b"]", b'{"a": 2}', b"")
+    path.write_bytes(b"\n".join(lines))
+    warnings: list[str] = []
+    assert list(files.read_json_lines(path, dict[str, int], warn=warnings.append)) == [(1, {"a": 1}), (7, {"a": 2})]
+    assert [warning.partition(": line ")[2].split()[0] for warning in warnings] == ["2", "3", "4", "6"]
+    assert all(warning.startswith(str(path)) for warning in warnings)
+
+
+def test_a_damaged_file_is_set_aside_and_never_overwritten(tmp_path: Path) -> None:
+    for content in ("a", "b", "c"):
+        (tmp_path / "x.json").write_text(content)
+        assert files.set_aside(tmp_path / "x.json").read_text() == content
+    assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
 def test_a_lock_has_one_holder_until_it_is_released(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "lock"
     with files.lock_file(path) as first, files.lock_file(path, wait=False) as second:
