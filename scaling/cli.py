@@ -28,8 +28,10 @@ import analysis.commands
 import scaling.commands
 import sweeps.commands
 from analysis.errors import TableError
+from scaling.config.fields import check_seed
 from scaling.errors import InputError
 from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
+from scaling.files import refuse_url
 
 DESCRIPTION = "Train transformers over model and data sizes, fit scaling laws, and check forecasts."
 GROUPS = {
@@ -38,6 +40,8 @@ GROUPS = {
 }
 VERBS = scaling.commands.VERBS | sweeps.commands.VERBS | analysis.commands.VERBS
 OLD_VERBS = scaling.commands.OLD_VERBS | sweeps.commands.OLD_VERBS | analysis.commands.OLD_VERBS
+PATH_TEXTS = ("--directory", "--vocabulary")
+"""Flags of paths whose type is text."""
 OLD_FLAGS = scaling.commands.OLD_FLAGS | sweeps.commands.OLD_FLAGS | analysis.commands.OLD_FLAGS
 
 
@@ -111,6 +115,8 @@ def base_config(arguments: list[str]) -> Any:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--file", type=Path)
     flags, _ = parser.parse_known_args(arguments)
+    check_argument("--folder", flags.folder)
+    check_argument("--file", flags.file)
     if flags.file:
         return load_config(flags.file)
     if flags.folder and (flags.folder / CONFIG).exists():
@@ -148,9 +154,25 @@ def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
     @functools.wraps(function)
     def later(*arguments: Any, **options: Any) -> Callable[[], Any]:
-        return functools.partial(function, *arguments, **options)
+        def call() -> Any:
+            for name, value in inspect.signature(function).bind(*arguments, **options).arguments.items():
+                check_argument(f"--{name.replace('_', '-')}", value)
+            return function(*arguments, **options)
+
+        return call
 
     return later
+
+
+def check_argument(flag: str, value: Any) -> None:
+    """Raises InputError where an argument of a verb is a path that is a URL, or a seed too large for a key."""
+    if isinstance(value, (tuple, list)):
+        for element in value:
+            check_argument(flag, element)
+    elif isinstance(value, Path) or flag in PATH_TEXTS:
+        refuse_url(flag, value)
+    elif flag == "--seed":
+        check_seed(flag, value)
 
 
 def parse(app: tyro.extras.SubcommandApp, arguments: list[str]) -> Callable[[], Any]:

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,19 @@ MAX_DEPTH = 50
 def warn_once(text: str) -> None:
     """Prints a warning on stderr, once in a process."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def refuse_url(name: str, path: Path | str) -> None:
+    """Raises InputError where a path is a URL, such as gs://bucket/x: Python would take it for a local folder `gs:`.
+
+    name: of the flag or field, for the error. A Path has lost one of the two slashes. A drive, as C:/, has one letter.
+    """
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path)):
+        scheme, rest = match.groups()
+        raise InputError(
+            f"{name} = {scheme}://{rest}: {scheme}:// is not supported: must be a path on this machine; "
+            "download the file, or mount the bucket as a folder"
+        )
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:

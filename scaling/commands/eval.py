@@ -70,9 +70,8 @@ def evaluate(
         rerun: repeat evaluations that are there already, for example after a task was edited.
         json: also write the evaluations to this file.
     """
-    for name, value, least in (("budget", budget, 1), ("seed", seed, 0)):
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: must be {least} or more")
+    if budget is not None and budget < 1:
+        raise InputError(f"--budget {budget}: must be 1 or more")
     console = Console(soft_wrap=True, highlight=False)
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     runs, notes = select_steps(find_runs(path), step)

@@ -56,12 +56,7 @@ def generate(
         json: also write the texts and their ids to this file.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    for name, value, least in (
-        ("samples", samples, 1),
-        ("seed", seed, 0),
-        ("tokens", tokens, 1),
-        ("window", window, 2),
-    ):
+    for name, value, least in (("samples", samples, 1), ("tokens", tokens, 1), ("window", window, 2)):
         if value is not None and value < least:
             raise InputError(f"{name} = {value}: must be {least} or more")
     if samples > 1 and temperature == 0:

@@ -12,6 +12,8 @@ from typing import Any
 from scaling.errors import InputError, suggest_name
 from scaling.type_checks import describe_type, describe_value, fits, type_hints
 
+SEED_LIMIT = 1 << 32
+
 
 def unhashed_field(default: Any) -> Any:
     """A dataclass field that does not change the result of a run and therefore stays out of `run_id`."""
@@ -22,6 +24,13 @@ def require(condition: bool, config: Any, name: str, right: str) -> None:
     """Raises InputError unless the condition holds: the field, its value, and `right`, what it must be."""
     if not condition:
         raise InputError(f"{type(config).__name__}.{name} = {describe_value(getattr(config, name))}: must be {right}")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raises InputError unless 0 <= seed < 2^32. Keys of JAX keep the low 32 bits of a seed alone, so that 7 and
+    7 + 2^32 would be one run under two run_ids."""
+    if not 0 <= seed < SEED_LIMIT:
+        raise InputError(f"{name} = {describe_value(seed)}: must be at least 0 and below 2^32 = {SEED_LIMIT}")
 
 
 def check_types(config: Any) -> None:

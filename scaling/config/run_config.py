@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.config.fields import build_dataclass, canonical_json, check_types, require, unhashed_field
+from scaling.config.fields import build_dataclass, canonical_json, check_seed, check_types, require, unhashed_field
 from scaling.config.sections import (
     DataConfig,
     MeasureConfig,
@@ -25,6 +25,7 @@ from scaling.config.sections import (
     ScheduleConfig,
 )
 from scaling.errors import InputError
+from scaling.files import refuse_url
 
 __all__ = [
     "DataConfig",
@@ -57,7 +58,7 @@ class RunConfig:
         mesh: devices.
         measure: validation, logs and checkpoints.
         tokens: training tokens; the run makes floor(tokens / batch tokens) steps.
-        seed: seed of the initial weights and, unless data.order is set, of the order of batches.
+        seed: seed of the initial weights and, unless data.order is set, of the order of batches; below 2^32.
         name: name shown in tables; changes nothing.
         sweep: name of the sweep that planned the run.
         recipe: the recipe's call that gave the numbers, for readers.
@@ -94,7 +95,7 @@ class RunConfig:
             f"at least {self.data.batch_tokens}, one step of data.batch_sequences x data.sequence_length; "
             "raise --tokens",
         )
-        require(self.seed >= 0, self, "seed", "0 or more")
+        check_seed("RunConfig.seed", self.seed)
         require(
             self.schedule.warmup_tokens <= self.tokens,
             self.schedule,
@@ -198,6 +199,7 @@ def from_dict(data: dict[str, Any]) -> RunConfig:
 
 def load_config(path: Path | str) -> RunConfig:
     """Reads a config file. Raises InputError naming the file when it is absent, torn or wrong."""
+    refuse_url("config file", path)
     path = Path(path)
     try:
         return from_dict(json.loads(path.read_text()))

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.config.fields import check_types, require, unhashed_field
+from scaling.config.fields import check_seed, check_types, require, unhashed_field
+from scaling.files import refuse_url
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class DataConfig:
         unique_tokens: train on the first so many tokens of the corpus only, repeatedly; None means on all of it.
         sequence_length: tokens T of a sequence.
         batch_sequences: sequences of an optimizer step, over all devices.
-        order: seed of the order of batches; None means the run's seed.
+        order: seed of the order of batches, below 2^32; None means the run's seed.
         microbatch_sequences: sequences of one gradient computation, over all devices; where smaller than the batch,
             gradients are accumulated. Must divide batch_sequences. None means the whole batch.
         directory: folder of the prepared corpora.
@@ -111,7 +112,10 @@ class DataConfig:
         check_types(self)
         for name in ("sequence_length", "batch_sequences"):
             require(getattr(self, name) > 0, self, name, "1 or more")
-        require(self.order is None or self.order >= 0, self, "order", "0 or more, or null")
+        if self.order is not None:
+            check_seed("DataConfig.order", self.order)
+        for name in ("directory", "vocabulary"):
+            refuse_url(f"DataConfig.{name}", getattr(self, name))
         is_enough = self.unique_tokens is None or self.unique_tokens >= self.sequence_length
         require(is_enough, self, "unique_tokens", f"at least sequence_length={self.sequence_length}, or null")
         require(bool(self.corpus), self, "corpus", "the name of a corpus")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from scaling.data.corpus import NamedCorpus, SplitName, read_utf8, split_documents
 from scaling.data.tokenizer import encode_utf8
 from scaling.errors import InputError, suggest_name
+from scaling.files import refuse_url
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class FileCorpus(NamedCorpus):
 
     def files(self) -> tuple[Path, ...]:
         """The files, sorted. Raises InputError when there is none, and suggests the nearest name."""
+        refuse_url(f"corpus {self.name!r}: path", self.path)
         root = Path(self.path)
         if root.is_dir():
             paths = [path for path in root.rglob(f"*{self.suffix}") if path.is_file()]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.config.fields import require
+from scaling.config.fields import check_seed, require
 from scaling.data.corpus import NamedCorpus, SplitName
 from scaling.errors import InputError
 
@@ -41,7 +41,7 @@ class SyntheticCorpus(NamedCorpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.seed >= 0, self, "seed", "0 or more")
+        check_seed("seed", self.seed)
         require(self.tokens >= 8 * VALIDATION_DIVISOR, self, "tokens", f"{8 * VALIDATION_DIVISOR} or more")
 
     def source_hash(self) -> str:

@@ -134,6 +134,8 @@ if __name__ == "__main__":
     parser.add_argument("--no-cache", action="store_true", help="recompute all keys and values at every token")
     parser.add_argument("--ids", action="store_true", help="print token ids instead of text")
     args = parser.parse_args()
+    if args.seed < 0:
+        parser.error(f"argument --seed: {args.seed} must be 0 or more")
     ids = [CONFIG["bos_token_id"], *encode(args.prompt)]
     new_ids = generate(ids, args.tokens, args.temperature, args.seed, not args.no_cache)
     pieces, decoder = bytes_by_id(), codecs.getincrementaldecoder("utf-8")(errors="replace")

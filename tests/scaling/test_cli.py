@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import tyro
 
 from scaling import cli
 from scaling.config.run_config import RunConfig, load_config, to_dict
+from scaling.errors import InputError
 from tests.conftest import in_process, scaling
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -76,6 +78,47 @@ def test_a_wrong_flag_or_verb_is_answered_with_the_nearest(
 
 def test_what_a_user_wrote_is_shown_as_written(tmp_path: Path) -> None:
     assert "text:x[a-z][/b]y.txt" in error_of("train", "--data.corpus", "text:x[a-z][/b]y.txt", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("words", cli.VERBS)
+def test_a_url_as_a_path_is_refused_by_its_scheme(words: str) -> None:
+    """Each flag of each verb that takes a path, and no folder `gs:` beside it."""
+    module, function, _ = cli.VERBS[words]
+    verb = cli.import_verb(module, function, [])
+    parameters = inspect.signature(verb, eval_str=True).parameters.values()
+    paths = [p.name for p in parameters if "Path" in str(p.annotation) or p.name in ("directory", "vocabulary")]
+    required = {p.name: "x" for p in parameters if p.default is p.empty}
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    for name in paths:
+        values = required | {name: Path("gs://b/x")}
+        call = cli.deferred(verb)(*[values.pop(word) for word in positional], **values)
+        with pytest.raises(InputError, match=rf"--{name.replace('_', '-')}\b.*gs://b/x"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("train", "--folder", "gs://b/x"), r"--folder\b.*gs://b/x"),
+        (("train", "--file", "https://b/c.json"), r"--file\b.*https://b/c\.json"),
+        (("compile", "gs://b/c.json", "--topology", "v5e:4x4"), "gs://b/c.json"),
+        (("data", "prepare", "text:s3://b/a.txt"), r"text:s3://b/a\.txt"),
+        (("sweep", "plan", "smoke", "--out", "file:///tmp/x"), "file://"),
+    ],
+)
+def test_a_url_makes_no_local_folder(tmp_path: Path, arguments: tuple[object, ...], named: str) -> None:
+    text = error_of(*arguments, cwd=tmp_path)
+    assert re.search(named, text), text
+    assert not any(path.name.endswith(":") for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("fit", "t.csv"), ("eval", "r"), ("generate", "r"), ("train",), ("design", "t.csv", "--budget", 1e20)]
+)
+def test_a_seed_that_is_no_key_is_refused(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    for seed in (-1, 7 + 2**32, 2**62):
+        assert re.search(rf"seed\D*{seed}\b.*\b{2**32}\b", error_of(*arguments, "--seed", seed, cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_misspelt_field_in_json(tmp_path: Path) -> None:

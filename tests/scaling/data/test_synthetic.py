@@ -91,6 +91,13 @@ def test_a_counting_model_comes_down_to_the_floor_and_not_below(corpus: Walk | Z
     assert floor - 0.002 < np.mean(nats) < floor + 0.015
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_beyond_one_word_is_refused(seed: int) -> None:
+    """Its second word would be read as the stream, so that two seeds would share their numbers."""
+    with pytest.raises(InputError, match=rf"\bseed\b.*{seed}\b"):
+        Walk(seed=seed)
+
+
 def test_values_are_a_function_of_keys_that_the_seed_fixes() -> None:
     values: dict[str, set[str]] = defaultdict(set)
     for split in ("train", "validation"):
