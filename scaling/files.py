@@ -70,10 +70,14 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), durable=durable)
 
 
+REPLACED_PREFIX = ".replaced-"
+"""Begins the name of an old folder until `replace_folder` has deleted it."""
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Renames the folder `new` to `folder`. An old `folder` is moved aside first and deleted last, so that a killed
     process leaves the old one or the new one whole. Both must have the same parent."""
-    old = folder.with_name(f".replaced-{folder.name}")
+    old = folder.with_name(f"{REPLACED_PREFIX}{folder.name}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)

@@ -13,6 +13,7 @@ VERBS = {
     "data prepare": ("scaling.commands.data", "data_prepare", "Write the token shards of a corpus."),
     "data mixture": ("scaling.commands.data", "data_mixture", "Write the token shards of a mixture of corpora."),
     "data vocabulary": ("scaling.commands.data", "data_vocabulary", "Train a SentencePiece tokenizer on a corpus."),
+    "data verify": ("scaling.commands.data", "data_verify", "Verify the token shards of a corpus."),
     "data list": ("scaling.commands.data", "data_list", "List the kinds of corpora and the prepared ones."),
     "eval": ("scaling.commands.eval", "evaluate", "Evaluate checkpoints of a run or a sweep on tasks."),
     "generate": ("scaling.commands.generate", "generate", "Generate text with a trained run."),

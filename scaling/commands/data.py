@@ -1,8 +1,9 @@
-"""The verbs `scaling data prepare | mixture | vocabulary | list`."""
+"""The verbs `scaling data prepare | mixture | vocabulary | verify | list`."""
 
 from __future__ import annotations
 
 import shlex
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from rich.table import Column, Table
 
 from scaling.data.corpora import CORPUS_KINDS, SPLITS, parse_corpus
 from scaling.data.prepare import VALIDATION_TOKENS, Backend, PreparedCorpus, prepare, prepare_mixture
-from scaling.data.shards import read_meta
+from scaling.data.shards import read_meta, shards_folder, verify_prepared
 from scaling.data.tokenizer import train_sentencepiece
+from scaling.data.verification import shard_files
 from scaling.errors import InputError
 from scaling.files import write_json
 
@@ -99,6 +101,35 @@ def data_vocabulary(
         write_json(json, {**facts, "bytes": text_bytes, "tokens": tokens, "bytes_per_token": ratio, "command": command})
 
 
+def data_verify(
+    name: str, /, directory: str = "out/corpora", vocabulary: str = "byte", json: Path | None = None
+) -> None:
+    """Read all token shards of a prepared corpus, and verify that they are what was prepared.
+
+    A run does the same where this machine has not verified the shards yet, or a size or time of a file has changed.
+
+    Args:
+        name: a prepared corpus, as in `scaling data prepare`.
+        directory: folder of the prepared corpora.
+        vocabulary: byte, or the path of a SentencePiece model.
+        json: also write what is printed to this file.
+    """
+    started = time.monotonic()
+    meta, size = verify_prepared(directory, name, vocabulary, again=True)
+    facts = {
+        "folder": str(shards_folder(directory, name, vocabulary)),
+        "files": 1 + len(shard_files(meta)),
+        "bytes": size,
+    }
+    Console().print(
+        f"{name}: {facts['files']} files, {size:,} bytes, are as prepared: fingerprint {meta['fingerprint']} "
+        f"({time.monotonic() - started:.1f} s)",
+        soft_wrap=True,
+    )
+    if json:
+        write_json(json, {**facts, "fingerprint": meta["fingerprint"]})
+
+
 def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
     """List the kinds of corpora, and the prepared ones.
 
@@ -110,7 +141,9 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
     for kind, corpus in CORPUS_KINDS.items():
         kinds.add_row(kind, " ".join((corpus.__doc__ or "").split("\n\n")[0].split()))
     console.print(kinds)
-    metas = [meta for path in sorted(Path(directory).glob("*/*/meta.json")) if (meta := read_meta(path.parent))]
+    # A hidden folder is one that a killed process left unfinished.
+    paths = [path for path in sorted(Path(directory).glob("*/*/meta.json")) if not path.parent.name.startswith(".")]
+    metas = [meta for path in paths if (meta := read_meta(path.parent))]
     table = Table(Column("prepared", overflow="fold"), "vocabulary", "train tokens", "validation tokens")
     table.add_column("fingerprint", no_wrap=True, min_width=16)
     for meta in metas:

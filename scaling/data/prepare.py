@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, Stdlib, parse_corpus, parse_rates
-from scaling.data.shards import SCHEMA, read_meta, shards_folder
+from scaling.data.shards import SCHEMA, read_meta, shards_folder, verify_prepared
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
+from scaling.data.verification import META, TABLE, compute_checksums, record_verified
 from scaling.errors import InputError
-from scaling.files import lock_file, replace_folder, write_json
+from scaling.files import REPLACED_PREFIX, lock_file, replace_folder, write_json
 
 SHARD_TOKENS = 1 << 26
 """Tokens in a shard; the last shard of a split is shorter."""
@@ -72,15 +73,15 @@ def prepare(
     corpus = parse_corpus(name)
     started = time.monotonic()
     if isinstance(corpus, Mixture) and read_meta(folder) is not None:
-        return _open_prepared(folder)
+        return _open_prepared(directory, name, vocabulary)
     if current_meta(folder, corpus.source_hash()) is not None:
-        return _open_prepared(folder)
+        return _open_prepared(directory, name, vocabulary)
     if isinstance(corpus, Seqio) or backend == "seqio" or (backend == "auto" and importlib.util.find_spec("seqio")):
         options = ["--directory", str(directory), "--vocabulary", vocabulary, "--shard-tokens", str(shard_tokens)]
         _run_seqio(corpus.name, ["prepare", name, *options])
     else:
         _prepare_plain(corpus, folder, load_tokenizer(vocabulary), shard_tokens)
-    return _open_prepared(folder, time.monotonic() - started)
+    return _open_prepared(directory, name, vocabulary, time.monotonic() - started)
 
 
 def prepare_mixture(
@@ -104,15 +105,14 @@ def prepare_mixture(
                 f"mixture {name!r}: {size} = {value}: must be at least 1; give --{size.replace('_', '-')} N"
             )
     parts = [f"{corpus}={rate}" for corpus, rate in parse_rates(name, parts).items()]
-    folder = shards_folder(directory, Mixture(name).name, vocabulary)
+    corpus = Mixture(name).name
+    folder = shards_folder(directory, corpus, vocabulary)
     options = [f"--{size.replace('_', '-')}={value}" for size, value in sizes.items()]
     if current_meta(folder, mixture_source_hash(parse_rates(name, parts), train_tokens, validation_tokens)) is not None:
-        return _open_prepared(folder)
+        return _open_prepared(directory, corpus, vocabulary)
     started = time.monotonic()
-    _run_seqio(
-        f"mixture:{name}", ["mixture", name, *parts, *options, f"--directory={directory}", "--vocabulary", vocabulary]
-    )
-    return _open_prepared(folder, time.monotonic() - started)
+    _run_seqio(corpus, ["mixture", name, *parts, *options, f"--directory={directory}", "--vocabulary", vocabulary])
+    return _open_prepared(directory, corpus, vocabulary, time.monotonic() - started)
 
 
 def mixture_source_hash(rates: Mapping[str, float], train_tokens: int, validation_tokens: int) -> str:
@@ -123,10 +123,20 @@ def mixture_source_hash(rates: Mapping[str, float], train_tokens: int, validatio
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
-def _open_prepared(folder: Path, seconds: float = 0.0) -> PreparedCorpus:
-    meta = read_meta(folder)
-    assert meta is not None
+def _open_prepared(directory: Path | str, corpus: str, vocabulary: str, seconds: float = 0.0) -> PreparedCorpus:
+    """The shards of a corpus, verified. Removes what killed writers left beside them, unless a process writes there."""
+    folder = shards_folder(directory, corpus, vocabulary)
+    meta, _ = verify_prepared(directory, corpus, vocabulary)
+    if _leftovers(folder):
+        with contextlib.suppress(PermissionError), lock_file(folder.parent / ".lock", wait=False) as is_ours:
+            for leftover in _leftovers(folder) if is_ours else ():
+                shutil.rmtree(leftover, ignore_errors=True)
     return PreparedCorpus(folder, meta, seconds)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Folders beside `folder` that a writer which was killed left behind, if no process holds the lock."""
+    return [path for prefix in (TEMPORARY_PREFIX, REPLACED_PREFIX) for path in folder.parent.glob(f"{prefix}*")]
 
 
 def current_meta(folder: Path, source: str | None) -> dict[str, Any] | None:
@@ -193,14 +203,16 @@ def write_shards(
     with _full_disk_as_input_error(folder), lock_file(folder.parent / ".lock"):
         if current_meta(folder, source) is not None:
             return
-        for stale in folder.parent.glob(f"{TEMPORARY_PREFIX}*"):
-            shutil.rmtree(stale)
+        for leftover in _leftovers(folder):
+            shutil.rmtree(leftover)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
         try:
             meta = _write_splits(temporary, corpus, tokenizer, documents, shard_tokens, source)
-            write_json(temporary / "meta.json", meta)
+            meta["checksums"] = compute_checksums(temporary, meta)
+            write_json(temporary / META, meta)
             temporary.chmod(0o755)  # mkdtemp gives 0o700, which would shut other users out
             replace_folder(temporary, folder)
+            record_verified(folder, meta)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -233,7 +245,7 @@ def _write_splits(
     digest = hashlib.sha256(f"{tokenizer.size} {tokenizer.eos_id} {dtype.str}".encode())
     digest.update(tokenizer.bytes_per_token.tobytes())
     np.save(table := io.BytesIO(), tokenizer.bytes_per_token)
-    (folder / "bytes_per_token.npy").write_bytes(table.getvalue())  # np.save to a path hides why it failed
+    (folder / TABLE).write_bytes(table.getvalue())  # np.save to a path hides why it failed
     splits = {}
     for split in SPLITS:
         digest.update(split.encode())

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling.data.corpora import parse_corpus
+from scaling.data.corpora import Mixture, parse_corpus
 from scaling.data.tokenizer import load_tokenizer
+from scaling.data.verification import TABLE, verify_shards
 from scaling.errors import InputError
 
 SCHEMA = 1
@@ -102,18 +103,36 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
+def prepare_command(directory: Path | str, corpus: str, vocabulary: str) -> str:
+    """The command that prepares a corpus, for error messages."""
+    parsed = parse_corpus(corpus)
+    mixture = f"mixture {parsed.path} CORPUS=RATE ... --train-tokens N" if isinstance(parsed, Mixture) else ""
+    options = f"--directory {directory}" + ("" if vocabulary == "byte" else f" --vocabulary {vocabulary}")
+    return f"scaling data {mixture or f'prepare {corpus!r}'} {options}"
+
+
+def verify_prepared(
+    directory: Path | str, corpus: str, vocabulary: str = "byte", *, again: bool = False
+) -> tuple[dict[str, Any], int]:
+    """The meta.json of a prepared corpus whose files are as prepared (verification.py), and how many bytes were read to
+    see that. again: reads all files, though this machine has verified them before.
+
+    Raises InputError when the corpus is unknown or not prepared, or a file is damaged.
+    """
+    folder, command = shards_folder(directory, corpus, vocabulary), prepare_command(directory, corpus, vocabulary)
+    meta = read_meta(folder)
+    if meta is None:
+        raise InputError(f"corpus {corpus!r}: not prepared in {directory}; run {command}")
+    return meta, verify_shards(folder, meta, command, again=again)
+
+
 def open_shards(directory: Path | str, corpus: str, vocabulary: str = "byte", fingerprint: str = "") -> TokenShards:
     """Opens a prepared corpus through memory maps. fingerprint: when not empty, the shards must have this one.
 
-    Raises InputError when the corpus is unknown or not prepared, the fingerprint differs, or a shard is torn.
+    Raises InputError when the fingerprint differs, and as `verify_prepared` does.
     """
     folder = shards_folder(directory, corpus, vocabulary)
-    meta = read_meta(folder)
-    if meta is None:
-        options = f"--directory {directory}" + ("" if vocabulary == "byte" else f" --vocabulary {vocabulary}")
-        raise InputError(
-            f"corpus {corpus!r}: not prepared in {directory}; run scaling data prepare {corpus!r} {options}"
-        )
+    meta, _ = verify_prepared(directory, corpus, vocabulary)
     if fingerprint and fingerprint != meta["fingerprint"]:
         raise InputError(
             f"corpus {corpus!r}: data.fingerprint = {fingerprint}: must be {meta['fingerprint']}, that of {folder}; "
@@ -125,7 +144,7 @@ def open_shards(directory: Path | str, corpus: str, vocabulary: str = "byte", fi
         vocab_size=meta["vocab_size"],
         eos_id=meta["eos_id"],
         fingerprint=meta["fingerprint"],
-        bytes_per_token=np.load(folder / "bytes_per_token.npy"),
+        bytes_per_token=np.load(folder / TABLE),
         train=_map_split(folder, meta, "train"),
         validation=_map_split(folder, meta, "validation"),
     )
@@ -141,21 +160,8 @@ def limit_unique_tokens(tokens: TokenShards, unique_tokens: int | None) -> Token
 
 
 def _map_split(folder: Path, meta: dict[str, Any], name: str) -> Split:
-    """Maps the shards of a split. Raises InputError when the size of one is not what meta.json says."""
     facts, dtype = dict(meta["splits"][name]), np.dtype(meta["dtype"])
-    shards = []
-    tokens_left = facts["tokens"]
-    for shard in facts.pop("shards"):
-        expected = min(tokens_left, meta["shard_tokens"])
-        path = folder / shard
-        size = path.stat().st_size if path.is_file() else 0
-        if size != expected * dtype.itemsize:
-            raise InputError(
-                f"{path}: {size} bytes: must be {expected * dtype.itemsize}, as meta.json says; delete the folder and "
-                "run scaling data prepare again"
-            )
-        shards.append(np.asarray(np.memmap(path, dtype, mode="r")))
-        tokens_left -= expected
+    shards = (np.asarray(np.memmap(folder / shard, dtype, mode="r")) for shard in facts.pop("shards"))
     return Split(tuple(shards), meta["shard_tokens"], **facts)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from scaling.commands.data import data_list, data_prepare, data_vocabulary
 from scaling.data.corpora import SPLITS, parse_corpus
-from scaling.data.prepare import mixture_source_hash
+from scaling.data.prepare import mixture_source_hash, prepare
 from scaling.data.shards import TokenShards, open_shards
 from scaling.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 from tests.conftest import in_process, scaling
@@ -111,6 +111,28 @@ def test_prepare_and_list(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert fingerprint in shown
     assert "stdlib" in shown
     assert [meta["fingerprint"] for meta in json.loads(listed.read_text())] == [fingerprint]
+
+
+def test_verify_reads_all_and_names_a_damaged_file(source: Path, tmp_path: Path) -> None:
+    prepared = prepare(name_of(source), tmp_path / "out" / "corpora", backend="plain")
+    done = in_process("data", "verify", name_of(source), "--json", "v.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "v.json").read_text())
+    assert facts["bytes"] == sum(path.stat().st_size for path in prepared.folder.iterdir())
+    assert facts["fingerprint"] == prepared.fingerprint
+    (prepared.folder / "train-00000.bin").write_bytes(bytes(prepared.meta["splits"]["train"]["tokens"] * 2))
+    done = in_process("data", "verify", name_of(source), cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(r"train-00000\.bin.*scaling data prepare", done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_list_leaves_out_what_a_killed_prepare_left(source: Path, tmp_path: Path) -> None:
+    prepared = prepare(name_of(source), tmp_path / "out", backend="plain")
+    for name in (".writing-abc", ".replaced-byte"):
+        shutil.copytree(prepared.folder, prepared.folder.with_name(name))
+    data_list(str(tmp_path / "out"), json=tmp_path / "list.json")
+    assert len(json.loads((tmp_path / "list.json").read_text())) == 1
 
 
 def test_vocabulary_is_measured_on_validation_and_its_command_works(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from scaling.data.prepare import prepare, write_shards
 from scaling.data.shards import open_shards
 from scaling.data.tokenizer import ByteTokenizer, train_sentencepiece
 from scaling.errors import InputError
+from scaling.files import lock_file
 
 TEXTS = [f"line {i} é😀 \x00 ▁\n" for i in range(400)]
 
@@ -139,6 +141,18 @@ def test_a_killed_prepare_leaves_no_corpus_and_the_next_one_cleans_up(source: Pa
     prepare(name, out, backend="plain")
     assert not list(out.glob("*/.writing-*"))
     assert open_shards(out, name).train.documents > 300
+
+
+def test_leftovers_of_killed_writers_go_unless_one_is_writing(source: Path, tmp_path: Path) -> None:
+    prepared = prepare(name_of(source), tmp_path / "out", backend="plain")
+    leftovers = [prepared.folder.with_name(name) for name in (".writing-abc", ".replaced-byte")]
+    for leftover in leftovers:
+        shutil.copytree(prepared.folder, leftover)
+    with lock_file(prepared.folder.parent / ".lock"):
+        prepare(name_of(source), tmp_path / "out", backend="plain")
+        assert all(path.is_dir() for path in leftovers)
+    prepare(name_of(source), tmp_path / "out", backend="plain")
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_a_second_writer_keeps_the_shards_of_the_first(source: Path, tmp_path: Path) -> None:
