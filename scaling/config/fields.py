@@ -20,6 +20,21 @@ def unhashed_field(default: Any) -> Any:
     return field(default=default, metadata={"hashed": False})
 
 
+def later_field(default: Any) -> Any:
+    """A hashed dataclass field that came after the first release. It is hashed where it is not at its default, so that
+    the run_ids of older configs stay what they are; the default must therefore never change."""
+    return field(default=default, metadata={"hash_default": False})
+
+
+def is_hashed(spec: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field with this value is part of `run_id`."""
+    if not spec.metadata.get("hashed", True):
+        return False
+    if spec.metadata.get("hash_default", True):
+        return True
+    return value != (spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory())
+
+
 def require(condition: bool, config: Any, name: str, right: str) -> None:
     """Raises InputError unless the condition holds: the field, its value, and `right`, what it must be."""
     if not condition:

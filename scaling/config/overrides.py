@@ -39,7 +39,7 @@ def record_overrides(before: RunConfig, after: RunConfig, changes: Overlay) -> R
     if not before.recipe or before.run_id == after.run_id:
         return after
     old, new = flatten(hashed_dict(before)), flatten(hashed_dict(after))
-    changed = {path for path in new if new[path] != old.get(path)}
+    changed = {path for path in old | new if new.get(path) != old.get(path)}
     added = [
         f"{path}={_short(value)}"
         for path, value in changes.items()
@@ -61,6 +61,14 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in data.items():
         out |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return out
+
+
+def differing_fields(before: RunConfig, after: RunConfig) -> str:
+    """The hashed fields in which two configs differ, as `optimizer.learning_rate = 0.003 -> 0.01`; the first three."""
+    old, new = flatten(hashed_dict(before)), flatten(hashed_dict(after))
+    return ", ".join(
+        [f"{path} = {old.get(path)!r} -> {new.get(path)!r}" for path in old | new if old.get(path) != new.get(path)][:3]
+    )
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The config of a run: a frozen dataclass that is checked when it is built, read from and written as JSON, and hashed.
 
 Durations are tokens. A field whose metadata says `hashed=False` does not change what a run learns (where it runs, how
-often it logs, how its memory is laid out) and stays out of `run_id`.
+often it logs, how its memory is laid out) and stays out of `run_id`. So does one whose metadata says
+`hash_default=False`, which came after the first release, at its default.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling.config.fields import build_dataclass, canonical_json, check_seed, check_types, require, unhashed_field
+from scaling.config.fields import (
+    build_dataclass,
+    canonical_json,
+    check_seed,
+    check_types,
+    is_hashed,
+    require,
+    unhashed_field,
+)
 from scaling.config.sections import (
     DataConfig,
     MeasureConfig,
@@ -153,18 +162,16 @@ class RunConfig:
 def hashed_dict(config: Any) -> dict[str, Any]:
     """The fields that change the result, nested as in the config, defaults resolved and tokens in whole batches.
 
-    A field that came after the first release is left out, or null, where it has no effect: old run_ids must not change.
+    A `later_field` is left out at its default, and a field that has no effect is null: old run_ids must not change.
     """
     out: dict[str, Any] = {}
     for spec in dataclasses.fields(config):
-        if spec.metadata.get("hashed", True):
-            value = getattr(config, spec.name)
+        value = getattr(config, spec.name)
+        if is_hashed(spec, value):
             out[spec.name] = hashed_dict(value) if dataclasses.is_dataclass(value) else value
     if isinstance(config, RunConfig):
         out["tokens"] = config.steps * config.data.batch_tokens
         out["data"]["order"] = config.data_order
-    if isinstance(config, DataConfig) and config.unique_tokens is None:
-        del out["unique_tokens"]
     if isinstance(config, ModelConfig):
         out |= {"kv_heads": config.num_kv_heads, "ff_width": config.num_ff}
         if config.parametrization == "standard":

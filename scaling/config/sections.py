@@ -1,6 +1,7 @@
 """The sections of a run's config: frozen dataclasses, checked when they are built. run_config.py puts them together.
 
-An `unhashed_field` does not change what a run learns. The texts under `Attributes` are the help of the flags.
+An `unhashed_field` does not change what a run learns; a new field that does is a `later_field`. The texts under
+`Attributes` are the help of the flags.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.config.fields import check_seed, check_types, require, unhashed_field
+from scaling.config.fields import check_seed, check_types, later_field, require, unhashed_field
 from scaling.files import refuse_url
 
 
@@ -101,7 +102,7 @@ class DataConfig:
     corpus: str = "stdlib"
     vocabulary: str = "byte"
     fingerprint: str = ""
-    unique_tokens: int | None = None
+    unique_tokens: int | None = later_field(None)
     sequence_length: int = 128
     batch_sequences: int = 16
     order: int | None = None

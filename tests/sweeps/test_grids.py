@@ -31,6 +31,12 @@ def test_overlay_notes_what_it_changes_of_a_recipe_and_nothing_else():
     assert overlay(BASE, {"optimizer.learning_rate": 0.5}).overrides == ()
 
 
+def test_overlay_notes_a_later_field_that_returns_to_its_default():
+    few = recipes.small("w64xd4", 65_536)
+    few = dataclasses.replace(few, data=dataclasses.replace(few.data, unique_tokens=4_096))
+    assert overlay(few, {"data.unique_tokens": None}).overrides == ("data.unique_tokens=None",)
+
+
 def test_a_learning_rate_that_is_set_no_longer_says_it_came_by_rule():
     given = dataclasses.replace(BASE, recipe="ours", learning_rate_from="rule: ours")
     assert overlay(given, {"optimizer.learning_rate": 0.5}).learning_rate_from == "override"

@@ -101,6 +101,16 @@ def test_what_changes_no_result_is_this_and_nothing_else() -> None:
     }
 
 
+def test_a_section_that_a_config_gains_changes_no_run_id() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Stage:
+        kind: str = "pretrain"
+
+    section = dataclasses.field(default_factory=Stage, metadata={"hash_default": False})
+    grown = dataclasses.make_dataclass("RunConfig", [("stage", Stage, section)], bases=(RunConfig,), frozen=True)
+    assert grown().run_id == RunConfig().run_id != grown(stage=Stage("finetune")).run_id
+
+
 def test_fields_that_a_choice_ignores_make_no_other_run() -> None:
     assert from_dict({"model": {"base_width": 8, "base_depth": 8}}).run_id == RunConfig().run_id
     assert from_dict({"optimizer": {"momentum": 0.5}}).run_id == RunConfig().run_id
