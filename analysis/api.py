@@ -37,7 +37,7 @@ ObjectiveName = Literal["huber", "lad", "mse_log", "mse"]
 
 
 def load(path: str | Path, *, columns: Mapping[str, str] | None = None, where: str = "") -> pd.DataFrame:
-    """A sweep folder, CSV, Parquet or JSONL file as a table. The runs of a sweep folder are flagged.
+    """A sweep folder, or a file of analysis.tables.table_files, as a table. The runs of a sweep folder are flagged.
 
     Args:
       columns: our name -> name in the file, as in {"params": "N", "tokens": "D", "loss": "L"}.
@@ -54,10 +54,16 @@ def load_with_origin(
     """(table, origin): `load`, and what fit.json records of where a table comes from: its path, the sha256 of all its
     rows, columns and where."""
     path = Path(path)
-    all_rows = flags.read_flagged_table(path)
-    sha256 = results.hash_source(path, all_rows)
-    origin = {"path": str(path), "sha256": sha256, "columns": columns or {}, "where": where}
-    return filter_rows(results.rename_columns(all_rows, path, columns), where), origin
+    # the hash of a folder is that of its rows before columns are mapped, that of a file that of its bytes
+    all_rows = flags.read_flagged_table(path, None if path.is_dir() else columns)
+    origin = {
+        "path": str(path),
+        "sha256": results.hash_source(path, all_rows),
+        "columns": columns or {},
+        "where": where,
+    }
+    table = results.rename_columns(all_rows, path, columns) if path.is_dir() else all_rows
+    return filter_rows(table, where), origin
 
 
 def objective(name: ObjectiveName, delta: float = 1e-3) -> Objective:

@@ -1,4 +1,4 @@
-"""Results tables: run folders, CSV, Parquet and JSONL files read into one tidy table, one row per finished run.
+"""Results tables: run folders and files (analysis.tables.table_files) as one tidy table, one row per finished run.
 
 The columns are those of analysis.tables.schema: losses in nats per token, counts as plain counts. Every row has every
 count of parameters, and a fit names the one that it used.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from analysis.files import write_by_rename
 from analysis.tables import evaluations
 from analysis.tables.run_files import RESULT, RESULTS_CSV, RESULTS_PARQUET, RUNS
 from analysis.tables.schema import COLUMNS, DEFAULT_PARAMS_COLUMN, SORT_COLUMNS, SURFACE_COLUMNS, TEXT_COLUMNS
+from analysis.tables.table_files import read_file
 
 MAX_LISTED = 12
 """Names or values that an error lists."""
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A sweep folder, CSV, Parquet or JSONL file as one table, rows in a fixed order.
+    """A sweep folder or a file as one table, rows in a fixed order.
 
     Failed and diverged runs stay, with their status. `attrs["unfinished"]` counts run folders that hold no result yet.
     The runs of a folder are not flagged: see `analysis.tables.flags.read_flagged_table`.
@@ -41,7 +42,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
     path = Path(path)
     if not path.exists():
         raise TableError(f"{path}: no such file or folder")
-    return rename_columns(_read_folder(path) if path.is_dir() else _read_file(path), path, columns)
+    sources = {(columns or {}).get(name, name) for name in TEXT_COLUMNS}
+    table = _read_folder(path) if path.is_dir() else read_file(path, sources)
+    return rename_columns(table, path, columns)
 
 
 def rename_columns(table: pd.DataFrame, path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -63,26 +66,12 @@ def rename_columns(table: pd.DataFrame, path: Path, columns: Mapping[str, str] |
     return table
 
 
-def _read_file(path: Path) -> pd.DataFrame:
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".jsonl": lambda file: pd.read_json(file, lines=True),
-    }
-    if path.suffix not in readers:
-        raise TableError(f"{path}: a table is a sweep folder, or a file ending in {', '.join(readers)}")
-    try:
-        return readers[path.suffix](path)
-    except (ValueError, OSError, UnicodeError) as error:
-        raise TableError(f"{path}: not a readable {path.suffix[1:]} table ({str(error).splitlines()[0]})") from None
-
-
 def _read_folder(folder: Path) -> pd.DataFrame:
     runs = folder / RUNS
     if not runs.is_dir():
         collected = folder / RESULTS_PARQUET
         if collected.exists():
-            return _read_file(collected)
+            return read_file(collected, TEXT_COLUMNS)
         raise TableError(f"{folder}: holds neither {RUNS}/ nor {RESULTS_PARQUET}")
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     finished = [path for path in folders if (path / RESULT).exists()]
