@@ -74,7 +74,7 @@ def make_worker_runner(
         budgets=work.budgets,
         members=work.members,
         devices_per_run=work.devices_per_run,
-        jobs=work.total_slots,
+        total_slots=work.total_slots,
         wait_for_others=False,
     )
 

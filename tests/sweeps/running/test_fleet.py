@@ -23,7 +23,7 @@ from sweeps.commands.run import run_locally
 from sweeps.grids import Sweep, overlay
 from sweeps.local.launch import Slot
 from sweeps.planning.plan import build_plan, find_sweep, freeze_plan, load_plan
-from sweeps.running import claims, fleet, progress
+from sweeps.running import attempt_log, claims, fleet, progress
 from sweeps.running.attempt_log import RetryBudgets
 from sweeps.running.cluster import WorkerHandle, WorkerSpec, WorkerState
 from sweeps.running.fleet import Fleet, run_fleet
@@ -227,6 +227,17 @@ def test_a_worker_ends_when_its_cells_wait_for_a_trunk_of_another_group(tmp_path
     runner = fleet.make_worker_runner(WorkerSpec(tmp_path, devices=1), slots=[Slot()], command=stand_in_command())
     assert runner() == 0
     assert count_starts(tmp_path) == {}
+
+
+def test_a_worker_leaves_the_other_workers_their_share_of_the_runs_of_one_shape(tmp_path):
+    """Runs of one shape train in one process, but not more of them than half of a worker's share of the work."""
+    for total_slots, members in ((1, 4), (2, 2), (4, 1)):
+        folder = tmp_path / str(total_slots)
+        plan = stand_in_plan(folder, *[""] * 8)
+        work = WorkerSpec(folder, total_slots=total_slots)
+        assert fleet.make_worker_runner(work, slots=[Slot()], command=stand_in_command())() == 0
+        first_attempt = attempt_log.read_attempts(folder / RUNS / plan.cells[0].run_id)[0]
+        assert first_attempt["members"] == members
 
 
 def test_workers_are_submitted_again_after_a_refusal(tmp_path, monkeypatch):
