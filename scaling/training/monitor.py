@@ -22,6 +22,8 @@ from scaling.signals import handle_signals
 
 DIVERGED_STEPS = 200
 """Consecutive steps with a loss above ln V, the loss of a uniform guess, after which a run counts as diverged."""
+SIGN_OF_LIFE_SECONDS = 5.0
+"""Least time between two renewals of metrics.jsonl by steps that are not logged."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -32,19 +34,27 @@ class Stopped(Exception):
 @dataclass
 class Clock:
     """Measures the throughput of this session, from its first finished step on, so without compilation, and without
-    pauses. steps: those timed, -1 before the first has finished; seconds: their time; last: when the latest finished.
+    pauses. steps: those timed, -1 before the first has finished; seconds: their time; last: when the latest finished;
+    signed_at: when `is_sign_of_life_due` was last true.
     """
 
     config: RunConfig
     steps: int = -1
     seconds: float = 0.0
     last: float = field(default_factory=time.perf_counter)
+    signed_at: float = -math.inf
 
     def tick(self) -> None:
         """Counts one more finished step."""
         now = time.perf_counter()
         self.seconds += now - self.last if self.steps >= 0 else 0.0
         self.steps, self.last = self.steps + 1, now
+
+    def is_sign_of_life_due(self) -> bool:
+        """Whether this is the first call, or the first for SIGN_OF_LIFE_SECONDS that returns true."""
+        is_due = time.perf_counter() - self.signed_at >= SIGN_OF_LIFE_SECONDS
+        self.signed_at = time.perf_counter() if is_due else self.signed_at
+        return is_due
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

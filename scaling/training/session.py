@@ -129,6 +129,9 @@ def record_step(
     if done % s.config.measure.log_every_steps == 0 or done == s.config.steps or reason:
         line = {"step": done, "tokens": done * s.config.data.batch_tokens, "loss": loss, "grad_norm": grad_norm}
         record_metrics(s, line | {"learning_rate": step_learning_rate(step, s.config)} | clock.throughput())
+    elif jax.process_index() == 0 and clock.is_sign_of_life_due():
+        # The sweep runner ends a run whose folder does not change for long (sweeps/running/progress_watch.py).
+        (s.folder / run_folder.METRICS).touch()
     return reason
 
 

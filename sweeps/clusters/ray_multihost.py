@@ -35,6 +35,8 @@ from sweeps.local.launch import ProcessHandle, Slot
 RAY_LOG_FILE = "ray.txt"
 """In the run folder: what Ray itself prints. The run prints to its log.txt."""
 POLL_SECONDS, KILL_SECONDS = 0.2, 30.0
+NOTICE_SECONDS = 60.0
+"""Seconds between two lines that say that the run waits for hosts."""
 PORTS = range(20_000, 32_000)
 """Below those that Linux gives to outgoing connections."""
 
@@ -171,9 +173,14 @@ def run_on_hosts(address: str, demand: HostDemand, folder: Path, command: Sequen
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, run.receive_signal)
     group = ray.util.placement_group([dict(demand.resources)] * demand.hosts, strategy="STRICT_SPREAD")
+    said_at = time.monotonic()
     while not group.wait(POLL_SECONDS):
         if run.terminations or run.kills:
             return STOPPED
+        # The line tells the runner that this run is not stuck (sweeps/running/progress_watch.py).
+        if time.monotonic() - said_at > NOTICE_SECONDS:
+            print(f"waiting for {demand.hosts} hosts of the Ray cluster", flush=True)
+            said_at = time.monotonic()
     cpus, gpus = demand.resources.get("CPU", 0), demand.resources.get("GPU", 0)
     actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus)(HostActor)
     strategies = [PlacementGroupSchedulingStrategy(group, bundle) for bundle in range(demand.hosts)]

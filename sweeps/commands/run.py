@@ -50,6 +50,7 @@ def run(
     devices: int | None = None,
     failures: int = 2,
     preemptions: int = 100,
+    progress_timeout: float = DEFAULT_BUDGETS.progress_timeout,
     executor: Annotated[Executor, tyro.conf.arg(name="")] = LOCAL,
 ) -> int:
     """Trains the runs of the frozen plan <out>/<name> that are not done.
@@ -69,6 +70,8 @@ def run(
         devices: devices of each run whose mesh leaves its data axis open (mesh.data = None); by default fsdp x tensor.
         failures: how many attempts at a run may fail by an error of its own before the run is recorded as failed.
         preemptions: how many attempts at a run may be ended from outside before the run is recorded as failed.
+        progress_timeout: how many seconds a process may go on without a step or any other change in its run folder
+            before it is killed, which counts as a failed attempt; more where 50 steps or an evaluation take longer.
         executor: where the runs go: local, slurm or ray; the options of each come after the word.
     """
     folder = out / name
@@ -80,13 +83,15 @@ def run(
     for field, value in (("failures", failures), ("preemptions", preemptions)):
         if value < 1:
             raise InputError(f"{field} = {value}: must be 1 or more")
+    if not progress_timeout > 0:
+        raise InputError(f"progress_timeout = {progress_timeout}: must be above 0 seconds; inf for no limit")
     plan = load_plan(folder)
     if plan.sweep != name:
         raise InputError(
             f"{folder / PLAN}: sweep = {plan.sweep!r}: must be {name!r}, for two sweeps cannot share a folder; plan "
             "with --out elsewhere"
         )
-    started, budgets = time.monotonic(), RetryBudgets(failures, preemptions)
+    started, budgets = time.monotonic(), RetryBudgets(failures, preemptions, progress_timeout)
     if isinstance(executor, Local):
         code = run_locally(
             folder, jobs=jobs, retry_failed=retry_failed, members=members, devices_per_run=devices, budgets=budgets

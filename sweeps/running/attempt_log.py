@@ -23,7 +23,7 @@ AttemptOutcome = Literal["done", "diverged", "failed", "preempted", "memory", "l
 """How an attempt ended.
 
     done, diverged  it wrote a result
-    failed          the program ended with an error of its own
+    failed          the program ended with an error of its own, or made no progress and was killed
     preempted       a signal from outside ended it, or it was asked to save and end
     memory          it ran out of memory
     lost            its runner died, and nobody saw it end
@@ -38,10 +38,13 @@ class RetryBudgets:
     """How many attempts at a run may end badly before it is recorded as failed.
 
     failures: attempts that failed by an error of the run itself. preemptions: attempts that ended from outside.
+    progress_timeout: seconds without progress after which an attempt is killed and counts as failed
+    (sweeps/running/progress_watch.py).
     """
 
     failures: int = 2
     preemptions: int = 100
+    progress_timeout: float = 1800.0
 
     def exhausted_reason(self, outcomes: Counter[str]) -> str:
         """Why there is no further attempt, in words; empty while there may be one. outcomes: as of `count_outcomes`."""

@@ -26,7 +26,7 @@ from scaling.training import branching, simulated_run
 from scaling.training.population_limits import program_key
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import join_slots, last_output_line, start_process
-from sweeps.planning.plan import Cell, Plan
+from sweeps.planning.plan import Cell, Plan, format_duration
 from sweeps.running import attempt_log
 from sweeps.running.attempt_log import DEFAULT_BUDGETS, AttemptOutcome, RetryBudgets
 from sweeps.running.board import progress_board, progress_line
@@ -42,6 +42,7 @@ from sweeps.running.outcomes import (
 )
 from sweeps.running.population_packing import choose_members
 from sweeps.running.progress import read_cell_progress
+from sweeps.running.progress_watch import ProgressWatch
 from sweeps.running.queue import WaitingCells
 from sweeps.running.running_attempts import Attempt, RunningAttempts
 
@@ -86,6 +87,7 @@ class Runner:
       pending: cells that have not started.
       own_ids: the run_ids of `cells`.
       attempts: the processes that run now.
+      watch: finds those of them that make no progress.
       unreported: run_ids of `cells` whose end has not been printed yet.
       solo: run_ids that get a process of their own, because their population failed or they ran out of memory.
       member_limit: program key -> most members of a population of that key, after one ran out of memory.
@@ -110,6 +112,7 @@ class Runner:
     pending: WaitingCells = field(init=False)
     own_ids: frozenset[str] = field(init=False)
     attempts: RunningAttempts = field(init=False)
+    watch: ProgressWatch = field(init=False)
     unreported: set[str] = field(default_factory=set)
     solo: set[str] = field(default_factory=set)
     member_limit: dict[Hashable, int] = field(default_factory=dict)
@@ -119,6 +122,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.pending = WaitingCells(self.is_ready, self.group_key)
         self.attempts = RunningAttempts(list(self.slots), self.jobs)
+        self.watch = ProgressWatch(self.budgets.progress_timeout)
         self.own_ids = frozenset(cell.run_id for cell in self.cells)
 
     def __call__(self) -> int:
@@ -157,6 +161,7 @@ class Runner:
                     if not self.attempts and not self.wait_for_others and all(map(self.held_elsewhere, self.pending)):
                         break
                 self.drop_taken_over()
+                self.end_stuck()
                 if self.live and time.monotonic() - drawn_at > REFRESH_SECONDS:
                     now = [
                         read_cell_progress(self.run_folder(cell), cell)
@@ -318,6 +323,8 @@ class Runner:
         if code == DISK_FULL:
             raise OSError(errno.ENOSPC, last_output_line(log_folder) or os.strerror(errno.ENOSPC))
         kind, reason = classify_exit(code, log_folder)
+        if attempt in self.attempts.stuck:
+            kind, reason = "failed", self.attempts.stuck[attempt][0]
         if self.stops and kind == "preempted":
             attempt_log.record_end(folder, "stopped", reason)
             self.pending.add([cell])
@@ -370,6 +377,19 @@ class Runner:
         total = len(self.plan.cells)
         ended = total - len(self.unreported)
         self.print_line(f"[{ended}/{total}] {progress_line(read_cell_progress(self.run_folder(cell), cell))}")
+
+    def end_stuck(self) -> None:
+        """Ends the processes that make no progress, and says of those that have made none for a while."""
+        for attempt, seconds, allowed in self.watch.look(self.attempts):
+            silence, limit = format_duration(seconds), format_duration(allowed)
+            cell, more = attempt.cells[0], len(attempt.cells) - 1
+            name = f"{cell.run_id} {cell.name}" + f" and {more} more" * bool(more)
+            if seconds < allowed:
+                self.print_line(f"{name}: no progress for {silence}; it is ended after {limit} (--progress-timeout)")
+            elif attempt not in self.attempts.stuck:
+                self.print_line(f"{name}: no progress for {silence}; ending it")
+                self.attempts.end_stuck(attempt, f"made no progress for {silence}")
+        self.attempts.kill_stuck()
 
     def drop_taken_over(self) -> None:
         """Kills every process that trains a run which another runner took over, and queues its runs again."""

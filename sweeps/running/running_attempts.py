@@ -12,6 +12,8 @@ from sweeps.running.claims import Claim, LeaseRenewer
 
 GRACE_SECONDS = 120.0
 """How long a process that was asked to save and end may take before it is killed."""
+STUCK_GRACE_SECONDS = 30.0
+"""The same for a process that has made no progress for long."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,7 @@ class RunningAttempts:
       running: the attempts, in the order of their start.
       stop_requested: the attempts whose process was asked to save and end.
       kill_deadline: when those are killed, in seconds of time.monotonic(); 0 before the first request.
+      stuck: the attempts that are being ended because they make no progress: why, in words, and when they are killed.
     """
 
     free: list[Slot]
@@ -43,6 +46,7 @@ class RunningAttempts:
     running: list[Attempt] = field(default_factory=list)
     stop_requested: set[Attempt] = field(default_factory=set)
     kill_deadline: float = 0.0
+    stuck: dict[Attempt, tuple[str, float]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Attempt]:
         return iter(tuple(self.running))
@@ -65,6 +69,7 @@ class RunningAttempts:
             self.renewer.release(claim)
         self.running.remove(attempt)
         self.stop_requested.discard(attempt)
+        self.stuck.pop(attempt, None)
         self.free += attempt.slots
 
     def stop(self, *, now: bool) -> None:
@@ -76,6 +81,17 @@ class RunningAttempts:
             elif attempt not in self.stop_requested:
                 self.stop_requested.add(attempt)
                 attempt.process.terminate()
+
+    def end_stuck(self, attempt: Attempt, reason: str) -> None:
+        """Asks a process that makes no progress to save and end; `kill_stuck` kills it if it does not."""
+        self.stuck[attempt] = reason, time.monotonic() + STUCK_GRACE_SECONDS
+        attempt.process.terminate()
+
+    def kill_stuck(self) -> None:
+        """Kills the processes that make no progress and did not end when they were asked to."""
+        for attempt, (_, deadline) in tuple(self.stuck.items()):
+            if time.monotonic() > deadline:
+                attempt.process.kill()
 
     def lost_claims(self) -> Iterator[tuple[Attempt, list[Cell]]]:
         """The attempts of which another runner took over a run, each with those cells."""

@@ -11,6 +11,8 @@ The config's name, "c0:habit", says how the run misbehaves:
     crash           raises an exception after its third step
     diverge         ends with the status "diverged"
     silent          ends without a result
+    stuck           hangs after its third step, and ignores SIGTERM; stuck_once: at its first start
+    aborted         aborts (SIGABRT) after its third step, at its first start
     busy            finds its folder locked, at its first three starts
     hungry          runs out of memory with more than two sequences at once
     killed          is killed once; always_killed: at every start
@@ -85,8 +87,14 @@ def misbehave(habit: str, folder: Path) -> None:
     """What happens after a step of a run with a habit."""
     if habit == "crash":
         raise ValueError("the moon is full")
-    if habit == "killed" and (folder / "starts").read_text().count("\n") == 1:
+    is_first_start = (folder / "starts").read_text().count("\n") == 1
+    if habit == "killed" and is_first_start:
         os.kill(os.getpid(), signal.SIGKILL)
+    if habit == "aborted" and is_first_start:
+        os.abort()
+    if habit == "stuck" or (habit == "stuck_once" and is_first_start):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -115,6 +115,16 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path, capsys):
     assert "the moon is full" in printed
 
 
+def test_an_aborted_process_is_a_failed_attempt_and_its_run_goes_on(tmp_path):
+    """XLA aborts a process whose devices wait for one another too long."""
+    (cell,) = stand_in_plan(tmp_path / "s", "aborted").cells
+    assert run_locally(tmp_path / "s", command=stand_in_command()) == 0
+    folder = tmp_path / "s" / RUNS / cell.run_id
+    assert dict(attempt_log.count_outcomes(folder)) == {"failed": 1, "done": 1}
+    assert "SIGABRT" in next(line["reason"] for line in attempt_log.read_attempts(folder) if "reason" in line)
+    assert read_result_rows(tmp_path / "s") == uninterrupted_rows(tmp_path, "")
+
+
 def test_failed_runs_stay_unless_asked(tmp_path):
     plan = stand_in_plan(tmp_path, "crash", "", "diverge")
     crashed = tmp_path / RUNS / plan.cells[0].run_id
