@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from analysis.design.next_runs import Design, design_cells
 from analysis.errors import TableError
 from analysis.fitting import compute_optimal
 from analysis.fitting.objective import Objective, huber, lad, mse, mse_log
-from analysis.forecasting import saved_fit, sensitivity
+from analysis.forecasting import extrapolation, saved_fit, sensitivity
 from analysis.forecasting.saved_fit import FitSettings, SavedFit
 from analysis.laws import Law, chinchilla, get_law
 from analysis.plots import fit as fit_plot
@@ -117,12 +118,20 @@ def find_law(name: str) -> Law:
 
 
 def forecast(law: SavedFit, params: ArrayLike, tokens: ArrayLike) -> pd.DataFrame:
-    """Predicts the losses of runs: one row each, with columns predicted, low and high in nats per token.
+    """Predicts the losses of runs: one row each, with columns predicted, low and high in nats per token. Warns of runs
+    far outside those of the fit, or in other units.
 
     params, tokens: numbers or arrays that broadcast with one another.
     """
+    rows = _forecast_rows(law, params, tokens)
+    for note in extrapolation.describe_targets(law.points, rows)["warnings"]:
+        warnings.warn(note, stacklevel=2)
+    return pd.DataFrame(rows)
+
+
+def _forecast_rows(law: SavedFit, params: ArrayLike, tokens: ArrayLike) -> list[dict[str, Any]]:
     n, d = (np.ravel(part) for part in np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (params, tokens))))
-    return pd.DataFrame(law.forecast(pd.DataFrame({"params": n, "tokens": d})))
+    return law.forecast(pd.DataFrame({"params": n, "tokens": d}))
 
 
 def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
@@ -137,9 +146,8 @@ def frontier(law: SavedFit, flops: ArrayLike) -> pd.DataFrame:
         raise TableError(f"{law.law.name}: a frontier needs a law of loss in params and tokens, as chinchilla is")
     budgets = np.atleast_1d(np.asarray(flops, np.float64))
     params, tokens = compute_optimal.optimal_allocation(law.law, law.values, budgets)
-    return forecast(law, params, tokens)[["params", "tokens", "predicted", "low", "high", "level"]].assign(
-        flops=budgets
-    )
+    columns = ["params", "tokens", "predicted", "low", "high", "level"]
+    return pd.DataFrame(_forecast_rows(law, params, tokens))[columns].assign(flops=budgets)
 
 
 MAX_EXTRAPOLATION, FRONTIER_POINTS = 1e6, 257

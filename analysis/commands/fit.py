@@ -51,6 +51,7 @@ def fit(
       params_column: The count of parameters to fit against, such as params_matmul or params_total. Default: params if
         the table has it, else params_matmul.
       holdout: Runs that the fit must not see: none, largest, or a number of FLOPs at or above which runs are held out.
+        The other runs of the same params and tokens, such as seeds, are held out with them.
       weight_power: Points are weighted by training FLOPs to this power; above 0 the largest runs count more.
       fix: Parameters fixed at a value, as in E=1.69,alpha=.34. Default: none.
       bound: Ranges of parameters, as in E=0.5:2,beta=.2:.6. Default: those of the law.
@@ -139,7 +140,8 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
     objective = document["objective"]
     width = f" (delta {objective['delta']:g})" if objective["delta"] else ""
     console.print(
-        f"{len(built.points)} points fitted, {len(built.held_out)} held out{dropped}; {objective['name']}{width}: "
+        f"{len(built.points)} points fitted, {len(built.held_out)} held out{_cell_note(built)}{dropped}; "
+        f"{objective['name']}{width}: "
         f"{objective['value']:.6g}, reached by {document['reached']} of {document['starts']} starts"
     )
     for how, count in document["learning_rates"].items():
@@ -149,6 +151,15 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
         print_table(sensitivity.panel_table(document["sensitivity"]), console)
     print_warnings(document["warnings"], console)
     console.print(f"saved {path}")
+
+
+def _cell_note(built: saved_fit.SavedFit) -> str:
+    """Says that --holdout largest held out more than one row: seeds and checkpoints of one cell."""
+    rows = built.held_out
+    if built.document["holdout"] != "largest" or len(rows) < 2:
+        return ""
+    cell = ", ".join(f"{name} = {rows[name].iloc[-1]:,.10g}" for name in built.law.columns)
+    return f" ({rows['run_id'].nunique()} runs of the cell {cell}, with all their rows)"
 
 
 def _format_open(interval: list[float | None]) -> str:

@@ -10,10 +10,10 @@ import pandas as pd
 import tyro
 from rich.table import Table
 
-from analysis import files
+from analysis import api, files
 from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.errors import TableError
-from analysis.forecasting import saved_fit, sealed_forecast
+from analysis.forecasting import extrapolation, saved_fit, sealed_forecast
 from analysis.tables import results
 
 
@@ -25,6 +25,7 @@ def forecast(
     score: Path | None = None,
     table: Path | None = None,
     columns: str = "",
+    where: str = "",
     out: Path | None = None,
     json: Path | None = None,
 ) -> dict[str, Any]:
@@ -41,12 +42,15 @@ def forecast(
       table: For --score, required there: a sweep folder, or a CSV, Parquet or JSONL file.
       columns: For --score: names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they
         are.
+      where: For --score: rows of the table that count, as in "corpus==c4" or "flags==". Default: all rows.
       out: File to save the forecast in. Default: forecast.json beside the fit; with --score, no file.
       json: Also write the same content to this file. Default: no file.
     """
     if score is None:
-        if table is not None or columns:
-            raise TableError("--table and --columns go with --score: they name the table that may hold the sealed runs")
+        if table is not None or columns or where:
+            raise TableError(
+                "--table, --columns and --where go with --score: they name the rows that may hold the sealed runs"
+            )
         if fit is None:
             raise TableError("FIT is missing: give a fit.json to forecast from, or --score SEALED --table TABLE")
         return _forecast_from(fit, params_value, tokens, seal, (out or fit.parent / "forecast.json", json))
@@ -55,7 +59,7 @@ def forecast(
         raise TableError(f"--score {score}: a sealed forecast is scored as it stands; leave out {', '.join(extra)}")
     if table is None:
         raise TableError(f"--score {score}: needs --table TABLE, the results table that may hold its runs")
-    facts = _score(score, results.read_table(table, results.parse_columns(columns)))
+    facts = _score(score, api.load(table, columns=results.parse_columns(columns), where=where))
     return _write(facts, (out, json))
 
 
@@ -73,6 +77,7 @@ def _forecast_from(
         raise TableError(f"{fit}: no run was held out; fit with --holdout, or give --params-value and --tokens")
     rows = loaded.forecast(target)
     facts = rows[-1] | {"law": loaded.describe(), "params_column": loaded.document["params_column"], "rows": rows}
+    facts |= extrapolation.describe_targets(loaded.points, rows)
     sealed = None if seal is None else sealed_forecast.write_sealed(loaded.document, rows, seal)
     _print_forecast(facts, is_held_out=params is None)
     if sealed is not None:
@@ -122,6 +127,7 @@ def _print_forecast(facts: dict[str, Any], *, is_held_out: bool) -> None:
         f"forecast for {run} (N = {facts['params']:,.0f}, D = {facts['tokens']:,.0f}): predicted "
         f"{facts['predicted']:.4f} ({facts['level']:.0%} interval {facts['low']:.4f} to {facts['high']:.4f}){measured}"
     )
+    print_warnings(facts["warnings"], console)
 
 
 def _table(rows: list[dict[str, Any]], *more: str) -> Table:

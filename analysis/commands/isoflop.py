@@ -10,7 +10,7 @@ from rich.markup import escape
 from analysis import api, files
 from analysis.commands.printing import make_console, print_warnings
 from analysis.errors import TableError
-from analysis.fitting.isoflop import akima, approach_1, approach_2
+from analysis.fitting.isoflop import akima, approach_1, approach_2, budget_warnings
 from analysis.tables import results, table_checks
 
 
@@ -27,7 +27,9 @@ def isoflop(
 
     Args:
       table: A sweep folder, or a CSV, Parquet or JSONL file, with several sizes at each of several budgets of FLOPs.
-      columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Default: as they are.
+      columns: Names of columns in a table made elsewhere, as in params=N,tokens=D,loss=L. Runs are grouped into budgets
+        by flops, or by 6 params tokens where the table has no flops: flops=NAME names another column. Default: as they
+        are.
       where: Rows to use, as in "corpus==c4". Default: all rows.
       params_column: The count of parameters to use. Default: params if the table has it, else params_matmul.
       bias_flops: Training FLOPs at which the bias is stated.
@@ -37,7 +39,8 @@ def isoflop(
     with_params = rows if params_column is None else rows.assign(params=rows[params_column])
     console, facts = make_console(), {}
     done_rows = rows[rows["status"] == "done"] if "status" in rows else rows
-    print_warnings(table_checks.flag_warnings(done_rows), console)
+    notes = [*table_checks.flag_warnings(done_rows), *budget_warnings(with_params)]
+    print_warnings(notes, console)
     for name, approach in (("approach_1", approach_1), ("approach_2", approach_2), ("akima", akima)):
         try:
             optimum = approach(with_params, at=bias_flops)
@@ -46,6 +49,8 @@ def isoflop(
             continue
         console.print(escape(repr(optimum)))
         facts[name] = optimum.facts()
+    if notes:
+        facts["warnings"] = notes
     if json:
         files.write_json(json, facts)
     return facts

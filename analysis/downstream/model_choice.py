@@ -22,6 +22,8 @@ from analysis.downstream.accuracy_models import (
 from analysis.downstream.trend import rise_is_visible
 from analysis.fitting import bootstrap
 from analysis.forecasting.law_choice import win_shares
+from analysis.tables.cells import extend_to_cells
+from analysis.tables.schema import SURFACE_COLUMNS
 
 CUT_FACTORS = (2.0, 3.0, 5.0, 10.0, 30.0)  # a cut holds out the runs above the largest compute over its factor
 MAX_CUTS = 3  # cuts used: the first of these that hold out enough runs and leave enough
@@ -130,7 +132,7 @@ def backtest_models(points: pd.DataFrame, models: Sequence[AccuracyModel], *, se
     """
     flops = points["flops"].to_numpy(float)
     fitted_below = {
-        factor: flops <= flops.max() / factor for factor in CUT_FACTORS
+        factor: ~extend_to_cells(points, flops > flops.max() / factor, SURFACE_COLUMNS) for factor in CUT_FACTORS
     }  # factor -> mask of the fitted runs
     min_held_out = max(MIN_HELD_OUT_RUNS, int(MIN_HELD_OUT_SHARE * len(points)))
     feasible = {

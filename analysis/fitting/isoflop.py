@@ -11,6 +11,7 @@ Units: params and tokens are counts, flops are training FLOPs; loss is nats per 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,12 +22,16 @@ from scipy.interpolate import Akima1DInterpolator
 
 from analysis.errors import TableError
 from analysis.tables.results import select_points
+from analysis.tables.schema import COLUMNS, DEFAULT_PARAMS_COLUMN
 
 ALPHA, BETA = 0.34, 0.28  # Hoffmann et al. 2022, table A3, as printed
 BIAS_FLOPS = 1e24  # FLOPs at which the bias of N* and D* is stated, as is usual for this comparison
 SUBDIVISIONS = 25  # points of the fine grid between two neighbouring sizes (Porian et al. 2024)
 MIN_SPACINGS = 0.33  # smallest standard deviation of log N*, in spacings of the sizes (Porian et al. 2024)
 SAME_BUDGET = 0.05  # largest relative difference in training FLOPs between neighbouring runs of one budget
+
+MAX_BUDGET_FACTOR = 10.0  # largest factor between a column of budgets and 6 params tokens
+_BUDGET_NAME = re.compile(r"flop|budget|compute|^c$", re.IGNORECASE)
 
 Minimum = Callable[[np.ndarray, np.ndarray], float]
 MedianAndStd = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
@@ -282,6 +287,38 @@ def _noisy_argmin(noise: float, draws: int, seed: int) -> MedianAndStd:
         return (np.median(inside), max(inside.std(), floor) * draws / len(inside)) if enough else (np.nan, np.nan)
 
     return median_and_std
+
+
+def budget_warnings(table: pd.DataFrame) -> list[str]:
+    """A warning where runs are grouped by 6 params tokens, or by flops, though another column holds their budgets.
+
+    Such a column is named as one of FLOPs, compute or a budget, has at least two values, each of three rows or more,
+    and every value lies within MAX_BUDGET_FACTOR of 6 params tokens.
+
+    table: columns params (or params_matmul) and tokens, and perhaps flops.
+    """
+    own = "flops" if "flops" in table else "6 params tokens"
+    params = table["params"] if "params" in table else table.get(DEFAULT_PARAMS_COLUMN)
+    if params is None or "tokens" not in table:
+        return []
+    flops = pd.to_numeric(table[own] if own in table else 6 * params * table["tokens"], errors="coerce")
+    for name in (str(column) for column in table if _BUDGET_NAME.search(str(column)) and column not in COLUMNS):
+        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        counts = values.value_counts()
+        ratio = values / flops
+        is_budget = len(counts) >= 2 and counts.min() >= 3 and len(counts) < len(table) / 2
+        if not is_budget or not ratio.between(1 / MAX_BUDGET_FACTOR, MAX_BUDGET_FACTOR).all():
+            continue
+        group = (flops.sort_values().pct_change() > SAME_BUDGET).cumsum()
+        groups = int(group.iloc[-1]) + 1
+        pairs = len(pd.DataFrame({"group": group, "value": values}).drop_duplicates())
+        if own == "flops" and groups == pairs == len(counts):
+            continue  # the budgets of both columns hold the same runs
+        return [
+            f"runs are grouped into {groups} budgets by {own}, and the table has a column {name} with {len(counts)} "
+            f"values of about that size: --columns flops={name} groups by it"
+        ]
+    return []
 
 
 def _split_budgets(points: pd.DataFrame) -> list[pd.DataFrame]:

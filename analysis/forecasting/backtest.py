@@ -17,6 +17,8 @@ from analysis.fitting import bootstrap
 from analysis.fitting.fit import fit_law
 from analysis.forecasting.law_choice import CANDIDATES, Candidate, choose
 from analysis.forecasting.prediction_intervals import build_predictive
+from analysis.tables import results
+from analysis.tables.cells import extend_to_cells
 
 LEVELS = (0.8, 0.9)
 FACTORS = (3.0, 10.0, 30.0)
@@ -67,8 +69,10 @@ def backtest_forecasts(
     """
     parts = []
     for factor in factors:
-        cut = points["flops"] <= points["flops"].max() / factor
-        train, test = points[cut].reset_index(drop=True), points[~cut].reset_index(drop=True)
+        is_test = (points["flops"] > points["flops"].max() / factor).to_numpy()
+        # The other rows and seeds of the runs above the cut are left out of the fit, and are no test of a forecast.
+        is_train = ~extend_to_cells(points, is_test, results.SURFACE_COLUMNS)
+        train, test = points[is_train].reset_index(drop=True), points[is_test].reset_index(drop=True)
         needed = max(len(candidate.law.parameters) for candidate in (*plain, *candidates)) + 1
         if test.empty or len(train[["params", "tokens"]].drop_duplicates()) < needed:
             continue

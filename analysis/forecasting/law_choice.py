@@ -22,6 +22,8 @@ import pandas as pd
 from analysis.fitting.fit import Objective, compute_weights, fit_each_weighting, huber
 from analysis.laws import Law, chinchilla
 from analysis.laws.surface import interaction
+from analysis.tables import results
+from analysis.tables.cells import extend_to_cells
 
 SCORING_FACTOR = 3.0  # candidates are scored on the runs above Cmax / 3
 HOLDOUT_FACTORS = (2.0, 3.0, 5.0)  # runs above Cmax over each of these are held out in turn, to see how errors grow
@@ -110,7 +112,8 @@ def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *
     flops = points["flops"].to_numpy(float)
     # For each factor, the points to fit: those of at most Cmax / factor, if they determine every candidate.
     needed = max(len(candidate.law.parameters) for candidate in candidates) + 1
-    masks = {factor: flops <= flops.max() / factor for factor in HOLDOUT_FACTORS}
+    beyond = {factor: flops > flops.max() / factor for factor in HOLDOUT_FACTORS}
+    masks = {f: ~extend_to_cells(points, is_beyond, results.SURFACE_COLUMNS) for f, is_beyond in beyond.items()}
     masks = {
         f: is_fitted
         for f, is_fitted in masks.items()
@@ -124,12 +127,12 @@ def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *
         f: np.log(p / _response(points, candidates)) for f, p in predict_holdouts(points, candidates, masks).items()
     }
     scoring_factor = SCORING_FACTOR if SCORING_FACTOR in masks else min(masks, key=lambda f: abs(f - SCORING_FACTOR))
-    held_out = ~masks[scoring_factor]
+    held_out = beyond[scoring_factor]
     absolute_errors = np.abs(np.nan_to_num(errors[scoring_factor][:, held_out], nan=np.inf))  # [candidates, held out]
     scores = absolute_errors.mean(1)
     cluster = points["cluster"].to_numpy()[held_out] if "cluster" in points else np.arange(held_out.sum())
     near_best = np.flatnonzero(scores <= NEAR_BEST * scores.min())
-    growth = float(np.median([_error_growth(errors, masks, flops, int(index)) for index in near_best]))
+    growth = float(np.median([_error_growth(errors, masks, beyond, flops, int(index)) for index in near_best]))
     shares = win_shares(absolute_errors, cluster, seed)
     return Choice(candidates, scores, shares, growth, int(np.argmin(scores)))
 
@@ -180,7 +183,11 @@ def win_shares(errors: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray
 
 
 def _error_growth(
-    errors: Mapping[float, np.ndarray], masks: Mapping[float, np.ndarray], flops: np.ndarray, index: int
+    errors: Mapping[float, np.ndarray],
+    masks: Mapping[float, np.ndarray],
+    beyond: Mapping[float, np.ndarray],
+    flops: np.ndarray,
+    index: int,
 ) -> float:
     """Error growth of one candidate over all hold-outs, per e-fold of compute.
 
@@ -189,6 +196,7 @@ def _error_growth(
     """
     error = distance = 0.0
     for factor, is_fitted in masks.items():
-        error += float(np.mean(errors[factor][index, ~is_fitted] ** 2))
-        distance += float(np.mean(np.log(flops[~is_fitted] / flops[is_fitted].max()) ** 2))
+        held_out = beyond[factor]
+        error += float(np.mean(errors[factor][index, held_out] ** 2))
+        distance += float(np.mean(np.log(flops[held_out] / flops[is_fitted].max()) ** 2))
     return float(np.sqrt(error / distance))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +26,7 @@ from analysis.forecasting import prediction_intervals
 from analysis.forecasting.law_choice import Candidate, Choice, choose
 from analysis.forecasting.prediction_intervals import PredictiveDistribution, predictive_from_facts
 from analysis.tables import results, table_checks
+from analysis.tables.cells import extend_to_cells
 from analysis.tables.results import Points
 
 SCHEMA = 1
@@ -144,19 +145,24 @@ class SavedFit:
         return rows
 
 
-def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def hold_out(
+    points: pd.DataFrame, rule: str, columns: Sequence[str] = results.SURFACE_COLUMNS
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Splits points, which are in order of training FLOPs, into (fitted, held out).
+
+    A run is held out with all its rows, and with the other runs of its cell, as seeds of one size and horizon are.
 
     Args:
       rule: "none"; "largest", the run with the most training FLOPs; or a number of FLOPs, at or above which rows are
         held out.
+      columns: those whose values make a cell.
     Raises:
       TableError: another rule, or one that holds nothing out.
     """
     if rule == "none":
         return points, points.iloc[:0]
     if rule == "largest":
-        held_out = points["run_id"] == points["run_id"].iloc[-1]
+        held_out = pd.Series(np.arange(len(points)) == len(points) - 1)
     else:
         try:
             threshold = float(rule)
@@ -166,6 +172,7 @@ def hold_out(points: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFram
         held_out = points["flops"] >= threshold
         if not held_out.any():
             raise TableError(f"--holdout {rule}: no run has so many FLOPs; the largest has {points['flops'].max():.4g}")
+    held_out = extend_to_cells(points, held_out.to_numpy(), columns)
     return points[~held_out].reset_index(drop=True), points[held_out].reset_index(drop=True)
 
 
@@ -215,10 +222,10 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
     Raises:
       TableError: the hold-out leaves fewer distinct points than the law needs, or a column that an option needs lacks.
     """
-    fitted, held_out = hold_out(points.table, settings.holdout)
+    law = settings.law or laws.chinchilla
+    fitted, held_out = hold_out(points.table, settings.holdout, law.columns)
     learning_rates = table_checks.count_rate_sources(fitted)
     fitted, held_out = (part.drop(columns="learning_rate_from", errors="ignore") for part in (fitted, held_out))
-    law = settings.law or laws.chinchilla
     num_cells = len(fitted[list(law.columns)].drop_duplicates())
     free = len(law.parameters) - len(settings.fixed)
     results.require_points(num_cells, free, f", --holdout {settings.holdout} holds out {len(held_out)}", law.columns)
@@ -238,6 +245,7 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
     fit, resampled, predictive, note = _fit_and_resample(fitted, candidate, settings, choice, weights)
     notes = [
         *table_checks.check_points(fitted, law.columns),
+        *table_checks.unit_of_name_warnings(origin.get("columns", {}).get("loss", "")),
         *table_checks.flag_warnings(held_out, "points held out"),
         *fit.warnings(),
     ]

@@ -7,6 +7,7 @@ rows and columns. The bounds are ours: every public table that the project reads
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,8 +23,13 @@ MAX_LOSS = math.log(2**18)  # nats per token of a uniform guess among the tokens
 OUTLIER_SIGMAS = 5.0
 MIN_OUTLIER = 1e-3  # log loss
 MAX_LISTED = 5  # names in a warning
+MIN_SWAPPED_SHARE = 0.7  # share of points with fewer tokens than parameters: no public table has more than a quarter
+MIN_PUBLISHED_TOKENS = 1e8  # median tokens from which losses are compared with those of published models
+BITS_RATIOS = (1.25, 1.7)  # median ratio to the loss of published models between which a loss may be in bits
+MAX_RATIO_SPREAD = 1.25  # largest ratio of the 90th to the 10th percentile of those ratios in one unit
+_OTHER_UNIT = re.compile(r"bits|\bbp[bct]\b|_bp[bct]|perplexity|(?:\b|_)ppl(?:\b|_)", re.IGNORECASE)
 # Guesses at units, by the power of ten by which a column is off.
-_UNITS = {3: "thousands", 6: "millions", 9: "billions", 12: "trillions"}
+UNITS = {3: "thousands", 6: "millions", 9: "billions", 12: "trillions"}
 _FLOPS = {-9: "gigaFLOPs", -12: "teraFLOPs", -15: "petaFLOPs", -18: "exaFLOPs", -21: "zettaFLOPs"}
 _PRODUCTS = {
     15: "one of params and tokens in millions, the other in billions",
@@ -53,8 +59,10 @@ def check_points(points: Points | pd.DataFrame, columns: Sequence[str] = ("param
         *flag_warnings(table),
         *_duplicate_warnings(rows),
         *_small_count_warnings(rows),
+        *_swap_warnings(rows),
         *_mixed_unit_warnings(rows),
         *_loss_warnings(rows),
+        *_bits_warnings(rows),
         *(_flops_warnings(rows) if "flops" in rows else []),
     ]
 
@@ -117,7 +125,7 @@ def _unit(rows: pd.DataFrame, column: str) -> str:
     """The units in which a column of counts would give between half a token and 10,000 tokens a parameter."""
     tokens, params = (float(np.log10(rows[name].median())) for name in ("tokens", "params"))
     sign = 1 if column == "tokens" else -1
-    fits = [name for power, name in _UNITS.items() if -0.3 <= tokens - params + sign * power <= 4]
+    fits = [name for power, name in UNITS.items() if -0.3 <= tokens - params + sign * power <= 4]
     return " or ".join(fits) or "another unit"
 
 
@@ -180,6 +188,54 @@ def _small_count_warnings(table: pd.DataFrame) -> list[str]:
     return warnings
 
 
+def _swap_warnings(table: pd.DataFrame) -> list[str]:
+    """Warns of a table in which runs have fewer tokens than parameters, as where the two columns are swapped."""
+    ratio = (table["tokens"] / table["params"]).to_numpy(np.float64)
+    few = ratio < 1
+    if (
+        len(few) < 3
+        or few.mean() < MIN_SWAPPED_SHARE
+        or np.median(ratio) > 0.5
+        or table["params"].median() < LARGE_MEDIAN
+    ):
+        return []
+    return [
+        f"{few.sum()} of {len(few)} points have fewer tokens than parameters (median {np.median(ratio):.2g} tokens a "
+        f"parameter): params and tokens swapped? if so, swap the names in --columns params=...,tokens=..."
+    ]
+
+
+def _bits_warnings(table: pd.DataFrame) -> list[str]:
+    """Warns of losses that stand to those of published language models of the same size as bits to nats do.
+
+    The published models are those of Hoffmann et al. 2022, equation 10. The median ratio of every public table in nats
+    lies between 0.86 and 1.13; in bits it would be 1.44 times that.
+    """
+    if table["params"].median() < LARGE_MEDIAN or table["tokens"].median() < MIN_PUBLISHED_TOKENS:
+        return []
+    published = 1.69 + 406.4 / table["params"] ** 0.34 + 410.7 / table["tokens"] ** 0.28
+    low, middle, high = np.quantile(table["loss"] / published, [0.1, 0.5, 0.9])
+    if not (BITS_RATIOS[0] <= middle <= BITS_RATIOS[1] and high < low * MAX_RATIO_SPREAD):
+        return []
+    return [
+        f"loss is {middle:.2f} times that of published models of these sizes, in nats per token: in bits per token "
+        f"({1 / math.log(2):.2f} times as many)? multiply it by ln 2 = {math.log(2):.4f}"
+    ]
+
+
+def unit_of_name_warnings(source: str) -> list[str]:
+    """A warning where the column that `loss` was read from is named as one in bits, or as a perplexity.
+
+    source: the name in the file, as in --columns loss=SOURCE.
+    """
+    if not _OTHER_UNIT.search(source):
+        return []
+    return [
+        f"loss is the column {source}: E and every forecast are in its unit, not in nats per token (bits times ln 2 "
+        f"are nats, as is the natural logarithm of a perplexity)"
+    ]
+
+
 def _mixed_unit_warnings(table: pd.DataFrame) -> list[str]:
     """Warns of counts that fall into two groups far apart, as two units in one column do."""
     warnings = []
@@ -221,7 +277,7 @@ def _flops_warnings(table: pd.DataFrame) -> list[str]:
     if abs(middle + _PFLOPS_DAY) < 0.5:
         guess = "flops in PFLOP/s-days"
     elif power > 0:
-        either = f"params or tokens in {_UNITS[power]}" if power in _UNITS else ""
+        either = f"params or tokens in {UNITS[power]}" if power in UNITS else ""
         guess = either or _PRODUCTS.get(power, "params, tokens and flops in different units")
     else:
         guess = f"flops in {_FLOPS[power]}" if power in _FLOPS else "params, tokens and flops in different units"

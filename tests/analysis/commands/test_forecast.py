@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from analysis.commands import fit
@@ -57,6 +58,7 @@ def test_a_run_that_nobody_trained(tmp_path: Path) -> None:
         ({"params_value": -1.0, "tokens": 1e9}, r"--params-value -1\.0"),
         ({"table": Path("t.csv")}, "--table.*--score"),
         ({"columns": "params=N"}, "--columns.*--score"),
+        ({"where": "seed==1"}, "--where.*--score"),
         ({"fit": None}, "--score.*--table"),
         ({"score": Path("l.json"), "table": Path("t.csv")}, r"--score l\.json.*FIT"),
         ({"fit": None, "score": Path("l.json")}, r"--score l\.json.*--table"),
@@ -128,3 +130,23 @@ def test_the_command_line_takes_a_fit_or_a_lock(fitted: Path, tmp_path: Path) ->
     neither = in_process("forecast", cwd=tmp_path)
     assert neither.returncode == 2
     assert neither.stderr.count("\n") == 1
+
+
+def test_a_run_in_billions_is_warned_of_in_print_and_in_json(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = forecast(fitted, params_value=7, tokens=140, out=tmp_path / "f.json")
+    assert any("billions" in note and "7e+09" in note for note in facts["warnings"])
+    assert facts["warnings"][0] in capsys.readouterr().out
+    assert facts["times_largest"]["params"] == pytest.approx(7e-9)
+    assert json.loads((tmp_path / "f.json").read_text()) == facts
+
+
+def test_rows_that_where_leaves_out_are_not_scored(fitted: Path, tmp_path: Path) -> None:
+    forecast(fitted, seal=tmp_path / "sealed.json", out=tmp_path / "f.json")
+    largest = simulated(3e-3).nlargest(1, "flops")
+    rows = pd.concat([largest.assign(corpus="c4"), largest.assign(corpus="code", loss=9.0)])
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    table = {"score": tmp_path / "sealed.json", "table": tmp_path / "rows.csv"}
+    assert forecast(**table)["scored"] == 2
+    assert [row["measured"] for row in forecast(**table, where="corpus==code")["rows"]] == [9.0]

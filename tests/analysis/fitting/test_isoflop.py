@@ -156,3 +156,19 @@ def test_the_verb_prints_each_approach_with_the_bias_of_its_grid(
     assert len(biases) >= 2
     assert all(f"{bias['params']:+.2%}" in said and f"{bias['tokens']:+.2%}" in said for bias in biases)
     assert json.loads((tmp_path / "f.json").read_text())["akima"]["flops"]
+
+
+def test_a_column_of_budgets_beside_6nd_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs that miss their budget by some percent fall into more groups by 6ND than there are budgets."""
+    table = grid(4, sizes=5).rename(columns={"flops": "budget"})
+    table["tokens"] *= np.exp(np.random.default_rng(0).normal(0, 0.2, len(table)))
+    assert "--columns flops=budget" in " ".join(isoflop.budget_warnings(table))
+    assert isoflop.budget_warnings(table.rename(columns={"budget": "flops"})) == []
+    assert isoflop.budget_warnings(table.assign(budget=table["budget"] * 1e6)) == [], "another unit or quantity"
+    exact = grid(4, sizes=5)
+    assert isoflop.budget_warnings(exact.assign(budget=exact["flops"])) == [], "the same budgets"
+    table.to_csv(tmp_path / "t.csv", index=False)
+    facts = isoflop_.isoflop(tmp_path / "t.csv")
+    assert "budget" in facts["warnings"][0]
+    assert facts["warnings"][0] in capsys.readouterr().out
+    assert len(isoflop_.isoflop(tmp_path / "t.csv", columns="flops=budget")["akima"]["flops"]) == 5

@@ -226,3 +226,12 @@ def test_markdown_has_every_table() -> None:
     for above, below in itertools.pairwise(lines):
         if above.startswith("|") and below.startswith("|"):
             assert above.count("|") == below.count("|")
+
+
+def test_twins_of_runs_above_the_cut_are_not_fitted(points: pd.DataFrame) -> None:
+    """A twin whose FLOPs were counted otherwise lies below the cut, and would tell the fit what it is tested on."""
+    largest = points.loc[[points["flops"].idxmax()]]
+    twins = pd.concat([points, largest.assign(run_id="twin", flops=points["flops"].max() / 4)], ignore_index=True)
+    by_law = back_test(twins, (3.0,)).set_index("law")
+    assert (by_law["n_train"] == (points["flops"] <= points["flops"].max() / 3).sum()).all()
+    assert (by_law["n_test"] == len(points) - by_law["n_train"]).all()

@@ -241,3 +241,13 @@ def test_fixed_parameters_need_fewer_points(table: pd.DataFrame) -> None:
     built = fit(four, settings=FitSettings(draws=4, fixed=held))
     assert built.document["n"] == 4
     assert {name: built.values[name] for name in held} == pytest.approx(held)
+
+
+def test_twins_of_a_held_out_run_are_held_out_too() -> None:
+    table = simulated(3e-3)
+    twin = table.loc[[table["flops"].idxmax()]].assign(run_id="twin", flops=lambda t: t["flops"] * 0.999)
+    points = select_points(pd.concat([table, twin], ignore_index=True)).table
+    for rule, count in (("largest", 2), (f"{points['flops'].max()}", 2), ("none", 0)):
+        fitted, held_out = saved_fit.hold_out(points, rule)
+        assert (len(fitted), len(held_out)) == (31 - count, count)
+        assert ("twin" in set(held_out["run_id"])) == (count > 0)

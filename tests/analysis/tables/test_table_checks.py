@@ -39,7 +39,7 @@ def test_a_sound_table_gives_no_warning(noise: float) -> None:
     "change",
     [
         scale("params_matmul", 1e-2, slice(0, 30, 6)),
-        lambda t: t.assign(params_matmul=t["params_matmul"] * 100, tokens=t["tokens"] * 1e-2),
+        lambda t: t.assign(params_matmul=t["params_matmul"] * 10, tokens=t["tokens"] * 0.1),
         scale("params_matmul", 1e-3),
         scale("tokens", 1e4),
         scale("loss", 2.0),
@@ -49,6 +49,21 @@ def test_a_sound_table_gives_no_warning(noise: float) -> None:
 def test_what_is_rare_but_can_be_gives_no_warning(change: Change) -> None:
     """Gaps of 100 in size, few tokens for large models, many for tiny ones, high and low losses."""
     assert notes(simulated(1e-3).drop(columns="flops"), change) == []
+
+
+def test_swapped_columns_and_losses_in_bits_are_suspected() -> None:
+    table = simulated(1e-3)
+    swapped = table.assign(params_matmul=table["tokens"], tokens=table["params_matmul"])
+    assert any("swapped" in note and "--columns" in note for note in notes(swapped))
+    assert any("ln 2" in note for note in notes(table, scale("loss", 1 / np.log(2))))
+
+
+@pytest.mark.parametrize(
+    ("source", "is_other"),
+    [("loss", False), ("bits_per_byte", True), ("val_bpb", True), ("ppl", True), ("supply", False)],
+)
+def test_a_column_named_in_another_unit_is_named(source: str, is_other: bool) -> None:
+    assert bool(table_checks.unit_of_name_warnings(source)) == is_other
 
 
 @pytest.mark.parametrize("change", [scale("flops", 30.0), scale("flops", 1 / 30), scale("flops", 50.0, slice(3, 6))])
