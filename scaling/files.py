@@ -222,12 +222,23 @@ def is_torn(line: bytes) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged file, so that a new one can be written and the old one stays readable. Returns its new path:
-    the name with `.damaged`, and a number where there is such a file."""
-    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    """Renames a file, so that a new one can be written and the old one stays readable. Returns its new path: the name
+    with `.old`, and a number where there is such a file."""
+    names = (path.with_name(f"{path.name}.old{number or ''}") for number in itertools.count())
     new = next(name for name in names if not name.exists())
     path.rename(new)
     return new
+
+
+def repair_json_lines(path: Path, expected: Any) -> None:
+    """Sets a JSONL file aside that has damaged lines, and writes it anew without them. expected: as in `read_json`."""
+    warnings: list[str] = []
+    values = [value for _, value in read_json_lines(path, expected, warn=warnings.append)]
+    if warnings:
+        old = set_aside(path)
+        for warning in warnings:
+            warn_once(f"{warning}; {old} has it")
+        write_bytes(path, b"".join(json.dumps(value).encode() + b"\n" for value in values))
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -16,7 +16,7 @@ from scaling.data.shards import read_meta, shards_folder, verify_prepared
 from scaling.data.tokenizer import train_sentencepiece
 from scaling.data.verification import shard_files
 from scaling.errors import InputError
-from scaling.files import write_json
+from scaling.files import warn_once, write_json
 
 
 def data_prepare(
@@ -141,9 +141,14 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
     for kind, corpus in CORPUS_KINDS.items():
         kinds.add_row(kind, " ".join((corpus.__doc__ or "").split("\n\n")[0].split()))
     console.print(kinds)
-    # A hidden folder is one that a killed process left unfinished.
-    paths = [path for path in sorted(Path(directory).glob("*/*/meta.json")) if not path.parent.name.startswith(".")]
-    metas = [meta for path in paths if (meta := read_meta(path.parent))]
+    metas = []
+    for path in sorted(Path(directory).glob("*/*/meta.json")):
+        if path.parent.name.startswith("."):  # a folder that a killed process left unfinished
+            continue
+        try:
+            metas += [meta for meta in (read_meta(path.parent),) if meta is not None]
+        except InputError as error:
+            warn_once(f"left out: {error}")
     table = Table(Column("prepared", overflow="fold"), "vocabulary", "train tokens", "validation tokens")
     table.add_column("fingerprint", no_wrap=True, min_width=16)
     for meta in metas:

@@ -21,7 +21,7 @@ from scaling.accounting.counts import count_params
 from scaling.config.fields import canonical_json
 from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
-from scaling.files import write_json
+from scaling.files import warn_once, write_json
 from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record.evaluations import Evaluation, append_evaluation, read_evaluations
@@ -105,10 +105,15 @@ def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
         runs = [(path, load_config(path / CONFIG))]
     elif (path / RUNS).is_dir():
         folders = sorted(folder for folder in (path / RUNS).iterdir() if (folder / CONFIG).exists())
-        done = [folder for folder in folders if (result := read_result(folder)) and result["status"] == "done"]
-        if not done:
+        runs = []
+        for folder in folders:
+            try:
+                if (result := read_result(folder)) is not None and result["status"] == "done":
+                    runs.append((folder, load_config(folder / CONFIG)))
+            except InputError as error:
+                warn_once(f"{folder.name} is left out: {error}")
+        if not runs:
             raise InputError(f"{path}: none of its {len(folders)} runs is done: scaling sweep run {path.name}")
-        runs = [(folder, load_config(folder / CONFIG)) for folder in done]
     else:
         raise InputError(f"{path}: {'neither a run nor a sweep with runs/' if path.is_dir() else 'no such folder'}")
     for folder, config in runs:

@@ -12,20 +12,21 @@ so that a run can be copied at any time, while it trains or after it ended.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypedDict
 
 import tyro
 
 from scaling.config.run_config import load_config
 from scaling.errors import InputError
-from scaling.files import lock_file, read_json, write_json
-from scaling.record.run_folder import CONFIG, METRICS, PLAN, RESULT, RUNS, read_result
+from scaling.files import lock_file, parse_json, read_json, warn_once, write_json
+from scaling.record.run_folder import CONFIG, METRICS, PLAN, RESULT, RUNS, MetricsLine, read_result
 from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, load_tracker
+from scaling.type_checks import find_misfit
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,21 @@ class MirrorState:
     step: int = -1
     names: tuple[str, ...] = ()
     ended: int = 0
+
+
+class StateFile(TypedDict):
+    """The file that holds a MirrorState."""
+
+    offset: int
+    step: int
+    names: list[str]
+    ended: int
+
+
+class PlannedCells(TypedDict):
+    """The part of a plan.json that is read here."""
+
+    cells: list[Any]
 
 
 def track(
@@ -109,7 +125,7 @@ def find_run_folders(path: Path) -> list[Path]:
 
 def count_planned_runs(path: Path, runs: list[Path]) -> int:
     """How many runs there will be: the cells of the plan beside them, or else the folders that are there."""
-    return len(read_json(path / PLAN)["cells"]) if (path / PLAN).exists() else len(runs)
+    return len(read_json(path / PLAN, PlannedCells)["cells"]) if (path / PLAN).exists() else len(runs)
 
 
 def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, tracked: dict[Path, TrackedRun], follow: bool) -> int:
@@ -118,12 +134,17 @@ def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, tracked: dict[
     state = run / f"tracked.{tracker}.json"
     before = read_state(state)
     lines, now = new_lines(run, before)
-    result = read_result(run)
-    stamp = (run / RESULT).stat().st_mtime_ns if result is not None else 0
-    result_is_new = result is not None and stamp != before.ended
-    if not lines and not result_is_new:
+    try:
+        result = read_result(run)
+        stamp = (run / RESULT).stat().st_mtime_ns if result is not None else 0
+        result_is_new = result is not None and stamp != before.ended
+        if not lines and not result_is_new:
+            return 0
+        config = load_config(run / CONFIG)
+    except InputError as error:
+        warn_once(f"{run.name} is left out: {error}")
         return 0
-    tracked_run = tracked.pop(run, None) or make(run, load_config(run / CONFIG))
+    tracked_run = tracked.pop(run, None) or make(run, config)
     for step, values in lines:
         tracked_run.log(step, values)
     if result_is_new:
@@ -141,10 +162,10 @@ def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, tracked: dict[
 def read_state(state: Path) -> MirrorState:
     """How much of a run was sent; nothing where the file is absent or not readable."""
     try:
-        content = json.loads(state.read_text())
-        return MirrorState(content["offset"], content["step"], tuple(content["names"]), content["ended"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        content = read_json(state, StateFile)
+    except InputError:
         return MirrorState()
+    return MirrorState(content["offset"], content["step"], tuple(content["names"]), content["ended"])
 
 
 def new_lines(run: Path, before: MirrorState) -> tuple[list[tuple[int, dict[str, float]]], MirrorState]:
@@ -157,7 +178,7 @@ def new_lines(run: Path, before: MirrorState) -> tuple[list[tuple[int, dict[str,
     try:
         with (run / METRICS).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            offset = file.seek(before.offset if before.offset <= size else 0)
+            offset = file.seek(before.offset if 0 <= before.offset <= size else 0)
             text = file.read()
     except FileNotFoundError:
         return [], before
@@ -178,13 +199,12 @@ def new_lines(run: Path, before: MirrorState) -> tuple[list[tuple[int, dict[str,
 def _numbers(text: bytes) -> tuple[int, dict[str, float]]:
     """The step of a line and its numbers; step -2 for a torn line or one without a step."""
     try:
-        line = json.loads(text)
-        step = line.pop("step")
-        if type(step) is int:
-            return step, {name: v for name, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return -2, {}
+        line = parse_json(text)
+    except ValueError:
+        return -2, {}
+    if find_misfit(line, MetricsLine):
+        return -2, {}
+    return line.pop("step"), {name: value for name, value in line.items() if not find_misfit(value, float)}
 
 
 @contextlib.contextmanager

@@ -52,8 +52,9 @@ def train(
         return report_failure(error)
     result = read_result(folder)
     if jax.process_index() == 0 and result is not None:
-        loss, bits = result["row"].get("loss"), result["row"].get("bits_per_byte")
-        facts = f"loss {loss:.4f} nats/token, {bits:.4f} bits/byte" if status == "done" else result["reason"]
+        row, units = result["row"], {"loss": "nats/token", "bits_per_byte": "bits/byte"}
+        losses = [f"{row[name]:.4f} {unit}" for name, unit in units.items() if row.get(name) is not None]
+        facts = f"loss {', '.join(losses) or 'not recorded'}" if status == "done" else result["reason"]
         print(f"{folder}: {status}, {facts}")
         if json:
             write_json(json, {"folder": str(folder), **result})

@@ -48,6 +48,14 @@ def check_seed(name: str, seed: int) -> None:
         raise InputError(f"{name} = {describe_value(seed)}: must be at least 0 and below 2^32 = {SEED_LIMIT}")
 
 
+def require_path(config: Any, name: str) -> None:
+    """Raises InputError unless a text can be a path: system calls refuse a null character and names that are longer."""
+    text = getattr(config, name)
+    parts = [len(part.encode()) for part in text.split("/")]
+    is_path = "\0" not in text and max(parts) <= 255 and sum(parts) + len(parts) < 4096
+    require(is_path, config, name, "a path: no null character, at most 255 bytes between slashes and 4095 in all")
+
+
 def check_types(config: Any) -> None:
     """Raises InputError for a field whose value does not fit its annotation. An int given for a float becomes a float,
     so that both give one hash."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scaling.config.fields import (
     build_dataclass,
@@ -34,7 +33,8 @@ from scaling.config.sections import (
     ScheduleConfig,
 )
 from scaling.errors import InputError
-from scaling.files import refuse_url
+from scaling.files import read_json, refuse_url
+from scaling.type_checks import describe_value, find_misfit
 
 __all__ = [
     "DataConfig",
@@ -194,13 +194,14 @@ def _to_json(value: Any) -> Any:
     return [_to_json(element) for element in value] if isinstance(value, tuple) else value
 
 
-def from_dict(data: dict[str, Any]) -> RunConfig:
+def from_dict(data: Any) -> RunConfig:
     """The config that `to_dict` gave. Raises InputError on an unknown field, with the nearest name, or a wrong
     value."""
-    data = dict(data)
-    schema = data.pop("schema", SCHEMA)
-    if schema != SCHEMA:
-        raise InputError(f"schema = {schema!r}: this version reads {SCHEMA}")
+    if isinstance(data, dict):
+        schema = data.get("schema", SCHEMA)
+        if find_misfit(schema, Literal[1]):
+            raise InputError(f"schema = {describe_value(schema)}: this version reads {SCHEMA}")
+        data = {name: value for name, value in data.items() if name != "schema"}
     return build_dataclass(RunConfig, data, "")
 
 
@@ -208,11 +209,8 @@ def load_config(path: Path | str) -> RunConfig:
     """Reads a config file. Raises InputError naming the file when it is absent, torn or wrong."""
     refuse_url("config file", path)
     path = Path(path)
+    data = read_json(path, remedy="restore it, or rename it and run `scaling sweep run` again, which writes it anew")
     try:
-        return from_dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such config file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not whole JSON ({error}); a torn write? restore it or plan again") from None
+        return from_dict(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

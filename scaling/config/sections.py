@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from scaling.config.fields import check_seed, check_types, later_field, require, unhashed_field
+from scaling.config.fields import check_seed, check_types, later_field, require, require_path, unhashed_field
 from scaling.files import refuse_url
 
 
@@ -117,6 +117,7 @@ class DataConfig:
             check_seed("DataConfig.order", self.order)
         for name in ("directory", "vocabulary"):
             refuse_url(f"DataConfig.{name}", getattr(self, name))
+            require_path(self, name)
         is_enough = self.unique_tokens is None or self.unique_tokens >= self.sequence_length
         require(is_enough, self, "unique_tokens", f"at least sequence_length={self.sequence_length}, or null")
         require(bool(self.corpus), self, "corpus", "the name of a corpus")

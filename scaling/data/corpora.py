@@ -26,6 +26,7 @@ from scaling.data.file_corpora import HuggingFace, Jsonl, Parquet, Text
 from scaling.data.simulated_corpus import Simulated
 from scaling.data.synthetic import Walk, Zipf
 from scaling.errors import InputError, suggest_name
+from scaling.type_checks import describe_value
 
 __all__ = ["CORPUS_KINDS", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", "Stdlib", "parse_corpus", "parse_rates"]
 
@@ -129,27 +130,28 @@ def parse_corpus(name: str) -> Corpus:
 
     Raises InputError on an unknown kind or field (and suggests the nearest), a missing path or a wrong value.
     """
-    kind_path, query = _split_query(name)
+    shown = repr(name) if len(name) <= 200 else describe_value(name)
+    kind_path, query = _split_query(name, shown)
     kind_name, colon, path = kind_path.partition(":")
     if kind_name not in CORPUS_KINDS:
-        raise InputError(f"unknown corpus {name!r}{suggest_name(kind_name, CORPUS_KINDS)}")
+        raise InputError(f"unknown corpus {shown}{suggest_name(kind_name, CORPUS_KINDS)}")
     kind = CORPUS_KINDS[kind_name]
     field_types = {n: t for n, t in typing.get_type_hints(kind).items() if typing.get_origin(t) is not typing.ClassVar}
     if ("path" in field_types) != bool(path) or (colon and not path):
         raise InputError(
-            f"corpus {name!r}: "
+            f"corpus {shown}: "
             + (f"needs a path; write {kind_name}:PATH" if "path" in field_types else f"{kind_name} takes no path")
         )
     for field in query:
         if field not in field_types or field == "path":
             raise InputError(
-                f"corpus {name!r}: unknown field {field}{suggest_name(field, field_types.keys() - {'path'})}"
+                f"corpus {shown}: unknown field {field}{suggest_name(field, field_types.keys() - {'path'})}"
             )
-    values = {field: _parse_value(name, field, text, field_types[field]) for field, text in query.items()}
+    values = {field: _parse_value(shown, field, text, field_types[field]) for field, text in query.items()}
     try:
         return build_dataclass(kind, {**values, **({"path": path} if path else {})}, "")
     except InputError as error:
-        raise InputError(f"corpus {name!r}: {error}") from None
+        raise InputError(f"corpus {shown}: {error}") from None
 
 
 def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
@@ -176,19 +178,27 @@ def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
     return rates
 
 
-def _split_query(name: str) -> tuple[str, dict[str, str]]:
-    """KIND:PATH and the fields after the `?`. A `?` that no FIELD=VALUE follows belongs to the path, as in a glob."""
+def _split_query(name: str, shown: str) -> tuple[str, dict[str, str]]:
+    """KIND:PATH and the fields after the `?`. A `?` that no FIELD=VALUE follows belongs to the path, as in a glob.
+
+    shown: the name in errors. Raises InputError on a field that is given twice."""
     match = re.fullmatch(r"(?s)(.*?)\?(\w+=[^&]*(?:&\w+=[^&]*)*)", name)
     if not match:
         return name, {}
-    return match[1], dict(part.split("=", 1) for part in match[2].split("&"))
+    query: dict[str, str] = {}
+    for part in match[2].split("&"):
+        field, _, value = part.partition("=")
+        if field in query:
+            raise InputError(f"corpus {shown}: {field} is given twice: must be given once")
+        query[field] = value
+    return match[1], query
 
 
-def _parse_value(name: str, field: str, text: str, field_type: Any) -> Any:
+def _parse_value(shown: str, field: str, text: str, field_type: Any) -> Any:
     if field_type not in (int, float):
         return text
     try:
         return field_type(text)
     except ValueError:
         number = "a whole number" if field_type is int else "a number"
-        raise InputError(f"corpus {name!r}: {field} = {text!r}: must be {number}") from None
+        raise InputError(f"corpus {shown}: {field} = {describe_value(text)}: must be {number}") from None

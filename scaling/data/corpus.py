@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal, Protocol
 
-from scaling.config.fields import check_types
+from scaling.config.fields import check_types, require_path
 from scaling.data.tokenizer import encode_utf8
 
 SplitName = Literal["train", "validation"]
@@ -43,6 +43,8 @@ class NamedCorpus:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if hasattr(self, "path"):
+            require_path(self, "path")
 
     @property
     def name(self) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -20,10 +19,43 @@ from scaling.data.corpora import Mixture, parse_corpus
 from scaling.data.tokenizer import load_tokenizer
 from scaling.data.verification import TABLE, verify_shards
 from scaling.errors import InputError
+from scaling.files import read_json
 
 SCHEMA = 1
 """Version of the layout of meta.json and the shards."""
 FEISTEL_ROUNDS = 6
+
+
+class SplitMeta(TypedDict):
+    """A split in meta.json: the names of its shards, and what they hold together."""
+
+    shards: list[str]
+    tokens: int
+    documents: int
+    bytes: int
+    max_id: int
+
+
+class SplitMetas(TypedDict):
+    """The splits in meta.json."""
+
+    train: SplitMeta
+    validation: SplitMeta
+
+
+class Meta(TypedDict):
+    """The content of meta.json. source: hash of where the documents come from. dtype: of the ids in the shards."""
+
+    schema: Literal[1]
+    corpus: str
+    vocabulary: str
+    vocab_size: int
+    eos_id: int
+    dtype: Literal["<u2", "<u4"]
+    shard_tokens: int
+    source: str
+    splits: SplitMetas
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -85,22 +117,12 @@ def shards_folder(directory: Path | str, corpus: str, vocabulary: str) -> Path:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """meta.json of a folder of shards; None when nothing is prepared there. Raises InputError when the file is torn or
-    has another schema."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except FileNotFoundError:
+    """meta.json of a folder of shards; None when nothing is prepared there. Raises InputError when the file is damaged
+    or has another schema."""
+    path = folder / "meta.json"
+    if not path.exists():
         return None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{folder}/meta.json: not whole JSON ({error}); delete the folder and run scaling data prepare again"
-        ) from None
-    if meta.get("schema") != SCHEMA:
-        raise InputError(
-            f"{folder}/meta.json: schema = {meta.get('schema')!r}: must be {SCHEMA}; delete the folder and run "
-            "scaling data prepare again"
-        )
-    return meta
+    return read_json(path, Meta, remedy=f"delete {folder} and run scaling data prepare again")
 
 
 def prepare_command(directory: Path | str, corpus: str, vocabulary: str) -> str:

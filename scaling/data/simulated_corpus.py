@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,15 @@ from scaling.data.corpus import NamedCorpus, SplitName
 from scaling.errors import InputError
 
 KIND = "simulated"
+RANGES = (
+    (("E", "A", "B"), 0.0, 1e9),
+    (("alpha", "beta", "gamma", "rate_exponent"), -2.0, 2.0),
+    (("rate_at", "limit"), 1e-9, 1e9),
+    (("curvature",), 0.0, 1e3),
+    (("noise", "seed_effect"), 0.0, 10.0),
+    (("mishap",), 0.0, 1.0),
+)
+"""The values that each parameter may have: wide around those of real laws, so that every loss is a finite number."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,9 @@ class Simulated(NamedCorpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("E", "A", "B", "curvature", "noise", "seed_effect"):
-            require(getattr(self, name) >= 0, self, name, "0 or more")
-        for name in ("rate_at", "limit"):
-            require(getattr(self, name) > 0, self, name, "more than 0")
-        require(0 <= self.mishap <= 1, self, "mishap", "in [0, 1]")
+        for names, low, high in RANGES:
+            for name in names:
+                require(low <= getattr(self, name) <= high, self, name, f"in [{low:g}, {high:g}]")
 
     def source_hash(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
@@ -74,4 +82,5 @@ class Simulated(NamedCorpus):
         """Nats per token without noise, of a model with `count` params_matmul trained on `tokens` at a peak learning
         rate `rate`."""
         law = self.E + self.A * count**-self.alpha + self.B * count**self.gamma * tokens**-self.beta
-        return law * (1 + self.curvature * math.log2(rate / self.best_rate(count)) ** 2)
+        ratio = max(rate / self.best_rate(count), sys.float_info.min)  # a quotient may underflow to 0
+        return law * (1 + self.curvature * math.log2(ratio) ** 2)

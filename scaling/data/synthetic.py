@@ -21,6 +21,7 @@ from scaling.errors import InputError
 
 VALIDATION_DIVISOR = 16
 """The validation split has 1 / 16 of the tokens of the training split."""
+MAX_TOKENS = 1 << 30
 FIRST_CHARACTER = 33
 """The byte of node 0 of a walk: "!", the first printable character after the space."""
 
@@ -42,7 +43,8 @@ class SyntheticCorpus(NamedCorpus):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed("seed", self.seed)
-        require(self.tokens >= 8 * VALIDATION_DIVISOR, self, "tokens", f"{8 * VALIDATION_DIVISOR} or more")
+        least = 8 * VALIDATION_DIVISOR
+        require(least <= self.tokens <= MAX_TOKENS, self, "tokens", f"in [{least}, {MAX_TOKENS}]: a split is in memory")
 
     def source_hash(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
@@ -154,7 +156,7 @@ class Zipf(SyntheticCorpus):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.facts <= BASE**3, self, "facts", f"in [1, {BASE**3}]")
-        require(self.exponent >= 0, self, "exponent", "0 or more")
+        require(0 <= self.exponent <= 10, self, "exponent", "in [0, 10]")
 
     @property
     def probabilities(self) -> np.ndarray:

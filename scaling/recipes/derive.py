@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 from scaling.accounting.counts import ParamCounts, count_params, train_flops
 from scaling.accounting.model_shapes import PUBLISHED_MODELS
@@ -76,15 +76,32 @@ class Rule:
     origin: Literal["rule", "scan"] = "rule"
 
 
+class MeasuredLaw(TypedDict):
+    """The law in a file of learning rates: `rate` is the best learning rate at `at` parameters."""
+
+    at: float
+    rate: float
+    exponent: float
+
+
+class MeasuredRates(TypedDict):
+    """The part of a file of `scaling rates --out` that a recipe reads."""
+
+    schema: NotRequired[Literal[1]]
+    source: str
+    law: MeasuredLaw
+
+
 def load_measured_rate(path: Path) -> Rule:
     """The learning-rate rule that scans measured, from a file of `scaling rates --out`. Raises InputError when the file
     is not one."""
-    content = read_json(path)
-    try:
-        law, source = content["law"], content["source"]
-        at, exponent = (float(law["at"]), float(law["rate"])), float(law["exponent"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: not what `scaling rates --out` writes ({error!r})") from None
+    remedy = "give a file that `scaling rates TABLE --out FILE` wrote"
+    content: MeasuredRates = read_json(path, MeasuredRates, remedy=remedy)
+    law, source = content["law"], content["source"]
+    for name, low, high in (("at", 1.0, 1e18), ("rate", 1e-12, 1e6), ("exponent", -10.0, 10.0)):
+        if not low <= law[name] <= high:
+            raise InputError(f"{path}: law.{name} = {law[name]}: must be in [{low:g}, {high:g}]; {remedy}")
+    at, exponent = (float(law["at"]), float(law["rate"])), float(law["exponent"])
     text = f"{at[1]:g} (N / {at[0]:g})^{exponent:g}"
     return Rule(lambda k: rules.scale_learning_rate(k.params.matmul, at, exponent), text, source, origin="scan")
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, TypedDict
 
-from scaling.errors import InputError
-from scaling.files import append_json_line, read_json_lines
-from scaling.record.run_folder import EVALUATIONS, Value, to_json
+from scaling.files import append_json_line, read_json_lines, warn_once
+from scaling.record.run_folder import EVALUATIONS, JsonValue, Value, to_json
 
 SCHEMA = 1
 
@@ -39,6 +39,18 @@ class Evaluation:
     measurements: dict[str, Value]
 
 
+class EvaluationLine(TypedDict):
+    """A line of evaluations.jsonl: the fields of an Evaluation, and its schema."""
+
+    schema: Literal[1]
+    step: int
+    tokens: int
+    task: str
+    budget: int
+    seed: int
+    measurements: dict[str, JsonValue]
+
+
 def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Adds an evaluation to a run folder. Numbers that are not finite become null."""
     line = asdict(evaluation) | {"measurements": to_json(evaluation.measurements)}
@@ -46,17 +58,16 @@ def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
 
 
 def read_evaluations(folder: Path) -> dict[tuple[str, int], Evaluation]:
-    """The evaluations of a run folder by (task, step). Raises InputError on a line that is not an evaluation of this
-    schema."""
+    """The evaluations of a run folder by (task, step). Lines that are damaged, of another schema or without a value are
+    left out with a warning: `scaling eval` evaluates again what they held."""
     path, evaluations = folder / EVALUATIONS, {}
-    for number, line in read_json_lines(path):
-        if isinstance(line, dict) and (schema := line.pop("schema", None)) != SCHEMA:
-            raise InputError(f"{path}: schema = {schema!r}: this version reads {SCHEMA}")
-        try:
-            values = {name: Value(_number(v), n, _number(e)) for name, (v, n, e) in line.pop("measurements").items()}
-            evaluations[line["task"], line["step"]] = Evaluation(**line, measurements=values)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise InputError(f"{path}: line {number} is no evaluation; delete it and evaluate again") from None
+    for number, line in read_json_lines(path, EvaluationLine):
+        values = {name: Value(_number(v), n, _number(e)) for name, (v, n, e) in line["measurements"].items()}
+        if not values:
+            warn_once(f"{path}: line {number} is left out: measurements = {{}}: must hold a value")
+            continue
+        fields = {name: line[name] for name in ("step", "tokens", "task", "budget", "seed")}
+        evaluations[line["task"], line["step"]] = Evaluation(**fields, measurements=values)
     return evaluations
 
 

@@ -47,6 +47,10 @@ class Value(NamedTuple):
     stderr: float
 
 
+JsonValue = tuple[float | None, int, float | None]
+"""A Value in JSON: a list of three, with null for numbers that are not finite."""
+
+
 class MetricsLine(TypedDict):
     """A line of metrics.jsonl. Numbers that are not finite are null; a line may have further ones."""
 
@@ -67,7 +71,7 @@ class Result(TypedDict):
     reason: str
     traceback: NotRequired[str]
     row: ResultRow
-    measurements: dict[str, tuple[float | None, int, float | None]]
+    measurements: dict[str, JsonValue]
 
 
 # Names inside a run folder.
@@ -215,4 +219,5 @@ def _finite(value: Any) -> Any:
 def read_result(folder: Path) -> Result | None:
     """The content of result.json; None when the run has not ended. Raises InputError when the file is damaged."""
     path = folder / RESULT
-    return read_json(path, Result, remedy=f"rename it to {RESULT}.damaged and run it again") if path.exists() else None
+    remedy = "rename it and train the run again; `scaling sweep run` does both"
+    return read_json(path, Result, remedy=remedy) if path.exists() else None

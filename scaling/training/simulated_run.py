@@ -110,7 +110,8 @@ def _write_metrics(
         tokens, rate = step * config.data.batch_tokens, step_learning_rate(step - 1, config)
         expected = noise_factor * law.loss(params, tokens, peak) * (1 + UNDECAYED_EXCESS * rate / peak)
         loss = expected * math.exp(STEP_NOISE * generator.standard_normal())
-        line = {"step": step, "tokens": tokens, "loss": loss, "grad_norm": 1.0, "learning_rate": rate}
+        line = {"step": step, "tokens": tokens, "loss": loss if math.isfinite(loss) else None}
+        line |= {"grad_norm": 1.0, "learning_rate": rate}
         lines.append(json.dumps(line) + "\n")
     (folder / run_folder.METRICS).write_text("".join(lines))
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 from rich.table import Table
 
@@ -33,6 +33,25 @@ from sweeps.trunks import share_trunks
 
 SCHEMA = 1
 PACKAGES = ("scaling-laws", "jax", "flax", "optax", "numpy")
+
+
+class CellEntry(TypedDict):
+    """A cell of plan.json, beside its known columns and its name."""
+
+    config: dict[str, Any]
+    estimated_seconds: float
+    unique_tokens: int
+
+
+class PlanFile(TypedDict):
+    """The content of plan.json, beside its totals."""
+
+    schema: Literal[1]
+    sweep: str
+    description: str
+    why: str
+    created_with: dict[str, str | None]
+    cells: list[CellEntry]
 
 
 class PreparedCorpus(Protocol):
@@ -224,16 +243,15 @@ def load_plan(folder: Path) -> Plan:
     path = folder / PLAN
     if not path.exists():
         raise InputError(f"{path}: no plan; run `scaling sweep plan {folder.name}` first")
-    data = read_json(path)
-    try:
-        if data["schema"] != SCHEMA:
-            raise InputError(f"{path}: schema = {data['schema']!r}: this version reads {SCHEMA}")
-        cells = tuple(
-            Cell(from_dict(cell["config"]), cell["estimated_seconds"], cell["unique_tokens"]) for cell in data["cells"]
-        )
-        return Plan(data["sweep"], data["description"], data["why"], cells, data["created_with"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a plan ({error!r}); delete it and plan again") from None
+    remedy = f"rename it and run `scaling sweep plan {folder.name}` again, which writes the same plan anew"
+    data = read_json(path, PlanFile, remedy=remedy)
+    cells = []
+    for number, entry in enumerate(data["cells"]):
+        try:
+            cells.append(Cell(from_dict(entry["config"]), entry["estimated_seconds"], entry["unique_tokens"]))
+        except InputError as error:
+            raise InputError(f"{path}: cells[{number}].config: {error}; {remedy}") from None
+    return Plan(data["sweep"], data["description"], data["why"], tuple(cells), data["created_with"])
 
 
 def plan_table(plan: Plan) -> Table:

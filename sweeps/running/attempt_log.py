@@ -13,9 +13,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NotRequired, TypedDict
 
-from scaling.files import append_json_line, read_json_lines
+from scaling.files import append_json_line, read_json_lines, warn_once
 from scaling.record.run_folder import ATTEMPTS
 
 BEGAN, REOPENED = "began", "reopened"
@@ -30,7 +30,18 @@ AttemptOutcome = Literal["done", "diverged", "failed", "preempted", "memory", "l
     stopped         its runner was stopped, its population ended, or a process that a dead runner left still trains in
                     the folder; counts towards no budget
 """
-ATTEMPT_OUTCOMES: tuple[AttemptOutcome, ...] = get_args(AttemptOutcome)
+
+
+class AttemptLine(TypedDict):
+    """A line of attempts.jsonl.
+
+    kind, reason: of an attempt that ended, which has both. sequences: per device, of one that ran out of memory.
+    """
+
+    event: Literal["began", "ended", "reopened"]
+    kind: NotRequired[AttemptOutcome]
+    reason: NotRequired[str]
+    sequences: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -109,14 +120,15 @@ def last_reason(folder: Path) -> str:
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's attempts.jsonl that this version knows, without torn ones; none where there is no file."""
-    return [line for _, line in read_json_lines(folder / ATTEMPTS) if _is_event(line)]
-
-
-def _is_event(line: Any) -> bool:
-    """Whether a line is an event of this version; an end must say how the attempt ended."""
-    known = isinstance(line, dict) and line.get("event") in (BEGAN, REOPENED, "ended")
-    return known and (line["event"] != "ended" or line.get("kind") in ATTEMPT_OUTCOMES)
+    """The lines of a run's attempts.jsonl; none where there is no file. Torn lines are left out, and damaged ones with
+    a warning; they count towards no budget."""
+    path, lines = folder / ATTEMPTS, []
+    for number, line in read_json_lines(path, AttemptLine):
+        if line["event"] == "ended" and not line.keys() >= {"kind", "reason"}:
+            warn_once(f"{path}: line {number} is left out: an end needs a kind and a reason")
+        else:
+            lines.append(line)
+    return lines
 
 
 def _append(folder: Path, line: dict[str, Any]) -> None:

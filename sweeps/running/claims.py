@@ -23,15 +23,26 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from scaling.files import try_lock
+from scaling.errors import InputError
+from scaling.files import read_json, try_lock
 from scaling.record.run_folder import LEASE, METRICS, RUN_LOCK
 
 HEARTBEAT_SECONDS = 5.0
 """Seconds between two renewals of a lease."""
 LEASE_SECONDS = 60.0
 """How long a lease lasts after its last heartbeat: an older one may be taken over."""
+
+
+class Lease(TypedDict, total=False):
+    """The content of lease.json. nonce: of the owner's claim. machine: see `kernel_id`. worker: of a cluster."""
+
+    nonce: str
+    machine: str
+    host: str
+    pid: int
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -166,13 +177,13 @@ def _file_system_time(folder: Path) -> float:
             probe.unlink(missing_ok=True)
 
 
-def read_lease(lease: Path) -> dict[str, Any]:
-    """The owner's nonce, machine, host and pid in a lease; empty when it is absent or torn."""
+def read_lease(lease: Path) -> Lease:
+    """The owner's nonce, machine, host and pid in a lease; empty when it is absent or damaged: then nobody owns the
+    folder, and it can be claimed after LEASE_SECONDS."""
     try:
-        owner = json.loads(lease.read_text())
-    except (FileNotFoundError, ValueError):
+        return read_json(lease, Lease)
+    except InputError:
         return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def kernel_id() -> str:

@@ -6,17 +6,20 @@ import dataclasses
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.exit_codes import BAD_INPUT, FOLDER_BUSY, OUT_OF_MEMORY, PROCESS_LOST, STOPPED
-from scaling.files import read_json
+from scaling.files import read_json, repair_json_lines, set_aside, warn_once
 from scaling.record.run_folder import (
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
+    METRICS,
     RESULT,
     RUNS,
+    MetricsLine,
     read_metrics,
     read_result,
     result_row,
@@ -34,11 +37,21 @@ CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, s
 """Signals that a program causes by its own fault; any other comes from outside, as when a machine is taken away."""
 
 
+class RecordedDevices(TypedDict):
+    """The part of environment.json that is read here: the kind of each device."""
+
+    devices: list[str]
+
+
 def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
-    """Writes the config of the next attempt into a claimed run folder, and returns it; sets aside a result that is torn
-    or failed. devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh."""
+    """Writes the config of the next attempt into a claimed run folder, and returns it. Sets aside a result that is
+    damaged or failed, and metrics with damaged lines.
+
+    devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh.
+    """
     if (folder / RESULT).exists():
         set_result_aside(folder)
+    repair_json_lines(folder / METRICS, MetricsLine)
     config = attempt_config(folder, cell, devices_per_run)
     write_config(folder, config, durable=not simulated_run.is_simulated(config))
     return config
@@ -48,21 +61,29 @@ def attempt_config(folder: Path, cell: Cell, devices_per_run: int | None = None)
     """The planned config of a run with what the next attempt must change, none of it hashed: `branch_of` and the
     microbatch.
 
-    A branch whose trunk ended without saving the state to branch from (it failed, or was trained for another plan)
-    trains from its own first step; a run that has a checkpoint keeps the `branch_of` that it began with. A run that
-    ran out of memory gets a smaller microbatch after each such attempt.
+    A branch whose trunk ended without saving the state to branch from (it failed, or was trained for another plan), or
+    whose trunk has a damaged config.json or result.json, trains from its own first step. A run that has a checkpoint
+    keeps the `branch_of` that it began with. A run that ran out of memory gets a smaller microbatch after each such
+    attempt.
     """
     config, begun = cell.config, _config_in_folder(folder)
     if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
         config = dataclasses.replace(config, branch_of=begun.branch_of)
-    elif (
-        config.branch_of
-        and not branching.has_branch_state(folder, config)
-        and not branching.trunk_diverged_before(folder, config)
-    ):
+    elif config.branch_of and not _can_branch(folder, config):
         config = dataclasses.replace(config, branch_of="")
     sequences, devices = attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
     return with_fitting_microbatch(config, sequences, devices) or config
+
+
+def _can_branch(folder: Path, config: RunConfig) -> bool:
+    """Whether the trunk of a run has what `scaling train` needs to start the run from it."""
+    trunk = branching.trunk_folder(folder, config)
+    try:
+        load_config(trunk / CONFIG)
+        return branching.has_branch_state(folder, config) or branching.trunk_diverged_before(folder, config)
+    except InputError as error:
+        warn_once(f"{folder.name} trains from its own first step, without its trunk: {error}")
+        return False
 
 
 def _config_in_folder(folder: Path) -> RunConfig | None:
@@ -95,14 +116,14 @@ def count_devices(folder: Path, cell: Cell, devices_per_run: int | None) -> int:
     if devices_per_run or cell.config.mesh.data or not (folder / ENVIRONMENT).exists():
         return needed
     try:
-        return max(needed, len(read_json(folder / ENVIRONMENT)["devices"]))
-    except (InputError, KeyError, TypeError):
+        return max(needed, len(read_json(folder / ENVIRONMENT, RecordedDevices)["devices"]))
+    except InputError:
         return needed
 
 
 def set_result_aside(folder: Path) -> None:
     """Renames result.json to result.json.old, so that the run is trained again and the old result stays readable."""
-    (folder / RESULT).replace(folder / f"{RESULT}.old")
+    set_aside(folder / RESULT)
 
 
 def reopen_failed(folder: Path, cells: Sequence[Cell]) -> int:
@@ -122,11 +143,12 @@ def reopen_failed(folder: Path, cells: Sequence[Cell]) -> int:
 
 
 def result_status(folder: Path) -> str | None:
-    """The status in a run folder's result.json: done, diverged or failed; None when it is absent or torn."""
+    """The status in a run folder's result.json: done, diverged or failed; None when it is absent or damaged."""
     try:
-        return (read_result(folder) or {}).get("status")
-    except (InputError, AttributeError):
+        result = read_result(folder)
+    except InputError:
         return None
+    return result["status"] if result is not None else None
 
 
 def record_failure(folder: Path, cell: Cell, reason: str) -> None:

@@ -5,7 +5,7 @@ Used by `scaling sweep status`, the runner's live table and the fleet.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import time
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scaling.errors import InputError
-from scaling.record.run_folder import LEASE, METRICS, RESULT, RUNS, read_result
+from scaling.files import parse_json
+from scaling.record.run_folder import LEASE, METRICS, RESULT, RUNS, MetricsLine, Result, read_result
+from scaling.type_checks import find_misfit
 from sweeps.planning.plan import Cell, Plan, makespan
 from sweeps.running import attempt_log
 from sweeps.running.claims import HEARTBEAT_SECONDS, heartbeat_age, read_lease
@@ -116,7 +118,7 @@ def read_cell_progress(
         return CellProgress(run.name, cell.name, "torn", budget=_budget(cell), reason=str(error))
 
 
-def _finished(run: Path, cell: Cell, result: Mapping[str, Any], at: float) -> CellProgress:
+def _finished(run: Path, cell: Cell, result: Result, at: float) -> CellProgress:
     row = result["row"]
     attempts, troubles = _attempts(run)
     return CellProgress(
@@ -170,15 +172,13 @@ def _last_step(run: Path) -> dict[str, Any]:
         with (run / METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
         return {}
     for line_text in reversed(text.splitlines()):
-        try:
-            line = json.loads(line_text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "tokens" in line:
-            return line
+        with contextlib.suppress(ValueError):
+            line = parse_json(line_text)
+            if not find_misfit(line, MetricsLine) and "tokens" in line:
+                return line
     return {}
 
 

@@ -104,7 +104,7 @@ def test_status_of_a_finished_sweep(tmp_path, capsys):
 def test_cells_that_ended_are_flagged(tmp_path, capsys):
     plan = stand_in_plan(tmp_path / "stand_in", "", "", "", "")
     runs = [tmp_path / "stand_in" / "runs" / cell.run_id for cell in plan.cells]
-    row = {"tokens": 4_900, "batch_tokens": 100, "learning_rate": 1e-3, "params_matmul": 1e4, "loss": 2.0}
+    row = {"tokens": 4_900, "batch_tokens": 100, "learning_rate": 1e-3, "params_matmul": 10_000, "loss": 2.0}
     write_result(runs[0], status="done", row=row, measurements={})
     write_result(runs[1], status="done", row=row | {"tokens": 5_000}, measurements={})
     write_result(runs[2], status="diverged", row=row, measurements={}, reason="loss is nan")
@@ -304,7 +304,7 @@ def test_selected_cells_are_running_newly_failed_and_newly_ended():
 def test_a_live_table_ends_with_flags_when_nothing_runs(tmp_path, monkeypatch):
     plan = stand_in_plan(tmp_path, "", "")
     run = tmp_path / "runs" / plan.cells[0].run_id
-    row = {"tokens": 4_900, "batch_tokens": 100, "learning_rate": 1e-3, "params_matmul": 1e4, "loss": 2.0}
+    row = {"tokens": 4_900, "batch_tokens": 100, "learning_rate": 1e-3, "params_matmul": 10_000, "loss": 2.0}
     held = claim_run(run)
     assert held is not None
 
