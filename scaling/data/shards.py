@@ -11,15 +11,16 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from scaling.data.corpora import Mixture, parse_corpus
+from scaling.data.corpora import SPLITS, Mixture, parse_corpus
 from scaling.data.tokenizer import load_tokenizer
 from scaling.data.verification import TABLE, verify_shards
 from scaling.errors import InputError
 from scaling.files import read_json
+from scaling.type_checks import describe_value
 
 SCHEMA = 1
 """Version of the layout of meta.json and the shards."""
@@ -36,13 +37,6 @@ class SplitMeta(TypedDict):
     max_id: int
 
 
-class SplitMetas(TypedDict):
-    """The splits in meta.json."""
-
-    train: SplitMeta
-    validation: SplitMeta
-
-
 class Meta(TypedDict):
     """The content of meta.json. source: hash of where the documents come from. dtype: of the ids in the shards."""
 
@@ -54,8 +48,9 @@ class Meta(TypedDict):
     dtype: Literal["<u2", "<u4"]
     shard_tokens: int
     source: str
-    splits: SplitMetas
+    splits: dict[str, SplitMeta]
     fingerprint: str
+    checksums: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,11 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / "meta.json"
     if not path.exists():
         return None
-    return read_json(path, Meta, remedy=f"delete {folder} and run scaling data prepare again")
+    remedy = f"delete {folder} and run scaling data prepare again"
+    meta = read_json(path, Meta, remedy=remedy)
+    if set(meta["splits"]) != set(SPLITS):
+        raise InputError(f"{path}: splits = {describe_value([*meta['splits']])}: must be {', '.join(SPLITS)}; {remedy}")
+    return meta
 
 
 def prepare_command(directory: Path | str, corpus: str, vocabulary: str) -> str:
@@ -182,9 +181,10 @@ def limit_unique_tokens(tokens: TokenShards, unique_tokens: int | None) -> Token
 
 
 def _map_split(folder: Path, meta: dict[str, Any], name: str) -> Split:
-    facts, dtype = dict(meta["splits"][name]), np.dtype(meta["dtype"])
-    shards = (np.asarray(np.memmap(folder / shard, dtype, mode="r")) for shard in facts.pop("shards"))
-    return Split(tuple(shards), meta["shard_tokens"], **facts)
+    facts, dtype = meta["splits"][name], np.dtype(meta["dtype"])
+    shards = (np.asarray(np.memmap(folder / shard, dtype, mode="r")) for shard in facts["shards"])
+    counts = {name: facts[name] for name in ("tokens", "documents", "bytes", "max_id")}
+    return Split(tuple(shards), meta["shard_tokens"], **counts)
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,7 +24,7 @@ from scaling.measurements import registry
 from scaling.measurements.recall import recall
 from scaling.record import evaluations, run_folder
 from scaling.record.evaluations import Evaluation
-from scaling.record.run_folder import EVALUATIONS
+from scaling.record.run_folder import EVALUATIONS, Value
 from scaling.training.restore import checkpoint_steps
 from scaling.training.train import train
 from tests.conftest import in_process
@@ -222,17 +222,32 @@ def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> N
     assert back.measurements["t/y"] == (1.5, 5, 0.1)
     assert math.isnan(back.measurements["t/x"][2])
     (tmp_path / EVALUATIONS).write_text('{"schema": 9}\n')
-    with pytest.raises(InputError, match=r"evaluations\.jsonl.*schema\D*9\D*1\b"):
-        evaluations.read_evaluations(tmp_path)
-    with pytest.raises(errors.TableError, match=r"evaluations\.jsonl.*schema\D*9\b"):
+    assert evaluations.read_evaluations(tmp_path) == {}
+    with pytest.raises(errors.TableError, match="scaling eval"):
         analysis.load_evaluations(tmp_path)
-    for line in ("[1]", '{"schema": 1}', '{"schema": 1, "measurements": {"t/x": 0.5}}', '{"schema": 1, "odd": 2}'):
-        (tmp_path / EVALUATIONS).unlink()
-        evaluations.append_evaluation(tmp_path, one)
-        with (tmp_path / EVALUATIONS).open("a") as file:
-            file.write(f"{line}\n")
-        with pytest.raises(InputError, match=r"evaluations\.jsonl\D*2\b"):
-            evaluations.read_evaluations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[1]", '{"schema": 1}', '{"schema": 9, "odd": 2}', "null", "\x80"),
+        '{"schema": 1, "step": 7, "tokens": 700, "task": "t", "budget": 5, "seed": 0, "measurements": {"t/x": 0.5}}',
+        '{"schema": 1, "step": 7, "tokens": 700, "task": "t", "budget": 5, "seed": 0, "measurements": {}}',
+        '{"schema": 1, "step": "7", "tokens": 1, "task": "t", "budget": 5, "seed": 0, "measurements": {"a": [1, 1, 1]}}',
+    ],
+)
+def test_a_damaged_line_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    one = Evaluation(7, 700, "t", 5, 0, {"t/x": Value(0.5, 5, 0.1)})
+    evaluations.append_evaluation(tmp_path, one)
+    with (tmp_path / EVALUATIONS).open("ab") as file:
+        file.write(line.encode("latin-1") + b"\n")
+    assert evaluations.read_evaluations(tmp_path) == {("t", 7): one}
+    assert re.search(rf"{EVALUATIONS}\D*\b2\b", capsys.readouterr().err)
+    capsys.readouterr()
+    table = analysis.load_evaluations(tmp_path)
+    assert table["t/x"].tolist() == [0.5]
+    assert table["step"].tolist() == [7]
+    assert re.search(rf"{EVALUATIONS}\D*\b2\b", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
