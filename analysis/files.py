@@ -106,10 +106,19 @@ def read_json_lines(
     expected: the type of a line, as in `read_json`.
     """
     try:
-        text = path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         return
-    for number, line in enumerate(text.split(b"\n"), 1):
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise TableError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
+    yield from parse_json_lines(content, path, expected, warn=warn)
+
+
+def parse_json_lines(
+    content: bytes, path: Path, expected: Any = Any, *, warn: Callable[[str], None] = warn_once
+) -> Iterator[tuple[int, Any]]:
+    """As `read_json_lines`, of the content of a file. path: of the file, for warnings."""
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
             value = parse_json(line)
             misfit = find_misfit(value, expected)

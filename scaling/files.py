@@ -201,6 +201,8 @@ def read_json_lines(
         text = path.read_bytes()
     except FileNotFoundError:
         return
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
     for number, line in enumerate(text.split(b"\n"), 1):
         try:
             value = parse_json(line)

@@ -42,7 +42,8 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
     num_unfinished = table.attrs.get("unfinished", 0)
     unfinished = f", {num_unfinished} unfinished left out" if num_unfinished else ""
     console = make_console()
-    console.print(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}")
+    damaged = f", {len(table.attrs['damaged'])} damaged left out" if table.attrs.get("damaged") else ""
+    console.print(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}{damaged}")
     for row in table[table["run_id"].isin(table_checks.flags_by_run(table))].to_dict("records"):
         console.print(f"[yellow]flagged:[/] run {row['run_id']} ({row['flags']}): {escape(row['reason'])}")
     if json:

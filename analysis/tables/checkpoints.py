@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.files import warn_once
 from analysis.tables import results
 from analysis.tables.evaluations import read_run_evaluations
 from analysis.tables.run_files import RESULT, RUNS
@@ -31,11 +32,16 @@ def load_evaluations(folder: str | Path) -> pd.DataFrame:
     rows = []
     for run in runs:
         by_step = read_run_evaluations(run)
-        run_row = results.read_run(run) if by_step and (run / RESULT).exists() else {"run_id": run.name}
+        try:
+            run_row = results.read_run(run) if by_step and (run / RESULT).exists() else {"run_id": run.name}
+        except TableError as error:
+            warn_once(f"run {run.name} is left out: {error}")
+            continue
         shared = {name: run_row[name] for name in ("run_id", *RUN_COLUMNS) if name in run_row}
+        flops = {name: run_row[name] for name in FLOPS_COLUMNS if run_row.get(name) and run_row.get("tokens")}
         for step, (tokens, columns) in by_step.items():
             # FLOPs grow in proportion to the tokens trained on
-            share = {name: run_row[name] * tokens / run_row["tokens"] for name in FLOPS_COLUMNS if name in run_row}
+            share = {name: total * tokens / run_row["tokens"] for name, total in flops.items()}
             rows.append({**shared, "step": step, "tokens": tokens, **share, **columns})
     if not rows:
         raise TableError(f"{folder}: no checkpoint has been evaluated: scaling eval {folder} --step all")

@@ -3,42 +3,24 @@ lines."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import TableError
-from analysis.tables.run_files import EVALUATIONS
-
-SCHEMA = 1
+from analysis import files
+from analysis.tables.run_files import EVALUATIONS, EvaluationLine
 
 
-def read_run_evaluations(folder: Path) -> dict[int, tuple[int, dict[str, float]]]:
+def read_run_evaluations(folder: Path) -> dict[int, tuple[int, dict[str, float | None]]]:
     """Step -> (tokens trained on by then, columns) of each evaluated checkpoint of a run, by step.
 
     The columns are those of the results table: `<task>/<metric>` and, if it has a sampling error,
-    `<task>/<metric>_stderr`. Torn lines are ignored; of several lines of one task and step the last counts.
-
-    Raises TableError on lines of another schema or form.
+    `<task>/<metric>_stderr`. Torn lines are ignored, and damaged ones with a warning; of several lines of one task and
+    step the last counts.
     """
-    path = folder / EVALUATIONS
-    try:
-        return _columns_by_step(path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path}: {error}; delete it and evaluate again") from None
-
-
-def _columns_by_step(path: Path) -> dict[int, tuple[int, dict[str, float]]]:
     lines: dict[tuple[int, str], dict[str, Any]] = {}  # (step, task) -> its last line
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if line["schema"] != SCHEMA:
-            raise ValueError(f"schema = {line['schema']!r}: this version reads {SCHEMA}")
+    for _, line in files.read_json_lines(folder / EVALUATIONS, EvaluationLine):
         lines[line["step"], line["task"]] = line
-    by_step: dict[int, tuple[int, dict[str, float]]] = {}
+    by_step: dict[int, tuple[int, dict[str, float | None]]] = {}
     for (step, _), line in sorted(lines.items()):
         _, columns = by_step.setdefault(step, (line["tokens"], {}))
         for name, (value, n, stderr) in line["measurements"].items():

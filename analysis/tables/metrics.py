@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -24,8 +24,9 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from analysis.errors import TableError
-from analysis.files import write_by_rename
-from analysis.tables.run_files import METRICS, METRICS_PARQUET, RUNS
+from analysis.files import parse_json, parse_json_lines, warn_once, write_by_rename
+from analysis.tables.run_files import METRICS, METRICS_PARQUET, RUNS, MetricsLine
+from analysis.type_checks import find_misfit
 
 SCHEMA = 1
 _INDEX = b"scaling.runs"
@@ -34,6 +35,8 @@ _NUMBERS = ("loss", "grad_norm", "learning_rate", "validation_loss", "tokens_per
 _KNOWN = pa.schema([("step", pa.int64()), ("tokens", pa.int64()), *((name, pa.float64()) for name in _NUMBERS)])
 _RUN_ID = pa.dictionary(pa.int32(), pa.string())
 _EMPTY = pa.schema([("run_id", _RUN_ID), *_KNOWN]).empty_table()
+_UNREADABLE = (OSError, MemoryError, ValueError, pa.ArrowException)
+"""What pyarrow raises on a file that is absent or damaged."""
 _BATCH_BYTES = 1 << 24
 """Bytes of JSONL that are parsed at once: for small files the start of a parse costs more than the parse."""
 
@@ -43,6 +46,15 @@ class FileStamp(NamedTuple):
 
     size: int
     mtime_ns: int
+
+
+class StampsDocument(TypedDict):
+    """The metadata of the Parquet file."""
+
+    schema: Literal[1]
+    runs: dict[str, tuple[int, int]]
+    rows: int
+    columns: list[str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def load_metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.Da
       folder: folder of a sweep, collected or not, or of a run.
       runs: run_ids of the sweep to read; those it does not have are left out. Default: all.
     Raises:
-      TableError: no such folder, or a folder that is neither.
+      TableError: no such folder, a folder that is neither, or one that has nothing but a damaged metrics.parquet.
     """
     folder = Path(folder)
     if (folder / METRICS).exists():
@@ -84,6 +96,8 @@ def load_metrics(folder: str | Path, runs: Iterable[str] | None = None) -> pd.Da
         raise TableError(f"{folder}: {problem}")
     compacted, old_stamps = _read_compacted(folder / METRICS_PARQUET)
     stamps = read_stamps(folder / RUNS) if (folder / RUNS).is_dir() else old_stamps
+    if not old_stamps and not (folder / RUNS).is_dir():
+        raise TableError(f"{folder / METRICS_PARQUET}: damaged, or of another version; collect the sweep again")
     if runs is not None:
         wanted = set(runs)
         stamps = {run_id: stamp for run_id, stamp in stamps.items() if run_id in wanted}
@@ -98,14 +112,15 @@ def compact_metrics(folder: Path) -> CompactionSummary:
     if not (folder / RUNS).is_dir():
         raise TableError(f"{folder}: holds no {RUNS}/")
     stamps, path = read_stamps(folder / RUNS), folder / METRICS_PARQUET
-    metadata = _read_metadata(path)
-    if metadata is not None and _stamps_of(metadata.schema.to_arrow_schema()) == stamps:
-        return CompactionSummary(path, len(stamps), metadata.num_rows, 0, 0)
     compacted, old_stamps = _read_compacted(path)
+    if old_stamps and old_stamps == stamps:
+        return CompactionSummary(path, len(stamps), compacted.num_rows, 0, 0)
     table = _update(compacted, old_stamps, stamps, folder)
-    table = table.replace_schema_metadata({_INDEX: json.dumps({"schema": SCHEMA, "runs": stamps})})
+    document = {"schema": SCHEMA, "runs": stamps, "rows": table.num_rows, "columns": _describe_columns(table)}
+    table = table.replace_schema_metadata({_INDEX: json.dumps(document)})
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     options: dict[str, Any] = {"use_dictionary": ["run_id"], "use_byte_stream_split": floats}
+    options["write_page_checksum"] = True
     write_by_rename(path, lambda temporary: pq.write_table(table, temporary, compression="zstd", **options))
     num_read = sum(old_stamps.get(run_id) != stamp for run_id, stamp in stamps.items())
     return CompactionSummary(path, len(stamps), table.num_rows, num_read, len(old_stamps.keys() - stamps.keys()))
@@ -123,34 +138,34 @@ def read_stamps(runs: Path) -> dict[str, FileStamp]:
     return dict(sorted(stamps.items()))
 
 
-def _stamps_of(schema: pa.Schema) -> dict[str, FileStamp]:
-    """The stamps that a Parquet file's metadata holds; none if it is not one of ours or of another version, so that it
-    is written anew."""
+def _read_document(table: pa.Table) -> StampsDocument | None:
+    """What the metadata of a compacted file says of its table; None if it is not one of ours, of another version, or
+    not of this table: the file is then written anew."""
     try:
-        document = json.loads((schema.metadata or {})[_INDEX])
-        if document["schema"] != SCHEMA:
-            return {}
-        return {run_id: FileStamp(*stamp) for run_id, stamp in document["runs"].items()}
-    except (KeyError, ValueError, TypeError):
-        return {}
-
-
-def _read_metadata(path: Path) -> pq.FileMetaData | None:
-    """The metadata of a Parquet file; None if there is no such file."""
-    try:
-        return pq.read_metadata(path)
-    except (FileNotFoundError, pa.ArrowInvalid):
+        document = parse_json((table.schema.metadata or {})[_INDEX])
+    except (KeyError, ValueError):
         return None
+    if find_misfit(document, StampsDocument):
+        return None
+    is_same = document["rows"] == table.num_rows and document["columns"] == _describe_columns(table)
+    return document if is_same else None
+
+
+def _describe_columns(table: pa.Table) -> list[str]:
+    return [f"{field.name}: {field.type}" for field in table.schema]
 
 
 def _read_compacted(path: Path) -> tuple[pa.Table, dict[str, FileStamp]]:
-    """(rows, stamps) of a compacted file; no rows if there is none that can be used."""
+    """(rows, stamps) of a compacted file; no rows if there is none, or it is damaged: its pages have checksums, and its
+    metadata repeats the number of rows and the columns."""
     try:
-        table = pq.read_table(path, read_dictionary=["run_id"])
-    except (FileNotFoundError, pa.ArrowInvalid):
+        table = pq.read_table(path, read_dictionary=["run_id"], page_checksum_verification=True)
+        document = _read_document(table)
+    except _UNREADABLE:
         return _EMPTY, {}
-    stamps = _stamps_of(table.schema)
-    return (table, stamps) if stamps else (_EMPTY, {})
+    if document is None:
+        return _EMPTY, {}
+    return table, {run_id: FileStamp(*stamp) for run_id, stamp in document["runs"].items()}
 
 
 def _update(
@@ -168,11 +183,11 @@ def _update(
 
 def _read_runs(runs: Sequence[Path]) -> Iterator[pa.Table]:
     """The lines of run folders, one row per step, a table for each batch of about _BATCH_BYTES."""
-    batch: dict[str, bytes] = {}
+    batch: dict[Path, bytes] = {}
     size = 0
     for run in runs:
-        batch[run.name] = read_whole_lines(run / METRICS)
-        size += len(batch[run.name])
+        batch[run] = read_whole_lines(run / METRICS)
+        size += len(batch[run])
         if size > _BATCH_BYTES:
             yield from _parse(batch)
             batch, size = {}, 0
@@ -180,54 +195,67 @@ def _read_runs(runs: Sequence[Path]) -> Iterator[pa.Table]:
 
 
 def read_whole_lines(path: Path) -> bytes:
-    """The text of a file without a torn last line; empty if the file no longer exists."""
+    """The text of a file without a torn last line; empty if the file no longer exists, or, with a warning, if it cannot
+    be read."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return b""
+    except OSError as error:
+        warn_once(f"{path} is left out: it cannot be read ({error.strerror or error})")
+        return b""
     end = text.rfind(b"\n") + 1
     if end < len(text):
         # a last line without its newline may be whole all the same
-        text = text + b"\n" if _parse_line(text[end:]) else text[:end]
+        text = text + b"\n" if _is_logged_line(text[end:]) else text[:end]
     return text
 
 
-def _parse_line(text: bytes) -> dict[str, Any] | None:
-    """A logged line; None if it is torn or names no step."""
+def _is_logged_line(text: bytes) -> bool:
+    """Whether a line is whole and names a step."""
     try:
-        line = json.loads(text)
-        return line if type(line["step"]) is int else None
-    except (ValueError, KeyError, TypeError, IndexError):
-        return None
+        return not find_misfit(parse_json(text), MetricsLine)
+    except ValueError:
+        return False
 
 
-def _parse(batch: Mapping[str, bytes]) -> Iterator[pa.Table]:
-    """Parses the lines of runs. batch: run_id -> text. Arrow's fast parser refuses a batch with one bad line: then the
-    batch is halved until the run with that line is alone, and that run is parsed line by line."""
-    text = b"".join(batch.values())
-    if not text:
+def _parse(batch: Mapping[Path, bytes]) -> Iterator[pa.Table]:
+    """Parses the lines of runs. batch: run folder -> text. Arrow's fast parser refuses a batch with one bad line: then
+    the batch is halved until the run with that line is alone, and that run is parsed line by line."""
+    if not any(batch.values()):
         return
-    try:
-        lines = pyarrow.json.read_json(pa.BufferReader(text), parse_options=pyarrow.json.ParseOptions(_KNOWN))
-        is_complete = lines.num_rows == text.count(b"\n") and not lines["step"].null_count
-    except pa.ArrowInvalid:
-        lines, is_complete = None, False
-    if lines is not None and is_complete:
-        yield _merge_steps(lines, {run_id: part.count(b"\n") for run_id, part in batch.items()})
+    lines = _parse_flat(b"".join(batch.values())) if all(map(_is_flat, batch.values())) else None
+    if lines is not None:
+        yield _merge_steps(lines, {run.name: part.count(b"\n") for run, part in batch.items()})
     elif len(batch) > 1:
-        names = list(batch)
-        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
-            yield from _parse({run_id: batch[run_id] for run_id in half})
+        runs = list(batch)
+        for half in (runs[: len(runs) // 2], runs[len(runs) // 2 :]):
+            yield from _parse({run: batch[run] for run in half})
     else:
-        ((run_id, part),) = batch.items()
-        rows = [row for line in part.splitlines() if (row := _parse_line(line)) is not None]
+        ((run, part),) = batch.items()
+        rows = [row for _, row in parse_json_lines(part, run / METRICS, MetricsLine)]
         if rows:
-            yield _merge_steps(_to_arrow(rows), {run_id: len(rows)})
+            yield _merge_steps(_to_arrow(rows), {run.name: len(rows)})
+
+
+def _is_flat(text: bytes) -> bool:
+    """Whether each line may be an object without others in it. Arrow's parser must see no other text: lists that are
+    nested 100,000 deep end its process, and it reads NaN and Infinity, which are no JSON."""
+    return text.count(b"{") == text.count(b"\n") and not any(sign in text for sign in (b"[", b"NaN", b"Inf"))
+
+
+def _parse_flat(text: bytes) -> pa.Table | None:
+    """Lines parsed by Arrow, one row each; None where they are not all whole and right."""
+    try:
+        text.decode()  # Arrow accepts other bytes, and names columns by them
+        lines = pyarrow.json.read_json(pa.BufferReader(text), parse_options=pyarrow.json.ParseOptions(_KNOWN))
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None
+    return lines if lines.num_rows == text.count(b"\n") and not lines["step"].null_count else None
 
 
 def _to_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Parsed lines as a table with the types that Arrow's parser gives; an entry of a known column that is no number is
-    null."""
+    """Parsed lines as a table with the types that Arrow's parser gives."""
     names = dict.fromkeys([*_KNOWN.names, *(name for row in rows for name in row)])
     return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
 
@@ -236,7 +264,7 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     if name in _KNOWN.names:
         kind = _KNOWN.field(name).type
         python = int if pa.types.is_integer(kind) else float
-        return pa.array([python(v) if isinstance(v, int | float) and np.isfinite(v) else None for v in values], kind)
+        return pa.array([None if value is None else python(value) for value in values], kind)
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

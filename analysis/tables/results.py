@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis import files
 from analysis.errors import TableError
 from analysis.files import write_by_rename
 from analysis.tables import evaluations
-from analysis.tables.run_files import RESULT, RESULTS_CSV, RESULTS_PARQUET, RUNS
-from analysis.tables.schema import COLUMNS, DEFAULT_PARAMS_COLUMN, SORT_COLUMNS, SURFACE_COLUMNS, TEXT_COLUMNS
+from analysis.tables.run_files import RESULT, RESULTS_CSV, RESULTS_PARQUET, RUNS, ResultFile
+from analysis.tables.schema import COLUMNS, DEFAULT_PARAMS_COLUMN, SORT_COLUMNS, SURFACE_COLUMNS, TEXT_COLUMNS, Row
 from analysis.tables.table_files import read_file
+from analysis.type_checks import find_misfit, fits
 
 MAX_LISTED = 12
 """Names or values that an error lists."""
@@ -31,8 +32,9 @@ MAX_LISTED = 12
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A sweep folder or a file as one table, rows in a fixed order.
 
-    Failed and diverged runs stay, with their status. `attrs["unfinished"]` counts run folders that hold no result yet.
-    The runs of a folder are not flagged: see `analysis.tables.flags.read_flagged_table`.
+    Failed and diverged runs stay, with their status. `attrs["unfinished"]` counts run folders that hold no result yet;
+    `attrs["damaged"]` names the runs that are left out, with a warning, because their result.json is damaged. The runs
+    of a folder are not flagged: see `analysis.tables.flags.read_flagged_table`.
 
     Args:
       columns: our name -> name in the file, for tables made elsewhere.
@@ -75,22 +77,32 @@ def _read_folder(folder: Path) -> pd.DataFrame:
         raise TableError(f"{folder}: holds neither {RUNS}/ nor {RESULTS_PARQUET}")
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     finished = [path for path in folders if (path / RESULT).exists()]
-    table = arrange(pd.DataFrame([read_run(path) for path in finished]))
+    rows, damaged = [], []
+    for path in finished:
+        try:
+            rows.append(read_run(path))
+        except TableError as error:
+            damaged.append(path.name)
+            files.warn_once(f"run {path.name} is left out: {error}")
+    table = arrange(pd.DataFrame(rows))
     table.attrs["unfinished"] = len(folders) - len(finished)
+    table.attrs["damaged"] = damaged
     return table
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The row of a finished run: its result, and what `scaling eval` measured at its last step. Raises TableError when
-    a file is torn."""
+    result.json is damaged."""
     path = folder / RESULT
-    try:
-        result = json.loads(path.read_text())
-        row = {"run_id": folder.name, **result["row"], "status": result["status"], "reason": result.get("reason", "")}
-        for name, (value, _, stderr) in result["measurements"].items():
-            row[name], row[f"{name}_stderr"] = value, stderr
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path}: not a whole result ({error}): a torn write? delete it and run again") from None
+    remedy = "run it again: `scaling sweep run` sets a damaged result aside"
+    result: ResultFile = files.read_json(path, ResultFile, remedy=remedy)
+    if misfit := find_misfit(result["row"], Row, "row"):
+        raise TableError(f"{path}: {misfit}; {remedy}")
+    # A whole number of more than 64 bits would make a column of Python objects.
+    row = {name: float(v) if type(v) is int and not fits(v, int) else v for name, v in result["row"].items()}
+    row = {"run_id": folder.name, **row, "status": result["status"], "reason": result.get("reason", "")}
+    for name, (value, _, stderr) in result["measurements"].items():
+        row[name], row[f"{name}_stderr"] = value, stderr
     by_step = evaluations.read_run_evaluations(folder)
     at_the_end = (columns for tokens, columns in by_step.values() if tokens == row.get("tokens"))
     return row | next(at_the_end, {})
@@ -113,7 +125,7 @@ def write_table(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
     table = arrange(table).copy()
     table.attrs = {}
     parquet, csv = folder / RESULTS_PARQUET, folder / RESULTS_CSV
-    write_by_rename(parquet, lambda path: table.to_parquet(path, index=False))
+    write_by_rename(parquet, lambda path: table.to_parquet(path, index=False, write_page_checksum=True))
     write_by_rename(csv, lambda path: table.to_csv(path, index=False))
     return parquet, csv
 

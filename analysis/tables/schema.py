@@ -8,7 +8,7 @@ names and their order alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 Kind = Literal["text", "number"]
 
@@ -54,6 +54,12 @@ KINDS: Mapping[str, Kind] = {
     "tokens_per_second": "number",
 }
 """Column -> what it holds, in the order of the table. Measurements (`<task>/<metric>`, numbers) come after them."""
+
+if TYPE_CHECKING:
+    Row = dict[str, Any]
+else:
+    Row = TypedDict("Row", {n: (str if k == "text" else float) | None for n, k in KINDS.items()}, total=False)
+    """The row of a result.json: a run of an earlier version, and one that failed, lacks some of the columns."""
 
 COLUMNS: tuple[str, ...] = tuple(KINDS)
 TEXT_COLUMNS: tuple[str, ...] = tuple(name for name, kind in KINDS.items() if kind == "text")

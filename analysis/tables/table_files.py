@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from analysis.errors import TableError
 from analysis.quantities import parse_quantity
@@ -52,7 +53,15 @@ def read_file(path: Path, text_columns: Collection[str] = ()) -> pd.DataFrame:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.name.lower().endswith(".gz") else content
         table = READERS[suffix](content)
-    except (ValueError, OSError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        MemoryError,
+        zlib.error,
+        pd.errors.ParserWarning,
+        pa.ArrowException,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TableError(f"{path}: not a readable {suffix[1:]} table ({reason})") from None
     return pd.DataFrame(
@@ -144,7 +153,8 @@ def _parse_line(number: int, line: str) -> Any:
 
 
 def _read_parquet(content: bytes) -> pd.DataFrame:
-    table = pd.read_parquet(io.BytesIO(content))
+    # Pages that have a checksum are verified: a flipped bit would give another number.
+    table = pd.read_parquet(io.BytesIO(content), page_checksum_verification=True)
     return table if table.index.names == [None] else table.reset_index()
 
 

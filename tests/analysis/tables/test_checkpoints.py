@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,22 @@ def test_what_is_no_evaluation_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"scaling eval .* --step all"):
         load_evaluations(tmp_path)
     (tmp_path / EVALUATIONS).write_text(line(1, "a", 0.5, schema=2))
-    with pytest.raises(TableError, match=r"evaluations\.jsonl.*schema = 2.*\b1\b"):
+    with pytest.raises(TableError, match=r"scaling eval .* --step all"):
         load_evaluations(tmp_path)
+
+
+def test_damage_costs_its_line_or_its_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / "runs" / name
+        row = {"run_id": name, "params_total": 9, "tokens": 400, "flops": 4000.0, "loss": 1.0}
+        run_folder.write_result(folder, status="done", row=row, measurements={})
+        (folder / EVALUATIONS).write_text(f"{line(2, 't', 0.5)}\n{line(3, 't', 0.5, tokens=None)}\n")
+    (tmp_path / "runs" / "a" / "result.json").write_text("{}")
+    table = load_evaluations(tmp_path)
+    assert (table["run_id"].tolist(), table["step"].tolist()) == (["b"], [2])
+    printed = capsys.readouterr().err
+    assert re.search(rf"b/{EVALUATIONS}\W*line 2\b.*\btokens = None\b", printed)
+    assert re.search(r"a/result\.json\W*schema\b", printed)
 
 
 def test_the_checkpoints_of_a_table_are_those_of_its_folder(tmp_path: Path) -> None:

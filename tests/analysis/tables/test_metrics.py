@@ -147,7 +147,7 @@ def test_unknown_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         for step, value in enumerate(values):
-            line = {"step": step, "tokens": 1e6 if name == "b" else step, "loss": "nan" if name == "b" else 1.0}
+            line = {"step": step, "tokens": 1e6 if name == "b" else step, "loss": None if name == "b" else 1.0}
             append_metrics(run, line | {"mixed": value, f"own/{name}": value if name != "d" else "z"})
     before = load_metrics(tmp_path)
     assert list(before) == [*KNOWN, "mixed", "own/a", "own/b", "own/c", "own/d"]
@@ -161,6 +161,38 @@ def test_unknown_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
     append_metrics(tmp_path / "runs" / "a", {"step": 3, "tokens": 3, "mixed": 7})
     compact_metrics(tmp_path)
     assert load_metrics(tmp_path)["mixed"].tolist()[:3] == ["1", "2", "7"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b'{"step": "3", "loss": 1.0}', b'{"step": 3, "loss": "x"}', b'{"step": 3, "l\xffss": 1.0}', b"null", b"[1]"),
+        *(b'{"step": 3, "loss": NaN}', b'{"step": 3, "a": "\\ud800"} {}', b'{"step": 3, "x": ' + b"[" * 200_000 + b"}"),
+    ],
+)
+def test_a_damaged_line_is_named_and_costs_itself_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    a, b = a_run(tmp_path, "a", steps=2), a_run(tmp_path, "b", steps=2)
+    with (a / "metrics.jsonl").open("ab") as file:
+        file.write(damage + b"\n")
+    append_metrics(a, {"step": 4, "tokens": 32})
+    compact_metrics(tmp_path)
+    for run in (a, b):
+        assert load_metrics(run)["step"].tolist() == ([1, 2, 4] if run == a else [1, 2])
+    assert load_metrics(tmp_path)["step"].tolist() == [1, 2, 4, 1, 2]
+    assert re.search(rf"{a}/metrics\.jsonl\W*line 3\b", capfd.readouterr().err)
+
+
+def test_a_flipped_bit_in_the_compacted_table_is_seen(tmp_path: Path) -> None:
+    a_run(tmp_path, "a")
+    path = compact_metrics(tmp_path).path
+    whole, before = path.read_bytes(), load_metrics(tmp_path)
+    for place in range(4, len(whole) - 4, 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        pd.testing.assert_frame_equal(load_metrics(tmp_path), before)
+        compact_metrics(tmp_path)
+        pd.testing.assert_frame_equal(load_metrics(tmp_path), before)
 
 
 def test_what_a_machine_that_lost_power_leaves_behind(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -44,11 +45,31 @@ def test_run_folders_become_rows_and_failures_stay(tmp_path: Path) -> None:
     assert table.attrs["unfinished"] == 1
 
 
-def test_a_torn_result_is_named_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"row": None}, {"status": "ok"}, {"row": {"loss": "2"}}, {"row": {"loss": [1]}}, {"row": {"own": {"a": 1}}}),
+        *({"measurements": {"a/b": [1]}}, {"measurements": []}, {"schema": 2}, {"reason": 3}),
+    ],
+)
+def test_a_damaged_result_is_named_and_costs_its_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    path = run(tmp_path, "abc") / "result.json"
+    run(tmp_path, "def")
+    path.write_text(text := json.dumps(json.loads(path.read_text()) | change))
+    table = results.read_table(tmp_path)
+    assert table["run_id"].tolist() == ["def"]
+    assert table.attrs == {"unfinished": 0, "damaged": ["abc"]}
+    assert re.search(rf"abc/result\.json\W+{next(iter(change))}\b", capsys.readouterr().err)
+    assert path.read_text() == text
+
+
+def test_a_torn_result_is_named_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run(tmp_path, "abc") / "result.json"
     path.write_text(path.read_text()[:40])
-    with pytest.raises(TableError, match=r"abc/result\.json"):
-        results.read_table(tmp_path)
+    assert results.read_table(tmp_path).empty
+    assert "abc/result.json" in capsys.readouterr().err
     assert len(path.read_text()) == 40
 
 

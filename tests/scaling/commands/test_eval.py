@@ -233,7 +233,7 @@ def test_numbers_that_are_none_are_null_and_lines_come_back(tmp_path: Path) -> N
         *("[1]", '{"schema": 1}', '{"schema": 9, "odd": 2}', "null", "\x80"),
         '{"schema": 1, "step": 7, "tokens": 700, "task": "t", "budget": 5, "seed": 0, "measurements": {"t/x": 0.5}}',
         '{"schema": 1, "step": 7, "tokens": 700, "task": "t", "budget": 5, "seed": 0, "measurements": {}}',
-        '{"schema": 1, "step": "7", "tokens": 1, "task": "t", "budget": 5, "seed": 0, "measurements": {"a": [1, 1, 1]}}',
+        '{"schema": 1, "step": "7", "tokens": 1, "task": "t", "budget": 5, "seed": 0, "measurements": {"a": [1, 1, 1]}}',  # noqa: E501
     ],
 )
 def test_a_damaged_line_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
