@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from scaling.data.corpora import CORPUS_KINDS, SPLITS, parse_corpus
+from scaling.data.file_corpora import FileCorpus
 from scaling.data.prepare import VALIDATION_TOKENS, Backend, PreparedCorpus, prepare, prepare_mixture
 from scaling.data.shards import read_meta, shards_folder, verify_prepared
 from scaling.data.tokenizer import train_sentencepiece
@@ -31,7 +32,7 @@ def data_prepare(
 
     Args:
         name: stdlib, walk, zipf, text:PATH, jsonl:PATH, parquet:PATH, hf:NAME or seqio:TASK?module=M; options as in
-            jsonl:PATH?field=body.
+            jsonl:PATH?field=body. With ?skip_bad=true, documents that cannot be read are left out and counted.
         directory: folder of the prepared corpora.
         vocabulary: byte, or the path of a SentencePiece model.
         backend: plain or seqio, which reads the documents; auto takes seqio where it is installed. The shards are the
@@ -170,5 +171,17 @@ def _print_prepared(prepared: PreparedCorpus, json: Path | None) -> None:
     how = f"written in {prepared.seconds:.1f} s" if prepared.seconds else "already there"
     fingerprint = f"fingerprint {prepared.fingerprint}"
     console.print(f"{prepared.meta['corpus']}: {fingerprint}, {how}, {prepared.folder}", soft_wrap=True)
+    corpus = parse_corpus(prepared.meta["corpus"])
+    if isinstance(corpus, FileCorpus) and (unread := corpus.unread_files()):
+        console.print(
+            f"not read: {len(unread)} more files of the folder, the first {unread[0]}; name them with a glob",
+            soft_wrap=True,
+        )
+    if skipped := prepared.meta.get("skipped_documents"):
+        console.print(f"left out {skipped} document{'s' * (skipped > 1)} that cannot be read:", soft_wrap=True)
+        for reason in prepared.meta["skipped_first"]:
+            console.print(f"  {reason}", soft_wrap=True, markup=False, highlight=False)
+        if skipped > len(prepared.meta["skipped_first"]):
+            console.print("  ...")
     if json:
         write_json(json, {"folder": str(prepared.folder), **prepared.meta})

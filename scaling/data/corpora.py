@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import math
+import os
 import re
 import sys
 import sysconfig
@@ -120,6 +121,8 @@ class Seqio(NamedCorpus):
         raise InputError(f"corpus {self.name!r}: holds tokens, no text; only scaling data prepare reads it")
 
 
+SHOWN_CHARACTERS = 200
+"""A longer name of a corpus is cut in errors."""
 CORPUS_KINDS: dict[str, type[NamedCorpus]] = {
     kind.kind: kind for kind in (Stdlib, Walk, Zipf, Text, Jsonl, Parquet, HuggingFace, Mixture, Seqio, Simulated)
 }
@@ -130,11 +133,11 @@ def parse_corpus(name: str) -> Corpus:
 
     Raises InputError on an unknown kind or field (and suggests the nearest), a missing path or a wrong value.
     """
-    shown = repr(name) if len(name) <= 200 else describe_value(name)
+    shown = repr(name) if len(name) <= SHOWN_CHARACTERS else describe_value(name)
     kind_path, query = _split_query(name, shown)
     kind_name, colon, path = kind_path.partition(":")
     if kind_name not in CORPUS_KINDS:
-        raise InputError(f"unknown corpus {shown}{suggest_name(kind_name, CORPUS_KINDS)}")
+        raise InputError(f"unknown corpus {shown}{_suggest_kind(name, kind_name)}")
     kind = CORPUS_KINDS[kind_name]
     field_types = {n: t for n, t in typing.get_type_hints(kind).items() if typing.get_origin(t) is not typing.ClassVar}
     if ("path" in field_types) != bool(path) or (colon and not path):
@@ -178,6 +181,17 @@ def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
     return rates
 
 
+def _suggest_kind(name: str, kind_name: str) -> str:
+    """The end of the error about an unknown kind: of a path, the name with the kind of its file."""
+    path = Path(kind_name)
+    is_path = os.path.exists(kind_name) or "/" in kind_name or path.suffix
+    if is_path and not name.startswith(f"{kind_name}:") and len(name) <= SHOWN_CHARACTERS:
+        suffixes = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+        kinds = [suffixes[suffix] for suffix in path.suffixes if suffix in suffixes]
+        return f"; did you mean {kinds[0] if kinds else 'text'}:{name}?"
+    return suggest_name(kind_name, CORPUS_KINDS)
+
+
 def _split_query(name: str, shown: str) -> tuple[str, dict[str, str]]:
     """KIND:PATH and the fields after the `?`. A `?` that no FIELD=VALUE follows belongs to the path, as in a glob.
 
@@ -195,6 +209,10 @@ def _split_query(name: str, shown: str) -> tuple[str, dict[str, str]]:
 
 
 def _parse_value(shown: str, field: str, text: str, field_type: Any) -> Any:
+    if field_type is bool:
+        if text not in ("true", "false"):
+            raise InputError(f"corpus {shown}: {field} = {text!r}: must be true or false")
+        return text == "true"
     if field_type not in (int, float):
         return text
     try:

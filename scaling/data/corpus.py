@@ -50,7 +50,7 @@ class NamedCorpus:
     def name(self) -> str:
         path = getattr(self, "path", "")
         changed = [
-            f"{spec.name}={getattr(self, spec.name)}"
+            f"{spec.name}={format_value(getattr(self, spec.name))}"
             for spec in fields(self)  # pyrefly: ignore
             if spec.name != "path" and getattr(self, spec.name) != spec.default
         ]
@@ -63,6 +63,11 @@ class NamedCorpus:
         stem = re.sub(r"\W+", "_", Path(getattr(self, "path", "")).stem)[:40]
         digest = hashlib.sha256(self.name.encode()).hexdigest()[:8]
         return "-".join(filter(None, (self.kind, stem, digest)))
+
+
+def format_value(value: object) -> str:
+    """A field's value in the name of a corpus: true and false are written small."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def is_held_out(key: str) -> bool:

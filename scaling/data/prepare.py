@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, Stdlib, parse_corpus, parse_rates
+from scaling.data.file_corpora import UserCorpus
 from scaling.data.shards import SCHEMA, read_meta, shards_folder, verify_prepared
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.data.verification import META, TABLE, compute_checksums, record_verified
@@ -38,6 +39,8 @@ SHARD_TOKENS = 1 << 26
 """Tokens in a shard; the last shard of a split is shorter."""
 VALIDATION_TOKENS = 1 << 20
 """Size of a mixture's validation split."""
+SKIPPED_SHOWN = 10
+"""So many of the documents that were left out are named."""
 TEMPORARY_PREFIX = ".writing-"
 """Begins the name of a folder that is not written completely."""
 Backend = Literal["auto", "plain", "seqio"]
@@ -262,7 +265,19 @@ def _write_splits(
         "splits": splits,
         "fingerprint": digest.hexdigest()[:16],
         **({"skipped_files": corpus.count_skipped()} if isinstance(corpus, Stdlib) else {}),
+        **_skipped_documents(corpus),
     }
+
+
+def _skipped_documents(corpus: Corpus) -> dict[str, Any]:
+    """For meta.json: how many documents `skip_bad` left out, and where and why the first ones."""
+    if not isinstance(corpus, UserCorpus) or not corpus.skip_bad:
+        return {}
+    count, first = 0, []
+    for reason in corpus.skipped():
+        count += 1
+        first += [reason] * (count <= SKIPPED_SHOWN)
+    return {"skipped_documents": count, "skipped_first": first}
 
 
 def _write_split(
@@ -296,8 +311,20 @@ def _write_split(
                 facts["tokens"] += min(room, len(ids))
                 ids = ids[room:]
     if not facts["documents"]:
-        raise InputError(f"corpus {corpus.name!r}: its {split} split is empty: each split needs a document; add some")
+        raise _empty_split(corpus, split)
     return {"shards": shards, **facts}
+
+
+def _empty_split(corpus: Corpus, split: SplitName) -> InputError:
+    """The error of a split without documents, with their number and what to do where that can be told."""
+    label = f"corpus {corpus.name!r}: its {split} split is empty: each split needs a document"
+    if not isinstance(corpus, UserCorpus):
+        return InputError(f"{label}; add some")
+    count, skipped = sum(1 for _ in corpus.read_documents()), _skipped_documents(corpus)
+    what = f"has {count} document{'s, all equal' * (count > 1)}" if count else "has no document"
+    if skipped.get("skipped_documents"):
+        what += f" but {skipped['skipped_documents']} that were left out, the first: {skipped['skipped_first'][0]}"
+    return InputError(f"{label}, and the corpus {what}; {corpus.advice_to_split()}")
 
 
 def _checked_max_id(ids: np.ndarray, corpus: Corpus, split: SplitName, number: int, tokenizer: Tokenizer) -> int:

@@ -50,6 +50,10 @@ def test_different_corpora_have_different_slugs() -> None:
     ("name", "message"),
     [
         ("stdlb", r"'stdlb'.*\bstdlib\b"),
+        ("mine/fs.md", r"'mine/fs\.md'.*\btext:mine/fs\.md\?$"),
+        ("mine/*.jsonl.gz?field=a", r"\bjsonl:mine/\*\.jsonl\.gz\?field=a\?$"),
+        ("jsnl:a.jsonl", r"'jsnl:a\.jsonl'; did you mean jsonl\?"),
+        ("text:x?skip_bad=1", r"skip_bad\D*'1'.*true.*false"),
         ("", "''.*" + ".*".join(sorted(CORPUS_KINDS))),
         ("jsonl:x?feild=a", r"'jsonl:x\?feild=a'.*\bfeild\b.*\bfield\b"),
         ("walk?kind=zipf", r"\bkind\b.*edges.*nodes.*seed.*tokens"),

@@ -1,10 +1,14 @@
 """Corpora in the user's own files: text, JSONL, Parquet, Hugging Face datasets."""
 
+import codecs
+import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
 import pytest
 
 from scaling.data.corpora import SPLITS, parse_corpus
@@ -119,6 +123,9 @@ def test_missing_file_names_the_nearest(tmp_path: Path, kind: str) -> None:
         ('{"text": "a"}\n{"txt": "b"}', r"a\.jsonl\D*2\b.*'text'.*\btxt\b"),
         ('{"text": "a"}\n{"text"', r"a\.jsonl\D*2\b"),
         ("[1]", r"a\.jsonl\D*1\b"),
+        ('{"text": "a"}\n{"n": 1' + 5000 * "0" + "}", r"a\.jsonl\D*2\b"),
+        ("[" * 100_000, r"a\.jsonl\D*1\b"),
+        ('[{"text": "a"},\n3]', r"a\.jsonl\D*2\b"),
         ('{"text": 3}', r"a\.jsonl\D*1\b.*'text'.*\bint\b"),
         ('{"text": "\\ud800"}', r"a\.jsonl\D*1\b.*'text'\D*0\b.*\\ud800"),
     ],
@@ -143,6 +150,73 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         list(Parquet(str(tmp_path / "b")).read_documents())
     with pytest.raises(InputError, match=r"/b\b.*'n'.*\bint\b"):
         list(Parquet(str(tmp_path / "b"), column="n").read_documents())
+
+
+def test_json_is_read_however_it_is_printed_named_or_compressed(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": text} for i, text in enumerate(DOCUMENTS)]
+    lines = write_jsonl(tmp_path / "a.jsonl").read_bytes()
+    for name, content in {
+        "bom.jsonl": codecs.BOM_UTF8 + lines,
+        "array.json": json.dumps(rows).encode(),
+        "pretty.json": "\n".join(json.dumps(row, indent=1) for row in rows).encode(),
+        "a.jsonl.gz": gzip.compress(lines),
+        "a.json.zst": pyarrow.compress(lines, codec="zstd", asbytes=True),
+    }.items():
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        for path in (folder / name, folder):
+            assert list(Jsonl(str(path)).read_documents()) == DOCUMENTS
+
+
+def test_a_folder_of_jsonl_stays_that_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl")
+    (tmp_path / "info.json").write_text("{}")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "b"}'))
+    corpus = Jsonl(str(tmp_path))
+    assert corpus.files() == (tmp_path / "a.jsonl",)
+    assert corpus.unread_files() == [tmp_path / "b.jsonl.gz", tmp_path / "info.json"]
+    assert Text(str(tmp_path)).unread_files() == Jsonl(str(tmp_path / "a.jsonl")).unread_files() == []
+
+
+def test_a_folder_without_files_of_the_kind_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(InputError, match=r"'jsonl:.*\.csv\b"):
+        Jsonl(str(tmp_path)).files()
+
+
+def test_bad_documents_are_left_out_and_listed_on_demand(tmp_path: Path) -> None:
+    good = [json.dumps({"text": text}).encode() for text in DOCUMENTS]
+    bad = [b'{"text"', b"[1]", b'{"text": null}', b'{"text": "\\ud83d"}', b'{"text": "caf\xe9"}', b'{"txt": "a"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*good[:10], *bad, *good[10:]]))
+    corpus = Jsonl(str(tmp_path / "a.jsonl"), skip_bad=True)
+    assert list(corpus.read_documents()) == DOCUMENTS
+    places = [re.match(r".*/a\.jsonl, line (\d+): ", reason) for reason in corpus.skipped()]
+    assert [int(place[1]) for place in places if place] == list(range(11, 17))
+    assert parse_corpus(corpus.name) == corpus
+
+
+def test_bad_files_paragraphs_lines_and_rows_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for name, content in {"a": b"a\n\nb\n", "b": b"caf\xe9\n\nb\nc\n", "c": gzip.compress(b"text " * 999)[:-9]}.items():
+        (tmp_path / "texts" / name).write_bytes(content)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    pd.DataFrame({"text": ["a", None, "b"]}).to_parquet(tmp_path / "more.parquet")
+    for corpus, kept, places in (
+        (Text(str(tmp_path / "texts"), skip_bad=True), ["a\n\nb\n"], ["b", "c"]),
+        (Text(str(tmp_path / "texts" / "b"), skip_bad=True), ["b\nc\n"], ["b, line 1"]),
+        (Text(str(tmp_path / "texts" / "b"), document="line", skip_bad=True), ["\n", "b\n", "c\n"], ["b, line 1"]),
+        (Parquet(str(tmp_path), skip_bad=True), ["a", "b"], ["more.parquet, row 2", "rows.parquet"]),
+    ):
+        assert list(corpus.read_documents()) == kept
+        assert [re.split(r": ", reason)[0].rpartition("/")[2] for reason in corpus.skipped()] == places
+
+
+def test_a_corpus_of_one_document_can_be_split_by_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert f"text:{tmp_path}/a.txt?document=line" in Text(str(tmp_path / "a.txt")).advice_to_split()
+    (tmp_path / "a.txt").write_text("one")
+    assert "document=line" not in Text(str(tmp_path / "a.txt")).advice_to_split()
 
 
 def test_source_follows_the_files(tmp_path: Path) -> None:

@@ -118,6 +118,42 @@ def test_a_split_without_documents_is_an_empty_corpus(tmp_path: Path, content: s
     assert not list(tmp_path.glob("out/*/[!.]*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("text:one.txt", r"'text:one\.txt'.*\b1 document;.*text:one\.txt\?document=line"),
+        ("text:empty.txt", r"\bno document\b"),
+        ("jsonl:equal.jsonl", r"\b3 documents\b.*equal"),
+        ("jsonl:bad.jsonl?skip_bad=true", r"\b2\b.*bad\.jsonl, line 1: .*'text'"),
+    ],
+)
+def test_too_few_documents_are_counted(tmp_path: Path, name: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "one.txt": "one\nparagraph\n",
+        "empty.txt": "",
+        "equal.jsonl": '{"text": "a"}\n' * 3,
+        "bad.jsonl": "{}\n{}\n",
+    }
+    for file, content in contents.items():
+        Path(file).write_text(content)
+    with pytest.raises(InputError, match=named):
+        prepare(name, "out", backend="plain")
+
+
+def test_left_out_documents_are_counted_and_named_in_meta(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "good.jsonl").write_text("\n".join(rows))
+    (tmp_path / "bad.jsonl").write_text("\n".join([*rows, *["{}"] * 20]))
+    good = prepare(f"jsonl:{tmp_path}/good.jsonl", tmp_path, backend="plain")
+    bad = prepare(f"jsonl:{tmp_path}/bad.jsonl?skip_bad=true", tmp_path, backend="plain")
+    assert bad.fingerprint == good.fingerprint
+    assert bad.meta["skipped_documents"] == 20
+    assert [reason.split(":")[0] for reason in bad.meta["skipped_first"]][:2] == [
+        f"{tmp_path}/bad.jsonl, line {line}" for line in (401, 402)
+    ]
+
+
 def test_a_killed_prepare_leaves_no_corpus_and_the_next_one_cleans_up(source: Path, tmp_path: Path) -> None:
     script = """if True:
         import os, signal, sys
