@@ -38,7 +38,8 @@ class SplitMeta(TypedDict):
 
 
 class Meta(TypedDict):
-    """The content of meta.json. source: hash of where the documents come from. dtype: of the ids in the shards."""
+    """The content of meta.json. source: hash of where the documents come from. dtype: of the ids in the shards.
+    checksums: SHA-256 by file. skipped_documents: how many `skip_bad` left out; skipped_first: where and why."""
 
     schema: Literal[1]
     corpus: str
@@ -51,6 +52,8 @@ class Meta(TypedDict):
     splits: dict[str, SplitMeta]
     fingerprint: str
     checksums: NotRequired[dict[str, str]]
+    skipped_documents: NotRequired[int]
+    skipped_first: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
