@@ -95,6 +95,7 @@ def _existing(path: Path) -> Path:
 
 def _is_text_or_parquet(path: Path) -> bool:
     """Whether the first 64 KB of a file are UTF-8, or it is Parquet. False of a link that leads nowhere."""
+    head = b""
     try:
         with path.open("rb") as file:
             head = file.read(1 << 16)
