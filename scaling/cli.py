@@ -109,7 +109,7 @@ def import_verb(module: str, function: str, arguments: list[str]) -> Callable[..
 def base_config(arguments: list[str]) -> Any:
     """The RunConfig that flags change: the file --file, else the config.json in --folder, else the defaults."""
     from scaling.config.run_config import RunConfig, load_config
-    from scaling.record.run_folder import CONFIG
+    from scaling.record.run_folder import CONFIG, read_config
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--folder", type=Path)
@@ -120,7 +120,7 @@ def base_config(arguments: list[str]) -> Any:
     if flags.file:
         return load_config(flags.file)
     if flags.folder and (flags.folder / CONFIG).exists():
-        return load_config(flags.folder / CONFIG)
+        return read_config(flags.folder)
     return RunConfig()
 
 

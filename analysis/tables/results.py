@@ -92,7 +92,7 @@ def _read_folder(folder: Path) -> pd.DataFrame:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The row of a finished run: its result, and what `scaling eval` measured at its last step. Raises TableError when
-    result.json is damaged."""
+    result.json is damaged, or is of another run than a run folder of a sweep."""
     path = folder / RESULT
     remedy = "run it again: `scaling sweep run` sets a damaged result aside"
     result: ResultFile = files.read_json(path, ResultFile, remedy=remedy)
@@ -103,6 +103,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     row = {"run_id": folder.name, **row, "status": result["status"], "reason": result.get("reason", "")}
     for name, (value, _, stderr) in result["measurements"].items():
         row[name], row[f"{name}_stderr"] = value, stderr
+    if folder.parent.name == RUNS and row["run_id"] != folder.name:
+        raise TableError(
+            f"{path}: row.run_id = {row['run_id']!r}: must be {folder.name!r}, the name of its folder: another run was "
+            f"trained there, or the folder was copied; move it out of {folder.parent}"
+        )
     by_step = evaluations.read_run_evaluations(folder)
     at_the_end = (columns for tokens, columns in by_step.values() if tokens == row.get("tokens"))
     return row | next(at_the_end, {})

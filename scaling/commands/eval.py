@@ -19,13 +19,13 @@ from rich.table import Table
 
 from scaling.accounting.counts import count_params
 from scaling.config.fields import canonical_json
-from scaling.config.run_config import RunConfig, load_config
+from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.files import warn_once, write_json
 from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record.evaluations import Evaluation, append_evaluation, read_evaluations
-from scaling.record.run_folder import CONFIG, EVALUATIONS, RUNS, Value, read_result, to_json
+from scaling.record.run_folder import CONFIG, EVALUATIONS, RUNS, Value, read_config, read_result, to_json
 from scaling.training import simulated_run
 from scaling.training.restore import checkpoint_steps, restore_model
 
@@ -102,14 +102,14 @@ def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
     """The run of a run folder, or the finished runs of a sweep folder, those of one model shape side by side, so that
     each program is compiled once. Raises InputError when there are none, or when they are simulated."""
     if (path / CONFIG).exists():
-        runs = [(path, load_config(path / CONFIG))]
+        runs = [(path, read_config(path))]
     elif (path / RUNS).is_dir():
         folders = sorted(folder for folder in (path / RUNS).iterdir() if (folder / CONFIG).exists())
         runs = []
         for folder in folders:
             try:
                 if (result := read_result(folder)) is not None and result["status"] == "done":
-                    runs.append((folder, load_config(folder / CONFIG)))
+                    runs.append((folder, read_config(folder)))
             except InputError as error:
                 warn_once(f"{folder.name} is left out: {error}")
         if not runs:

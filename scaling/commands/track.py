@@ -21,10 +21,9 @@ from typing import Any, TypedDict
 
 import tyro
 
-from scaling.config.run_config import load_config
 from scaling.errors import InputError
 from scaling.files import lock_file, parse_json, read_json, warn_once, write_json
-from scaling.record.run_folder import CONFIG, METRICS, PLAN, RESULT, RUNS, MetricsLine, read_result
+from scaling.record.run_folder import CONFIG, METRICS, PLAN, RESULT, RUNS, MetricsLine, read_config, read_result
 from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, load_tracker
 from scaling.type_checks import find_misfit
 
@@ -140,7 +139,7 @@ def mirror(run: Path, tracker: TrackerName, make: OpenTrackedRun, tracked: dict[
         result_is_new = result is not None and stamp != before.ended
         if not lines and not result_is_new:
             return 0
-        config = load_config(run / CONFIG)
+        config = read_config(run)
     except InputError as error:
         warn_once(f"{run.name} is left out: {error}")
         return 0

@@ -2,7 +2,8 @@
 
     <sweep>/runs/<run_id>/
       config.json        the whole config and its schema version
-      environment.json   versions, devices, commit, attention kernel that ran, of the last session
+      environment.json   run_id and hashed fields of the config, versions, devices, commit, attention kernel that ran,
+                         of the last session
       metrics.jsonl      one line a logged step, appended by process 0; a torn last line is legal and ignored
       attempts.jsonl     one line as an attempt at the run begins and one as it ends (sweeps/running/attempt_log.py)
       checkpoints/       Orbax checkpoints, from which the run resumes
@@ -21,6 +22,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
@@ -28,7 +30,8 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 import numpy as np
 
 from scaling.accounting import counts as accounting
-from scaling.config.run_config import RunConfig, load_config, to_dict
+from scaling.config.overrides import differing_fields
+from scaling.config.run_config import RunConfig, from_dict, hashed_dict, load_config, to_dict
 from scaling.errors import BusyError, InputError
 from scaling.files import append_json_line, lock_file, read_json, read_json_lines, write_json
 from scaling.record.environment import describe_environment
@@ -82,11 +85,71 @@ TRAIN_LOCK, RUN_LOCK, LEASE, LOG_FILE = "train.lock", "run.lock", "lease.json", 
 PLAN, RUNS = "plan.json", "runs"
 
 
+def read_config(folder: Path) -> RunConfig:
+    """The config in a run folder. Raises InputError where it is absent or torn, or was edited so that it is no longer
+    that of the run that the folder holds."""
+    config = load_config(folder / CONFIG)
+    check_folder(folder, config)
+    return config
+
+
 def check_folder(folder: Path, config: RunConfig) -> None:
-    """Raises InputError when a run folder holds another run."""
-    path = folder / CONFIG
-    if path.exists() and (stored := load_config(path)).run_id != config.run_id:
-        raise InputError(f"{folder}: holds run {stored.run_id}, not {config.run_id}; give another folder")
+    """Raises InputError, with the fields that differ, when a run folder holds another run than that of `config`.
+
+    The folder says which run it holds by its name where that is a run_id, by its environment.json, which each session
+    writes, by its result.json and by its config.json.
+    """
+    name = folder.absolute().name
+    environment = _read_object(folder / ENVIRONMENT, TrainedRun)
+    run_ids = {
+        "its name": name if re.fullmatch("[0-9a-f]{12}", name) else None,  # a user may give any other name
+        ENVIRONMENT: environment.get("run_id"),
+        RESULT: _read_object(folder / RESULT, Result).get("row", {}).get("run_id"),
+    }
+    known_fields = {environment.get("run_id"): environment.get("config")}
+    if (folder / CONFIG).exists() and not holds_config(folder, config):
+        stored = load_config(folder / CONFIG)
+        run_ids[CONFIG], known_fields[stored.run_id] = stored.run_id, hashed_dict(stored)
+    for source, run_id in run_ids.items():
+        if run_id is not None and run_id != config.run_id:
+            fields = known_fields.get(run_id) or _planned_fields(folder, run_id)
+            difference = f", for {differing_fields(fields, hashed_dict(config))}" if fields else ""
+            raise InputError(
+                f"{folder}: holds run {run_id} by {source}, not {config.run_id}{difference}; give another folder, or "
+                f"restore {CONFIG} where it was edited"
+            )
+
+
+class TrainedRun(TypedDict, total=False):
+    """The entries of environment.json that say which run was trained; earlier versions did not write them.
+
+    run_id: its id. config: the fields that it is a hash of, as `hashed_dict` gives them.
+    """
+
+    run_id: str
+    config: dict[str, Any]
+
+
+def describe_run(config: RunConfig) -> TrainedRun:
+    """What environment.json says of the run that was trained."""
+    return {"run_id": config.run_id, "config": hashed_dict(config)}
+
+
+def _planned_fields(folder: Path, run_id: str) -> dict[str, Any] | None:
+    """The hashed fields of a run by the plan of the sweep that its folder belongs to, where there is one."""
+    cells = _read_object(folder.absolute().parent.parent / PLAN).get("cells", ())
+    with contextlib.suppress(InputError, KeyError, TypeError):
+        return next((hashed_dict(from_dict(cell["config"])) for cell in cells if cell["run_id"] == run_id), None)
+    return None
+
+
+def _read_object(path: Path, expected: Any = Any) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where the file is absent or not as expected."""
+    try:
+        content = read_json(path, expected)
+    except InputError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def holds_config(folder: Path, config: RunConfig) -> bool:
@@ -118,7 +181,7 @@ def locked_run_folder(folder: Path, config: RunConfig, kernel: str, **about: Any
         if not is_ours:
             raise BusyError(f"{folder}: another process trains in it; wait for it, or give another folder")
         write_config(folder, config)
-        write_json(folder / ENVIRONMENT, describe_environment(kernel) | about)
+        write_json(folder / ENVIRONMENT, {**describe_run(config), **describe_environment(kernel), **about})
         yield
 
 

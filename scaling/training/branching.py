@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaling.config.run_config import RunConfig, load_config
+from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.record import run_folder
 
@@ -66,7 +66,7 @@ def check_branch(folder: Path, config: RunConfig) -> None:
     field = f"RunConfig.branch_of = {config.branch_of!r}"
     if not (trunk / run_folder.CONFIG).exists():
         raise InputError(f"{field}: {trunk} is no run; train it first, or leave branch_of empty to train alone")
-    if config.lineage != load_config(trunk / run_folder.CONFIG).lineage:
+    if config.lineage != run_folder.read_config(trunk).lineage:
         raise InputError(
             f"{field}: {trunk} differs from this run in more than tokens; make the other settings the same, "
             "name another trunk, or leave branch_of empty to train alone"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from scaling.config.run_config import RunConfig, load_config
+from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.model import sharding
 from scaling.record import run_folder
@@ -51,7 +51,7 @@ def train_population(folders: Sequence[Path], *, quiet: bool = False) -> dict[Pa
     waiting: dict[Path, RunConfig] = {}
     for folder in folders:
         with _catch_refusal(outcomes, folder):
-            config = with_data_fingerprint(load_config(folder / run_folder.CONFIG), folder)
+            config = with_data_fingerprint(run_folder.read_config(folder), folder)
             if simulated_run.is_simulated(config):
                 outcomes[folder] = simulated_run.simulate_run(config, folder)
             elif (status := final_status(config, folder)) is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from scaling.config.run_config import MeshConfig, RunConfig, load_config
+from scaling.config.run_config import MeshConfig, RunConfig
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.errors import InputError
 from scaling.model.decoder import Decoder
@@ -56,7 +56,7 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
         step = steps[-1]
     if step not in steps:
         raise InputError(f"{folder}: step = {step}: must be a step with a checkpoint: {', '.join(map(str, steps))}")
-    config = load_config(folder / run_folder.CONFIG)
+    config = run_folder.read_config(folder)
     program = build_program(config, make_mesh(MeshConfig(), jax.devices()[:1]), kernel="xla")
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as checkpoints:
         state = checkpoints.restore(step, program.abstract_state)

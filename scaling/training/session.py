@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from scaling.config.run_config import RunConfig, load_config
+from scaling.config.run_config import RunConfig
 from scaling.data.shards import TokenShards, check_batches, limit_unique_tokens, open_shards
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.measurements import Measurement, validation_loss
@@ -62,7 +62,7 @@ def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunC
     if simulated_run.is_simulated(config):
         return replace(config, data=replace(config.data, fingerprint=simulated_run.true_law(config).fingerprint))
     if folder is not None and (folder / run_folder.CONFIG).exists():
-        fingerprint = load_config(folder / run_folder.CONFIG).data.fingerprint
+        fingerprint = run_folder.read_config(folder).data.fingerprint
     else:
         fingerprint = open_shards(config.data.directory, config.data.corpus, config.data.vocabulary).fingerprint
     return replace(config, data=replace(config.data, fingerprint=fingerprint))

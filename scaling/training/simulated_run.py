@@ -63,13 +63,13 @@ def simulate_run(config: RunConfig, folder: Path) -> run_folder.Status:
     """Writes the run folder that training would have written: config, environment, metrics and result. Returns at once
     when the run has ended. Does not wait for the disk: a file that a loss of power tears is simulated again."""
     law = true_law(config)
+    run_folder.check_folder(folder, config)
     result = run_folder.read_result(folder)
     if result is not None and result["status"] != "failed":
         return result["status"]
-    if not run_folder.holds_config(folder, config):
-        run_folder.check_folder(folder, config)
-        run_folder.write_config(folder, config, durable=False)
-    files.write_json(folder / run_folder.ENVIRONMENT, _environment(law), durable=False)
+    run_folder.write_config(folder, config, durable=False)
+    environment = {**run_folder.describe_run(config), **_environment(law)}
+    files.write_json(folder / run_folder.ENVIRONMENT, environment, durable=False)
     params, rate = count_params(config.model).matmul, config.optimizer.learning_rate
     run_generator = _generator(law, config.run_id)
     trunk = config.lineage if config.branch_step else config.run_id

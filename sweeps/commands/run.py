@@ -28,7 +28,7 @@ from sweeps.running import fleet
 from sweeps.running.attempt_log import DEFAULT_BUDGETS, RetryBudgets
 from sweeps.running.board import describe_totals
 from sweeps.running.fleet import train_command
-from sweeps.running.outcomes import reopen_failed
+from sweeps.running.outcomes import check_run_folders, reopen_failed
 from sweeps.running.progress import read_sweep_progress
 from sweeps.running.runner import Command, Runner
 
@@ -91,6 +91,7 @@ def run(
             f"{folder / PLAN}: sweep = {plan.sweep!r}: must be {name!r}, for two sweeps cannot share a folder; plan "
             "with --out elsewhere"
         )
+    check_run_folders(folder, plan.cells)
     started, budgets = time.monotonic(), RetryBudgets(failures, preemptions, progress_timeout)
     if isinstance(executor, Local):
         code = run_locally(

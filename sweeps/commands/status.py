@@ -22,6 +22,7 @@ from sweeps.running.board import (
     progress_board,
     progress_line,
 )
+from sweeps.running.outcomes import check_run_folders
 from sweeps.running.progress import CellProgress, FinishedCell, read_sweep_progress
 
 
@@ -42,6 +43,7 @@ def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None
         raise InputError(
             f"{folder / PLAN}: sweep = {plan.sweep!r}: must be {name!r}; give the folder of {name} with --out"
         )
+    check_run_folders(folder, plan.cells)
     now: tuple[CellProgress, ...] = ()
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:

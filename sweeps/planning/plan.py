@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import importlib
@@ -13,31 +14,39 @@ import math
 import pkgutil
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from rich.table import Table
 
-from scaling.config.run_config import RunConfig, from_dict, to_dict
+from scaling.accounting.counts import count_params
+from scaling.config.overrides import differing_fields
+from scaling.config.run_config import RunConfig, from_dict, hashed_dict, load_config, to_dict
 from scaling.errors import InputError, suggest_name
 from scaling.files import read_json, write_json
 from scaling.record.environment import package_version
-from scaling.record.run_folder import PLAN, result_row
+from scaling.record.run_folder import CONFIG, PLAN, RUNS, result_row
 from scaling.training import simulated_run
 from sweeps import catalog
-from sweeps.grids import Sweep, flatten
+from sweeps.grids import Sweep, flatten, overlay
 from sweeps.planning.wall_time import WallTimeModel
 from sweeps.trunks import share_trunks
 
 SCHEMA = 1
+EDITABLE_COLUMNS = (
+    *("width", "depth", "seed", "learning_rate", "batch_tokens", "budget_tokens", "unique_limit"),
+    *("schedule", "parametrization", "optimizer", "weight_decay"),
+)
+"""Columns of a cell of plan.json that hold a field of its config."""
 PACKAGES = ("scaling-laws", "jax", "flax", "optax", "numpy")
 
 
 class CellEntry(TypedDict):
     """A cell of plan.json, beside its known columns and its name."""
 
+    run_id: str
     config: dict[str, Any]
     estimated_seconds: float
     unique_tokens: int
@@ -239,7 +248,8 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def load_plan(folder: Path) -> Plan:
-    """The plan of a sweep folder. Raises InputError when it is absent, torn or of another schema."""
+    """The plan of a sweep folder. Raises InputError when it is absent, torn or of another schema, or when its run_ids
+    do not follow from its configs."""
     path = folder / PLAN
     if not path.exists():
         raise InputError(f"{path}: no plan; run `scaling sweep plan {folder.name}` first")
@@ -251,7 +261,62 @@ def load_plan(folder: Path) -> Plan:
             cells.append(Cell(from_dict(entry["config"]), entry["estimated_seconds"], entry["unique_tokens"]))
         except InputError as error:
             raise InputError(f"{path}: cells[{number}].config: {error}; {remedy}") from None
+    check_stored_cells(folder, data, cells)
     return Plan(data["sweep"], data["description"], data["why"], tuple(cells), data["created_with"])
+
+
+def check_stored_cells(folder: Path, data: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+    """Raises InputError where the run_id or a count of parameters that plan.json stores of a cell does not follow from
+    its config: somebody edited the plan, or this version of the code computes them in another way.
+
+    data: the content of plan.json. cells: those that were read from it.
+    """
+    path, rows = folder / PLAN, data["cells"]
+    wrong = [(row, cell) for row, cell in zip(rows, cells, strict=True) if row["run_id"] != cell.run_id]
+    if wrong:
+        row, cell = wrong[0]
+        raise InputError(
+            f"{path}: run_id = {row['run_id']!r} of {cell.name}, and its config gives {cell.run_id!r} "
+            f"({len(wrong)} of {len(cells)} cells): {_why_another_run(folder, data, row, cell)}; restore it, or plan "
+            "again with --out elsewhere"
+        )
+    for row, cell in zip(rows, cells, strict=True):
+        params = count_params(cell.config.model)
+        for name in ("total", "non_embedding", "matmul"):
+            if row.get(f"params_{name}") not in (None, count := getattr(params, name)):
+                raise InputError(
+                    f"{path}: params_{name} = {row[f'params_{name}']} of {cell.name}, and its config gives {count}; "
+                    "plan again with --out elsewhere"
+                )
+
+
+def _why_another_run(folder: Path, data: Mapping[str, Any], row: Mapping[str, Any], cell: Cell) -> str:
+    """The field of a planned cell that was edited or that this version hashes as well, in words."""
+    stored = flatten(row["config"])
+    if added := [path for path in flatten(hashed_dict(cell.config)) if path not in stored]:
+        return (
+            f"this version also hashes {', '.join(added)}, which the plan does not have; make it a later_field "
+            "(scaling/config/fields.py)"
+        )
+    # What the cell was before the edit: the config of its run, if it has begun, or of the sweep in the catalog.
+    originals = []
+    with contextlib.suppress(InputError):
+        originals.append(load_config(folder / RUNS / row["run_id"] / CONFIG))
+    with contextlib.suppress(InputError):
+        originals += [
+            overlay(c, {"data.fingerprint": cell.config.data.fingerprint}) for c in find_sweep(data["sweep"]).cells
+        ]
+    for original in originals:
+        if original.run_id == row["run_id"]:
+            return differing_fields(hashed_dict(original), hashed_dict(cell.config))
+    columns = cell.known_columns
+    edited = [
+        f"{name} = {row[name]!r} -> {columns[name]!r}"
+        for name in EDITABLE_COLUMNS
+        if row.get(name, columns[name]) != columns[name]
+    ]
+    version = data["created_with"].get("scaling-laws")
+    return ", ".join(edited) or f"a field was edited, or scaling-laws {version} hashed them in another way"
 
 
 def plan_table(plan: Plan) -> Table:

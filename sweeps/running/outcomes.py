@@ -20,6 +20,8 @@ from scaling.record.run_folder import (
     RESULT,
     RUNS,
     MetricsLine,
+    check_folder,
+    read_config,
     read_metrics,
     read_result,
     result_row,
@@ -43,12 +45,24 @@ class RecordedDevices(TypedDict):
     devices: list[str]
 
 
+def check_run_folders(folder: Path, cells: Sequence[Cell]) -> None:
+    """Raises InputError, with the field, where the run folder of a cell holds another run: its config.json was edited,
+    or another run was trained there. A torn config.json is no other run: `prepare_run` writes it again."""
+    for cell in cells:
+        run = folder / RUNS / cell.run_id
+        if run.is_dir() and not is_config_torn(run):
+            check_folder(run, cell.config)
+
+
 def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
     """Writes the config of the next attempt into a claimed run folder, and returns it. Sets aside a result that is
     damaged or failed, and metrics with damaged lines.
 
-    devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh.
+    devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh. Raises
+    InputError when the folder holds another run.
     """
+    if not is_config_torn(folder):
+        check_folder(folder, cell.config)
     if (folder / RESULT).exists():
         set_result_aside(folder)
     repair_json_lines(folder / METRICS, MetricsLine)
@@ -79,7 +93,7 @@ def _can_branch(folder: Path, config: RunConfig) -> bool:
     """Whether the trunk of a run has what `scaling train` needs to start the run from it."""
     trunk = branching.trunk_folder(folder, config)
     try:
-        load_config(trunk / CONFIG)
+        read_config(trunk)
         return branching.has_branch_state(folder, config) or branching.trunk_diverged_before(folder, config)
     except InputError as error:
         warn_once(f"{folder.name} trains from its own first step, without its trunk: {error}")
@@ -92,6 +106,11 @@ def _config_in_folder(folder: Path) -> RunConfig | None:
         return load_config(folder / CONFIG)
     except InputError:
         return None
+
+
+def is_config_torn(folder: Path) -> bool:
+    """Whether a run folder has a config.json that cannot be read."""
+    return (folder / CONFIG).exists() and _config_in_folder(folder) is None
 
 
 def _is_step(path: Path) -> bool:
@@ -154,6 +173,8 @@ def result_status(folder: Path) -> str | None:
 def record_failure(folder: Path, cell: Cell, reason: str) -> None:
     """Writes the result of a failed run: its row, with the tokens it had trained on, the reason and the traceback."""
     config = _config_in_folder(folder) or cell.config
+    if config.run_id != cell.run_id:
+        config = cell.config
     tokens = max((line.get("tokens", 0) for line in read_metrics(folder)), default=0)
     row = result_row(config, tokens=tokens, unique_tokens=min(tokens, cell.unique_tokens))
     row |= {"status": "failed"}

@@ -16,8 +16,9 @@ import pytest
 import tyro
 
 from scaling import cli
-from scaling.config.run_config import RunConfig, load_config, to_dict
+from scaling.config.run_config import OptimizerConfig, RunConfig, load_config, to_dict
 from scaling.errors import InputError
+from scaling.files import write_json
 from tests.conftest import in_process, scaling
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -262,6 +263,31 @@ def test_verbs_and_flags_of_the_last_release_are_understood(old: list[str], new:
 def test_old_names_point_to_names_of_today() -> None:
     assert set(cli.OLD_VERBS.values()) | set(cli.OLD_FLAGS) <= set(cli.VERBS)
     assert not set(cli.OLD_VERBS) & set(cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(("train", "--folder"), ("train", "--seed", 0, "--folder"), ("profile", "--folder"), ("population",)),
+        *(("eval",), ("generate",), ("export",), ("track",)),
+    ],
+)
+def test_a_config_that_was_edited_in_a_run_folder_is_refused_by_every_verb(
+    tmp_path: Path, verb: tuple[object, ...]
+) -> None:
+    folder = tmp_path / "s" / "runs" / RunConfig().run_id
+    edited = RunConfig(optimizer=OptimizerConfig(learning_rate=0.01))
+    write_json(folder / "config.json", to_dict(edited))
+    write_json(folder.parent.parent / "plan.json", {"cells": [{"run_id": folder.name, "config": to_dict(RunConfig())}]})
+    (folder / "checkpoints" / "4").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 4, "tokens": 64, "loss": 3.0}\n')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = in_process(*verb, folder, *(("tensorboard",) if verb == ("track",) else ()), cwd=tmp_path)
+    assert done.returncode == {"population": 1, "track": 0}.get(str(verb[0]), 2), done
+    assert done.stderr.count("\n") == 1
+    pattern = rf"{folder.name}.*{edited.run_id}.*optimizer\.learning_rate\b.*\b0\.003\b.*\b0\.01\b"
+    assert re.search(pattern, done.stderr), done.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 SMALL = ("--model.width", 16, "--model.depth", 1, "--model.heads", 1, "--measure.validation-tokens", 512)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_a_damaged_result_is_named_and_costs_its_run_alone(
     assert table.attrs == {"unfinished": 0, "damaged": ["abc"]}
     assert re.search(rf"abc/result\.json\W+{next(iter(change))}\b", capsys.readouterr().err)
     assert path.read_text() == text
+
+
+def test_the_result_of_another_run_in_a_run_folder_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "a1")
+    copy = run(tmp_path, "a1-copy", run_id="a1")
+    assert results.read_table(tmp_path)["run_id"].tolist() == ["a1"]
+    said = capsys.readouterr().err
+    assert re.search(rf"{re.escape(str(copy / run_folder.RESULT))}.*\brun_id = 'a1'.*'a1-copy'", said), said
+    shutil.move(copy, tmp_path / "mine")
+    assert results.read_run(tmp_path / "mine")["run_id"] == "a1", "a folder that a user named"
+    assert results.read_table(tmp_path)["run_id"].tolist() == ["a1"]
 
 
 def test_a_torn_result_is_named_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

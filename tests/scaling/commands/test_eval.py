@@ -60,11 +60,15 @@ def runs(sweep: Path) -> list[Path]:
     return sorted(done, key=lambda run: -len(checkpoint_steps(run)))
 
 
-def with_length(run: Path, length: int) -> None:
+def with_length(run: Path, length: int) -> Path:
+    """Makes a run folder that of a run of another sequence length, and returns its new path."""
     config = load_config(run / run_folder.CONFIG)
-    files.write_json(
-        run / run_folder.CONFIG, to_dict(replace(config, data=replace(config.data, sequence_length=length)))
-    )
+    config = replace(config, data=replace(config.data, sequence_length=length))
+    result = files.read_json(run / run_folder.RESULT)
+    files.write_json(run / run_folder.CONFIG, to_dict(config))
+    files.write_json(run / run_folder.RESULT, result | {"row": result["row"] | {"run_id": config.run_id}})
+    (run / run_folder.ENVIRONMENT).unlink()
+    return run.rename(run.with_name(config.run_id))
 
 
 def lines(run: Path) -> list[dict]:
@@ -178,8 +182,7 @@ def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: py
 def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = runs(sweep)[1]
-    with_length(run, 26)
+    run = with_length(runs(sweep)[1], 26)
     evaluate(run, budget=16)
     too_long = r"recall\D*29\b.*sequence_length\D*26\b"
     assert re.search(too_long, capsys.readouterr().out)

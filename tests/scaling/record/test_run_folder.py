@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scaling import files
-from scaling.config.run_config import RunConfig, load_config
+from scaling.config.run_config import OptimizerConfig, RunConfig, load_config, to_dict
 from scaling.errors import BusyError, InputError
 from scaling.record import run_folder
 
@@ -66,6 +67,46 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
     ):
         pass
     assert files.read_json(tmp_path / run_folder.CONFIG)["seed"] == 0
+
+
+EDITED = dataclasses.replace(RunConfig(), optimizer=OptimizerConfig(beta2=0.99))
+FIELD = r"\boptimizer\.beta2\b.*\b0\.95\b.*\b0\.99\b"
+
+
+@pytest.mark.parametrize("free_name", [True, False])
+def test_an_edited_config_is_refused_with_the_field(tmp_path: Path, free_name: bool) -> None:
+    folder = tmp_path / ("mine" if free_name else RunConfig().run_id)
+    with run_folder.locked_run_folder(folder, RunConfig(), "xla"):
+        assert run_folder.read_config(folder) == RunConfig()
+    files.write_json(folder / run_folder.CONFIG, to_dict(EDITED))
+    for config in (RunConfig(), EDITED):  # the one that was trained, too: which one the user means is not known
+        with pytest.raises(InputError, match=f"{RunConfig().run_id}|{EDITED.run_id}"):
+            run_folder.check_folder(folder, config)
+    with pytest.raises(InputError, match=rf"{re.escape(str(folder))}.*{RunConfig().run_id}.*{EDITED.run_id}.*{FIELD}"):
+        run_folder.read_config(folder)
+    files.write_json(folder / run_folder.CONFIG, to_dict(RunConfig(name="renamed")))
+    assert run_folder.read_config(folder).name == "renamed"
+
+
+def test_a_folder_that_has_not_begun_is_of_the_run_that_the_plan_has(tmp_path: Path) -> None:
+    folder = tmp_path / run_folder.RUNS / RunConfig().run_id
+    cell = {"run_id": RunConfig().run_id, "config": to_dict(RunConfig())}
+    files.write_json(tmp_path / run_folder.PLAN, {"cells": [cell]})
+    with pytest.raises(InputError, match=rf"{RunConfig().run_id}.*{EDITED.run_id}.*{FIELD}"):
+        run_folder.check_folder(folder, EDITED)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("environment", [None, {"schema": 1, "python": "3.11"}, {"run_id": 3}])
+def test_a_folder_of_an_earlier_version_is_of_the_run_of_its_result(tmp_path: Path, environment: dict | None) -> None:
+    files.write_json(tmp_path / run_folder.CONFIG, to_dict(EDITED))
+    if environment is not None:
+        files.write_json(tmp_path / run_folder.ENVIRONMENT, environment)
+    assert run_folder.read_config(tmp_path) == EDITED
+    row = {"run_id": RunConfig().run_id}
+    run_folder.write_result(tmp_path, status="done", row=row, measurements={})
+    with pytest.raises(InputError, match=rf"{RunConfig().run_id}.*{run_folder.RESULT}.*{EDITED.run_id}"):
+        run_folder.read_config(tmp_path)
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:

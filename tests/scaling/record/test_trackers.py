@@ -214,7 +214,7 @@ def test_wandb_holds_each_step_once_without_a_network(
 ) -> None:
     wandb = pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = a_run(tmp_path / "0123abcd4567")
+    run = a_run(tmp_path / "the-run")
     track(run, "wandb")
     track(run, "wandb")
     go_on(run)
@@ -231,7 +231,7 @@ def test_wandb_holds_each_step_once_without_a_network(
     assert values[8, "validation_loss"] == [1.2]
     assert (summary["loss/nats"], summary["status"]) == (1.25, "done")
     assert {(one.run_id, one.display_name, one.project, one.run_group) for one in runs} == {
-        ("0123abcd4567", "w8 d1/64k", "s", "s")
+        ("the-run", "w8 d1/64k", "s", "s")
     }
     assert len(list(run.glob("wandb/offline-run-*"))) == 2, "two sessions had news"
 

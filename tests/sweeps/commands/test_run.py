@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config.run_config import load_config
+from scaling.config.run_config import load_config, to_dict
 from scaling.errors import InputError
 from scaling.exit_codes import OUT_OF_MEMORY, STOPPED
+from scaling.files import write_json
 from scaling.record.run_folder import CONFIG, LOG_FILE, PLAN, RESULT, RUNS, read_result, write_result
 from sweeps.commands.run import run, run_locally
+from sweeps.commands.status import status
 from sweeps.grids import Sweep, overlay
 from sweeps.local import processes
 from sweeps.local.processes import slot_environment
@@ -489,6 +491,30 @@ def test_the_verb(tmp_path, monkeypatch, capsys):
 def test_no_plan_is_bad_input(tmp_path, name, says):
     with pytest.raises(InputError, match=says):
         run(name, tmp_path)
+
+
+@pytest.mark.parametrize("state", ["waiting", "done"])
+def test_a_config_that_was_edited_in_a_run_folder_stops_the_sweep(tmp_path, state):
+    made = stand_in_plan(tmp_path / "stand_in", "", "")
+    if state == "done":
+        assert run_locally(tmp_path / "stand_in", command=stand_in_command()) == 0
+    folder = tmp_path / "stand_in" / RUNS / made.cells[1].run_id
+    edited = overlay(made.cells[1].config, {"optimizer.beta1": 0.5})
+    write_json(folder / CONFIG, to_dict(edited))
+    for verb in (lambda: run("stand_in", tmp_path), lambda: status("stand_in", tmp_path)):
+        with pytest.raises(InputError, match=rf"{folder.name}.*{edited.run_id}.*\boptimizer\.beta1\b.*\b0\.5\b"):
+            verb()
+    with pytest.raises(InputError, match=edited.run_id):
+        prepare_run(folder, made.cells[1])
+    assert load_config(folder / CONFIG) == edited
+    assert len(count_starts(tmp_path / "stand_in")) == (2 if state == "done" else 0)
+
+
+def test_a_failure_is_recorded_as_of_the_planned_run(tmp_path):
+    made = stand_in_plan(tmp_path, "")
+    write_json(tmp_path / RUNS / made.cells[0].run_id / CONFIG, to_dict(overlay(made.cells[0].config, {"seed": 5})))
+    record_failure(tmp_path / RUNS / made.cells[0].run_id, made.cells[0], "why")
+    assert (read_result(tmp_path / RUNS / made.cells[0].run_id) or {})["row"]["run_id"] == made.cells[0].run_id
 
 
 def runs_by_process(folder: Path) -> list[set[str]]:

@@ -12,7 +12,7 @@ from scaling.accounting.chips import parse_topology
 from scaling.config.run_config import from_dict
 from scaling.errors import InputError
 from scaling.performance import compile_ahead
-from scaling.record.run_folder import PLAN
+from scaling.record.run_folder import PLAN, write_config
 from sweeps.commands import plan as plan_verb
 from sweeps.grids import overlay
 from sweeps.local.processes import Slot
@@ -169,6 +169,62 @@ def test_absent_or_torn_plan_is_bad_input(tmp_path, text, says):
     if text is not None:
         (tmp_path / PLAN).write_text(text)
     with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / PLAN))}.*{says}"):
+        load_plan(tmp_path)
+
+
+def edit_cell(folder, **values):
+    """Edits dotted fields of the first cell of a plan."""
+    content = json.loads((folder / PLAN).read_text())
+    for path, value in values.items():
+        section = content["cells"][0]
+        *parents, leaf = path.split(".")
+        for name in parents:
+            section = section[name]
+        if value is None:
+            del section[leaf]
+        else:
+            section[leaf] = value
+    (folder / PLAN).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"config.optimizer.learning_rate": 0.5}, r"\blearning_rate\b.*-> 0\.5\b"),
+        ({"config.seed": 9}, r"\bseed\b.*\b0 -> 9\b"),
+        ({"run_id": "0123456789ab"}, r"0123456789ab"),
+        ({"params_matmul": 7}, r"\bparams_matmul = 7\b.*\bc0\b.*\d{4}"),
+    ],
+)
+def test_an_edited_cell_is_refused_with_the_field(tmp_path, values, says, has_begun):
+    made = stand_in_plan(tmp_path, "", "")
+    if has_begun:
+        write_config(tmp_path / "runs" / made.cells[0].run_id, made.cells[0].config)
+    edit_cell(tmp_path, **values)
+    before = (tmp_path / PLAN).read_bytes()
+    with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path / PLAN))}.*{says}"):
+        load_plan(tmp_path)
+    with pytest.raises(InputError, match=says):
+        stand_in_plan(tmp_path, "", "")
+    assert (tmp_path / PLAN).read_bytes() == before
+
+
+def test_a_field_without_a_column_is_named_by_the_run_or_by_the_catalog(tmp_path):
+    made = stand_in_plan(tmp_path / "a", "")
+    write_config(tmp_path / "a" / "runs" / made.cells[0].run_id, made.cells[0].config)
+    freeze_plan(tmp_path / "b", build_plan(find_sweep("smoke"), WALL_TIME, lambda config: StandInCorpus()))
+    for name in ("a", "b"):
+        edit_cell(tmp_path / name, **{"config.optimizer.beta2": 0.5})
+        with pytest.raises(InputError, match=r"\boptimizer\.beta2\b.*\b0\.95 -> 0\.5\b"):
+            load_plan(tmp_path / name)
+
+
+def test_a_plan_whose_ids_this_version_hashes_in_another_way_is_refused(tmp_path):
+    """As after a field was added that is hashed at its default: its runs would all be trained again."""
+    stand_in_plan(tmp_path, "", "")
+    edit_cell(tmp_path, **{"run_id": "0123456789ab", "config.model.qk_norm": None})
+    with pytest.raises(InputError, match=r"0123456789ab.*\b1 of 2\b.*model\.qk_norm.*later_field"):
         load_plan(tmp_path)
 
 
