@@ -32,6 +32,7 @@ from scaling.config.fields import check_seed
 from scaling.errors import InputError
 from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
 from scaling.files import refuse_url
+from scaling.quantities import parse_count, parse_quantity
 
 DESCRIPTION = "Train transformers over model and data sizes, fit scaling laws, and check forecasts."
 GROUPS = {
@@ -182,14 +183,48 @@ def parse(app: tyro.extras.SubcommandApp, arguments: list[str]) -> Callable[[], 
     try:
         with contextlib.redirect_stderr(errors):
             return app.cli(
-                prog="scaling", description=DESCRIPTION, args=arguments, config=(tyro.conf.PositionalRequiredArgs,)
+                prog="scaling",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.PositionalRequiredArgs,),
+                registry=registry_of_numbers(),
             )
     except SystemExit as end:
         if end.code != BAD_INPUT:
             raise
         # Drop the lines that draw the box (U+2500 to U+257F) and the pointer to --help.
         text = re.sub(r"[\u2500-\u257f]+|For full helptext.*", " ", errors.getvalue(), flags=re.DOTALL)
-        raise InputError(" ".join(text.split())) from None
+        text = " ".join(text.split())
+        # Of a wrong number, tyro says which types it tried: only the flag, its value and what would be right are kept.
+        number = re.search(r"Error parsing (\S+):(?:.*>:)? (.*?): (must be .*?) Argument helptext", text)
+        raise InputError("{} {}: {}".format(*number.groups()) if number else text) from None
+
+
+def registry_of_numbers() -> tyro.constructors.ConstructorRegistry:
+    """Rules by which tyro reads every flag that is an int or a float: as scaling/quantities.py does."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def read_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type not in (int, float):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=info.type.__name__.upper(),
+            instance_from_str=lambda texts: read_flag(texts[0], info.type),
+            is_instance=lambda value: isinstance(value, info.type) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def read_flag(text: str, kind: type[int] | type[float]) -> int | float:
+    """The number of a flag. Raises ValueError, whose message begins with the text, where it is none of that kind."""
+    try:
+        return parse_count(text) if kind is int else float(parse_quantity(text))
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
 
 
 if __name__ == "__main__":

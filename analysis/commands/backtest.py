@@ -17,6 +17,7 @@ from analysis.commands.printing import print_table, print_warnings
 from analysis.errors import TableError
 from analysis.forecasting import backtest as backtesting
 from analysis.forecasting.backtest import CHOSEN
+from analysis.quantities import parse_quantity
 from analysis.tables import public, results, table_checks
 
 
@@ -162,7 +163,7 @@ def _records(scores: pd.DataFrame) -> list[dict[str, Any]]:
 def _parse_factors(text: str) -> tuple[float, ...]:
     """ "3,10" -> (3.0, 10.0). Raises TableError for text of another form, or a factor of 1 or less."""
     try:
-        factors = tuple(float(part) for part in text.split(","))
+        factors = tuple(float(parse_quantity(part)) for part in text.split(","))
     except ValueError:
         factors = ()
     if not factors or not all(factor > 1 for factor in factors):

@@ -14,6 +14,7 @@ from analysis import api, files
 from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.errors import TableError
 from analysis.forecasting import saved_fit, sensitivity
+from analysis.quantities import parse_quantity
 from analysis.tables import results
 
 
@@ -104,9 +105,9 @@ def _pairs(flag: str, text: str) -> list[tuple[str, str]]:
 
 def _number(flag: str, name: str, text: str) -> float:
     try:
-        return float(text)
-    except ValueError:
-        raise TableError(f"--{flag} {name}={text}: must be a number") from None
+        return float(parse_quantity(text))
+    except ValueError as error:
+        raise TableError(f"--{flag} {name}={text}: {error}") from None
 
 
 def _range(name: str, text: str) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from analysis.downstream.task_table import task_points
 from analysis.errors import TableError
 from analysis.fitting.fit import fit_each_weighting, mse_log
 from analysis.laws import chinchilla
+from analysis.quantities import parse_quantity
 from analysis.tables import results
 from analysis.tables.results import SURFACE_COLUMNS
 
@@ -156,7 +157,7 @@ def _target_index(flops: np.ndarray, rule: str) -> int:
     if rule == "largest":
         return int(np.argmax(flops))
     try:
-        return int(np.argmin(np.abs(np.log(flops / float(rule)))))
+        return int(np.argmin(np.abs(np.log(flops / float(parse_quantity(rule))))))
     except ValueError:
         raise TableError(f"target {rule}: must be largest, or a number of FLOPs such as 1e12") from None
 

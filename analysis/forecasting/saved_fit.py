@@ -25,6 +25,7 @@ from analysis.fitting.profile_likelihood import profile_parameters
 from analysis.forecasting import prediction_intervals
 from analysis.forecasting.law_choice import Candidate, Choice, choose
 from analysis.forecasting.prediction_intervals import PredictiveDistribution, predictive_from_facts
+from analysis.quantities import parse_quantity
 from analysis.tables import results, table_checks
 from analysis.tables.cells import extend_to_cells
 from analysis.tables.results import Points
@@ -165,7 +166,7 @@ def hold_out(
         held_out = pd.Series(np.arange(len(points)) == len(points) - 1)
     else:
         try:
-            threshold = float(rule)
+            threshold = float(parse_quantity(rule))
         except ValueError:
             raise TableError(f"--holdout {rule}: must be largest, none, or a number of FLOPs such as 1e12") from None
         _require_flops(points, f"--holdout {rule}")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
+from analysis.quantities import parse_quantity
 from analysis.tables.results import MAX_LISTED, require_columns
 
 _CLAUSE = re.compile(
@@ -51,9 +52,10 @@ def _compare(column: pd.Series, sign: str, value: str) -> np.ndarray:
     is_bool = pd.api.types.is_bool_dtype(column)
     if pd.api.types.is_numeric_dtype(column) and not is_bool and (value or column.notna().any()):
         try:
-            return _OPERATORS[sign](column.to_numpy(np.float64, na_value=np.nan), float(value))
-        except ValueError:
-            raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds numbers") from None
+            number = float(value if value in ("inf", "-inf") else parse_quantity(value))
+        except ValueError as error:
+            raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds numbers; {error}") from None
+        return _OPERATORS[sign](column.to_numpy(np.float64, na_value=np.nan), number)
     if sign not in ("==", "!="):
         raise TableError(f"--where {column.name}{sign}{value}: {column.name} holds text, which only == and != compare")
     is_equal = column.notna() & (column.astype(str) == (value.title() if is_bool else value))

@@ -23,7 +23,7 @@ from scaling.config.run_config import RunConfig, to_dict
 from scaling.data.tokenizer import load_tokenizer
 from scaling.errors import InputError, suggest_name
 from scaling.files import write_json
-from scaling.recipes.derive import DerivedNumber, Recipe, explain, parse_count
+from scaling.recipes.derive import DerivedNumber, Recipe, explain
 from scaling.recipes.recipes import RECIPES
 
 GIB = 2**30
@@ -38,7 +38,7 @@ def cost(
     size: Annotated[str | None, tyro.conf.Positional] = None,
     recipe: str = "chinchilla",
     flops: float | None = None,
-    tokens: str | None = None,
+    tokens: int | None = None,
     overrides: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = (),
     corpus: str = "stdlib",
     vocabulary: str | None = None,
@@ -68,9 +68,8 @@ def cost(
         config: also write the run to this file, for `scaling train --file`.
     """
     rules = find_recipe(recipe)
-    horizon = None if tokens is None else parse_count(tokens)
-    if tokens is not None and horizon is None:
-        raise InputError(f"tokens = {tokens!r}: must be a number above 0, as 20B or 2e10")
+    if tokens is not None and tokens < 1:
+        raise InputError(f"--tokens {tokens}: must be above 0, as 20B or 2e10")
     if not 0 < mfu <= 1:
         raise InputError(f"mfu = {mfu:g}: must be above 0 and at most 1")
     if chips < 1:
@@ -79,7 +78,7 @@ def cost(
         vocab_size = load_tokenizer(vocabulary).size
     dial: dict[str, Any] = {
         "size": size,
-        "tokens": None if horizon is None else round(horizon),
+        "tokens": tokens,
         "flops": flops,
         "vocab_size": vocab_size,
     }

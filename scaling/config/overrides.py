@@ -11,6 +11,7 @@ from typing import Any
 
 from scaling.config.run_config import RunConfig, from_dict, hashed_dict, to_dict
 from scaling.errors import InputError
+from scaling.quantities import parse_quantity
 
 Overlay = Mapping[str, Any]
 
@@ -73,7 +74,10 @@ def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """`model.width=512 optimizer.learning_rate=1e-3` as an overlay. A value is JSON, or else the text itself; a field
-    that takes a whole number also takes 1e9. Raises InputError on any other text, and on two values for one field."""
+    that takes a number also takes 20M, and one that takes a whole number also takes 1e9.
+
+    Raises InputError on any other text, and on two values for one field.
+    """
     changes: dict[str, Any] = {}
     for text in texts:
         path, equals, written = text.partition("=")
@@ -84,10 +88,21 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
         try:
             value = json.loads(written)
         except json.JSONDecodeError:
-            value = written
+            value = _parse_text(path, written)
         whole = isinstance(value, float) and value.is_integer() and int in _field_types(path)
         changes[path] = int(value) if whole else value
     return changes
+
+
+def _parse_text(path: str, text: str) -> Any:
+    """The value of a field from text that is no JSON: a quantity where the field is a number, else the text itself."""
+    types = _field_types(path)
+    if str in types or not {int, float} & {*types}:
+        return text
+    try:
+        return parse_quantity(text)
+    except ValueError as error:
+        raise InputError(f"--set {path}={text}: {error}") from None
 
 
 def _field_types(path: str) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ from scaling.data.file_corpora import HuggingFace, Jsonl, Parquet, Text
 from scaling.data.simulated_corpus import Simulated
 from scaling.data.synthetic import Walk, Zipf
 from scaling.errors import InputError, suggest_name
+from scaling.quantities import parse_count, parse_quantity
 from scaling.type_checks import describe_value
 
 __all__ = ["CORPUS_KINDS", "SPLITS", "Corpus", "Mixture", "Seqio", "SplitName", "Stdlib", "parse_corpus", "parse_rates"]
@@ -164,7 +165,7 @@ def parse_rates(name: str, parts: Iterable[str]) -> dict[str, float]:
     for part in parts:
         corpus, _, text = part.rpartition("=")
         try:
-            rate = float(text)
+            rate = float(parse_quantity(text))
         except ValueError:
             rate = math.nan
         if not corpus or math.isnan(rate):
@@ -216,7 +217,6 @@ def _parse_value(shown: str, field: str, text: str, field_type: Any) -> Any:
     if field_type not in (int, float):
         return text
     try:
-        return field_type(text)
-    except ValueError:
-        number = "a whole number" if field_type is int else "a number"
-        raise InputError(f"corpus {shown}: {field} = {describe_value(text)}: must be {number}") from None
+        return parse_count(text) if field_type is int else float(parse_quantity(text))
+    except ValueError as error:
+        raise InputError(f"corpus {shown}: {field} = {describe_value(text)}: {error}") from None

@@ -29,6 +29,7 @@ from scaling.config.run_config import (
 )
 from scaling.errors import InputError, suggest_name
 from scaling.files import read_json
+from scaling.quantities import parse_quantity
 from scaling.recipes import rules
 
 Size = tuple[int, int] | float | str
@@ -294,17 +295,11 @@ def resolve_size(recipe: Recipe, size: Size, vocab_size: int | None = None) -> t
         return _of_shape(recipe, size, vocab_size), ("as given, heads by the recipe", recipe.shapes_source)
     if isinstance(size, str) and (match := re.fullmatch(r"d(\d+)", size)):
         return _of_shape(recipe, _of_depth(recipe, int(match[1])), vocab_size), ("of that depth", recipe.shapes_source)
-    count = parse_count(size) if isinstance(size, str) else float(size)
-    if count is None:
-        raise InputError(f"size {size!r}: {SIZE_FORMS}{suggest_name(str(size), PUBLISHED_MODELS)}")
+    try:
+        count = float(parse_quantity(size)) if isinstance(size, str) else float(size)
+    except ValueError:
+        raise InputError(f"size {size!r}: {SIZE_FORMS}{suggest_name(str(size), PUBLISHED_MODELS)}") from None
     return _nearest(recipe, count, vocab_size), ("the nearest shape", recipe.shapes_source)
-
-
-def parse_count(text: str) -> float | None:
-    """124M -> 1.24e8: a number above 0, with K, M, B or T for powers of a thousand; None for any other text."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e[+-]?\d+)?)([KMBT]?)", text, re.IGNORECASE)
-    value = float(match[1]) * 1000.0 ** " KMBT".index(match[2].upper() or " ") if match else 0.0
-    return value if 0 < value < math.inf else None
 
 
 def format_size(size: Size) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import tyro
@@ -21,6 +22,7 @@ from scaling.errors import InputError
 from scaling.files import write_json
 from tests.conftest import in_process, scaling
 
+RUN = RunConfig()
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -352,3 +354,46 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_is_told_of_ano
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
         cli.build_app([verb])
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "elsewhere"
+
+
+def numbers(
+    count: int = 0,
+    budget: float = 0.0,
+    limit: int | None = None,
+    widths: tuple[int, ...] = (),
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = RUN,
+) -> list[object]:
+    return [count, budget, limit, widths, config]
+
+
+def test_every_numeric_flag_is_read_as_people_write_numbers() -> None:
+    app = tyro.extras.SubcommandApp()
+    app.command(numbers)
+    app.command(lambda: None, name="other")
+    flags = "--count 1_048_577 --budget 1e22FLOPs --limit 1.5M --widths 32 6_4 1e3 --model.width 1e3 --seed 4_0"
+    read: Any = cli.parse(app, ["numbers", *flags.split(), "--model.rope-theta", "1,000,000"])
+    assert read[:4] == [2**20 + 1, 1e22, 1_500_000, (32, 64, 1000)]
+    assert [type(value) for value in read[:3]] == [int, float, int]
+    assert read[4] == dataclasses.replace(
+        RUN, seed=40, model=dataclasses.replace(RUN.model, width=1000, rope_theta=1e6)
+    )
+    exact: Any = cli.parse(app, ["numbers", "--count", str(2**60 + 1)])
+    assert exact[0] == 2**60 + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train --tokens 7X", r"--tokens 7X: must be a number\b"),
+        ("train --tokens 1.5", r"--tokens 1\.5: must be a whole number"),
+        ("train --tokens -1", r"tokens = -1: must be"),
+        ("train --optimizer.learning-rate nan", r"--optimizer\.learning-rate nan: must be"),
+        ("train --data.unique-tokens 7X", r"--data\.unique-tokens 7X: must be"),
+        ("cost 124M --tokens -1", r"--tokens -1: must be"),
+        ("cost 124M --set model.depth=7X", r"--set model\.depth=7X: must be"),
+        ("forecast fit.json --params-value 7X --tokens 1", r"--params-value 7X: must be"),
+        ("forecast fit.json --params-value 1 --tokens inf", r"--tokens inf: must be"),
+    ],
+)
+def test_a_wrong_number_is_one_line_that_names_flag_and_value(arguments: str, words: str, tmp_path: Path) -> None:
+    assert re.search(words, error_of(*arguments.split(), cwd=tmp_path))

@@ -51,7 +51,7 @@ def test_a_learning_rate_that_is_set_no_longer_says_it_came_by_rule():
 def test_texts_become_an_overlay_by_the_types_of_their_fields():
     texts = ["model.width=96", "tokens=1e6", "optimizer.learning_rate=1e-3", "data.corpus=zipf?facts=512"]
     assert parse_overrides(
-        [*texts, "data.unique_tokens=4e5", "model.tied=true", "z.y=1.0", "optimizer.weight_decay=1"]
+        [*texts, "data.unique_tokens=400K", "model.tied=true", "z.y=1.0", "optimizer.weight_decay=1"]
     ) == {
         "model.width": 96,
         "tokens": 1_000_000,
@@ -71,6 +71,7 @@ def test_texts_become_an_overlay_by_the_types_of_their_fields():
     [
         (["model.width"], r"--set.*'model\.width'"),
         (["=3"], "--set.*'=3'"),
+        (["tokens=7X"], r"--set tokens=7X"),
         (["seed=1", "seed=2"], r"--set.*\bseed\b.*\b1\b.*\b2\b"),
     ],
 )

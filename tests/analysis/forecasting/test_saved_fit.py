@@ -102,6 +102,7 @@ def test_hold_out_rules() -> None:
     assert (held["flops"] >= 1e19).all()
     assert len(held) > 1
     assert len(saved_fit.hold_out(points, "none")[1]) == 0
+    assert len(saved_fit.hold_out(points, "10,000 PFLOPs")[1]) == len(held)
     with pytest.raises(TableError, match="--holdout biggest"):
         saved_fit.hold_out(points, "biggest")
     most = re.escape(f"{points['flops'].max():.4g}")
