@@ -9,21 +9,55 @@ recipe reads it from the file that `scaling rates --out` writes (scaling/recipes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
 
+from analysis import files
 from analysis.errors import TableError
 from analysis.tables import curve_collapse, results
 
 SCHEMA = 1
 MIN_RATES = 3  # distinct learning rates that make a scan
 ALL_DIVERGED = "all diverged"
+
+
+class LawEntry(TypedDict):
+    """The law in a file of learning rates: a RateLaw without its scans, null for NaN."""
+
+    at: float
+    rate: float
+    exponent: float
+    stderr: float | None
+    rms: float | None
+
+
+class ScanEntry(TypedDict):
+    """A Scan in a file of learning rates, null for NaN."""
+
+    params: float
+    tokens: float
+    width: float
+    depth: float
+    rates: list[float]
+    losses: list[float | None]
+    best: float | None
+    loss: float | None
+    at_bound: str
+
+
+class RateDocument(TypedDict):
+    """The content of a file of learning rates, as `rate_document` makes it."""
+
+    schema: Literal[1]
+    source: str
+    table: str
+    law: LawEntry
+    scans: list[ScanEntry]
 
 
 @dataclass(frozen=True)
@@ -191,14 +225,19 @@ def rate_document(law: RateLaw, sweep: str, table_hash: str) -> dict[str, Any]:
 
 def read_rate_law(path: Path) -> RateLaw:
     """Reads the law and its scans from a file that holds a `rate_document`. Raises TableError for any other file."""
-    try:
-        document = json.loads(path.read_text())
-        if document["schema"] != SCHEMA:
-            raise KeyError(f"schema {document['schema']}, this version reads {SCHEMA}")
-        law = {name: np.nan if value is None else float(value) for name, value in document["law"].items()}
-        return RateLaw(**law, scans=tuple(_read_scan(row) for row in document["scans"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TableError(f"{path}: not the learning rates that `scaling rates --out` writes ({error})") from None
+    remedy = "give a file that `scaling rates TABLE --out FILE` wrote"
+    document = files.read_json(path, RateDocument, remedy=remedy)
+    for number, row in enumerate(document["scans"]):
+        if not len(row["rates"]) == len(row["losses"]) > 0:
+            raise TableError(
+                f"{path}: scans[{number}] has {len(row['rates'])} rates and {len(row['losses'])} losses: "
+                f"must have as many, at least one; {remedy}"
+            )
+    law = {name: document["law"][name] for name in ("at", "rate", "exponent", "stderr", "rms")}
+    if not min(law["at"], law["rate"]) > 0:
+        raise TableError(f"{path}: law.at = {law['at']}, law.rate = {law['rate']}: must be above zero; {remedy}")
+    numbers = {name: np.nan if value is None else float(value) for name, value in law.items()}
+    return RateLaw(**numbers, scans=tuple(_read_scan(row) for row in document["scans"]))
 
 
 def _read_scan(row: dict[str, Any]) -> Scan:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from analysis.fitting import bootstrap, compute_optimal
 from analysis.fitting.fit import Fit, Objective, fit_law, huber
 from analysis.fitting.profile_likelihood import profile_parameters
 from analysis.forecasting import prediction_intervals
+from analysis.forecasting.fit_file import read_fit_file
 from analysis.forecasting.law_choice import Candidate, Choice, choose
 from analysis.forecasting.prediction_intervals import PredictiveDistribution, predictive_from_facts
 from analysis.quantities import parse_quantity
@@ -356,19 +357,5 @@ def write_fit(saved: SavedFit, path: Path) -> Path:
 
 
 def read_fit(path: Path) -> SavedFit:
-    """Reads fit.json. Raises TableError when it is absent, torn, or not a fit."""
-    return SavedFit(
-        _read_document(path, lambda document: document["schema"] == SCHEMA and laws.get_law(document["law"]))
-    )
-
-
-def _read_document(path: Path, check: Callable[[Any], Any]) -> Any:
-    try:
-        document = json.loads(path.read_text())
-        if not check(document):
-            raise KeyError(f"schema {document['schema']}, this version reads {SCHEMA}")
-    except FileNotFoundError:
-        raise TableError(f"{path}: no such file; `scaling fit TABLE` writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path}: not a saved fit ({error})") from None
-    return document
+    """Reads fit.json. Raises TableError when it is absent, damaged, or not a fit."""
+    return SavedFit(read_fit_file(path))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from analysis import files
 from analysis.errors import TableError
 from analysis.forecasting.saved_fit import package_version
 from analysis.tables import results
+from analysis.type_checks import find_misfit
 
 SCHEMA = 1
 TOLERANCE = 1e-3  # relative difference in params and in tokens within which a run is that of a target
@@ -29,6 +30,33 @@ _FIT_KEYS = ("law", "source", "parameters", "objective", "params_column", "holdo
 # What the fit knew of a target's run, as the file records it, and the note that is printed beside its score.
 NEW, FITTED, HELD_OUT = "new", "fitted", "held out"
 NOTES = {NEW: "", FITTED: "among the fitted runs", HELD_OUT: "held out of the fit, but run before the seal"}
+
+
+class SealedTarget(TypedDict):
+    """A target: counts of parameters and tokens, a forecast in nats per token, and what the fit knew of its run."""
+
+    params: float
+    tokens: float
+    predicted: float
+    low: float
+    high: float
+    level: float
+    known: Literal["new", "fitted", "held out"]
+
+
+class SealedContent(TypedDict):
+    """Any sealed file: sha256 is the hash of its other entries."""
+
+    sha256: str
+
+
+class SealedForecast(SealedContent):
+    """The entries of a sealed forecast that are read; it has others for people."""
+
+    schema: Literal[1]
+    date: str
+    params_column: str
+    targets: list[SealedTarget]
 
 
 def sealed_hash(content: Mapping[str, Any]) -> str:
@@ -71,17 +99,18 @@ def write_sealed(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Reads a sealed forecast. Raises TableError when the file lacks, is none, or has been edited."""
-    try:
-        content = json.loads(path.read_text())
-        schema, recorded = content["schema"], content["sha256"]
-    except FileNotFoundError:
-        raise TableError(f"{path}: no such file; `scaling forecast FIT --seal FILE` writes it") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise TableError(f"{path}: not a sealed forecast ({error})") from None
+    if not path.exists():
+        raise TableError(f"{path}: no such file; `scaling forecast FIT --seal FILE` writes it")
+    remedy = "give a file that `scaling forecast FIT --seal FILE` wrote"
+    content = files.read_json(path, SealedContent, remedy=remedy)
+    recorded = content["sha256"]
     if recorded != (actual := sealed_hash(content)):
-        raise TableError(f"{path}: was edited after it was sealed: sha256 is {recorded}, its content has {actual}")
-    if schema != SCHEMA:
-        raise TableError(f"{path}: a sealed forecast of schema {schema}, this version reads {SCHEMA}")
+        raise TableError(
+            f"{path}: was edited after it was sealed, or damaged: sha256 is {recorded}, its content has {actual}; take "
+            "the file as it was sealed"
+        )
+    if misfit := find_misfit(content, SealedForecast):
+        raise TableError(f"{path}: {misfit}; {remedy}")
     return content
 
 

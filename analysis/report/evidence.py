@@ -4,7 +4,6 @@ it on a page, and answers a checklist from it."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import api
+from analysis import api, files
 from analysis.errors import TableError
 from analysis.fitting import learning_rate_law
 from analysis.fitting.learning_rate_law import RateLaw
@@ -244,12 +243,14 @@ def _load_of_runs(runs: Path, table: pd.DataFrame, file: str) -> dict[str, dict[
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty if the file is missing or holds none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    """The JSON object of a file; empty if the file is missing or, with a warning, damaged."""
+    if not path.is_file():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        return files.read_json(path, dict[str, Any], remedy="the report says nothing of it")
+    except TableError as error:
+        files.warn_once(str(error))
+        return {}
 
 
 def _distinct(values: Iterable[Any]) -> list[str]:
