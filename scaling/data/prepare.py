@@ -11,6 +11,7 @@ import errno
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from scaling.data.corpora import SPLITS, Corpus, Mixture, Seqio, SplitName, Stdlib, parse_corpus, parse_rates
 from scaling.data.file_corpora import UserCorpus
@@ -151,7 +153,7 @@ def current_meta(folder: Path, source: str | None) -> dict[str, Any] | None:
 
 def _prepare_plain(corpus: Corpus, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
     """Tokenizes and writes a corpus in this process, with a progress bar on standard error."""
-    columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
 
         def documents(split: SplitName) -> Iterator[np.ndarray]:
@@ -176,7 +178,7 @@ def _run_seqio(corpus: str, arguments: list[str]) -> None:
         "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, "-m", "scaling.data.seqio_corpora", *arguments]
-    with Console(stderr=True).status(f"{corpus}: preparing through seqio"):
+    with Console(stderr=True).status(Text(f"{corpus}: preparing through seqio")):
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode:
         last_line = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
@@ -193,14 +195,16 @@ def write_shards(
     documents: Mapping[SplitName, Iterable[np.ndarray]],
     shard_tokens: int = SHARD_TOKENS,
     source: str | None = None,
+    parts: Sequence[Corpus] = (),
 ) -> None:
     """Writes tokenized documents as shards of `shard_tokens` tokens, and meta.json.
 
     documents: ids [n] of each document of a split, end of document included. source: hash of where they come from; by
-    default `corpus.source_hash()`. Everything goes into a temporary folder, which is renamed at the end, so that a
-    killed writer leaves no partial corpus. A lock admits one writer for each corpus folder; a second one waits, and
-    returns when the first has written the same. Raises InputError on an id that the tokenizer lacks, a split without
-    documents, a full disk.
+    default `corpus.source_hash()`. parts: the corpora of a mixture, whose skipped documents meta.json counts.
+
+    Everything goes into a temporary folder, which is renamed at the end, so that a killed writer leaves no partial
+    corpus. A lock admits one writer for each corpus folder; a second one waits, and returns when the first has written
+    the same. Raises InputError on an id that the tokenizer lacks, a split without documents, a full disk.
     """
     source = corpus.source_hash() if source is None else source
     with _full_disk_as_input_error(folder), lock_file(folder.parent / ".lock"):
@@ -211,6 +215,7 @@ def write_shards(
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
         try:
             meta = _write_splits(temporary, corpus, tokenizer, documents, shard_tokens, source)
+            meta |= _skipped_documents(parts or [corpus])
             meta["checksums"] = compute_checksums(temporary, meta)
             write_json(temporary / META, meta)
             temporary.chmod(0o755)  # mkdtemp gives 0o700, which would shut other users out
@@ -265,19 +270,17 @@ def _write_splits(
         "splits": splits,
         "fingerprint": digest.hexdigest()[:16],
         **({"skipped_files": corpus.count_skipped()} if isinstance(corpus, Stdlib) else {}),
-        **_skipped_documents(corpus),
     }
 
 
-def _skipped_documents(corpus: Corpus) -> dict[str, Any]:
+def _skipped_documents(corpora: Iterable[Corpus]) -> dict[str, Any]:
     """For meta.json: how many documents `skip_bad` left out, and where and why the first ones."""
-    if not isinstance(corpus, UserCorpus) or not corpus.skip_bad:
-        return {}
+    skipping = [corpus for corpus in corpora if isinstance(corpus, UserCorpus) and corpus.skip_bad]
     count, first = 0, []
-    for reason in corpus.skipped():
+    for reason in itertools.chain.from_iterable(corpus.skipped() for corpus in skipping):
         count += 1
         first += [reason] * (count <= SKIPPED_SHOWN)
-    return {"skipped_documents": count, "skipped_first": first}
+    return {"skipped_documents": count, "skipped_first": first} if skipping else {}
 
 
 def _write_split(
@@ -320,7 +323,7 @@ def _empty_split(corpus: Corpus, split: SplitName) -> InputError:
     label = f"corpus {corpus.name!r}: its {split} split is empty: each split needs a document"
     if not isinstance(corpus, UserCorpus):
         return InputError(f"{label}; add some")
-    count, skipped = sum(1 for _ in corpus.read_documents()), _skipped_documents(corpus)
+    count, skipped = sum(1 for _ in corpus.read_documents()), _skipped_documents([corpus])
     what = f"has {count} document{'s, all equal' * (count > 1)}" if count else "has no document"
     if skipped.get("skipped_documents"):
         what += f" but {skipped['skipped_documents']} that were left out, the first: {skipped['skipped_first'][0]}"

@@ -221,7 +221,8 @@ def write_mixture_shards(
     if current_meta(folder, source) is None:
         provider = register_mixture(f"{name}.{source}", rates, vocabulary)
         streams = {split: _take_tokens(read_task_documents(provider, split), size) for split, size in sizes.items()}
-        write_shards(folder, corpus, load_tokenizer(vocabulary), streams, shard_tokens, source)
+        parts = [parse_corpus(part) for part in rates]
+        write_shards(folder, corpus, load_tokenizer(vocabulary), streams, shard_tokens, source, parts)
     return folder
 
 

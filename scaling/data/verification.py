@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from scaling.errors import InputError
 from scaling.files import write_json
@@ -45,15 +46,25 @@ def verify_shards(folder: Path, meta: dict[str, Any], command: str, *, again: bo
     them before and no size or time of theirs has changed.
 
     command: what prepares the shards again. again: reads them in any case. Raises InputError, which names the file,
-    when a file is absent, has another size than meta.json says, or differs from what was prepared.
+    when a file is absent or unreadable, has another size than meta.json says, or differs from what was prepared.
     """
+    try:
+        return _verify(folder, meta, command, again)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}); make it readable, or delete {folder} and "
+            f"run {command}"
+        ) from None
+
+
+def _verify(folder: Path, meta: dict[str, Any], command: str, again: bool) -> int:
     _check_sizes(folder, meta, command)
     stamps = _file_stamps(folder, meta)
     if not again and _read_record(folder) == stamps:
         return 0
     size = sum(stamp[0] for stamp in stamps.values())
     label = f"{folder}: verifying {size / 1e9:.1f} GB of token shards, once on this machine"
-    with Console(stderr=True).status(label) if size >= ANNOUNCED_BYTES else contextlib.nullcontext():
+    with Console(stderr=True).status(Text(label)) if size >= ANNOUNCED_BYTES else contextlib.nullcontext():
         if "checksums" in meta:
             _compare_checksums(folder, meta, command)
         else:

@@ -127,6 +127,15 @@ def test_verify_reads_all_and_names_a_damaged_file(source: Path, tmp_path: Path)
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_names_are_printed_as_they_are(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "x[").mkdir()
+    source.rename(tmp_path / "x[" / "a]:m:.txt")
+    name = "text:x[/a]:m:.txt?document=line"
+    for verb in (("prepare", name, "--backend", "plain"), ("verify", name)):
+        done = in_process("data", *verb, cwd=tmp_path)
+        assert f"{name}: " in done.stdout, done.stderr
+
+
 def test_list_leaves_out_what_a_killed_prepare_left(source: Path, tmp_path: Path) -> None:
     prepared = prepare(name_of(source), tmp_path / "out", backend="plain")
     for name in (".writing-abc", ".replaced-byte"):

@@ -1,5 +1,7 @@
 """Token shards that are not what was prepared are refused, by the name of the file; others are read once a machine."""
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -110,3 +112,12 @@ def test_without_a_cache_folder_every_opening_reads(folder: Path, tmp_path: Path
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("no folder")
     assert [bytes_read(folder), bytes_read(folder)] == [total_bytes(folder)] * 2
+
+
+def test_a_failing_disk_is_an_error_of_the_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(InputError, match=rf"{folder}.*{os.strerror(errno.EIO)}"):
+        bytes_read(folder, again=True)
