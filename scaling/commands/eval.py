@@ -27,6 +27,7 @@ from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task
 from scaling.record.evaluations import Evaluation, append_evaluation, read_evaluations
 from scaling.record.run_folder import CONFIG, EVALUATIONS, RUNS, Value, read_config, read_result, to_json
 from scaling.training import simulated_run
+from scaling.training.checksums import DamagedCheckpointError
 from scaling.training.restore import checkpoint_steps, restore_model
 
 Evaluations = Sequence[tuple[Path, Evaluation]]
@@ -84,18 +85,25 @@ def evaluate(
         console.print(f"[yellow]left out:[/] {escape(note)}")
     for note in mixed_data_notes(checkpoints):
         console.print(f"[yellow]note:[/] {escape(note)}")
-    evaluated = run_measurements(checkpoints, budget, seed, rerun)
+    evaluated, damaged = run_measurements(checkpoints, budget, seed, rerun)
     evaluations = [
-        (checkpoint.folder, read_evaluations(checkpoint.folder)[measurement.name, checkpoint.step])
+        (checkpoint.folder, evaluation)
         for checkpoint in checkpoints
         for measurement in checkpoint.measurements
+        if (evaluation := read_evaluations(checkpoint.folder).get((measurement.name, checkpoint.step)))
     ]
-    console.print(task_table(evaluations) if len(checkpoints) == 1 else checkpoint_table(checkpoints, evaluations))
-    earlier = len(evaluations) - evaluated
-    hint = " (--rerun repeats those)" if earlier else ""
-    console.print(f"{evaluated} evaluated now, {earlier} earlier{hint}; kept in {EVALUATIONS} of each run folder")
-    if json:
-        write_json(json, [evaluation_to_json(folder, evaluation) for folder, evaluation in evaluations])
+    if evaluations:
+        table = task_table(evaluations) if len(checkpoints) == 1 else checkpoint_table(checkpoints, evaluations)
+        console.print(table)
+        earlier = len(evaluations) - evaluated
+        hint = " (--rerun repeats those)" if earlier else ""
+        console.print(f"{evaluated} evaluated now, {earlier} earlier{hint}; kept in {EVALUATIONS} of each run folder")
+        if json:
+            write_json(json, [evaluation_to_json(folder, evaluation) for folder, evaluation in evaluations])
+    for error in damaged[1:]:
+        console.print(f"[yellow]left out:[/] {escape(str(error))}")
+    if damaged:
+        raise damaged[0]
 
 
 def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
@@ -168,10 +176,12 @@ def mixed_data_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
     ]
 
 
-def run_measurements(checkpoints: Sequence[Checkpoint], budget: int | None, seed: int, rerun: bool) -> int:
+def run_measurements(
+    checkpoints: Sequence[Checkpoint], budget: int | None, seed: int, rerun: bool
+) -> tuple[int, list[DamagedCheckpointError]]:
     """Evaluates what is not evaluated yet, or everything with `rerun`, and appends each evaluation at once. Returns how
-    many it made."""
-    evaluated = 0
+    many it made, and what is wrong with the checkpoints that are damaged and so were left out."""
+    evaluated, damaged = 0, []
     with _progress(sum(len(checkpoint.measurements) for checkpoint in checkpoints)) as show:
         for checkpoint in checkpoints:
             folder, step = checkpoint.folder, checkpoint.step
@@ -181,13 +191,17 @@ def run_measurements(checkpoints: Sequence[Checkpoint], budget: int | None, seed
                 before, questions = earlier.get((measurement.name, step)), task_budget(measurement.name, budget)
                 if not rerun and before is not None and (before.budget, before.seed) == (questions, seed):
                     continue
-                trained = trained or restore_model(folder, step)
+                try:
+                    trained = trained or restore_model(folder, step)
+                except DamagedCheckpointError as error:
+                    damaged.append(error)
+                    break
                 key = jax.random.key(seed)
                 values = measurement.run(trained.model, trained.params, trained.tokenizer, key, questions)
                 named = {f"{measurement.name}/{metric}": value for metric, value in values.items()}
                 append_evaluation(folder, Evaluation(step, trained.tokens, measurement.name, questions, seed, named))
                 evaluated += 1
-    return evaluated
+    return evaluated, damaged
 
 
 @contextlib.contextmanager

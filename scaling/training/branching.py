@@ -21,6 +21,7 @@ from typing import Any
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.record import run_folder
+from scaling.training.checksums import has_been_set_aside, set_damaged_aside
 
 
 def trunk_folder(folder: Path, config: RunConfig) -> Path:
@@ -28,9 +29,27 @@ def trunk_folder(folder: Path, config: RunConfig) -> Path:
     return folder.parent / config.branch_of
 
 
+def branch_folder(folder: Path, config: RunConfig) -> Path:
+    """The folder below the trunk's with the state that a run branches from."""
+    return trunk_folder(folder, config) / run_folder.BRANCHES / str(config.branch_step)
+
+
 def has_branch_state(folder: Path, config: RunConfig) -> bool:
     """Whether the trunk has saved the whole state that a run branches from."""
-    return (trunk_folder(folder, config) / run_folder.BRANCHES / str(config.branch_step)).is_dir()
+    return branch_folder(folder, config).is_dir()
+
+
+def has_whole_branch_state(folder: Path, config: RunConfig) -> bool:
+    """Whether the state that a run branches from is there and as it was written. Sets a damaged one aside. Every
+    process of the run must call this."""
+    import jax
+
+    from scaling.training import multihost
+
+    if jax.process_index() == 0 and has_branch_state(folder, config):
+        set_damaged_aside([branch_folder(folder, config)])
+    multihost.wait_for_all("a damaged branch state is set aside")
+    return has_branch_state(folder, config)
 
 
 def save_branch_state(folder: Path, config: RunConfig, step: int, state: Any) -> None:
@@ -61,7 +80,8 @@ def restore_branch_state(folder: Path, config: RunConfig, abstract_state: Any) -
 
 
 def check_branch(folder: Path, config: RunConfig) -> None:
-    """Raises InputError unless a run can branch where its config says."""
+    """Raises InputError unless a run can branch where its config says, or the state there has been set aside as
+    damaged: such a run trains alone."""
     trunk = trunk_folder(folder, config)
     field = f"RunConfig.branch_of = {config.branch_of!r}"
     if not (trunk / run_folder.CONFIG).exists():
@@ -71,7 +91,8 @@ def check_branch(folder: Path, config: RunConfig) -> None:
             f"{field}: {trunk} differs from this run in more than tokens; make the other settings the same, "
             "name another trunk, or leave branch_of empty to train alone"
         )
-    if not has_branch_state(folder, config) and not trunk_diverged_before(folder, config):
+    was_saved = has_branch_state(folder, config) or has_been_set_aside(branch_folder(folder, config))
+    if not was_saved and not trunk_diverged_before(folder, config):
         raise InputError(
             f"{field}: {trunk} keeps no state at step {config.branch_step}; train it with that step in "
             "measure.branch_at_steps, or leave branch_of empty to train alone"

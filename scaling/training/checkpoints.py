@@ -1,7 +1,7 @@
 """Checkpoints with Orbax: written asynchronously and restored onto any mesh.
 
 Orbax writes a step under a temporary name and renames it when it is whole, so that neither a kill nor a full disk
-harms the checkpoint before it.
+harms the checkpoint before it. A step holds the checksums of its files (checksums.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 from scaling.errors import DiskFullError, InputError, exception_chain
 from scaling.files import has_locks
 from scaling.model.weights import path_name
+from scaling.training import checksums
+from scaling.training.checksums import DamagedCheckpointError
+from scaling.training.out_of_memory import first_line, is_out_of_memory
 
 # Orbax's threads log their errors and raise them here too; the exception is enough.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -31,6 +34,26 @@ METADATA_BYTES = 262_144
 """Upper bound on Orbax's own metadata in a checkpoint."""
 FULL_DISK_MESSAGES = ("No space left", f"os_error_code='{errno.ENOSPC}'")
 """In messages of TensorStore."""
+RENAME_IT = "rename it (add .damaged to its name), and the same command goes on from the one before"
+
+
+class ChecksummedHandler(ocp.StandardCheckpointHandler):
+    """Orbax's handler of a tree of arrays, which also writes checksums."""
+
+    def finalize(self, directory: Any) -> None:
+        """Called in process 0 when every process has written its files, and before Orbax renames the folder."""
+        super().finalize(directory)
+        checksums.write_checksums(Path(directory))
+
+
+@ocp.args.register_with_handler(ChecksummedHandler, for_save=True)
+class ChecksummedSave(ocp.args.StandardSave):
+    """How Orbax learns that ChecksummedHandler saves these."""
+
+
+@ocp.args.register_with_handler(ChecksummedHandler, for_restore=True)
+class ChecksummedRestore(ocp.args.StandardRestore):
+    """How Orbax learns that ChecksummedHandler restores these."""
 
 
 class Checkpoints:
@@ -46,9 +69,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not has_locks(self.folder):
                 _write_lock_files()
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=ChecksummedHandler())
 
     def latest_step(self) -> int | None:
         """The step of the last whole checkpoint, or None."""
@@ -59,7 +80,7 @@ class Checkpoints:
         room for it, here or, where the disk fills up during the write, at the next call."""
         if step not in self._manager.all_steps():
             self._check_room(state)
-            self._guard(lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
+            self._guard(lambda: self._manager.save(step, args=ChecksummedSave(state)))
 
     def wait(self) -> None:
         """Returns when all checkpoints are written. Raises DiskFullError when the disk is full."""
@@ -67,16 +88,31 @@ class Checkpoints:
         self._guard(self._manager.check_for_errors)
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """The state of `step`, laid out as the shardings in `abstract_state` say.
+        """The state of `step`, laid out as the shardings in `abstract_state` say. Does not compare checksums.
 
-        Raises InputError naming each leaf whose presence or shape differs.
+        Raises InputError naming each leaf whose presence or shape differs, and DamagedCheckpointError where Orbax
+        cannot read a step that has no checksums.
         """
-        differences = tree_differences(self._manager.item_metadata(step), abstract_state)
-        if differences:
-            more = f"; and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
-            listed = "; ".join(differences[:MAX_LISTED])
-            raise InputError(f"{self.folder}/{step}: the checkpoint is of another model: {listed}{more}")
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        path = self.folder / str(step)
+        try:
+            saved = self._manager.item_metadata(step)
+            differences = tree_differences(saved, abstract_state)
+            if not differences:
+                return self._manager.restore(step, args=ChecksummedRestore(abstract_state))
+        except Exception as error:
+            if checksums.has_checksums(path) or is_out_of_memory(error):
+                raise
+            raise DamagedCheckpointError(path, first_line(error), RENAME_IT) from error
+        if not jax.tree.leaves(saved):
+            raise DamagedCheckpointError(path, "it lists no arrays", RENAME_IT)
+        more = f"; and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
+        listed = "; ".join(differences[:MAX_LISTED])
+        raise InputError(f"{path}: the checkpoint is of another model: {listed}{more}")
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Renames a damaged checkpoint, so that the one before it is the latest."""
+        checksums.set_aside(self.folder / str(step), reason)
+        self._manager.reload()
 
     def __enter__(self) -> Checkpoints:
         return self

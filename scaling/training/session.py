@@ -16,8 +16,9 @@ from scaling.data.shards import TokenShards, check_batches, limit_unique_tokens,
 from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.measurements import Measurement, validation_loss
 from scaling.record import run_folder
-from scaling.training import branching, simulated_run
+from scaling.training import branching, multihost, simulated_run
 from scaling.training.checkpoints import Checkpoints
+from scaling.training.checksums import DamagedCheckpointError, saved_steps, set_damaged_aside
 from scaling.training.monitor import Clock, DivergenceMonitor
 from scaling.training.schedule import step_learning_rate
 from scaling.training.train_step import Program, TrainState
@@ -38,20 +39,32 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(config: RunConfig, folder: Path, program: Program, **environment: Any) -> Iterator[Session]:
-    """Opens a run's data, locks its folder and opens its checkpoints. environment: more of environment.json.
+    """Opens a run's data, locks its folder and opens its checkpoints, those that are damaged set aside. environment:
+    more of environment.json.
 
-    Raises InputError when the data do not suit the run, or the folder holds another run, and BusyError when another
-    process trains in it. Of several processes that train the run the first alone locks and writes.
+    A run whose own checkpoints and whose trunk's state are all damaged trains alone, from its first step. Raises
+    InputError when the data do not suit the run, or the folder holds another run, and BusyError when another process
+    trains in it. Of several processes that train the run the first alone locks and writes.
     """
     tokens, tokenizer = open_data(config)
     measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
     is_first = jax.process_index() == 0
     lock = run_folder.locked_run_folder(folder, config, program.model.kernel, **environment)
-    with (
-        lock if is_first else contextlib.nullcontext(),
-        Checkpoints(folder / run_folder.CHECKPOINTS, config.measure.keep) as checkpoints,
-    ):
-        yield Session(config, folder, program, tokens, tokenizer, measurement, checkpoints)
+    place = folder / run_folder.CHECKPOINTS
+    with lock if is_first else contextlib.nullcontext():
+        if is_first:
+            set_damaged_aside(place / str(step) for step in reversed(saved_steps(place)))
+        multihost.wait_for_all("damaged checkpoints are set aside")
+        with Checkpoints(place, config.measure.keep) as checkpoints:
+            if (
+                config.branch_of
+                and checkpoints.latest_step() is None
+                and not branching.has_whole_branch_state(folder, config)
+            ):
+                config = replace(config, branch_of="")
+                if is_first:
+                    run_folder.write_config(folder, config)
+            yield Session(config, folder, program, tokens, tokenizer, measurement, checkpoints)
 
 
 def with_data_fingerprint(config: RunConfig, folder: Path | None = None) -> RunConfig:
@@ -103,10 +116,18 @@ def open_data(config: RunConfig) -> tuple[TokenShards, Tokenizer]:
 
 def initial_state(s: Session) -> tuple[int, TrainState]:
     """Steps taken and the state after them: from the last checkpoint, else from the trunk that the run branches from,
-    else newly initialized."""
-    latest = s.checkpoints.latest_step()
-    if latest is not None:
-        return latest, s.checkpoints.restore(latest, s.program.abstract_state)
+    else newly initialized.
+
+    Sets a checkpoint without checksums aside that cannot be read; raises DamagedCheckpointError instead where several
+    processes train the run, some of which may have read their part.
+    """
+    while (latest := s.checkpoints.latest_step()) is not None:
+        try:
+            return latest, s.checkpoints.restore(latest, s.program.abstract_state)
+        except DamagedCheckpointError as error:
+            if jax.process_count() > 1:
+                raise
+            s.checkpoints.set_aside(latest, error.reason)
     if s.config.branch_of:
         return s.config.branch_step, branching.restore_branch_state(s.folder, s.config, s.program.abstract_state)
     return 0, s.program.init(jax.random.key(s.config.seed))

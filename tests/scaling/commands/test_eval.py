@@ -179,6 +179,22 @@ def test_runs_that_lack_the_step_are_left_out_of_a_sweep(sweep: Path, capsys: py
     assert not (other / EVALUATIONS).exists()
 
 
+def test_a_damaged_checkpoint_is_an_error_after_the_others_are_evaluated(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, damaged = runs(sweep)
+    last = checkpoint_steps(damaged)[-1]
+    (damaged / run_folder.CHECKPOINTS / str(last) / "default" / "manifest.ocdbt").write_text("")
+    with pytest.raises(InputError, match=rf"{damaged.name}/\S*/{last}:.*manifest\.ocdbt"):
+        evaluate(sweep, "recall", budget=16, json=tmp_path / "all.json")
+    assert other.name in capsys.readouterr().out
+    assert [line["run"] for line in files.read_json(tmp_path / "all.json")] == [other.name]
+    assert len(lines(other)) == 1
+    assert not (damaged / EVALUATIONS).exists()
+    with pytest.raises(InputError, match=damaged.name):
+        evaluate(damaged, "recall", budget=16)
+
+
 def test_tasks_too_long_for_a_run_are_left_out_before_any_is_asked(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling.config.run_config import OptimizerConfig, RunConfig, ScheduleConfig
+from scaling.config.run_config import OptimizerConfig, RunConfig, ScheduleConfig, load_config
 from scaling.errors import InputError
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
@@ -104,6 +104,30 @@ def test_reading_a_trunk_does_not_delete_its_unfinished_checkpoints(
     folder.mkdir()
     branching.restore_branch_state(folder, config, build_program(config, make_mesh(config.mesh)).abstract_state)
     assert unfinished.is_dir()
+
+
+def test_a_branch_whose_trunk_state_is_damaged_trains_alone(
+    alone: dict[int, RunConfig], trunk: RunConfig, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = shutil.copytree(trained / trunk.run_id, tmp_path / trunk.run_id) / run_folder.BRANCHES
+    (states / "9" / "default" / "manifest.ocdbt").unlink()
+    config = branch_of(trunk, alone[12])
+    folder = tmp_path / config.run_id
+    assert train(config, folder, quiet=True) == "done"
+    assert f"{states / '9'}:" in (named := capsys.readouterr().err)
+    assert "manifest.ocdbt" in named
+    assert "9.damaged" in named
+    assert sorted(path.name for path in states.iterdir()) == ["15", "9.damaged"]
+    assert load_config(folder / run_folder.CONFIG) == alone[12]
+    assert train(alone[12], tmp_path / "alone", quiet=True) == "done"
+    rows = []
+    for name in (config.run_id, "alone"):
+        result = run_folder.read_result(tmp_path / name)
+        assert result is not None
+        rows.append({name: value for name, value in result["row"].items() if name not in SPENT - {"flops_spent"}})
+    assert rows[0] == rows[1], "flops_spent too: it trained every step"
+    again = branch_of(trunk, dataclasses.replace(alone[12], name="after the state was set aside"))
+    assert train(again, tmp_path / "again", quiet=True) == "done"
 
 
 def test_a_branch_of_a_trunk_that_diverged_before_it_left_diverged_too(

@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaling import files
 from scaling.errors import DiskFullError, InputError
 from scaling.exit_codes import DISK_FULL
+from scaling.training import checksums
 from scaling.training.checkpoints import Checkpoints, is_full_disk
+from scaling.training.checksums import DamagedCheckpointError
 from tests.conftest import ROOT
 
 
@@ -52,6 +55,52 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_leaves_that_differ(tm
     assert re.search(r"params/k\b.*\(3,\)", text)
     assert "params/norm" not in text
     assert "\n" not in text
+
+
+def test_a_step_has_the_checksums_of_all_that_orbax_wrote_when_it_gets_its_name(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state(4))
+    item = tmp_path / "1" / checksums.ITEM
+    written = {path.relative_to(item).as_posix() for path in item.rglob("*") if path.is_file()}
+    listed = files.read_json(item / checksums.CHECKSUMS)["files"].keys()
+    assert written - listed == {checksums.CHECKSUMS, "commit_success.txt"}
+    assert checksums.find_damage(tmp_path / "1") == ""
+
+
+def test_a_step_whose_checksums_cannot_be_written_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state(4))
+
+    def fail(item: Path) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(checksums, "write_checksums", fail)
+    with pytest.raises(DiskFullError), Checkpoints(tmp_path, keep=2) as checkpoints:  # noqa: PT012
+        checkpoints.save(2, state(4))
+        checkpoints.wait()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 1
+
+
+def test_a_step_without_checksums_is_restored_or_named_as_damaged(tmp_path: Path) -> None:
+    """As an earlier version wrote it."""
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state(4))
+    item, abstract = tmp_path / "1" / checksums.ITEM, jax.eval_shape(lambda: state(4))
+    (item / checksums.CHECKSUMS).unlink()
+    metadata = tmp_path / "1" / checksums.STEP_METADATA
+    metadata.write_text(metadata.read_text().replace(checksums.HANDLER, "StandardCheckpointHandler"))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore(1, abstract)["params"]["norm"], np.ones(4))
+        for damage in (lambda: (item / "_METADATA").write_text(""), (item / "_METADATA").unlink):
+            damage()
+            with pytest.raises(DamagedCheckpointError, match=f"{tmp_path}/1:") as error:
+                checkpoints.restore(1, abstract)
+            assert "\n" not in str(error.value)
+        checkpoints.set_aside(1, "lost")
+        assert checkpoints.latest_step() is None
+        checkpoints.save(1, state(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "1.damaged"]
 
 
 @pytest.fixture

@@ -143,6 +143,40 @@ def test_a_run_stopped_midway_ends_bit_equal(
     assert stopped_losses == losses
 
 
+def flip_a_bit(step_folder: Path, pattern: str = "**/d/*") -> None:
+    """Flips a bit of the largest file of a checkpoint that matches."""
+    path = max((step_folder / "default").glob(pattern), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def with_every_checkpoint(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run with its checkpoints of steps 8, 16, 24 and 32, as if it had been killed before its result."""
+    folder = tmp_path_factory.mktemp("every")
+    train(dataclasses.replace(tiny, measure=dataclasses.replace(tiny.measure, keep=9)), folder, quiet=True)
+    for name in (run_folder.RESULT, run_folder.METRICS):
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.mark.parametrize(("damaged", "first"), [((24, 32), 17), ((8, 16, 24, 32), 1)])
+def test_a_run_goes_on_from_its_last_whole_checkpoint_bit_equal(
+    tiny: RunConfig, unbroken: Path, with_every_checkpoint: Path, tmp_path: Path, damaged: tuple[int, ...], first: int
+) -> None:
+    folder, alone = shutil.copytree(with_every_checkpoint, tmp_path / "run"), final_state(tiny, unbroken)
+    config = load_config(folder / run_folder.CONFIG)
+    for step in damaged:
+        flip_a_bit(folder / run_folder.CHECKPOINTS / str(step))
+    assert train(config, folder, quiet=True) == "done"
+    assert [line["step"] for line in run_folder.read_metrics(folder)] == list(range(first, 33))
+    assert facts(folder) == facts(unbroken)
+    jax.tree.map(np.testing.assert_array_equal, final_state(tiny, folder), alone)
+    names = {path.name for path in (folder / run_folder.CHECKPOINTS).iterdir()}
+    assert names >= {"8", "16", "24", "32", *(f"{step}.damaged" for step in damaged)}
+
+
 def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -193,17 +227,19 @@ def test_two_processes_train_as_one(tiny: RunConfig, unbroken: Path, by_two: Pat
 def test_one_process_goes_on_from_the_checkpoint_of_two(
     tiny: RunConfig, unbroken: Path, by_two: Path, tmp_path: Path
 ) -> None:
-    """As if both had been killed at step 18, after the checkpoint of step 16."""
+    """As if both had been killed at step 18, after the checkpoint of step 16. Later checkpoints are there, and damaged
+    in a file of the second process."""
     folder = tmp_path / "run"
     shutil.copytree(by_two, folder)
     (folder / run_folder.RESULT).unlink()
     steps = {int(path.name): path for path in (folder / run_folder.CHECKPOINTS).iterdir() if path.name.isdigit()}
     assert sorted(steps) == [8, 16, 24, 32]
     for step in (24, 32):
-        shutil.rmtree(steps[step])
+        flip_a_bit(steps[step], "ocdbt.process_1/d/*")
     kept = (folder / run_folder.METRICS).read_text().splitlines(keepends=True)[:18]
     (folder / run_folder.METRICS).write_text("".join(kept))
     assert train(tiny, folder, quiet=True) == "done"
+    assert len([*(folder / run_folder.CHECKPOINTS).glob("*.damaged")]) == 2
     resumed = (folder / run_folder.METRICS).read_text().splitlines()[18:]
     assert [json.loads(line)["step"] for line in resumed] == list(range(17, 33)), "it went on, not from the start"
     same_to_1e5(folder, unbroken)
