@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.accounting import counts
 from scaling.config.run_config import ModelConfig
+from scaling.errors import InputError
 
 Powers = tuple[float, float]
 """(a, b) stands for the factor m_N**a * m_L**b, where m_N = width / base_width and m_L = depth / base_depth."""
@@ -178,10 +179,16 @@ def count_weights(params: Any) -> counts.ParamCounts:
 
 
 def check_param_counts(model: ModelConfig, params: Any) -> None:
-    """Raises ValueError where the groups of a real parameter tree are not those that counts.count_params computes."""
-    from_tree, from_formula = count_weights(params), counts.count_params(model)
+    """Raises InputError, with both numbers of each group, where the groups of a real parameter tree are not those that
+    counts.count_params computes: the plan and the results table would have counts of another model."""
+    from_tree, from_formula = asdict(count_weights(params)), asdict(counts.count_params(model))
     if from_tree != from_formula:
-        raise ValueError(
-            f"the parameter tree has {from_tree} and the formula gives {from_formula}: they must be equal; "
-            f"edit count_params() in scaling/accounting/counts.py"
+        differences = [
+            f"{group} = {count} in the parameter tree and {from_formula[group]} by the formula"
+            for group, count in from_tree.items()
+            if count != from_formula[group]
+        ]
+        raise InputError(
+            f"parameters of the model: {', '.join(differences)}: must be equal; edit count_params() in "
+            "scaling/accounting/counts.py, and plan again"
         )

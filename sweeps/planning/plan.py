@@ -286,7 +286,7 @@ def check_stored_cells(folder: Path, data: Mapping[str, Any], cells: Sequence[Ce
             if row.get(f"params_{name}") not in (None, count := getattr(params, name)):
                 raise InputError(
                     f"{path}: params_{name} = {row[f'params_{name}']} of {cell.name}, and its config gives {count}; "
-                    "plan again with --out elsewhere"
+                    f"rename {PLAN} and plan again"
                 )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from scaling import files
+from scaling.accounting import counts
 from scaling.config.run_config import (
     MeshConfig,
     OptimizerConfig,
@@ -37,6 +38,8 @@ from scaling.model.sharding import make_mesh
 from scaling.record import run_folder, schema
 from scaling.training.checkpoints import Checkpoints
 from scaling.training.memory import state_bytes
+from scaling.training.population import train_population
+from scaling.training.restore import restore_model
 from scaling.training.schedule import Rates
 from scaling.training.train import train
 from scaling.training.train_step import batch_gradients, build_program
@@ -66,7 +69,8 @@ def unbroken(tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_config_environment_metrics_and_result(tiny: RunConfig, unbroken: Path) -> None:
     assert from_dict(files.read_json(unbroken / run_folder.CONFIG)) == tiny
-    kernel = build_program(tiny, make_mesh(tiny.mesh)).model.kernel
+    program = build_program(tiny, make_mesh(tiny.mesh))
+    kernel = program.model.kernel
     assert files.read_json(unbroken / run_folder.ENVIRONMENT)["attention_kernel"] == kernel != "auto"
     lines = run_folder.read_metrics(unbroken)
     assert [line["step"] for line in lines] == list(range(1, 33))
@@ -76,10 +80,32 @@ def test_a_run_folder_holds_config_environment_metrics_and_result(tiny: RunConfi
     row, measurements = facts(unbroken)
     assert row["run_id"] == tiny.run_id
     assert row["tokens"] == tiny.tokens
+    assert row["params_total"] == sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
     assert row["loss"] == measurements["loss/nats"][0]
     assert 0 < row["loss_stderr"] < 0.1
     assert row["loss"] == pytest.approx(lines[-1]["loss"], abs=0.3)
     assert row.keys() == {column.name for column in schema.COLUMNS if column.in_row} - TIMING
+
+
+def test_counts_that_are_not_those_of_the_parameter_tree_stop_a_run_before_it_begins(
+    tiny: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a variant of the decoder whose formula was not changed with it: alone, in a population, and restored."""
+    right = counts.count_params(tiny.model)
+    wrong = dataclasses.replace(right, blocks=right.blocks * 111 // 100)
+    monkeypatch.setattr(counts, "count_params", lambda model: wrong)
+    for name in ("a", "b"):
+        files.write_json(tmp_path / name / run_folder.CONFIG, to_dict(dataclasses.replace(tiny, name=name)))
+    (tmp_path / "a" / run_folder.CHECKPOINTS / "4").mkdir(parents=True)
+    begin = (
+        lambda: train(tiny, tmp_path / "a", quiet=True),
+        lambda: train_population([tmp_path / "a", tmp_path / "b"], quiet=True),
+        lambda: restore_model(tmp_path / "a"),
+    )
+    for call in begin:
+        with pytest.raises(InputError, match=rf"\bblocks\b.*\b{right.blocks}\b.*\b{wrong.blocks}\b"):
+            call()
+    assert not (tmp_path / "a" / run_folder.ENVIRONMENT).exists()
 
 
 def test_a_run_that_is_done_does_nothing(tiny: RunConfig, unbroken: Path) -> None:
