@@ -45,10 +45,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
-    """XLA options for programs on a mesh: one thread a device where one process has several CPU devices, else None.
+    """XLA options for programs on a mesh: where one process has several CPU devices, fewer operations that are split
+    over threads; else None.
 
-    Such devices share one pool of threads, and their collectives wait for one another in it. A device that takes every
-    thread for its own products would leave the others none, and the program would hang.
+    Such devices share one pool of threads, and their collectives wait for one another in it. A device whose operations
+    take every thread leaves the others none, and XLA aborts the process after a minute. XLA splits matrix products in
+    spite of the option (seen with jax 0.10.2), so this makes such an abort rarer and does not exclude it. What else
+    helps is that the training loop has two steps in flight at most.
     """
     several = sum(d.process_index == jax.process_index() for d in mesh.devices.flat) > 1
     return {"xla_cpu_multi_thread_eigen": False} if several and mesh.devices.flat[0].platform == "cpu" else None
