@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 
@@ -30,6 +32,7 @@ HEARTBEAT_TIMEOUT_SECONDS = 100
 shorter time is risky, because pinning memory has kept hosts of eight GPUs silent for more than ten seconds (jax issue
 23599)."""
 
+LOOPBACK = "127.0.0.1"
 PROCESS_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 LOST_PEER_MESSAGE = re.compile(
@@ -62,7 +65,9 @@ def initialize_distributed() -> None:
 
     Under srun, mpirun and on TPU pods, JAX finds the other processes itself. Elsewhere JAX_COORDINATOR_ADDRESS,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set; raises InputError when only some of them are. JAX's preemption
-    service is switched off: it would take SIGTERM, which the training loop handles (monitor.stop_signals).
+    service is switched off: it would take SIGTERM, which the training loop handles (monitor.stop_signals). Where this
+    can tell, the coordinator listens only on the address by which the others reach it, since it trusts whoever connects
+    (bind_address). JAX_COORDINATOR_BIND_ADDRESS, if set, decides instead.
     """
     environment = os.environ
     if jax.distributed.is_initialized():
@@ -77,14 +82,39 @@ def initialize_distributed() -> None:
             raise InputError(f"{', '.join(variables)} without the others: set {', '.join(PROCESS_VARIABLES)}, or none")
         address, count, index = (environment[name] for name in PROCESS_VARIABLES)
         jax.config.update("jax_enable_preemption_service", False)
-        initialize(address, int(count), int(index))
-    elif (
-        int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        or int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-    ):
+        initialize(address, int(count), int(index), coordinator_bind_address=bind_address(address))
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        jax.config.update("jax_enable_preemption_service", False)
+        # JAX takes the port from this variable, and by default the same number from the job.
+        port = environment.setdefault("JAX_COORDINATOR_PORT", str(61_440 + int(environment["SLURM_JOB_ID"]) % 4096))
+        if environment.get("SLURM_STEP_NUM_NODES") == "1":
+            initialize(f"{LOOPBACK}:{port}", coordinator_bind_address=bind_address(f"{LOOPBACK}:{port}"))
+        else:
+            # The coordinator is process 0, on the first node, whose name JAX gives to the others.
+            initialize(coordinator_bind_address=bind_address(f"{environment.get('SLURMD_NODENAME', '')}:{port}"))
+    elif int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
         jax.config.update("jax_enable_preemption_service", False)
         initialize()
+
+
+def bind_address(address: str) -> str | None:
+    """The IP:PORT on which the coordinator must listen for processes that connect to `address`, a HOST:PORT.
+
+    None, which means every interface, where this cannot tell: this machine has no such address (a router translates
+    it), or a host name stands for loopback here, as in some /etc/hosts, and may stand for another address elsewhere.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        ip = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+            probe.bind((ip, 0))
+    except OSError:
+        return None
+    is_ambiguous = ipaddress.ip_address(ip).is_loopback and host not in (ip, "localhost")
+    if is_ambiguous or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def wait_for_all(what: str) -> None:

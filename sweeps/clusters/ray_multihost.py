@@ -85,7 +85,7 @@ class HostActor:
         while True:
             port = random.choice(PORTS)
             with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("", port))
+                probe.bind(("", port))  # a try: nothing listens here
                 return f"{ray.util.get_node_ip_address()}:{port}"
 
     def start(self, command: Sequence[str], folder: Path, devices: int, peers: Mapping[str, str]) -> None:

@@ -125,8 +125,8 @@ class HostLeader:
             self.stop_worker_without_hosts()
             return run
         with socket.socket() as free:
-            free.bind(("", 0))
-            coordinator = f"{own_address()}:{free.getsockname()[1]}"
+            free.bind((own_address(), 0))
+            coordinator = "{}:{}".format(*free.getsockname())
         peers = {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(hosts)}
         order = {"order": "start", "number": run.number, "command": [*command], "folder": str(folder), "peers": peers}
         self.send(order)
@@ -257,8 +257,9 @@ def accept_followers(address_file: Path, hosts: int) -> list[HostFollower]:
     """
     key, connections = uuid.uuid4().hex, dict[int, HostConnection]()
     deadline = time.monotonic() + MEET_SECONDS
-    with socket.create_server(("", 0), backlog=hosts) as server:
-        write_json(address_file, {"host": own_address(), "port": server.getsockname()[1], "key": key})
+    with socket.create_server((own_address(), 0), backlog=hosts) as server:
+        host, port = server.getsockname()
+        write_json(address_file, {"host": host, "port": port, "key": key})
         while len(connections) < hosts - 1:
             server.settimeout(max(deadline - time.monotonic(), 0.001))
             connection = HostConnection(server.accept()[0])

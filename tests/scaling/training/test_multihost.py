@@ -24,7 +24,7 @@ from scaling.errors import InputError
 from scaling.model.sharding import make_mesh
 from scaling.record import run_folder
 from scaling.training.checkpoints import Checkpoints
-from scaling.training.multihost import exit_together, lost_peer, make_vote
+from scaling.training.multihost import bind_address, exit_together, initialize_distributed, lost_peer, make_vote
 from scaling.training.train_step import build_program
 
 CADENCE = 40
@@ -38,6 +38,26 @@ TORN = (
     "    return whole(*args, step=step, **options)\n"
     "train.gather_batch = torn\n"
 )
+LISTENING = """
+import os
+from pathlib import Path
+from scaling.training.multihost import join_processes, wait_for_all
+join_processes()
+wait_for_all("joined")
+own = set()
+for place in Path("/proc/self/fd").iterdir():
+    try: own.add(os.readlink(place))
+    except OSError: pass  # the descriptor of this listing
+for table in ("tcp", "tcp6"):
+    for line in Path("/proc/self/net", table).read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in own:
+            print(*words[1].split(":"))
+wait_for_all("listed")
+os._exit(0)
+"""
+"""Two processes join; each prints the address, as hexadecimal words of the machine's byte order, and the port of every
+socket on which it listens."""
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +219,62 @@ def test_a_process_alone_reads_its_flag_at_the_time_of_reading() -> None:
 def test_a_process_alone_raises_its_errors() -> None:
     with pytest.raises(InputError, match="wrong"), exit_together():
         raise InputError("wrong")
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="no /proc/net")
+def test_processes_of_one_machine_listen_on_loopback_only() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    known = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-u", "-c", LISTENING],
+            env=known | {"JAX_PROCESS_ID": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        texts = [process.communicate(timeout=120)[0] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    listening = [line.split() for text in texts for line in text.splitlines() if len(line.split()) == 2]
+    coordinator = [address for address, hexadecimal in listening if int(hexadecimal, 16) == port]
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
+    assert len(coordinator) == 1
+    assert coordinator[0] in loopback
+
+
+def test_the_coordinator_listens_where_the_others_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_COORDINATOR_BIND_ADDRESS", raising=False)
+    assert bind_address("127.0.0.1:81") == "127.0.0.1:81"
+    assert bind_address("localhost:81") in ("127.0.0.1:81", "[::1]:81")
+    assert bind_address("192.0.2.99:81") is None, "an address that belongs to nobody (RFC 5737)"
+    assert bind_address("no-such-host.invalid:81") is None
+    loopback = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: loopback)
+    assert bind_address("node1:81") is None, "other hosts may know this name by another address"
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "0.0.0.0:81")
+    assert bind_address("127.0.1.1:81") is None
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [("1", "127.0.0.1"), ("2", None)])
+def test_a_step_of_slurm_on_one_node_stays_on_loopback(
+    monkeypatch: pytest.MonkeyPatch, nodes: str, expected: str | None
+) -> None:
+    calls: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "81")
+    for name, value in (("STEP_NUM_TASKS", "2"), ("STEP_NUM_NODES", nodes), ("JOB_ID", "7")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURMD_NODENAME", "no-such-host.invalid")
+    initialize_distributed()
+    ((given, options),) = calls
+    assert given == ((f"{expected}:81",) if expected else ())
+    assert options["coordinator_bind_address"] == (f"{expected}:81" if expected else None)
