@@ -51,6 +51,7 @@ def evaluate(
     budget: int | None = None,
     seed: int = 0,
     include: Path | None = None,
+    trust_task_code: bool = False,
     rerun: bool = False,
     json: Path | None = None,
 ) -> None:
@@ -68,6 +69,8 @@ def evaluate(
         budget: largest number of questions of each task; a default of each task when not given.
         seed: seed of the questions.
         include: a folder of YAML tasks for lm-evaluation-harness.
+        trust_task_code: let the files in that folder run any Python code: functions by !function, templates outside of
+            the sandbox, metrics and data sets that are scripts. Give it only for files that you have read.
         rerun: repeat evaluations that are there already, for example after a task was edited.
         json: also write the evaluations to this file.
     """
@@ -78,7 +81,7 @@ def evaluate(
     runs, notes = select_steps(find_runs(path), step)
     checkpoints: list[Checkpoint] = []
     for folder, config, steps in runs:
-        measurements, skipped = build_measurements(names, config.data, include, budget, seed)
+        measurements, skipped = build_measurements(names, config.data, include, budget, seed, trust_task_code)
         checkpoints += [Checkpoint(folder, config, saved_step, measurements) for saved_step in steps]
         notes += skipped
     for note in dict.fromkeys(notes):

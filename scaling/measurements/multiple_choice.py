@@ -57,13 +57,15 @@ def multiple_choice(name: str, choices: int, make_question: QuestionMaker, seque
     """A measurement of multiple choice among `choices`, whose chance level is 1 / choices.
 
     The budget is a number of questions. sequence_length: the model's longest input in tokens; the measurement's run and
-    check raise InputError when a question is longer.
+    check raise InputError when a question is longer, or its choices are empty or equal.
     """
 
     @functools.lru_cache(maxsize=2)
     def make_questions(tokenizer: Tokenizer, seed: tuple[int, ...], budget: int) -> list[Question]:
         generator = np.random.default_rng(seed)
         questions = [make_question(tokenizer, generator) for _ in range(budget)]
+        for number, question in enumerate(questions):
+            check_choices(name, number, question)
         longest = max(len(question.context) + max(map(len, question.choices)) for question in questions) - 1
         if longest > sequence_length:
             raise InputError(
@@ -81,6 +83,19 @@ def multiple_choice(name: str, choices: int, make_question: QuestionMaker, seque
         return score_answers(questions, nats_QK, tokenizer.bytes_per_token)
 
     return Measurement(name, chance=1 / choices, ceiling=1.0, budget="questions", run=run, check=check)
+
+
+def check_choices(name: str, number: int, question: Question) -> None:
+    """Raises InputError when a choice has no tokens, which would always win, or two choices have the same."""
+    encoded = [tuple(np.asarray(choice).tolist()) for choice in question.choices]
+    problem = (
+        "a choice without tokens" if () in encoded else "two equal choices" if len({*encoded}) < len(encoded) else ""
+    )
+    if problem:
+        raise InputError(
+            f"{name}: question {number} has {problem} in the tokenizer of this run: choices must differ; leave "
+            "the task out of --tasks"
+        )
 
 
 def score_choices(model: Decoder, params: Any, questions: Sequence[Question], sequence_length: int) -> np.ndarray:

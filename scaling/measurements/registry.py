@@ -47,17 +47,23 @@ OTHER_BUDGET = 1000
 
 
 def build_measurements(
-    names: tuple[str, ...], data: DataConfig, include: Path | None, budget: int | None, seed: int
+    names: tuple[str, ...],
+    data: DataConfig,
+    include: Path | None,
+    budget: int | None,
+    seed: int,
+    trust_task_code: bool = False,
 ) -> tuple[tuple[Measurement, ...], tuple[str, ...]]:
     """Builds the tasks with these names, or all built-in ones when there is no name, for runs on one corpus.
 
     include: folder of YAML tasks for lm-evaluation-harness. budget: questions of each task; None for its default. seed:
-    of the questions. Returns the measurements, and for each built-in task that the runs do not allow, why. Raises
-    InputError on an unknown name (and suggests the nearest), or when the runs do not allow a named task.
+    of the questions. trust_task_code: whether files in that folder may run Python code. Returns the measurements, and
+    for each built-in task that the runs do not allow, why. Raises InputError on an unknown name (and suggests the
+    nearest), or when the runs do not allow a named task.
     """
     location = (data.directory, data.corpus, data.vocabulary, data.fingerprint)
     results = [
-        _build_measurement(name, location, data.sequence_length, include, budget, seed)
+        _build_measurement(name, location, data.sequence_length, include, budget, seed, trust_task_code)
         for name in names or (*CORPUS_TASKS, *SYNTHETIC_TASKS)
     ]
     reasons = tuple(result for result in results if isinstance(result, str))
@@ -75,6 +81,7 @@ def _build_measurement(
     include: Path | None,
     budget: int | None,
     seed: int,
+    trust_task_code: bool,
 ) -> Measurement | str:
     """The measurement, or why the runs do not allow it. Cached, so that runs on the same data share their questions."""
     if name in CORPUS_TASKS or name in SYNTHETIC_TASKS:
@@ -99,7 +106,7 @@ def _build_measurement(
         raise InputError(f"unknown task {name!r}{suggest_name(name, builtin_names)}; {hint}")
     from scaling.measurements.lm_eval import tasks
 
-    return tasks.lm_eval_tasks([name], include, sequence_length, builtin_names)[0]
+    return tasks.lm_eval_tasks([name], include, sequence_length, builtin_names, trust_task_code)[0]
 
 
 def task_budget(name: str, budget: int | None) -> int:

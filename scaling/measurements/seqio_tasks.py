@@ -137,6 +137,11 @@ def to_values(name: str, task: Any, examples: Sequence[dict[str, Any]], prompted
         pairs = zip(texts, examples, strict=True)
         return [task.postprocess_fn(text, example=example, is_target=is_target) for text, example in pairs]
 
+    empty = [index for index, example in enumerate(examples) if len(example[TARGETS]) == 0]
+    if empty and task.score_metric_fns:  # its log probability would be 0
+        raise InputError(
+            f"task {name!r}: example {empty[0]}, counted from 0: feature {TARGETS!r} is empty: must have ids"
+        )
     targets = postprocess([_target_text(example, vocabulary) for example in examples], is_target=True)
     if task.predict_metric_fns:
         max_tokens = max(len(example[TARGETS]) for example in examples)

@@ -5,6 +5,7 @@ Importing this module imports lm_eval, so tasks.py imports it only when a task r
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from scaling.data.tokenizer import Tokenizer
+from scaling.errors import InputError
 from scaling.generation.sampling import GREEDY, Sampling
 from scaling.measurements.likelihood import ContextPair
 from scaling.measurements.prompting import PromptedModel, completions, log_likelihoods
@@ -28,7 +30,14 @@ class LmEvalModel(LM):
         self.prompted = prompted
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the log probability, and whether greedy decoding yields the same ids."""
+        """For each (context, continuation): the log probability, and whether greedy decoding yields the same ids.
+        Raises InputError when a continuation is empty: its probability would be 1."""
+        for request in requests:
+            if request.args[1] == "":
+                raise InputError(
+                    f"task {request.task_name!r}: document {request.doc_id}, counted from 0: the text to score is "
+                    "empty: must be a text; mend the document"
+                )
         log_P, greedy_P = log_likelihoods(
             self.prompted, [encode_pair(self.prompted.tokenizer, *request.args) for request in requests]
         )
@@ -45,6 +54,11 @@ class LmEvalModel(LM):
         return generate_texts(
             self.prompted, [(context, settings) for context, settings in (request.args for request in requests)]
         )
+
+
+def is_raised_by_model(error: BaseException) -> bool:
+    """Whether an exception comes out of the model, rather than out of lm-eval."""
+    return any(frame.f_code.co_filename == __file__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def generate_texts(prompted: PromptedModel, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

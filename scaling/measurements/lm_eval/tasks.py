@@ -1,7 +1,8 @@
 """Measurements from lm-evaluation-harness: its public tasks, and local tasks in YAML files.
 
 Importing lm_eval takes seconds, so it is imported when such a task is first used. While it runs, its output is hidden,
-the random generators have the seeds that it sets itself, and tasks whose files are local do not use the network.
+the random generators have the seeds that it sets itself, tasks whose files are local do not use the network, and the
+limits of task_files.py hold.
 """
 
 from __future__ import annotations
@@ -49,20 +50,26 @@ class ScoredQuestion:
 
 
 def lm_eval_tasks(
-    names: Sequence[str], include: Path | None, sequence_length: int, builtin_names: Sequence[str] = ()
+    names: Sequence[str],
+    include: Path | None,
+    sequence_length: int,
+    builtin_names: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> list[Measurement]:
     """Measurements from tasks, tags and groups of lm-evaluation-harness: those of this package, those of the YAML files
     in the folder `include`, and lm-eval's own.
 
     sequence_length: the model's longest input in tokens. builtin_names: further names to suggest for an unknown one.
+    trust_code: whether the files in `include` may run Python code (task_files.py).
     The budget is a number of documents of each task, sampled with the key. Chance differs between questions; the metric
     `chance` gives its mean. Data are read when a measurement first runs, which raises InputError when they are not
     available. Raises InputError when lm_eval is absent, a name is unknown, or `include` is no folder.
     """
     if include is not None and not include.is_dir():
         raise InputError(f"include = {str(include)!r}: no such folder: must be a folder of YAML tasks")
-    folders = [BUILTIN_FOLDER, *([include] if include else [])]
-    with _lm_eval_settings(offline=True):
+    # lm-eval reads each file again from within the folder of its task, where a relative path would lead elsewhere.
+    folders = [BUILTIN_FOLDER, *([include.resolve()] if include else [])]
+    with _lm_eval_settings(offline=True, trust_code=trust_code):
         manager = _load_task_manager(names, folders, builtin_names)
     return [
         Measurement(
@@ -76,6 +83,7 @@ def lm_eval_tasks(
                 manager,
                 name,
                 _is_local(manager, name, folders),
+                trust_code,
                 sequence_length,
             ),
         )
@@ -86,7 +94,7 @@ def lm_eval_tasks(
 def _is_local(manager: Any, name: str, folders: Sequence[Path]) -> bool:
     """Whether the task's YAML file lies in one of the folders."""
     path = manager.task_index[name].yaml_path
-    return path is not None and any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in folders)
+    return path is not None and any(Path(path).resolve().is_relative_to(folder) for folder in folders)
 
 
 def _load_task_manager(names: Sequence[str], folders: list[Path], builtin_names: Sequence[str]) -> Any:
@@ -109,14 +117,19 @@ def _load_task_manager(names: Sequence[str], folders: list[Path], builtin_names:
 
 
 def _check_yaml_files(name: str, folders: list[Path]) -> None:
-    """Raises InputError on a YAML file that mentions the task and cannot be read; lm-eval would silently skip it."""
+    """Raises InputError on a YAML file that mentions the task and cannot be read, or has the name of the task and
+    defines none; lm-eval would silently skip it."""
     load_yaml = importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml
+    one_line = importlib.import_module("scaling.measurements.lm_eval.task_files").one_line
     for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
-        if name == path.stem or name in path.read_text(errors="replace"):
-            try:
-                load_yaml(path, resolve_func=False)
-            except Exception as error:
-                raise InputError(f"task {name!r}: {path} cannot be read ({_one_line(error)}); mend the file") from None
+        try:
+            if name != path.stem and name not in path.read_text(errors="replace"):
+                continue
+            config = load_yaml(path, resolve_func=False)
+        except Exception as error:
+            raise InputError(f"task {name!r}: {path} cannot be read ({one_line(error)}); mend the file") from None
+        if name == path.stem and not {"task", "group", "class"} & set(config):
+            raise InputError(f"task {name!r}: {path}: has no key task: add task: {name}")
 
 
 @functools.cache
@@ -124,21 +137,15 @@ def _load_full_manager(folders: tuple[Path, ...]) -> Any:
     return importlib.import_module("lm_eval.tasks").TaskManager(include_path=list(folders), include_defaults=True)
 
 
-def _load_tasks(manager: Any, name: str, is_local: bool) -> dict[str, Any]:
-    """The tasks with this name and their data. Paths of data files are relative to the task's YAML file. Raises
-    InputError when the data are not available, or the task is of a kind that is not supported."""
-    entry = manager.task_index[name]
-    yaml_folder = contextlib.chdir(entry.yaml_path.parent) if entry.yaml_path else contextlib.nullcontext()
-    try:
-        with yaml_folder:
-            loaded = manager.load([name])
-    except Exception as error:
-        data = (entry.cfg or {}).get("dataset_path") or "its data"
-        offline = importlib.import_module("datasets.config").HF_HUB_OFFLINE
-        hint = f"; unset {OFFLINE[0]} and the like to download it" if offline and not is_local else ""
-        raise InputError(
-            f"task {name!r}: {data} is not available ({_one_line(error)}){hint}; earlier measurements are kept"
-        ) from None
+def _load_tasks(manager: Any, name: str, is_local: bool, trust_code: bool) -> dict[str, Any]:
+    """The tasks with this name and their data. Raises InputError when a file or its data cannot be used, or the task is
+    of a kind that is not supported."""
+    task_files = importlib.import_module("scaling.measurements.lm_eval.task_files")
+    offline = importlib.import_module("datasets.config").HF_HUB_OFFLINE
+    hint = f"; unset {OFFLINE[0]} and the like to download it" if offline and not is_local else ""
+    manager._factory = task_files.TaskFileFactory(trust_code, f"{hint}; earlier measurements are kept")
+    with task_files.name_errors(f"task {name!r}"):
+        loaded = manager.load([name])
     for task in loaded["tasks"].values():
         for flag, reason in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "needs images")):
             if getattr(task, flag, False):
@@ -149,14 +156,10 @@ def _load_tasks(manager: Any, name: str, is_local: bool) -> dict[str, Any]:
     return loaded
 
 
-def _one_line(error: Exception) -> str:
-    """The class of an exception and the beginning of its message, on one line."""
-    return f"{type(error).__name__}, {' '.join(str(error).split())[:160]}"
-
-
 @contextlib.contextmanager
-def _lm_eval_settings(offline: bool) -> Iterator[None]:
-    """The state of the process while lm-eval runs: no output, no worker processes, and the seeds that it sets itself.
+def _lm_eval_settings(offline: bool, trust_code: bool) -> Iterator[None]:
+    """The state of the process while lm-eval runs: no output, no worker processes, the seeds that it sets itself, and
+    templates in a sandbox unless `trust_code`.
 
     offline: whether Hugging Face's packages stay off the network, unless a variable of OFFLINE is set. Everything is
     restored at the end. Raises InputError when lm_eval is absent."""
@@ -172,6 +175,8 @@ def _lm_eval_settings(offline: bool) -> Iterator[None]:
             raise InputError(
                 "tasks of lm-evaluation-harness need the package lm_eval: pip install 'scaling-laws[eval]'"
             ) from None
+        task_files = importlib.import_module("scaling.measurements.lm_eval.task_files")
+        after.enter_context(task_files.safe_rendering(trust_code))
         for module in ("datasets.config", "huggingface_hub.constants"):
             if not offline or set(OFFLINE) & set(os.environ):
                 break
@@ -192,10 +197,11 @@ def _lm_eval_settings(offline: bool) -> Iterator[None]:
 
 
 def _run(
-    load_tasks: Callable[[Any, str, bool], dict[str, Any]],
+    load_tasks: Callable[[Any, str, bool, bool], dict[str, Any]],
     manager: Any,
     name: str,
     is_local: bool,
+    trust_code: bool,
     sequence_length: int,
     model: Decoder,
     params: Any,
@@ -204,27 +210,33 @@ def _run(
     budget: int,
 ) -> dict[str, Value]:
     """Evaluates the tasks with this name on at most `budget` documents of each."""
-    with _lm_eval_settings(offline=is_local):
+    with _lm_eval_settings(offline=is_local, trust_code=trust_code):
         from lm_eval.evaluator import evaluate
 
-        from scaling.measurements.lm_eval.model import LmEvalModel
+        from scaling.measurements.lm_eval.model import LmEvalModel, is_raised_by_model
+        from scaling.measurements.lm_eval.task_files import check_documents, name_errors, task_file
         from scaling.measurements.prompting import PromptedModel
 
-        loaded = load_tasks(manager, name, is_local)
+        loaded = load_tasks(manager, name, is_local, trust_code)
+        files = sorted({task_file(task) for task in loaded["tasks"].values()})
+        where = f"task {name!r}: {files[0] if len(files) == 1 else f'one of {len(files)} task files'}"
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-        sizes = {task_name: len(task.eval_docs) for task_name, task in loaded["tasks"].items()}
-        samples = {
-            task_name: sorted(generator.choice(size, min(size, budget), replace=False).tolist())
-            for task_name, size in sizes.items()
-        }
-        takes_all = budget >= max(sizes.values())
-        results = evaluate(
-            LmEvalModel(PromptedModel(model, params, tokenizer, sequence_length, key)),
-            loaded,
-            samples=None if takes_all else samples,
-            bootstrap_iters=RESAMPLES,
-        )
-    return to_values(name, loaded["tasks"], results)
+        with name_errors(where, is_raised_by_model):
+            documents = {task_name: task.eval_docs for task_name, task in loaded["tasks"].items()}
+            samples = {
+                task_name: sorted(generator.choice(len(docs), min(len(docs), budget), replace=False).tolist())
+                for task_name, docs in documents.items()
+            }
+            for task_name, numbers in samples.items():
+                check_documents(loaded["tasks"][task_name], documents[task_name], numbers)
+            takes_all = budget >= max(map(len, documents.values()))
+            results = evaluate(
+                LmEvalModel(PromptedModel(model, params, tokenizer, sequence_length, key)),
+                loaded,
+                samples=None if takes_all else samples,
+                bootstrap_iters=RESAMPLES,
+            )
+            return to_values(name, loaded["tasks"], results)
 
 
 def to_values(name: str, tasks: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Value]:

@@ -314,3 +314,36 @@ def test_folders_without_a_model_are_one_line(sweep: Path, tmp_path: Path, tiny:
     assert train(made, tmp_path / "made", quiet=True) == "done"
     with pytest.raises(InputError, match=f"{tmp_path}/made.*'simulated'"):
         evaluate(tmp_path / "made")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
+def test_a_folder_of_tasks_is_relative_and_runs_no_code(sweep: Path) -> None:
+    tasks, run, mark = sweep / "tasks", runs(sweep)[0], sweep / "mark"
+    tasks.mkdir()
+    config = {
+        "task": "mine",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "mine.jsonl"}},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tasks / "mine.jsonl").write_text('{"q": "1 + 1", "a": " = 2"}\n')
+    (tasks / "mine.yaml").write_text(json.dumps(config))
+    (tasks / "code.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    shell = f"{{{{ cycler.__init__.__globals__.os.popen('touch {mark}') }}}}"
+    (tasks / "shell.yaml").write_text(json.dumps(config | {"task": "shell", "doc_to_text": shell}))
+    function = json.dumps(config | {"task": "function", "doc_to_text": 0}).replace(": 0", ": !function code.text")
+    (tasks / "function.yaml").write_text(function)
+    arguments = ("eval", run, "--include", "tasks", "--tasks")
+    done = in_process(*arguments, "mine", cwd=sweep)
+    assert done.returncode == 0, done.stderr
+    assert [line["task"] for line in lines(run)] == ["mine"]
+    for name in ("shell", "function"):
+        refused = in_process(*arguments, name, cwd=sweep)
+        assert refused.returncode == 2
+        assert f"{tasks / name}.yaml" in refused.stderr
+        assert "--trust-task-code" in refused.stderr
+        assert not mark.exists()

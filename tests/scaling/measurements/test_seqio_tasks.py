@@ -35,6 +35,9 @@ ROWS = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text())
 BYTES = seqio.Feature(seqio.ByteVocabulary(), add_eos=True, dtype=tf.int32)
 KEPT = [functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False), seqio.preprocessors.append_eos]
 
+def hollow(split, shuffle_files, seed=None):
+    return tf.data.Dataset.from_tensor_slices({"inputs": ["a", "b"], "targets": ["c", ""]})
+
 def rows(split, shuffle_files, seed=None):
     return tf.data.Dataset.from_tensor_slices({name: [row[name] for row in ROWS] for name in ("inputs", "targets")})
 
@@ -55,6 +58,9 @@ def add(name, metric_fns, splits=("validation",), feature=BYTES, **more):
 
 add("spelt", [exact, likelihood], postprocess_fn=lambda text, example, is_target: text[:5].upper())
 add("silent", [])
+seqio.TaskRegistry.add(
+    "hollow", source=seqio.FunctionDataSource(hollow, splits=("validation",)), preprocessors=KEPT[:1],
+    metric_fns=[likelihood], output_features={"inputs": BYTES, "targets": BYTES})
 add("unsplit", [exact], splits=("train",))
 add("broken", [broken])
 add("other", [exact], feature=seqio.Feature(seqio.ByteVocabulary(extra_ids=7), add_eos=True, dtype=tf.int32))
@@ -130,6 +136,7 @@ def test_a_budget_is_the_first_examples(model, rows) -> None:
         ("seqio:silent@spelt_tasks", r"targets.*predictions.*scores"),
         ("seqio:mixed@spelt_tasks", r"\bspelt\b"),
         ("seqio:unsplit@spelt_tasks", r"\btrain\b"),
+        ("seqio:hollow@spelt_tasks", r"example 1\b.*'targets'"),
         ("seqio:broken@spelt_tasks", r"\bbroken\b.*RuntimeError.*no luck"),
         ("seqio:spellt@spelt_tasks", r"\bspelt_tasks\b.*\bspelt\b"),
         ("seqio:spelt@no_such_tasks", "'no_such_tasks'.*ModuleNotFoundError"),

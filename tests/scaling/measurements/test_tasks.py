@@ -238,3 +238,13 @@ def test_numbers_of_other_lengths_are_added_too(digits: int, make_questions) -> 
     for question in make_questions(addition(LENGTH, digits)):
         assert BYTES.decode(question.choices[question.answer]) == total(context_text(question))
         assert re.search(rf"\n\d{{{digits}}}\+\d{{{digits}}}=$", context_text(question))
+
+
+@pytest.mark.parametrize("wrong", ["", "right"])
+def test_choices_that_are_empty_or_equal_are_refused(wrong: str) -> None:
+    def make_question(tokenizer: ByteTokenizer, generator: np.random.Generator) -> Question:
+        return multiple_choice.question_from_text(tokenizer, "which? ", "right", [wrong], generator)
+
+    measurement = multiple_choice.multiple_choice("mine", 2, make_question, LENGTH)
+    with pytest.raises(InputError, match="mine: question 0 "):
+        measurement.run(MODEL, None, BYTES, jax.random.key(0), 3)
