@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import TableError
+from analysis.terminal import printable
 from analysis.type_checks import find_misfit
 
 MAX_DEPTH = 50
@@ -48,7 +49,7 @@ def write_json(path: Path, value: Any) -> Path:
 @functools.cache
 def warn_once(text: str) -> None:
     """Prints a warning on stderr, once in a process."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 def parse_json(text: bytes | str) -> Any:

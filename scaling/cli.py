@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 
 import analysis.commands
 import scaling.commands
@@ -33,6 +31,7 @@ from scaling.errors import InputError
 from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
 from scaling.files import refuse_url
 from scaling.quantities import parse_count, parse_quantity
+from scaling.terminal import labelled, make_console
 
 DESCRIPTION = "Train transformers over model and data sizes, fit scaling laws, and check forecasts."
 GROUPS = {
@@ -60,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OUTPUT_CLOSED
     except (InputError, TableError) as error:
-        Console(stderr=True, soft_wrap=True, emoji=False).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        make_console(stderr=True, soft_wrap=True).print(labelled("error:", "red", error))
         code = getattr(error, "code", BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.errors import InputError
+from scaling.terminal import printable
 from scaling.type_checks import find_misfit
 
 try:
@@ -30,7 +31,7 @@ MAX_DEPTH = 50
 @functools.cache
 def warn_once(text: str) -> None:
     """Prints a warning on stderr, once in a process."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
 def refuse_url(name: str, path: Path | str) -> None:
@@ -127,7 +128,7 @@ def lock_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
     is_ours, descriptor = try_lock(path, wait=wait)
     if is_ours and descriptor is None:
         warning = "this disk has no file locks, so nothing stops a second process that writes here: start one at a time"
-        print(f"{path.parent}: {warning}", file=sys.stderr, flush=True)
+        print(printable(f"{path.parent}: {warning}"), file=sys.stderr, flush=True)
     try:
         yield is_ours
     finally:

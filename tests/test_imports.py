@@ -20,6 +20,7 @@ ROOMS = {
             "exit_codes",
             "errors",
             "type_checks",
+            "terminal",
             "files",
             "quantities",
             "signals",
@@ -38,6 +39,7 @@ ROOMS = {
         *(
             "errors",
             "type_checks",
+            "terminal",
             "files",
             "quantities",
             "laws",
@@ -145,6 +147,7 @@ def test_packages_import_in_one_direction() -> None:
     assert of("scaling", "scaling.cli") == set()
 
 
-def test_the_type_checks_of_two_packages_are_equal() -> None:
-    first, second = ((ROOT / package / "type_checks.py").read_text() for package in ("scaling", "analysis"))
+@pytest.mark.parametrize("name", ["type_checks.py", "terminal.py"])
+def test_files_that_two_packages_have_are_equal(name: str) -> None:
+    first, second = ((ROOT / package / name).read_text() for package in ("scaling", "analysis"))
     assert first == second, "neither package may import the other: copy the file that was changed"

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from analysis import api, files
-from analysis.commands.printing import print_table, print_warnings
+from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.errors import TableError
 from analysis.forecasting import backtest as backtesting
 from analysis.forecasting.backtest import CHOSEN
@@ -76,7 +75,7 @@ def coverage(
       json: Also write the rows to this file, as JSON. Default: no file.
     """
     parts = []
-    for name in track(public.PUBLIC_TABLES, description="tables", transient=True, console=Console(stderr=True)):
+    for name in track(public.PUBLIC_TABLES, description="tables", transient=True, console=make_console(stderr=True)):
         points = results.select_points(public.PUBLIC_TABLES[name].read(data), "params").table
         parts.append(backtesting.backtest(points, _parse_factors(factors), draws=draws, seed=seed).assign(table=name))
     scores = pd.concat(parts, ignore_index=True)

@@ -5,6 +5,7 @@ It imports neither JAX nor the laws, which take two seconds: it is called again 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,7 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
     folder = out / name
     table = results.read_table(folder)
     if table.empty:
-        raise TableError(f"{folder}: no run has finished; `scaling sweep run {name}` trains them")
+        raise TableError(f"{folder}: no run has finished; `scaling sweep run {shlex.quote(name)}` trains them")
     if (folder / RUNS).is_dir():
         metrics.compact_metrics(folder)
         table = flags.add_flags(table, folder / RUNS)
@@ -43,9 +44,10 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
     unfinished = f", {num_unfinished} unfinished left out" if num_unfinished else ""
     console = make_console()
     damaged = f", {len(table.attrs['damaged'])} damaged left out" if table.attrs.get("damaged") else ""
-    console.print(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}{damaged}")
+    console.print(escape(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}{damaged}"))
     for row in table[table["run_id"].isin(table_checks.flags_by_run(table))].to_dict("records"):
-        console.print(f"[yellow]flagged:[/] run {row['run_id']} ({row['flags']}): {escape(row['reason'])}")
+        run = f"run {row['run_id']} ({row['flags']}): {row['reason']}"
+        console.print(f"[yellow]flagged:[/] {escape(run)}")
     if json:
         rows = table.to_dict("records")
         files.write_json(json, [{k: None if pd.isna(v) else v for k, v in row.items()} for row in rows])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -43,7 +42,7 @@ def curves(
         raise TableError(f"--laws {laws}: no law {', '.join(unknown)}; choose from {', '.join(CURVE_LAWS)}")
     keys = _split(by)
     points = results.read_table(table, results.parse_columns(columns))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task("curves", total=None)
         scores = fit_curves(
             points,

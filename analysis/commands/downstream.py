@@ -77,7 +77,7 @@ def downstream(
         "seed": seed,
     }
     options["checkpoints"] = checkpoints.load_evaluations_beside(table)
-    tracked_names = track(names, description="tasks", transient=True, console=Console(stderr=True))
+    tracked_names = track(names, description="tasks", transient=True, console=make_console(stderr=True))
     if task:
         studies, not_studied = [task_study.study(rows, name, **options) for name in tracked_names], {}
     else:

@@ -151,7 +151,7 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
     if document.get("sensitivity"):
         print_table(sensitivity.panel_table(document["sensitivity"]), console)
     print_warnings(document["warnings"], console)
-    console.print(f"saved {path}")
+    console.print(escape(f"saved {path}"))
 
 
 def _cell_note(built: saved_fit.SavedFit) -> str:

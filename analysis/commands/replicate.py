@@ -10,7 +10,9 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from analysis import files
 from analysis.commands.printing import make_console, print_table
@@ -59,7 +61,7 @@ def replicate(
             raise TableError(f"{study.name}: {missing}")
         if missing:
             skipped[study.name] = missing
-            console.print(f"\n[bold]{study.name}[/] skipped: {missing}")
+            console.print(f"\n[bold]{study.name}[/] skipped: {escape(missing)}")
             continue
         study_rows = study.run(folder / study.folder)
         print_study(console, study, study_rows)
@@ -102,7 +104,7 @@ def print_study(console: Console, study: Replication, rows: list[Comparison]) ->
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
     for row in rows:
         mark = f" ({notes.index(row.note) + 1})" if row.note else ""
-        verdict = f"[{COLOURS.get(row.verdict, 'green')}]{row.verdict}[/]{mark}"
+        verdict = Text.assemble((row.verdict, COLOURS.get(row.verdict, "green")), mark)
         numbers = f"{row.published:.6g}", f"{row.ours:.6g}", f"{row.difference:+.2g}"
         table.add_row(row.quantity, *numbers, verdict)
     console.print(f"\n[bold]{study.name}[/]  {study.source}")

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from analysis import files
@@ -25,15 +24,13 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
     """
     from analysis.report import report as page
 
-    with Console(stderr=True).status("reading") as status:
+    with make_console(stderr=True).status("reading") as status:
         path, figures, checklist, failed = page.write_report(directory, scans, report_progress=status.update)
     for part, why in failed.items():
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[yellow]could not be made:[/] {part}: {escape(why)}"
-        )
+        make_console(stderr=True).print(f"[yellow]could not be made:[/] {part}: {escape(why)}")
     console = make_console()
     counts = Counter(item.answer for item in checklist)
-    console.print(f"wrote {path} and {len(figures)} figures in {directory / 'figures'}")
+    console.print(escape(f"wrote {path} and {len(figures)} figures in {directory / 'figures'}"))
     console.print(f"checklist: {', '.join(f'{counts[answer]} {answer}' for answer in ('yes', 'no', 'unknown'))}")
     for item in checklist:
         if item.answer != "yes":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +45,9 @@ def load_evaluations(folder: str | Path) -> pd.DataFrame:
             share = {name: total * tokens / run_row["tokens"] for name, total in flops.items()}
             rows.append({**shared, "step": step, "tokens": tokens, **share, **columns})
     if not rows:
-        raise TableError(f"{folder}: no checkpoint has been evaluated: scaling eval {folder} --step all")
+        raise TableError(
+            f"{folder}: no checkpoint has been evaluated: scaling eval {shlex.quote(str(folder))} --step all"
+        )
     return results.arrange(pd.DataFrame(rows))
 
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from scaling.accounting import counts
@@ -19,6 +18,7 @@ from scaling.files import write_json
 from scaling.model import sharding
 from scaling.performance.compile_ahead import estimate_step, require_libtpu
 from scaling.performance.roofline import Estimate
+from scaling.terminal import make_console
 from scaling.training.memory import GIB
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, table 3
@@ -115,7 +115,7 @@ def parse_mesh(text: str) -> MeshConfig:
 
 def print_estimate(estimate: Estimate, name: str) -> None:
     """Prints an estimate: memory, FLOPs, collectives, and bounds of the time of a step."""
-    console = Console()
+    console = make_console()
     mesh = ",".join(f"{axis}={size}" for axis, size in estimate.mesh.items())
     slices = f" x {estimate.slices} slices" if estimate.slices > 1 else ""
     title = (

@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -31,6 +30,7 @@ from scaling.model import sharding
 from scaling.model.decoder import Block, Decoder, logits, matmul_precision
 from scaling.model.parametrization import simplest_equivalent
 from scaling.record.environment import describe_environment
+from scaling.terminal import make_console
 from scaling.training.schedule import Rates
 from scaling.training.train_step import build_program
 
@@ -196,7 +196,7 @@ def coord_check(
     shapes: Any = {"batch_sequences": BATCH, "sequence_length": SEQUENCE, "vocab_size": ModelConfig.vocab_size}
     batches = np.stack([gather_batch(tokens, seed=0, step=step, **shapes) for step in range(steps)])
     changes = {}
-    with Progress(transient=True) as progress:
+    with Progress(console=make_console(stderr=True), transient=True) as progress:
         bar = progress.add_task("sizes", total=len(models))
         for model in sorted(models, key=lambda m: (m.width, m.depth, m.parametrization)):
             config = RunConfig(model=model, data=data, optimizer=OptimizerConfig(learning_rate=learning_rate))
@@ -223,7 +223,7 @@ def print_trends(trends: list[Trend], steps: int) -> None:
         for t in of_axis:
             numbers = [f"{value:.3g}" for value in t.changes]
             table.add_row(t.parametrization, t.kind, *numbers, f"{t.slope:+.2f}", t.verdict)
-        Console().print(table)
+        make_console().print(table)
 
 
 def draw_trends(trends: list[Trend], path: Path, steps: int) -> None:

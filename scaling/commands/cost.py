@@ -6,12 +6,12 @@ Everything is computed from the config; nothing is compiled or measured.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from scaling.accounting.chips import CHIPS
@@ -25,6 +25,7 @@ from scaling.errors import InputError, suggest_name
 from scaling.files import write_json
 from scaling.recipes.derive import DerivedNumber, Recipe, explain
 from scaling.recipes.recipes import RECIPES
+from scaling.terminal import make_console
 
 GIB = 2**30
 CONVENTIONS: tuple[Convention, ...] = ("6nd", "exact", "exact_causal")
@@ -96,7 +97,9 @@ def cost(
         write_json(json, {"recipe": rules.name, "lines": lines, "config": to_dict(run)} | facts)
     if config is not None:
         write_json(config, to_dict(run))
-        Console().print(f"written to {config}: scaling train --file {config}", soft_wrap=True, highlight=False)
+        make_console().print(
+            f"written to {config}: scaling train --file {shlex.quote(str(config))}", soft_wrap=True, highlight=False
+        )
 
 
 def find_recipe(name: str) -> Recipe:
@@ -150,7 +153,7 @@ def cost_facts(run: RunConfig, mfu: float, chips: int) -> dict[str, Any]:
 
 def print_cost(run: RunConfig, derivation: Sequence[DerivedNumber], facts: dict[str, Any]) -> None:
     """Prints the recipe as a table, and the facts of the run as another."""
-    console = Console()
+    console = make_console()
     recipe = Table(title=run.recipe, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for heading in ("field", "value", "rule", "source"):
         is_value = heading == "value"
@@ -173,7 +176,7 @@ def print_cost(run: RunConfig, derivation: Sequence[DerivedNumber], facts: dict[
 
 def print_published(published: PublishedModel) -> None:
     """Prints the arithmetic of a published model, a row for each product."""
-    console = Console()
+    console = make_console()
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")

@@ -7,7 +7,6 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from scaling.data.tokenizer import train_sentencepiece
 from scaling.data.verification import shard_files
 from scaling.errors import InputError
 from scaling.files import warn_once, write_json
+from scaling.terminal import make_console
 
 
 def data_prepare(
@@ -85,8 +85,8 @@ def data_vocabulary(
     if documents is not None and documents < 1:
         raise InputError(f"documents = {documents}: must be 1 or more")
     path = path or Path("out/vocabularies") / f"{parsed.slug}-{size}.model"
-    console = _console()
-    with Console(stderr=True).status(Text(f"{parsed.name}: training a vocabulary of {size} ids")):
+    console = make_console()
+    with make_console(stderr=True).status(Text(f"{parsed.name}: training a vocabulary of {size} ids")):
         model = train_sentencepiece(islice(parsed.documents("train"), documents), size, path)
         texts = islice(parsed.documents("validation"), documents)
         counts = [(len(text.encode()), len(model.encode(text))) for text in texts]
@@ -123,7 +123,7 @@ def data_verify(
         "files": 1 + len(shard_files(meta)),
         "bytes": size,
     }
-    _console().print(
+    make_console().print(
         f"{name}: {facts['files']} files, {size:,} bytes, are as prepared: fingerprint {meta['fingerprint']} "
         f"({time.monotonic() - started:.1f} s)",
         soft_wrap=True,
@@ -139,7 +139,7 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
         directory: folder of the prepared corpora.
         json: also write the list of prepared corpora to this file.
     """
-    console, kinds = _console(), Table("corpus", "what it is")
+    console, kinds = make_console(), Table("corpus", "what it is")
     for kind, corpus in CORPUS_KINDS.items():
         kinds.add_row(kind, " ".join((corpus.__doc__ or "").split("\n\n")[0].split()))
     console.print(kinds)
@@ -161,18 +161,13 @@ def data_list(directory: str = "out/corpora", json: Path | None = None) -> None:
         write_json(json, metas)
 
 
-def _console() -> Console:
-    """A console that prints names as they are: rich takes `:m:` for an emoji and `[a]` for a style."""
-    return Console(emoji=False, markup=False)
-
-
 def _print_prepared(prepared: PreparedCorpus, json: Path | None) -> None:
     """Prints a table of the splits of a prepared corpus, its fingerprint and its folder."""
     table = Table("split", "documents", "tokens", "bytes", "shards")
     for split, facts in prepared.meta["splits"].items():
         numbers = (facts["documents"], facts["tokens"], facts["bytes"], len(facts["shards"]))
         table.add_row(split, *(f"{number:,}" for number in numbers))
-    console = _console()
+    console = make_console()
     console.print(table)
     how = f"written in {prepared.seconds:.1f} s" if prepared.seconds else "already there"
     fingerprint = f"fingerprint {prepared.fingerprint}"

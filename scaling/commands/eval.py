@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,6 +25,7 @@ from scaling.measurements import Measurement
 from scaling.measurements.registry import CORPUS_TASKS, build_measurements, task_budget
 from scaling.record.evaluations import Evaluation, append_evaluation, read_evaluations
 from scaling.record.run_folder import CONFIG, EVALUATIONS, RUNS, Value, read_config, read_result, to_json
+from scaling.terminal import labelled, make_console
 from scaling.training import simulated_run
 from scaling.training.checksums import DamagedCheckpointError
 from scaling.training.restore import checkpoint_steps, restore_model
@@ -76,7 +76,7 @@ def evaluate(
     """
     if budget is not None and budget < 1:
         raise InputError(f"--budget {budget}: must be 1 or more")
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console(soft_wrap=True, highlight=False)
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     runs, notes = select_steps(find_runs(path), step)
     checkpoints: list[Checkpoint] = []
@@ -85,9 +85,9 @@ def evaluate(
         checkpoints += [Checkpoint(folder, config, saved_step, measurements) for saved_step in steps]
         notes += skipped
     for note in dict.fromkeys(notes):
-        console.print(f"[yellow]left out:[/] {escape(note)}")
+        console.print(labelled("left out:", "yellow", note))
     for note in mixed_data_notes(checkpoints):
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(labelled("note:", "yellow", note))
     evaluated, damaged = run_measurements(checkpoints, budget, seed, rerun)
     evaluations = [
         (checkpoint.folder, evaluation)
@@ -104,7 +104,7 @@ def evaluate(
         if json:
             write_json(json, [evaluation_to_json(folder, evaluation) for folder, evaluation in evaluations])
     for error in damaged[1:]:
-        console.print(f"[yellow]left out:[/] {escape(str(error))}")
+        console.print(labelled("left out:", "yellow", error))
     if damaged:
         raise damaged[0]
 
@@ -124,7 +124,9 @@ def find_runs(path: Path) -> list[tuple[Path, RunConfig]]:
             except InputError as error:
                 warn_once(f"{folder.name} is left out: {error}")
         if not runs:
-            raise InputError(f"{path}: none of its {len(folders)} runs is done: scaling sweep run {path.name}")
+            raise InputError(
+                f"{path}: none of its {len(folders)} runs is done: scaling sweep run {shlex.quote(path.name)}"
+            )
     else:
         raise InputError(f"{path}: {'neither a run nor a sweep with runs/' if path.is_dir() else 'no such folder'}")
     for folder, config in runs:
@@ -211,13 +213,13 @@ def run_measurements(
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar on a terminal, nothing elsewhere. Yields show(text), which is called as each evaluation begins."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=make_console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total)
 
         def show(text: str) -> None:
@@ -236,7 +238,7 @@ def task_table(evaluations: Evaluations) -> Table:
         others = [f"{metric} {_with_stderr(value)}" for metric, value in by_metric.items() if metric not in usual]
         chance, *cells = (_with_stderr(by_metric.get(metric)) for metric in ("chance", *usual[:3]))
         n = max(n for _, n, _ in by_metric.values())
-        table.add_row(escape(evaluation.task), chance, *cells, str(n), escape(", ".join(others)))
+        table.add_row(evaluation.task, chance, *cells, str(n), ", ".join(others))
     return table
 
 
@@ -245,7 +247,7 @@ def checkpoint_table(checkpoints: Sequence[Checkpoint], evaluations: Evaluations
     first value where it has none. The last row has the largest standard error of each task."""
     by_checkpoint = {(folder, evaluation.step, evaluation.task): evaluation for folder, evaluation in evaluations}
     names = dict.fromkeys(evaluation.task for _, evaluation in evaluations)
-    table = Table("run", "params", "tokens", *map(escape, names), box=None, pad_edge=False, padding=(0, 1))
+    table = Table("run", "params", "tokens", *names, box=None, pad_edge=False, padding=(0, 1))
     by_task = {name: [evaluation for _, evaluation in evaluations if evaluation.task == name] for name in names}
     chances = (by_task[name][0].measurements.get(f"{name}/chance") for name in names)
     table.add_row("chance", "", "", *map(_format_value, chances))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from scaling.export.export import export_run
 from scaling.files import write_json
+from scaling.terminal import make_console
 from scaling.training.restore import restore_model
 
 
@@ -37,7 +37,7 @@ def export(
     table = Table("file", "bytes", box=None)
     for path in files:
         table.add_row(path.name, f"{path.stat().st_size:,}")
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(f"step {restored.step:,} of {restored.config.run_id}: python {folder / 'run.py'} 'a prompt'")
     if restored.config.precision.compute != "float32":

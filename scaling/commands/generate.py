@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
 
 from scaling.data.tokenizer import Tokenizer, piece_bytes
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.generation.decode import stream
 from scaling.generation.sampling import Sampling
+from scaling.terminal import labelled, make_console, printable
 from scaling.training.restore import TrainedModel, restore_model
 
 
@@ -66,9 +66,13 @@ def generate(
     vocabulary, trained = restored.tokenizer, restored.config.data.sequence_length
     ids = prompt_ids(vocabulary, text)
     if window is not None and min(window, len(ids) + tokens) > trained:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[yellow]note:[/] window = {window}, and the run was trained on sequences of {trained}: "
-            "past that its text may fall apart"
+        make_console(stderr=True, soft_wrap=True, highlight=False).print(
+            labelled(
+                "note:",
+                "yellow",
+                f"window = {window}, and the run was trained on sequences of {trained}: "
+                "past that its text may fall apart",
+            )
         )
     started, samples_ids = time.perf_counter(), []
     for number in range(samples):
@@ -116,7 +120,8 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 
 def _print_sample(text: str, restored: TrainedModel, ids: Iterable[int]) -> list[int]:
-    """Prints the prompt and the text of the ids as they come. Returns the ids."""
+    """Prints the prompt and the text of the ids as they come, on a terminal as it shows it. Returns the ids."""
+    shown = printable if sys.stdout.isatty() else str
     generated: list[int] = []
 
     def recorded() -> Iterator[int]:
@@ -124,9 +129,9 @@ def _print_sample(text: str, restored: TrainedModel, ids: Iterable[int]) -> list
             generated.append(int(i))
             yield int(i)
 
-    sys.stdout.write(text)
+    sys.stdout.write(shown(text))
     for piece_text in pieces_of_text(restored.tokenizer, recorded()):
-        sys.stdout.write(piece_text)
+        sys.stdout.write(shown(piece_text))
         sys.stdout.flush()
     print()
     return generated

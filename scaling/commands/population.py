@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from scaling.errors import InputError
+from scaling.terminal import printable
 from scaling.training.failures import report_failure
 from scaling.training.population import train_population
 
@@ -31,7 +32,7 @@ def population(folders: tuple[Path, ...], quiet: bool = False) -> int:
     for folder, outcome in outcomes.items():
         if isinstance(outcome, Exception):
             kind = "" if isinstance(outcome, InputError) else f"{type(outcome).__name__}: "
-            print(f"error: {folder}: {kind}{outcome}", file=sys.stderr)
+            print(printable(f"error: {folder}: {kind}{outcome}"), file=sys.stderr)
         else:
-            print(f"{folder}: {outcome}")
+            print(printable(f"{folder}: {outcome}"))
     return int(any(isinstance(outcome, Exception) for outcome in outcomes.values()))

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import jax
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from scaling.accounting import counts
@@ -23,6 +22,7 @@ from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.model import sharding
 from scaling.performance import trace
+from scaling.terminal import make_console
 from scaling.training import multihost
 from scaling.training.prefetch import prefetch
 from scaling.training.train import StepInput, step_input
@@ -189,7 +189,7 @@ def profile_to_json(measured: Profile) -> dict[str, Any]:
 
 def print_profile(measured: Profile) -> None:
     """Prints a table of the step, a table of its longest operations, and the verdict."""
-    console, a = Console(), measured.activity
+    console, a = make_console(), measured.activity
     mfu = f", {measured.mfu:.1%} of peak FLOPs (exact causal)" if measured.mfu is not None else ""
     gap = "not known" if a.gap is None else f"{a.gap:.3f} ms ({a.gap / a.wall:.1%} of the wall)"
     rows = [

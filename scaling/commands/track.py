@@ -25,6 +25,7 @@ from scaling.errors import InputError
 from scaling.files import lock_file, parse_json, read_json, warn_once, write_json
 from scaling.record.run_folder import CONFIG, METRICS, PLAN, RESULT, RUNS, MetricsLine, read_config, read_result
 from scaling.record.trackers import OpenTrackedRun, TrackedRun, TrackerName, load_tracker
+from scaling.terminal import printable
 from scaling.type_checks import find_misfit
 
 
@@ -91,7 +92,7 @@ def track(
     look = f"tensorboard --logdir {logdir}" if tracker == "tensorboard" else "W&B has it"
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "offline":
         look = f"wandb sync {logdir / 'wandb' if path in runs else logdir / '*' / 'wandb'}/offline-run-* sends it"
-    print(f"{sent} new steps of {len(runs)} runs, {ended} of them ended: {look}")
+    print(printable(f"{sent} new steps of {len(runs)} runs, {ended} of them ended: {look}"))
 
 
 def _send_all(path: Path, tracker: TrackerName, make: OpenTrackedRun, every: float | None) -> tuple[int, list[Path]]:

@@ -13,6 +13,7 @@ from scaling.errors import InputError
 from scaling.exit_codes import DIVERGED
 from scaling.files import write_json
 from scaling.record.run_folder import read_result
+from scaling.terminal import printable
 from scaling.training.failures import report_failure
 from scaling.training.session import with_data_fingerprint
 from scaling.training.train import train as train_run
@@ -55,7 +56,7 @@ def train(
         row, units = result["row"], {"loss": "nats/token", "bits_per_byte": "bits/byte"}
         losses = [f"{row[name]:.4f} {unit}" for name, unit in units.items() if row.get(name) is not None]
         facts = f"loss {', '.join(losses) or 'not recorded'}" if status == "done" else result["reason"]
-        print(f"{folder}: {status}, {facts}")
+        print(printable(f"{folder}: {status}, {facts}"))
         if json:
             write_json(json, {"folder": str(folder), **result})
     return DIVERGED if status == "diverged" else 0

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -36,6 +35,7 @@ from scaling.data.tokenizer import Tokenizer, load_tokenizer
 from scaling.data.verification import META, TABLE, compute_checksums, record_verified
 from scaling.errors import InputError
 from scaling.files import REPLACED_PREFIX, lock_file, replace_folder, write_json
+from scaling.terminal import make_console
 
 SHARD_TOKENS = 1 << 26
 """Tokens in a shard; the last shard of a split is shorter."""
@@ -154,7 +154,7 @@ def current_meta(folder: Path, source: str | None) -> dict[str, Any] | None:
 def _prepare_plain(corpus: Corpus, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
     """Tokenizes and writes a corpus in this process, with a progress bar on standard error."""
     columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
 
         def documents(split: SplitName) -> Iterator[np.ndarray]:
             task = progress.add_task(f"{corpus.name} {split} documents", total=None)
@@ -178,7 +178,7 @@ def _run_seqio(corpus: str, arguments: list[str]) -> None:
         "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, "-m", "scaling.data.seqio_corpora", *arguments]
-    with Console(stderr=True).status(Text(f"{corpus}: preparing through seqio")):
+    with make_console(stderr=True).status(Text(f"{corpus}: preparing through seqio")):
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode:
         last_line = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]

@@ -24,6 +24,7 @@ from scaling.data.prepare import SHARD_TOKENS, VALIDATION_TOKENS, current_meta, 
 from scaling.data.shards import shards_folder
 from scaling.data.tokenizer import SPACE_SYMBOL, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from scaling.errors import InputError, suggest_name
+from scaling.terminal import printable
 
 FEATURE = "targets"
 _corpus_errors: list[InputError] = []
@@ -283,5 +284,5 @@ if __name__ == "__main__":
     try:
         app.cli(prog="python -m scaling.data.seqio_corpora", description=__doc__)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         sys.exit(2)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from scaling.errors import InputError
 from scaling.files import write_json
+from scaling.terminal import make_console
 
 META, TABLE = "meta.json", "bytes_per_token.npy"
 ANNOUNCED_BYTES = 1 << 30
@@ -64,7 +64,7 @@ def _verify(folder: Path, meta: dict[str, Any], command: str, again: bool) -> in
         return 0
     size = sum(stamp[0] for stamp in stamps.values())
     label = f"{folder}: verifying {size / 1e9:.1f} GB of token shards, once on this machine"
-    with Console(stderr=True).status(Text(label)) if size >= ANNOUNCED_BYTES else contextlib.nullcontext():
+    with make_console(stderr=True).status(Text(label)) if size >= ANNOUNCED_BYTES else contextlib.nullcontext():
         if "checksums" in meta:
             _compare_checksums(folder, meta, command)
         else:

@@ -8,6 +8,7 @@ import traceback
 
 from scaling.errors import InputError
 from scaling.exit_codes import DISK_FULL, FAILED, OUT_OF_MEMORY, STOPPED
+from scaling.terminal import printable
 from scaling.training.checkpoints import is_full_disk
 from scaling.training.monitor import Stopped
 from scaling.training.out_of_memory import first_line, is_out_of_memory
@@ -17,10 +18,10 @@ def report_failure(error: Exception) -> int:
     """Prints on stderr what ended the training, last in one line, with the traceback before it unless the user's input
     or a signal was the cause. Returns the exit code."""
     if isinstance(error, Stopped):
-        print(error, file=sys.stderr, flush=True)
+        print(printable(error), file=sys.stderr, flush=True)
         return STOPPED
     if isinstance(error, InputError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(printable(f"error: {error}"), file=sys.stderr, flush=True)
         return error.code
     traceback.print_exception(error)
     if is_full_disk(error):
@@ -28,7 +29,7 @@ def report_failure(error: Exception) -> int:
         return DISK_FULL
     if is_out_of_memory(error):
         remedy = "a smaller --data.microbatch-sequences needs less and learns the same"
-        print(f"error: out of memory: {first_line(error)}; {remedy}", file=sys.stderr, flush=True)
+        print(printable(f"error: out of memory: {first_line(error)}; {remedy}"), file=sys.stderr, flush=True)
         return OUT_OF_MEMORY
     sys.stderr.flush()
     return FAILED

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import jax
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from scaling.accounting import counts
 from scaling.config.run_config import RunConfig
 from scaling.signals import handle_signals
+from scaling.terminal import make_console
 
 DIVERGED_STEPS = 200
 """Consecutive steps with a loss above ln V, the loss of a uniform guess, after which a run counts as diverged."""
@@ -146,7 +146,7 @@ def timeout_with_notice(what: str, seconds: float, code: int, every: float = 60.
 def progress_bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[int, float, float], None]]:
     """Shows a progress bar on a terminal, and nothing elsewhere. Yields show(step, loss, tokens per second)."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
@@ -154,6 +154,6 @@ def progress_bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[int, 
         TimeRemainingColumn(),
     )
     hidden = quiet or not sys.stderr.isatty() or jax.process_index() != 0
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+    with Progress(*columns, console=make_console(stderr=True), disable=hidden) as progress:
         task = progress.add_task(name, total=steps, loss=math.nan, rate=0.0)
         yield lambda step, loss, rate: progress.update(task, completed=step, loss=loss, rate=rate)

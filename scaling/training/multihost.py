@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaling.errors import InputError, exception_chain
 from scaling.exit_codes import INTERRUPTED, PROCESS_LOST
+from scaling.terminal import printable
 from scaling.training.failures import report_failure
 from scaling.training.monitor import Stopped, timeout_with_notice
 from scaling.training.out_of_memory import first_line, is_out_of_memory
@@ -175,7 +176,7 @@ def _report_error(error: Exception) -> int:
     """Prints the error and returns the exit code for it."""
     if not lost_peer(error):
         return report_failure(error)
-    print(f"error: another process of this run is gone: {first_line(error)}", file=sys.stderr, flush=True)
+    print(printable(f"error: another process of this run is gone: {first_line(error)}"), file=sys.stderr, flush=True)
     return PROCESS_LOST
 
 

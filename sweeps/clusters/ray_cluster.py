@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from scaling.errors import InputError
+from scaling.terminal import make_console
 from sweeps.clusters.ray_connection import NAMESPACE, HostDemand, connect, forwarded_env
 from sweeps.clusters.ray_worker import LOG_FOLDER, WorkerActor, WorkerJob
 from sweeps.running import fleet
@@ -140,7 +139,7 @@ class RayActors:
         if others := [each for each in others if each.name not in self.cancelled]:
             self.cancelled |= {each.name for each in others}
             count = f"{len(others)} worker{'s' * (len(others) > 1)}"
-            fleet.print_line(Console(), f"ending {count} of an earlier command, which had other options")
+            fleet.print_line(make_console(), f"ending {count} of an earlier command, which had other options")
             self.cancel(others)
         kept = [each for each in of_sweep if each.name.startswith(f"{self.worker_prefix(work)}-")]
         self.started += kept

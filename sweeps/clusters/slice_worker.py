@@ -30,6 +30,7 @@ from scaling.errors import InputError
 from scaling.exit_codes import FAILED, PROCESS_LOST, STOPPED, combined_exit_code
 from scaling.files import read_json, write_json
 from scaling.signals import handle_signals
+from scaling.terminal import printable
 from sweeps.clusters.process_supervision import ProcessSupervisor
 from sweeps.local import processes
 from sweeps.local.launch import Launcher, ProcessHandle, Slot
@@ -334,7 +335,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0 if code == FAILED else code
         peer = PeerHost(connect_to_leader(address_file, rank), rank, devices // hosts)
     except TimeoutError as error:
-        print(f"error: {error}; start all hosts of the slice again", file=sys.stderr)
+        print(printable(f"error: {error}; start all hosts of the slice again"), file=sys.stderr)
         return PROCESS_LOST
     with handle_signals((signal.SIGTERM, signal.SIGINT), peer.stop):
         return peer()

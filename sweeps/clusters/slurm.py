@@ -17,9 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from scaling.errors import InputError
+from scaling.terminal import make_console
 from sweeps.clusters.slurm_job import SlurmWorker, slurm_output
 from sweeps.clusters.slurm_partitions import Partition, choose_partition, parse_partitions, query_sinfo
 from sweeps.running import fleet
@@ -227,7 +226,7 @@ class SlurmJobs:
         if others := others - self.cancelled:
             self.cancelled |= others
             count = f"{len(others)} worker{'s' * (len(others) > 1)}"
-            fleet.print_line(Console(), f"ending {count} of an earlier command, which had other options")
+            fleet.print_line(make_console(), f"ending {count} of an earlier command, which had other options")
             self.cancel([self.job(number) for number in sorted(others)])
         return [self.job(number) for number, name in jobs.items() if name == own_name]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-
 from scaling.files import write_json
 from scaling.record.run_folder import PLAN
+from scaling.terminal import make_console
 from sweeps.local.processes import make_slots
 from sweeps.planning.plan import Plan, build_plan, find_sweep, freeze_plan, plan_table, plan_to_dict, summarize_plan
 from sweeps.planning.wall_time import TpuCost, estimate_tpu_cost, wall_time_model
@@ -30,7 +29,7 @@ def plan(name: str, out: Path = Path("out"), json: Path | None = None, topology:
     slots = make_slots()
     folder = out / name
     frozen = freeze_plan(folder, build_plan(find_sweep(name), wall_time_model(slots[0])))
-    console = Console()
+    console = make_console()
     console.print(plan_table(frozen))
     console.print(f"{summarize_plan(frozen, len(slots))}\nfrozen in {folder / PLAN}", soft_wrap=True, highlight=False)
     cost = cost_on_topology(frozen, topology) if topology else None

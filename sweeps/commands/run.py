@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.record.run_folder import PLAN
+from scaling.terminal import make_console, printable
 from sweeps.clusters.ray_cluster import Ray
 from sweeps.clusters.slurm import Slurm
 from sweeps.local.launch import Slot
@@ -101,7 +101,7 @@ def run(
         workers = fleet.Fleet(folder, plan, executor.cluster(folder), budgets, jobs, members, devices)
         code = fleet.run_fleet(workers, plan.cells if retry_failed else ())
     now = read_sweep_progress(folder, plan)
-    print(f"{name}: {describe_totals(now)}, in {format_duration(time.monotonic() - started)}")
+    print(printable(f"{name}: {describe_totals(now)}, in {format_duration(time.monotonic() - started)}"))
     if json is not None:
         write_json(json, {"sweep": name, "exit_code": code, "cells": [asdict(cell) for cell in now]})
     return code
@@ -121,7 +121,7 @@ def run_locally(
 
     command: the program that trains; it must end with the codes of scaling/exit_codes.py and write result.json.
     """
-    plan, console, slots = load_plan(folder), Console(), make_slots(jobs)
+    plan, console, slots = load_plan(folder), make_console(), make_slots(jobs)
     check_devices(plan, slots, devices_per_run)
     try:
         if retry_failed:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.files import write_json
 from scaling.record.run_folder import PLAN, RUNS
+from scaling.terminal import make_console
 from sweeps.planning.plan import Plan, load_plan
 from sweeps.running.board import (
     FLAGS_SHARE,
@@ -37,7 +37,7 @@ def status(name: str, out: Path = Path("out"), json: Path | None = None) -> None
         out: folder of the sweeps.
         json: also write the progress of every run to this file.
     """
-    folder, console = out / name, Console()
+    folder, console = out / name, make_console()
     plan = load_plan(folder)
     if plan.sweep != name:
         raise InputError(

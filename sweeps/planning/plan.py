@@ -13,6 +13,7 @@ import importlib.util
 import math
 import pkgutil
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,8 +253,8 @@ def load_plan(folder: Path) -> Plan:
     do not follow from its configs."""
     path = folder / PLAN
     if not path.exists():
-        raise InputError(f"{path}: no plan; run `scaling sweep plan {folder.name}` first")
-    remedy = f"rename it and run `scaling sweep plan {folder.name}` again, which writes the same plan anew"
+        raise InputError(f"{path}: no plan; run `scaling sweep plan {shlex.quote(folder.name)}` first")
+    remedy = f"rename it and run `scaling sweep plan {shlex.quote(folder.name)}` again, which writes the same plan anew"
     data = read_json(path, PlanFile, remedy=remedy)
     cells = []
     for number, entry in enumerate(data["cells"]):

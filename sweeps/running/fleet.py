@@ -21,6 +21,7 @@ from scaling.errors import InputError
 from scaling.exit_codes import STOPPED
 from scaling.record.run_folder import LEASE, RUNS
 from scaling.signals import handle_signals
+from scaling.terminal import make_console
 from scaling.training import branching
 from sweeps.local.launch import Launcher, Slot
 from sweeps.local.processes import start_process, whole_machine_slot
@@ -69,7 +70,7 @@ def make_worker_runner(
         cells,
         command,
         slots or (whole_machine_slot(work.devices),),
-        Console(soft_wrap=True),
+        make_console(soft_wrap=True),
         launcher=launch,
         budgets=work.budgets,
         members=work.members,
@@ -235,7 +236,7 @@ def run_fleet(fleet: Fleet, reopened: Sequence[Cell]) -> int:
     reopened: cells to train again if they failed before. Returns 0, 1 when a run failed, STOPPED (75) after SIGTERM or
     SIGINT, which stop the workers too. A hang-up (SIGHUP) ends this process and leaves the workers running.
     """
-    console = Console()
+    console = make_console()
     fleet.cluster.check([group.spec.devices for group in fleet.groups])
     try:
         reopen_failed(fleet.folder, reopened)
