@@ -33,7 +33,7 @@ class LmEvalModel(LM):
         """For each (context, continuation): the log probability, and whether greedy decoding yields the same ids.
         Raises InputError when a continuation is empty: its probability would be 1."""
         for request in requests:
-            if request.args[1] == "":
+            if request.args[-1] == "":
                 raise InputError(
                     f"task {request.task_name!r}: document {request.doc_id}, counted from 0: the text to score is "
                     "empty: must be a text; mend the document"

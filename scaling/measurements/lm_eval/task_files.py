@@ -124,7 +124,7 @@ class TaskFileFactory(TaskFactory):
         where = f"task {entry.name!r}: {path}"
         trusted = self.trust_code or is_shipped(path)
         load_dataset = _checked_load_dataset(datasets.load_dataset, where, trusted, self.data_hint)
-        limits = [(datasets, "load_dataset", load_dataset)]
+        limits: list[tuple[Any, str, Any]] = [(datasets, "load_dataset", load_dataset)]
         if not trusted:
             limits.append((_yaml_loader, "_import_func_in_yml", functools.partial(_refuse_function, where)))
             limits.append((lm_eval.api.task, "get_metric", functools.partial(_registered_metric, where)))
