@@ -18,10 +18,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scaling.config.run_config import RunConfig
+from scaling.config.run_config import RunConfig, load_config
 from scaling.errors import InputError
 from scaling.record import run_folder
-from scaling.training.checksums import has_been_set_aside, set_damaged_aside
+from scaling.training.checksums import has_been_set_aside, saved_steps, set_damaged_aside
 
 
 def trunk_folder(folder: Path, config: RunConfig) -> Path:
@@ -37,6 +37,17 @@ def branch_folder(folder: Path, config: RunConfig) -> Path:
 def has_branch_state(folder: Path, config: RunConfig) -> bool:
     """Whether the trunk has saved the whole state that a run branches from."""
     return branch_folder(folder, config).is_dir()
+
+
+def begun_branch_of(folder: Path) -> str | None:
+    """The `branch_of` with which a run that has checkpoints began, and which says what it has spent; None where there
+    is no checkpoint, or no whole config."""
+    try:
+        return (
+            load_config(folder / run_folder.CONFIG).branch_of if saved_steps(folder / run_folder.CHECKPOINTS) else None
+        )
+    except InputError:
+        return None
 
 
 def has_whole_branch_state(folder: Path, config: RunConfig) -> bool:

@@ -42,10 +42,13 @@ def open_session(config: RunConfig, folder: Path, program: Program, **environmen
     """Opens a run's data, locks its folder and opens its checkpoints, those that are damaged set aside. environment:
     more of environment.json.
 
-    A run whose own checkpoints and whose trunk's state are all damaged trains alone, from its first step. Raises
-    InputError when the data do not suit the run, or the folder holds another run, and BusyError when another process
-    trains in it. Of several processes that train the run the first alone locks and writes.
+    A run whose own checkpoints and whose trunk's state are all damaged trains alone, from its first step. One that has
+    checkpoints keeps the `branch_of` that it began with. Raises InputError when the data do not suit the run, or the
+    folder holds another run, and BusyError when another process trains in it. Of several processes that train the run
+    the first alone locks and writes.
     """
+    if (branch_of := branching.begun_branch_of(folder)) is not None:
+        config = replace(config, branch_of=branch_of)
     tokens, tokenizer = open_data(config)
     measurement = validation_loss.validation_loss(tokens, config.data.sequence_length, program.mesh)
     is_first = jax.process_index() == 0

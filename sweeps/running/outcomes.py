@@ -13,7 +13,6 @@ from scaling.errors import InputError
 from scaling.exit_codes import BAD_INPUT, FOLDER_BUSY, OUT_OF_MEMORY, PROCESS_LOST, STOPPED
 from scaling.files import read_json, repair_json_lines, set_aside, warn_once
 from scaling.record.run_folder import (
-    CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     METRICS,
@@ -80,9 +79,9 @@ def attempt_config(folder: Path, cell: Cell, devices_per_run: int | None = None)
     keeps the `branch_of` that it began with. A run that ran out of memory gets a smaller microbatch after each such
     attempt.
     """
-    config, begun = cell.config, _config_in_folder(folder)
-    if begun is not None and (folder / CHECKPOINTS).is_dir() and any(map(_is_step, (folder / CHECKPOINTS).iterdir())):
-        config = dataclasses.replace(config, branch_of=begun.branch_of)
+    config = cell.config
+    if (branch_of := branching.begun_branch_of(folder)) is not None:
+        config = dataclasses.replace(config, branch_of=branch_of)
     elif config.branch_of and not _can_branch(folder, config):
         config = dataclasses.replace(config, branch_of="")
     sequences, devices = attempt_log.fewest_excessive_sequences(folder), count_devices(folder, cell, devices_per_run)
@@ -111,11 +110,6 @@ def _config_in_folder(folder: Path) -> RunConfig | None:
 def is_config_torn(folder: Path) -> bool:
     """Whether a run folder has a config.json that cannot be read."""
     return (folder / CONFIG).exists() and _config_in_folder(folder) is None
-
-
-def _is_step(path: Path) -> bool:
-    """Whether a path is a whole checkpoint: Orbax names them by their step, and unfinished ones otherwise."""
-    return path.name.isdigit()
 
 
 def with_fitting_microbatch(config: RunConfig, excessive: int | None, devices: int) -> RunConfig | None:

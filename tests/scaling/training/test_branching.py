@@ -126,8 +126,14 @@ def test_a_branch_whose_trunk_state_is_damaged_trains_alone(
         assert result is not None
         rows.append({name: value for name, value in result["row"].items() if name not in SPENT - {"flops_spent"}})
     assert rows[0] == rows[1], "flops_spent too: it trained every step"
-    again = branch_of(trunk, dataclasses.replace(alone[12], name="after the state was set aside"))
-    assert train(again, tmp_path / "again", quiet=True) == "done"
+    (folder / run_folder.RESULT).unlink()
+    assert train(config, folder, quiet=True) == "done"
+    result = run_folder.read_result(folder)
+    assert result is not None
+    assert result["row"]["flops_spent"] == result["row"]["flops"], (
+        "what it spent stays when it goes on by the same command"
+    )
+    assert train(config, tmp_path / "again", quiet=True) == "done", "after the state was set aside"
 
 
 def test_a_branch_of_a_trunk_that_diverged_before_it_left_diverged_too(
