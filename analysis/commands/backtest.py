@@ -49,7 +49,7 @@ def backtest(
     if scores.empty:
         raise TableError(f"{table}: --factors {factors}: no factor leaves enough runs below the cut and any above it")
     print_scores(scores, "factor")
-    print_warnings(table_checks.flag_warnings(points))
+    print_warnings([*points.attrs["notes"], *table_checks.flag_warnings(points)])
     if json:
         files.write_json(json, _records(scores))
     return scores

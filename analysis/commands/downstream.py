@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from analysis import api, files
-from analysis.commands.printing import make_console, print_table
+from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.downstream import decisions, task_table
 from analysis.downstream import study as task_study
 from analysis.downstream.decisions import Decisions
@@ -21,7 +21,7 @@ from analysis.downstream.study import Study
 from analysis.errors import TableError
 from analysis.plots import downstream as downstream_plot
 from analysis.plots import style
-from analysis.tables import checkpoints, results
+from analysis.tables import checkpoints, results, run_status
 
 
 def downstream(
@@ -68,6 +68,8 @@ def downstream(
         if not is_valid:
             raise TableError(f"{flag} {value}: must be {rule}")
     rows = api.load(table, columns=results.parse_columns(columns), where=where)
+    if "loss" in rows:
+        print_warnings(results.measured_rows(run_status.done_rows(rows), "loss")[1])
     names = task or tuple(task_table.require_task_names(rows))
     options: dict[str, Any] = {
         "holdout": holdout,

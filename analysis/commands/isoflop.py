@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.markup import escape
 
 from analysis import api, files
@@ -38,8 +39,8 @@ def isoflop(
     rows = api.load(table, columns=results.parse_columns(columns), where=where)
     with_params = rows if params_column is None else rows.assign(params=rows[params_column])
     console, facts = make_console(), {}
-    done_rows = rows[rows["status"] == "done"] if "status" in rows else rows
-    notes = [*table_checks.flag_warnings(done_rows), *budget_warnings(with_params)]
+    points = usable_points(with_params)
+    notes = [*points.attrs.get("notes", []), *table_checks.flag_warnings(points), *budget_warnings(with_params)]
     print_warnings(notes, console)
     for name, approach in (("approach_1", approach_1), ("approach_2", approach_2), ("akima", akima)):
         try:
@@ -54,3 +55,11 @@ def isoflop(
     if json:
         files.write_json(json, facts)
     return facts
+
+
+def usable_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """The points of the table that can be fitted; none where the approaches will say why."""
+    try:
+        return results.select_points(rows, parameters=0).table
+    except TableError:
+        return rows.iloc[:0]

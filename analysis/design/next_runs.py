@@ -129,7 +129,7 @@ def design_cells(
         "flops_per_params_token": rate,
         "weight_power": weight_power,
         "drift": drift,
-        "warnings": fit.warnings(),
+        "warnings": [*points.attrs["notes"], *fit.warnings()],
     }
     chosen = chosen.assign(standard_error=proposal.standard_errors[1:])
     return Design(chosen, target_row, fit, posterior, proposal, selected.params_column, settings)

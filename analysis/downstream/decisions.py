@@ -19,7 +19,7 @@ from analysis.errors import TableError
 from analysis.fitting.fit import fit_each_weighting, mse_log
 from analysis.laws import chinchilla
 from analysis.quantities import parse_quantity
-from analysis.tables import results
+from analysis.tables import results, run_status
 from analysis.tables.results import SURFACE_COLUMNS
 
 LOSS = "loss"
@@ -118,7 +118,7 @@ def recipe_points(table: pd.DataFrame, by: str, name: str, params: str | None) -
     """
     if by not in table:
         raise TableError(f"--by {by}: not a column of the table; it has {', '.join(map(str, table.columns))}")
-    done = table[table["status"] == "done"] if "status" in table else table
+    done = run_status.done_rows(table)
     if done.empty:
         raise TableError(f"--by {by}: no run of the table has the status done")
     parts = []

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.downstream.model_choice import MISFIT_SHARE
 from analysis.errors import TableError
-from analysis.tables import results
+from analysis.tables import results, run_status
 from analysis.tables.results import SURFACE_COLUMNS
 
 
@@ -44,7 +44,9 @@ def task_points(table: pd.DataFrame, task: str, params: str | None) -> tuple[pd.
     Raises:
       TableError: no finished run has the task, or values are out of their range.
     """
-    table = table[table["status"] == "done"] if "status" in table else table
+    table = run_status.done_rows(table)
+    if "loss" in table:
+        table, _ = results.measured_rows(table, "loss")
     rows = table[pd.to_numeric(table[f"{task}/accuracy"], errors="coerce").notna()]
     if rows.empty:
         raise TableError(f"task {task}: no run with the status done has {task}/accuracy")

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis import files
 from analysis.errors import TableError
-from analysis.tables import curve_collapse, results
+from analysis.tables import curve_collapse, results, run_status
 
 SCHEMA = 1
 MIN_RATES = 3  # distinct learning rates that make a scan
@@ -116,7 +116,7 @@ def find_scans(table: pd.DataFrame, params_column: str = results.DEFAULT_PARAMS_
     for name in ("learning_rate", "loss", "tokens", "width", "depth", params_column):
         if name not in table:
             raise TableError(f"the table lacks the column {name}: scans are read from the results table of a sweep")
-    tried = table[table["status"] != "failed"] if "status" in table else table
+    tried = table[run_status.read_statuses(table).isin(["done", "diverged"])]
     groups = [
         group
         for _, group in tried.groupby(curve_collapse.scan_ids(tried))
@@ -134,8 +134,7 @@ def _scan(group: pd.DataFrame, params_column: str) -> Scan:
     if twice := rows["learning_rate"][rows["learning_rate"].duplicated()].tolist():
         raise TableError(f"learning_rate = {twice[0]:g} twice in one scan: the rows differ in what no column says")
     rates, losses = rows["learning_rate"].to_numpy(float), rows["loss"].to_numpy(float)
-    if "status" in rows:
-        losses = np.where(rows["status"] == "done", losses, np.nan)
+    losses = np.where(run_status.read_statuses(rows) == "done", losses, np.nan)
     first = rows.iloc[0]
     best, loss, bound = best_rate(rates, losses)
     return Scan(

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis import files
 from analysis.errors import TableError
 from analysis.forecasting.saved_fit import package_version
-from analysis.tables import results
+from analysis.tables import results, run_status
 from analysis.type_checks import find_misfit
 
 SCHEMA = 1
@@ -138,7 +138,10 @@ def score_sealed(sealed: Mapping[str, Any], table: pd.DataFrame) -> list[dict[st
       TableError: the table lacks a column, or a finished row has a value that is not finite and positive.
     """
     finished = results.done_points(table, sealed["params_column"])
-    unfinished_rows = table[table["status"] != "done"] if "status" in table else table.iloc[:0]
+    # a run without a finite loss counts as diverged
+    has_loss = np.isfinite(pd.to_numeric(table["loss"], errors="coerce"))
+    statuses = run_status.read_statuses(table).where(lambda status: (status != "done") | has_loss, "diverged")
+    unfinished_rows = table.assign(status=statuses)[statuses != "done"]
     rows = []
     for target in sealed["targets"]:
         note = NOTES[target["known"]]

@@ -21,7 +21,7 @@ from analysis.forecasting import backtest, saved_fit
 from analysis.forecasting.saved_fit import SavedFit
 from analysis.plots import fit as fit_plot
 from analysis.report.tolerate import Tolerant
-from analysis.tables import checkpoints, curve_collapse, flags, results, table_checks
+from analysis.tables import checkpoints, curve_collapse, flags, results, run_status, table_checks
 from analysis.tables.curve_collapse import Collapse
 from analysis.tables.run_files import CONFIG, ENVIRONMENT, PLAN, RUNS
 
@@ -73,7 +73,7 @@ class Evidence:
     @cached_property
     def done_rows(self) -> pd.DataFrame:
         """The rows of the table whose status is done."""
-        return self.table[self.table["status"] == "done"] if "status" in self.table else self.table
+        return run_status.done_rows(self.table)
 
     @cached_property
     def flags_by_run(self) -> dict[str, str]:

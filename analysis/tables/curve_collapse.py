@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from analysis.tables import run_status
+
 RUN_SHARES = np.linspace(0.1, 0.9, 17)
 """Shares of a run's tokens at which curves are compared. Before them the warm-up and the learning of token frequencies
 determine the curve."""
@@ -138,7 +140,7 @@ def compare_curves(table: pd.DataFrame, curves: Mapping[str, Curve], floor: floa
       curves: run_id -> curve.
       floor: L0, such as the E of a fit. Default: the value for which the curves coincide best, a poor estimate.
     """
-    rows = table[table["status"] == "done"] if "status" in table else table
+    rows = run_status.done_rows(table)
     rows = rows[np.isfinite(rows["loss"].astype(float))]
     has_curve = [
         _is_complete(curves.get(run), tokens) for run, tokens in zip(rows["run_id"], rows["tokens"], strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import files
 from analysis.errors import TableError
 from analysis.files import write_by_rename
-from analysis.tables import evaluations
+from analysis.tables import evaluations, run_status
 from analysis.tables.run_files import RESULT, RESULTS_CSV, RESULTS_PARQUET, RUNS, ResultFile
 from analysis.tables.schema import COLUMNS, DEFAULT_PARAMS_COLUMN, SORT_COLUMNS, SURFACE_COLUMNS, TEXT_COLUMNS, Row
 from analysis.tables.table_files import read_file
@@ -65,6 +65,8 @@ def rename_columns(table: pd.DataFrame, path: Path, columns: Mapping[str, str] |
             table = table.drop(columns=name, errors="ignore").assign(**{name: file_table[source]})
     for name in set(TEXT_COLUMNS) & set(table.columns):
         table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
+    if "flags" in table:
+        table["flags"] = run_status.read_flags(table["flags"])
     return table
 
 
@@ -162,7 +164,7 @@ class Points:
         known or follow from params and tokens; those of the law; and the response. All numbers are finite and above
         zero. Rows by training FLOPs, ascending.
       params_column: the column of the results table that `params` holds.
-      num_dropped: rows left out because their run failed or diverged.
+      num_dropped: rows left out because their run failed or diverged, or has no finite response.
     """
 
     table: pd.DataFrame
@@ -196,7 +198,9 @@ def select_points(
     points = done_points(table, column, columns, response)
     dropped = len(table) - len(points)
     distinct = len(points[list(columns)].drop_duplicates())
-    require_points(distinct, parameters, f", {dropped} rows were not done" if dropped else "", columns)
+    require_points(
+        distinct, parameters, f", {dropped} rows were not done or have no {response}" if dropped else "", columns
+    )
     order = [name for name in ("flops", *columns, "run_id") if name in points]
     return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, dropped)
 
@@ -204,23 +208,77 @@ def select_points(
 def done_points(
     table: pd.DataFrame, params_column: str, columns: tuple[str, ...] = SURFACE_COLUMNS, response: str = "loss"
 ) -> pd.DataFrame:
-    """The rows whose status is done, perhaps none, with the columns of `Points.table` in the order of the table. Raises
-    TableError for missing columns, or values that are not finite and above zero."""
+    """The rows whose status is done and whose response is a finite number, perhaps none, with the columns of
+    `Points.table` in the order of the table.
+
+    `attrs["notes"]` says, a line each, which rows were left out because their response is missing or infinite, and
+    whether flops had to be computed because some row has none.
+
+    Raises TableError for missing columns, or other values that are not finite and above zero.
+    """
     sources = {name: params_column if name == "params" else name for name in (*columns, response)}
     require_columns(table, sources.values(), "the table")
     numbered = table.assign(row=(table.index if table.index.dtype.kind == "i" else np.arange(len(table))) + 1)
-    done = numbered[numbered["status"] == "done"] if "status" in table else numbered
+    done, notes = measured_rows(run_status.done_rows(numbered), response)
     rows = done["row"].tolist()
     ids = done["run_id"].astype(str).tolist() if "run_id" in table else [f"row {row}" for row in rows]
     branches = done["branch_of"].astype(str).tolist() if "branch_of" in table else [""] * len(rows)
     clusters = [branch or run for branch, run in zip(branches, ids, strict=True)]
     values = {name: _positive(done, source) for name, source in sources.items()}
-    if "flops" in table:
+    can_compute = set(SURFACE_COLUMNS) <= set(values)
+    flops = pd.to_numeric(done["flops"], errors="coerce").to_numpy(np.float64) if "flops" in table else np.array([])
+    is_usable = np.isfinite(flops) & (flops > 0)
+    if "flops" in table and (is_usable.all() or "flops" in values):
         values = {"flops": _positive(done, "flops")} | values
-    elif set(SURFACE_COLUMNS) <= set(values):
+    elif can_compute:
         values["flops"] = 6 * values["params"] * values["tokens"]
+    if not is_usable.all() and "flops" not in columns:
+        instead = "6 params tokens for all rows" if can_compute else "none"
+        names = [_name_run(run) for run, usable in zip(ids, is_usable.tolist(), strict=True) if not usable]
+        notes = [*notes, f"{shorten(names)}: no number of flops in {len(names)} of {len(ids)} rows; used: {instead}"]
     carried = {name: done[name].tolist() for name in ("flags", "learning_rate_from") if name in table}
-    return pd.DataFrame({"run_id": ids, "cluster": clusters, **carried, **values})
+    points = pd.DataFrame({"run_id": ids, "cluster": clusters, **carried, **values})
+    points.attrs["notes"] = notes
+    return points
+
+
+def measured_rows(table: pd.DataFrame, response: str) -> tuple[pd.DataFrame, list[str]]:
+    """(rows whose response is neither missing nor infinite, a note that names the others): those of runs that crashed.
+
+    table: perhaps with a column `row`, the place of each row in the file, from 1.
+    """
+    numbers = pd.to_numeric(table[response], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    is_crashed = table[response].isna().to_numpy(bool) | np.isinf(numbers)
+    if not is_crashed.any():
+        return table, []
+    rows = table["row"] if "row" in table else pd.Series(np.arange(len(table)) + 1, table.index)
+    ids = table["run_id"].astype(str) if "run_id" in table else "row " + rows.astype(str)
+    names = [_name_run(run) for run in ids[is_crashed]]
+    return table[~is_crashed], [
+        f"{shorten(names)}: {response} is no finite number; left out {len(names)} of {len(table)} rows"
+    ]
+
+
+def fill_flops(table: pd.DataFrame) -> pd.Series | None:
+    """Training FLOPs, [rows]: the table's own, and 6 params tokens where it has none; None if neither is known."""
+    params = "params" if "params" in table else DEFAULT_PARAMS_COLUMN
+    if not {params, "tokens"} <= set(table):
+        return table.get("flops")
+    computed = 6 * pd.to_numeric(table[params], errors="coerce") * pd.to_numeric(table["tokens"], errors="coerce")
+    return computed if "flops" not in table else pd.to_numeric(table["flops"], errors="coerce").fillna(computed)
+
+
+MAX_NAMES = 5  # in a warning
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first few names, joined by ", ", and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def _name_run(run: str) -> str:
+    return run if run.startswith("row ") else f"run {run}"
 
 
 def require_points(distinct: int, parameters: int, note: str = "", columns: tuple[str, ...] = SURFACE_COLUMNS) -> None:

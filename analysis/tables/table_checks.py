@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import TableError
-from analysis.tables.results import Points
+from analysis.tables.results import Points, shorten
 
 MAX_EQUAL_RATIO = 1.01  # values of a column closer than this count as one
 IMPOSSIBLY_FEW = 1e3  # parameters or tokens
@@ -22,7 +22,6 @@ SMALL_MEDIAN, LARGE_MEDIAN = 1e4, 1e6
 MAX_LOSS = math.log(2**18)  # nats per token of a uniform guess among the tokens of a very large vocabulary
 OUTLIER_SIGMAS = 5.0
 MIN_OUTLIER = 1e-3  # log loss
-MAX_LISTED = 5  # names in a warning
 MIN_SWAPPED_SHARE = 0.7  # share of points with fewer tokens than parameters: no public table has more than a quarter
 MIN_PUBLISHED_TOKENS = 1e8  # median tokens from which losses are compared with those of published models
 BITS_RATIOS = (1.25, 1.7)  # median ratio to the loss of published models between which a loss may be in bits
@@ -51,10 +50,12 @@ def check_points(points: Points | pd.DataFrame, columns: Sequence[str] = ("param
     """
     table = points.table if isinstance(points, Points) else points
     rows = table.assign(run_id=name_rows(table)).reset_index(drop=True)
+    notes = table.attrs.get("notes", [])  # those of results.done_points
     if not {"params", "tokens", "loss"} <= set(rows):
-        return [*_distinct_warnings(rows, columns), *flag_warnings(table)]
+        return [*notes, *_distinct_warnings(rows, columns), *flag_warnings(table)]
     _refuse_impossible_counts(rows)
     return [
+        *notes,
         *_distinct_warnings(rows, columns),
         *flag_warnings(table),
         *_duplicate_warnings(rows),
@@ -73,12 +74,6 @@ def name_rows(table: pd.DataFrame) -> list[str]:
         return [name if name.startswith("row ") else f"run {name}" for name in table["run_id"].astype(str)]
     places = table.index if table.index.dtype.kind == "i" else range(len(table))
     return [f"row {place + 1}" for place in places]
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The first few names, joined by ", ", and how many more there are."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def flag_warnings(table: pd.DataFrame, what: str = "points") -> list[str]:

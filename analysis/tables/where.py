@@ -10,7 +10,8 @@ import pandas as pd
 
 from analysis.errors import TableError
 from analysis.quantities import parse_quantity
-from analysis.tables.results import MAX_LISTED, require_columns
+from analysis.tables.results import MAX_LISTED, fill_flops, require_columns
+from analysis.tables.run_status import status_column, take_as_done
 
 _CLAUSE = re.compile(
     r"""(?P<column>'[^']*'|"[^"]*"|[^<>=!'"]+?)\s*(?P<sign>==|!=|<=|>=|<|>)"""
@@ -25,7 +26,8 @@ def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     Args:
       expression: clauses joined by " and ", each `column==value`, or with !=, <, <=, >, >= in place of ==. Quotes
         around a column or a value are optional. A column of numbers compares as numbers, any other as text, which has
-        no order. A missing entry equals only the empty value, as in `flags==`. Empty: every row.
+        no order. A missing entry equals only the empty value, as in `flags==`. flops are 6 params tokens where the
+        table has none. Empty: every row.
     Raises:
       TableError: not such an expression, no such column, a value of the wrong kind, or no row left.
     """
@@ -37,12 +39,15 @@ def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
                 f"--where {text[position:]}: must be column==value (or != < <= > >=), several joined by ' and '"
             )
         column, value = (clause[name].strip().strip("'\"") for name in ("column", "value"))
-        require_columns(table, [column], f"--where {clause[0]}: the table")
-        keep = _compare(table[column], clause["sign"], value)
+        values = fill_flops(table) if column == "flops" else None
+        if values is None:
+            require_columns(table, [column], f"--where {clause[0]}: the table")
+            values = table[column]
+        keep = _compare(values.rename(column), clause["sign"], value)
         if not keep.any():
             before = " left by the clauses before it" if position else ""
-            raise TableError(f"--where {clause[0]}: no row{before} fits; {column} is {_describe_values(table[column])}")
-        table = table[keep]
+            raise TableError(f"--where {clause[0]}: no row{before} fits; {column} is {_describe_values(values)}")
+        table = take_as_done(table[keep]) if column == status_column(table) else table[keep]
         position = clause.end()
     return table
 

@@ -117,7 +117,7 @@ def test_bad_table_is_named() -> None:
     with pytest.raises(TableError, match="loss"):
         isoflop.approach_2(grid(4).drop(columns="loss"))
     bad = grid(4)
-    bad.loc[3, "loss"] = np.nan
+    bad.loc[3, "loss"] = -1.0
     with pytest.raises(TableError, match=r"\b4\b.*loss"):
         isoflop.akima(bad)
 

@@ -163,5 +163,14 @@ def test_the_table_must_have_the_params_column_of_the_fit(path: Path) -> None:
         sealed_forecast.score_sealed(
             sealed_forecast.read_sealed(path), runs.rename(columns={"params_matmul": "params_total"})
         )
-    with pytest.raises(TableError, match=r"\b1\b.*run0.*loss.*nan"):
-        sealed_forecast.score_sealed(sealed_forecast.read_sealed(path), runs.assign(loss=np.nan))
+    with pytest.raises(TableError, match=r"\b1\b.*run0.*loss.*-1"):
+        sealed_forecast.score_sealed(sealed_forecast.read_sealed(path), runs.assign(loss=-1.0))
+
+
+def test_a_run_without_a_finite_loss_counts_as_diverged(path: Path) -> None:
+    runs = table((5e9, 1e11, np.nan, "done"))
+    (row,) = [
+        row for row in sealed_forecast.score_sealed(sealed_forecast.read_sealed(path), runs) if row["params"] == 5e9
+    ]
+    assert (row["measured"], row["inside"]) == (None, None)
+    assert "diverged" in row["note"]

@@ -15,7 +15,7 @@ import pytest
 
 from analysis import files
 from analysis.errors import TableError
-from analysis.tables import flags, results, where
+from analysis.tables import flags, results, table_checks, where
 from scaling.record import run_folder
 from tests.conftest import simulated
 
@@ -158,8 +158,9 @@ def test_branches_of_one_trunk_are_one_cluster() -> None:
         (lambda t: t.drop(columns="loss"), [r"\bloss\b.*--columns"]),
         (lambda t: t.rename(columns={"tokens": "Tokens"}), [r"\btokens\b", r"\bTokens\b.*\bTokens\b"]),
         (lambda t: t.assign(tokens=t["tokens"].where(t.index != 4, -1.0)), [r"row 5\b.*tokens = -1\.0"]),
-        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, np.nan)), [r"row 3\b.*loss = nan"]),
-        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, np.inf)), [r"row 3\b.*loss = inf"]),
+        (lambda t: t.assign(loss=t["loss"].where(t.index != 2, 0)), [r"row 3\b.*loss = 0"]),
+        (lambda t: t.assign(tokens=t["tokens"].where(t.index != 2)), [r"row 3\b.*tokens = nan"]),
+        (lambda t: t.assign(loss=np.nan), [r"\b0\b.*\b6\b.*\b30\b.*loss"]),
         (lambda t: t.assign(loss="x"), [r"row 1\b.*loss = x", r"\b30\b"]),
         (lambda t: t.head(5), [r"\b5\b.*params, tokens.*\b5\b.*\b6\b"]),
         (lambda t: pd.concat([t.head(5)] * 4), [r"\b5\b.*params, tokens.*\b5\b.*\b6\b"]),
@@ -240,8 +241,35 @@ def test_flags_go_with_the_points_and_are_empty_text_in_any_file(tmp_path: Path)
 
 def test_rows_keep_their_names_when_others_are_left_out() -> None:
     table = simulated().drop(columns="run_id").assign(kind=["a", "b"] * 15)
-    table.loc[3, "loss"] = np.nan
-    with pytest.raises(TableError, match=r"row 4\b.*loss = nan"):
+    table.loc[3, "loss"] = -1.0
+    with pytest.raises(TableError, match=r"row 4\b.*loss = -1\.0"):
         results.select_points(where.filter_rows(table, "kind==b"))
     points = results.select_points(where.filter_rows(table, "kind==a")).table
     assert sorted(points["run_id"]) == sorted(f"row {row}" for row in range(1, 31, 2))
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_a_crashed_run_is_left_out_by_name_and_the_rest_stays(loss: float) -> None:
+    table = simulated().drop(columns="run_id").reset_index(drop=True)
+    table.loc[[3, 7], "loss"] = loss
+    points = results.select_points(where.filter_rows(table, "tokens>0"))
+    assert (len(points.table), points.num_dropped) == (28, 2)
+    note = table_checks.check_points(points)[0]
+    assert re.search(r"row 4, row 8: loss\b.*\b2 of 30\b", note)
+
+
+def test_flops_that_some_row_lacks_are_6_params_tokens_and_a_note_says_so() -> None:
+    table = simulated().drop(columns=["run_id", "flops"], errors="ignore").reset_index(drop=True)
+    exact = table["params_matmul"] * table["tokens"]
+    own = table.assign(flops=8 * exact)
+    assert results.select_points(own).table["flops"].tolist() == sorted(own["flops"])
+    for flops, count in ((own["flops"].where(table.index != 2), 1), (np.nan, 30), (0, 30), ("n/a", 30)):
+        points = results.select_points(table.assign(flops=flops)).table
+        assert points["flops"].tolist() == pytest.approx(sorted(6 * exact))
+        assert re.search(rf"row .*flops in {count} of 30\b", points.attrs["notes"][0])
+
+
+def test_unknown_flops_of_crashed_runs_do_not_matter() -> None:
+    table = simulated()
+    table.loc[3, ["status", "loss", "flops"]] = ["failed", np.nan, np.nan]
+    assert results.select_points(table).table.attrs["notes"] == []

@@ -83,3 +83,13 @@ def test_where_of_many_numbers_says_their_range() -> None:
     table = pd.DataFrame({"x": np.arange(100.0)})
     with pytest.raises(TableError, match=r"\bx\b.*\b0\b.*\b99\b"):
         filter_rows(table, "x==100")
+
+
+def test_flops_can_be_compared_where_they_can_be_computed() -> None:
+    table = pd.DataFrame({"params": [1e9, 2e9, 4e9], "tokens": [1e10] * 3})
+    for rows in (table, table.assign(flops=[6e19, np.nan, 2.4e20]), table.assign(flops=np.nan)):
+        assert filter_rows(rows, "flops<=1.2e20").index.tolist() == [0, 1]
+    with pytest.raises(TableError, match=r"--where flops<1\b.*6e\+19"):
+        filter_rows(table, "flops<1")
+    with pytest.raises(TableError, match=r"--where flops<1\b.*lacks"):
+        filter_rows(table.drop(columns="params"), "flops<1")
