@@ -132,11 +132,11 @@ class Text(FileCorpus):
         with open_source(path) as file:
             if self.unit == "file":
                 if content := file.read():
-                    yield decode_utf8(content, str(path))
+                    yield decode_utf8(content, path)
                 return
             line = 1
             for content in file if self.unit == "line" else _paragraphs(file):
-                yield _outcome(decode_utf8, content, f"{path}, line {line}")
+                yield _outcome(decode_utf8, content, path, line)
                 line += content.count(b"\n")
 
     def advice_to_split(self) -> str:
@@ -151,7 +151,7 @@ def _paragraphs(lines: Iterable[bytes]) -> Iterator[bytes]:
     paragraph: list[bytes] = []
     is_ended, size = False, 0
     for line in lines:
-        is_blank = re.fullmatch(rb"[ \t]*\r?\n", line) is not None
+        is_blank = line.isspace() and re.fullmatch(rb"[ \t]*\r?\n", line) is not None
         if is_ended and not is_blank:
             yield b"".join(paragraph)
             paragraph, is_ended, size = [], False, 0
@@ -187,7 +187,7 @@ class Jsonl(FileCorpus):
                 characters = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
                 try:
                     for line, value in read_json_stream(characters.read, str(path)):
-                        yield _outcome(self._document, value, f"{path}, line {line}")
+                        yield _outcome(self._document, value, path, line)
                 except UnicodeDecodeError as error:
                     raise InputError(f"{path}: not UTF-8 ({error.reason}); convert it to UTF-8") from None
                 return
@@ -195,16 +195,18 @@ class Jsonl(FileCorpus):
                 if number == 1:
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
-                    yield _outcome(self._parse_line, line, f"{path}, line {number}")
+                    yield _outcome(self._parse_line, line, path, number)
 
-    def _parse_line(self, line: bytes, where: str) -> str:
+    def _parse_line(self, content: bytes, path: Path, line: int) -> str:
+        text = decode_utf8(content, path, line)
         try:
-            value = json.loads(decode_utf8(line, where))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not JSON ({error})") from None
-        return self._document(value, where)
+            raise InputError(f"{path}, line {line}: not JSON ({error})") from None
+        return self._document(value, path, line)
 
-    def _document(self, value: Any, where: str) -> str:
+    def _document(self, value: Any, path: Path, line: int) -> str:
+        where = f"{path}, line {line}"
         if not isinstance(value, dict):
             raise InputError(f"{where}: not a JSON object")
         if self.field not in value:

@@ -28,11 +28,11 @@ def _open_zstandard(path: Path) -> Any:
 
 COMPRESSIONS: dict[str, tuple[re.Pattern[bytes], Callable[[Path], Any]]] = {
     "gzip": (re.compile(rb"\x1f\x8b"), gzip.open),
-    "zstandard": (re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstandard),
+    "zstandard": (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _open_zstandard),
     "xz": (re.compile(rb"\xfd7zXZ\x00"), lzma.open),
     "bzip2": (re.compile(rb"BZh[1-9]1AY&SY"), bz2.open),
 }
-"""How a compressed file begins, whatever its name, and what reads it. None of these beginnings but bzip2's is UTF-8."""
+"""How a compressed file begins, whatever its name, and what reads it. No text begins like this."""
 COMPRESSED = r"(\.(gz|zst|xz|bz2))?"
 """Ends the pattern of a file's name that may be compressed."""
 LEFT_OUT = re.compile(r"\._.*|\.git")
@@ -132,9 +132,11 @@ def _check_head(path: Path, head: bytes) -> None:
         raise InputError(f"{path}: a tar archive; unpack it and name the folder")
 
 
-def decode_utf8(content: bytes, where: str) -> str:
-    """The text of some bytes, its line ends unchanged. Raises InputError, beginning with `where`, on other bytes."""
+def decode_utf8(content: bytes, path: Path, line: int | None = None) -> str:
+    """The text of some bytes, its line ends unchanged. Raises InputError, which names the file and the line, on bytes
+    that are not UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
+        where = f"{path}, line {line}" if line else path
         raise InputError(f"{where}: not UTF-8 at byte {error.start} ({error.reason}); convert it to UTF-8") from None

@@ -89,6 +89,11 @@ def test_compressed_files_are_known_by_their_content(tmp_path: Path, compress: C
     assert read(path) == CONTENT
 
 
+def test_zstandard_may_begin_with_a_frame_to_skip(tmp_path: Path) -> None:
+    """As pzstd writes it."""
+    assert read(write(tmp_path / "a", b"\x50\x2a\x4d\x18\x02\x00\x00\x00ab" + zstandard(CONTENT))) == CONTENT
+
+
 @COMPRESSORS
 def test_a_cut_compressed_file_is_named(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     whole = compress(os.urandom(1000) + CONTENT)
