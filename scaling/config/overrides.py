@@ -65,11 +65,11 @@ def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def differing_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The first three fields in which two configs differ, as `optimizer.learning_rate = 0.003 -> 0.01`; "" when none
-    does. before, after: as `hashed_dict` gives them."""
+    """The first three fields in which two configs differ, as `optimizer.learning_rate = 0.003, not 0.01`; "" when
+    none does. before, after: as `hashed_dict` gives them."""
     old, new = flatten(before), flatten(after)
     changed = [path for path in old | new if old.get(path) != new.get(path)]
-    return ", ".join(f"{path} = {old.get(path)!r} -> {new.get(path)!r}" for path in changed[:3])
+    return ", ".join(f"{path} = {old.get(path)!r}, not {new.get(path)!r}" for path in changed[:3])
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     run_ids = {
         "its name": name if re.fullmatch("[0-9a-f]{12}", name) else None,  # a user may give any other name
         ENVIRONMENT: environment.get("run_id"),
-        RESULT: _read_object(folder / RESULT, Result).get("row", {}).get("run_id"),
+        RESULT: _read_object(folder / RESULT, ResultOfRun).get("row", {}).get("run_id"),
     }
     known_fields = {environment.get("run_id"): environment.get("config")}
     if (folder / CONFIG).exists() and not holds_config(folder, config):
@@ -113,7 +113,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     for source, run_id in run_ids.items():
         if run_id is not None and run_id != config.run_id:
             fields = known_fields.get(run_id) or _planned_fields(folder, run_id)
-            difference = f", for {differing_fields(fields, hashed_dict(config))}" if fields else ""
+            difference = f": {differing_fields(fields, hashed_dict(config))}" if fields else ""
             raise InputError(
                 f"{folder}: holds run {run_id} by {source}, not {config.run_id}{difference}; give another folder, or "
                 f"restore {CONFIG} where it was edited"
@@ -128,6 +128,12 @@ class TrainedRun(TypedDict, total=False):
 
     run_id: str
     config: dict[str, Any]
+
+
+class ResultOfRun(TypedDict):
+    """The part of result.json that says which run ended."""
+
+    row: TrainedRun
 
 
 def describe_run(config: RunConfig) -> TrainedRun:

@@ -312,7 +312,7 @@ def _why_another_run(folder: Path, data: Mapping[str, Any], row: Mapping[str, An
             return differing_fields(hashed_dict(original), hashed_dict(cell.config))
     columns = cell.known_columns
     edited = [
-        f"{name} = {row[name]!r} -> {columns[name]!r}"
+        f"{name} = {row[name]!r}, not {columns[name]!r}"
         for name in EDITABLE_COLUMNS
         if row.get(name, columns[name]) != columns[name]
     ]

@@ -20,6 +20,7 @@ from scaling.record.run_folder import (
     RUNS,
     MetricsLine,
     check_folder,
+    holds_config,
     read_config,
     read_metrics,
     read_result,
@@ -49,8 +50,14 @@ def check_run_folders(folder: Path, cells: Sequence[Cell]) -> None:
     or another run was trained there. A torn config.json is no other run: `prepare_run` writes it again."""
     for cell in cells:
         run = folder / RUNS / cell.run_id
-        if run.is_dir() and not is_config_torn(run):
-            check_folder(run, cell.config)
+        if run.is_dir():
+            check_run_folder(run, cell)
+
+
+def check_run_folder(folder: Path, cell: Cell) -> None:
+    """As `check_run_folders`, for one cell."""
+    if holds_config(folder, cell.config) or not is_config_torn(folder):
+        check_folder(folder, cell.config)
 
 
 def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) -> RunConfig:
@@ -60,8 +67,7 @@ def prepare_run(folder: Path, cell: Cell, devices_per_run: int | None = None) ->
     devices_per_run: devices of a run whose mesh leaves its data axis open; None for the smallest mesh. Raises
     InputError when the folder holds another run.
     """
-    if not is_config_torn(folder):
-        check_folder(folder, cell.config)
+    check_run_folder(folder, cell)
     if (folder / RESULT).exists():
         set_result_aside(folder)
     repair_json_lines(folder / METRICS, MetricsLine)
