@@ -189,7 +189,8 @@ class SlurmJobs:
         return f"-{digest(str(self.folder.resolve()))}-"
 
     def executor_parameters(self, work: WorkerSpec, partition: Partition) -> dict[str, Any]:
-        """Parameters of submitit's executor: options of sbatch under submitit's names."""
+        """Parameters of submitit's executor: options of sbatch under submitit's names. submitit quotes them, but sbatch
+        reads one option a line: raises InputError on a value with a line break."""
         nodes, per_node = self.shape(work.devices, partition)
         cpus = self.cpus(partition)
         given = {key: value for key in ("account", "qos") if (value := getattr(self.options, key))}
@@ -203,6 +204,9 @@ class SlurmJobs:
         for option in self.options.options:
             key, _, value = option.partition("=")
             sbatch_options[key] = value or True
+        for key, value in (given | sbatch_options | {"folder": self.folder}).items():
+            if set("\n\r\0") & {*key, *str(value)}:
+                raise InputError(f"executor slurm: {key} = {str(value)!r}: must be one line, as sbatch reads it")
         return given | {
             "job_name": self.job_name(work),
             "partition": partition.name,

@@ -6,7 +6,11 @@ Rewrite the golden files, after reading the difference, with: python tests/sweep
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from sweeps.clusters import manifests
 from sweeps.clusters.manifests import CHIP_NAMES, Scheduler, count_hosts, manifest
 from sweeps.running.running_attempts import GRACE_SECONDS
 from tests.conftest import ROOT, in_process
+from tests.support.stand_in_sweep import stand_in_plan
 
 GOLDEN = ROOT / "tests" / "golden"
 CASES: dict[str, dict[str, Any]] = {
@@ -76,6 +81,78 @@ def test_its_head_says_what_it_is_and_needs_and_how_it_is_started(name: str, tmp
     for count in (given.get("workers", 1), target.chips, count_hosts(target)):
         assert re.search(rf"(?<![\w:]){count} ", head)
     assert {"skypilot": "sky jobs launch", "jobset": "kubectl apply -f"}[given["scheduler"]] in head
+
+
+ODD = """a b'c"d $(touch X) `touch X` $X ${X} $$ # : - {x}, \\ & ; |
+second: line\t\x1b[2J é"""
+"""A value with everything that a shell, YAML or Kubernetes could take for its own."""
+
+
+def run_by_shell(script: str, place: Path, **variables: str) -> list[list[str]]:
+    """The words of each command that a script runs, of which every program is replaced by one that writes them down."""
+    programs = place / "bin"
+    programs.mkdir()
+    for name in ("python", "sudo", "mountpoint", "pip"):
+        code = f"#!{sys.executable}\nimport json, sys\n"
+        code += f"open({str(place / 'words')!r}, 'a').write(json.dumps(sys.argv) + '\\n')\n"
+        (programs / name).write_text(code + ("sys.exit(1)\n" if name == "mountpoint" else ""))
+        (programs / name).chmod(0o755)
+    assert subprocess.run(["sh", "-n"], input=script, text=True, cwd=place).returncode == 0
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}"} | variables
+    assert subprocess.run(["sh"], input=script, text=True, cwd=place, env=environment).returncode == 0
+    assert not (place / "X").exists()
+    return [[Path(program).name, *rest] for program, *rest in map(json.loads, (place / "words").open())]
+
+
+def by_kubernetes(word: str) -> str:
+    """A word of a command as Kubernetes passes it on: $$ is one $, and $(NAME) the value of a variable."""
+    return re.sub(r"\$\$|\$\(([^)]*)\)", lambda match: "$" if match[0] == "$$" else f"<value of {match[1]}>", word)
+
+
+def odd_sweep(place: Path) -> str:
+    """The name of a planned sweep of one cell."""
+    name = ODD.replace("/", "-")
+    plan = stand_in_plan(place / "out" / "plain", "")
+    (place / "out" / "plain").rename(place / "out" / name)
+    assert plan.cells
+    return name
+
+
+def test_every_value_comes_back_whole_from_a_pod(tmp_path: Path) -> None:
+    name, file = odd_sweep(tmp_path), tmp_path / "made.yaml"
+    options = {"folder": f"/{ODD}", "volume": ODD, "image": ODD, "queue": ODD}
+    manifest(name, "jobset", topology="v6e:2x4", workers=2, out=tmp_path / "out", file=file, **options)
+    first, second = [document for document in yaml.safe_load_all(file.read_text()) if document]
+    assert second["metadata"]["name"] == f"{name.replace('_', '-')}-1"
+    assert first["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == ODD
+    pod = first["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == ODD
+    assert container["volumeMounts"][0]["mountPath"] == f"/{ODD}"
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == ODD
+    shell, option, script = map(by_kubernetes, container["command"])
+    assert (shell, option) == ("sh", "-c")
+    ((program, *rest),) = run_by_shell(script, tmp_path, JOB_COMPLETION_INDEX="7")
+    expected = [f"/{ODD}/{name}", first["metadata"]["name"], "7", "1", "8"]
+    assert (program, *rest) == ("python", "-m", "sweeps.clusters.slice_worker", *expected)
+
+
+def test_every_value_comes_back_whole_from_a_task(tmp_path: Path) -> None:
+    name, file = odd_sweep(tmp_path), tmp_path / "made.yaml"
+    volume = f"server:/{ODD}"
+    options = {"folder": f"/{ODD}", "volume": volume, "image": ODD, "infra": ODD}
+    manifest(name, "skypilot", topology="v5e:4x4", out=tmp_path / "out", file=file, **options)
+    task = yaml.safe_load(file.read_text())
+    assert task["name"] == name.replace("_", "-")
+    assert task["resources"]["image_id"] == f"docker:{ODD}"
+    assert task["resources"]["infra"] == ODD
+    (tmp_path / "setup").mkdir()
+    (tmp_path / "run").mkdir()
+    setup = run_by_shell(task["setup"], tmp_path / "setup")
+    assert ["sudo", "mkdir", "-p", f"/{ODD}"] in setup
+    assert setup[-1] == ["sudo", "mount", "-t", "nfs", volume, f"/{ODD}"]
+    (words,) = run_by_shell(task["run"], tmp_path / "run", SKYPILOT_TASK_ID="a task", SKYPILOT_NODE_RANK="2")
+    assert words[3:] == [f"/{ODD}/{name}", "a task", "2", "4", "16"]
 
 
 def words(command: str) -> Sequence[str]:

@@ -1,9 +1,11 @@
 """The SLURM executor without a cluster: its commands, and how their output is read. tests/cluster/test_slurm.py has a
 cluster."""
 
+import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -424,3 +426,40 @@ sys.exit(slurm_job.SlurmWorker(WorkerSpec(Path(sys.argv[1])))())
 def test_a_signal_that_the_kernel_gives_to_another_thread_stops_the_worker_too(tmp_path):
     """As it does where SLURM's SIGCONT still waits for the first thread: its SIGTERM was lost for ever there."""
     assert subprocess.run([sys.executable, "-c", DEAF, tmp_path], timeout=60, check=False).returncode == 7
+
+
+ODD = "a b'c\"d $(touch X) `touch X` $X # é"
+
+
+def test_every_value_comes_back_whole_from_a_batch_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    programs, script = tmp_path / "bin", tmp_path / "script"
+    programs.mkdir()
+    words = f"import json, sys; open({str(tmp_path / 'words')!r}, 'w').write(json.dumps(sys.argv[1:]))"
+    for name, code in (
+        ("sbatch", f"import shutil, sys; shutil.copy(sys.argv[-1], {str(script)!r}); print('Submitted batch job 7')"),
+        ("srun", words),
+    ):
+        (programs / name).write_text(f"#!{sys.executable}\n{code}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ODD
+    options = Slurm(account=ODD, qos=ODD, options=(f"comment={ODD}",))
+    SlurmJobs(options, folder, known_partition=GPUS).start(WorkerSpec(folder), 1)
+    text = script.read_text()
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    flags = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH ")]
+    for flag in (f"--account={ODD}", f"--qos={ODD}", f"--comment={ODD}"):
+        assert [flag] in flags
+    (job_name,) = [flag[0] for flag in flags if flag[0].startswith("--job-name=")]
+    assert ODD in job_name
+    subprocess.run(["bash", script], check=True)
+    assert str(folder / slurm.JOB_FOLDER) in " ".join(json.loads((tmp_path / "words").read_text()))
+    assert not (tmp_path / "X").exists()
+
+
+@pytest.mark.parametrize("options", [{"account": "a\nb"}, {"options": ("comment=a\ntouch X",)}])
+def test_a_value_of_two_lines_is_refused(tmp_path: Path, options: dict) -> None:
+    with pytest.raises(InputError, match=r"a\\n"):
+        jobs(tmp_path, **options).executor_parameters(WorkerSpec(tmp_path), GPUS)
