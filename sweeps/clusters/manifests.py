@@ -257,7 +257,8 @@ def pod_spec(spec: ManifestSpec, slice_name: str) -> dict[str, Any]:
         )
     chips = {"google.com/tpu": spec.slice.chips // count_hosts(spec.slice)}
     # Kubernetes itself replaces $(NAME) in a command, and takes $$ for one $.
-    words = [quote(value).replace("$", "$$") for value in (spec.sweep_folder, slice_name)]
+    sweep_word, slice_word = (quote(value).replace("$", "$$") for value in (spec.sweep_folder, slice_name))
+    command = host_command(spec, sweep_word, slice_word, '"$JOB_COMPLETION_INDEX"')
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": spec.grace_seconds,
@@ -267,7 +268,7 @@ def pod_spec(spec: ManifestSpec, slice_name: str) -> dict[str, Any]:
             {
                 "name": "worker",
                 "image": spec.image,
-                "command": ["sh", "-c", host_command(spec, *words, '"$JOB_COMPLETION_INDEX"')],
+                "command": ["sh", "-c", command],
                 "resources": {"requests": chips, "limits": chips},
                 "volumeMounts": [{"name": "sweeps", "mountPath": spec.folder}],
             }
