@@ -42,8 +42,14 @@ def write_by_rename(path: Path, writer: Callable[[Path], Any]) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     """Writes JSON by rename and returns the path. Raises ValueError for a number that is infinite or not a number."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    return write_by_rename(path, lambda temporary: temporary.write_text(text))
+
+    def write(temporary: Path) -> None:
+        # piece by piece: the text of a large table's fit.json, at once in memory, takes several times its size
+        with temporary.open("w") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+
+    return write_by_rename(path, write)
 
 
 @functools.cache

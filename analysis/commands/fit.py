@@ -145,6 +145,8 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
         f"{objective['name']}{width}: "
         f"{objective['value']:.6g}, reached by {document['reached']} of {document['starts']} starts"
     )
+    if document.get("sampling"):
+        console.print(document["sampling"])
     for how, count in document["learning_rates"].items():
         console.print(f"learning rates of {count} of {len(built.points)}: {escape(how)}")
     _print_choice(document, console)

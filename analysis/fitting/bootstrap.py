@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.fitting.fit import Fit, refit
+from analysis.fitting.newton import LARGE_TABLE
+from analysis.fitting.one_step import one_step_draws
 from analysis.laws import Columns, Law
 
 METHOD = "pairs bootstrap over runs"
@@ -32,11 +35,10 @@ def choose_clusters(points: Columns, parameters: int) -> tuple[np.ndarray, str]:
       parameters: how many parameters are fitted.
     """
     trunks, runs = np.asarray(points["cluster"]), np.asarray(points["run_id"])
-    if len(np.unique(trunks)) >= 2 * parameters or len(np.unique(trunks)) == len(np.unique(runs)):
+    num_trunks = len(pd.unique(trunks))
+    if num_trunks >= 2 * parameters or num_trunks == len(pd.unique(runs)):
         return trunks, ""
-    note = (
-        f"{len(np.unique(trunks))} trunks are too few to resample whole: runs resampled singly, intervals may be narrow"
-    )
+    note = f"{num_trunks} trunks are too few to resample whole: runs resampled singly, intervals may be narrow"
     return runs, note
 
 
@@ -50,13 +52,18 @@ def bootstrap(
     draws: int = 512,
     seed: int = 0,
 ) -> np.ndarray:
-    """Refits the law to resampled clusters: values, [draws, parameters], in the order of fit.law.parameters.
+    """Refits the law to resampled clusters: values, [draws, parameters], in the order of fit.law.parameters. For a
+    large table a refit is one Newton step (analysis.fitting.one_step).
 
     Args:
       loss: the response, [points].
       unit: the cluster of each point, [points].
       weights: those of the fit, [points]; ones unless given.
     """
+    if len(np.asarray(loss)) > LARGE_TABLE:
+        own = np.ones(len(np.asarray(loss))) if weights is None else weights
+        spread = {"draws": draws, "seed": seed}
+        return one_step_draws(fit.law, fit.objective, fit.vector(), columns, loss, own, unit, fit.box, **spread)
     own = 1.0 if weights is None else weights
     blocks = draw_weight_blocks(columns, fit.law, unit, draws=draws, seed=seed)
     return np.concatenate([refit(fit, columns, loss, own * times) for times in blocks])

@@ -19,7 +19,15 @@ import numpy as np
 
 from analysis.fitting.identifiability import condition_ratio, describe_unidentified
 from analysis.fitting.least_absolute import descend_to_vertex
-from analysis.fitting.newton import Box, Problems, log_prediction_jacobian, solve, theta_from_values, values_from_theta
+from analysis.fitting.newton import (
+    LARGE_TABLE,
+    Box,
+    Problems,
+    log_prediction_jacobian,
+    solve,
+    theta_from_values,
+    values_from_theta,
+)
 from analysis.fitting.objective import LAD_ZONE, Objective, huber, lad, mse, mse_log
 from analysis.fitting.variable_projection import project_linear
 from analysis.laws import Columns, Law
@@ -42,6 +50,8 @@ __all__ = [
 # Widths of Huber's zone to go through, in units of delta: from a start of the grid, and from near the optimum.
 COLD_ZONES, WARM_ZONES = (100.0, 10.0, 3.0, 1.0), (3.0, 1.0)
 MAX_STARTS = 32  # starts of a grid that are searched: those of the lowest objective
+MAX_SEARCHED_POINTS = 2048
+"""Points on which starts are searched where a table has more than LARGE_TABLE; the best is then refined on all."""
 MAX_STARTS_PER_ROW = 10  # the same where many weightings are fitted at once
 SAME_OPTIMUM = 1e-6  # relative difference from the best objective within which a start counts as having reached it
 
@@ -145,17 +155,21 @@ def fit_law(
     objective = objective or huber()
     x, y = _points(law, columns, response)
     weight = np.ones(len(y)) if weights is None else np.asarray(weights, np.float64)
-    box = _box(law, fixed or {}, bounds or {})
-    all_starts = _starts(law, x, y, weight, box)
-    starts = _lowest_starts(law, objective, x, y, weight, all_starts, MAX_STARTS)
-    thetas, values = solve(
-        law, objective.is_log, x, Problems(starts, weight[None], y[None], box), objective.zone_widths(COLD_ZONES)
-    )
+    box = law_box(law, fixed or {}, bounds or {})
+    sample = searched_points(len(y))
+    sample_x, sample_y, sample_weight = {name: column[sample] for name, column in x.items()}, y[sample], weight[sample]
+    all_starts = _starts(law, sample_x, sample_y, sample_weight, box)
+    starts = _lowest_starts(law, objective, sample_x, sample_y, sample_weight, all_starts, MAX_STARTS)
+    problems = Problems(starts, sample_weight[None], sample_y[None], box)
+    thetas, values = solve(law, objective.is_log, sample_x, problems, objective.zone_widths(COLD_ZONES))
     if not np.isfinite(values).any():
         raise ValueError(f"{law.name}: no start gave a finite objective; are all columns positive and in plain counts?")
     best = int(np.nanargmin(values))
     theta = thetas[best]
-    if objective.is_absolute:
+    if len(sample) < len(y):
+        problem = Problems(theta[None], weight[None], y[None], box)
+        theta = solve(law, objective.is_log, x, problem, objective.zone_widths(WARM_ZONES))[0][0]
+    elif objective.is_absolute:
         theta = descend_to_vertex(law, objective.is_log, x, y, weight, theta, box)
     low, high = box.low[0], box.high[0]
     free = low < high
@@ -187,18 +201,23 @@ def fit_each_weighting(
     *,
     fixed: Mapping[str, float] | None = None,
     keep: int = MAX_STARTS_PER_ROW,
+    refine: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits a law anew for each row of weights, as hold-outs, windows and weightings of one table.
 
     Args:
       weights: [rows, points]; 0 leaves a point out.
       keep: how many starts of the grid are searched for each row, those of the lowest objective.
+      refine: whether values that were searched on a sample of a large table are refined on all its points.
     Returns:
       Values, [rows, parameters], NaN where no start has a finite objective; and the objectives as the solver has them
       (up to a constant factor), [rows], infinite there.
     """
     x, y = _points(law, columns, response)
-    box = _box(law, fixed or {}, {})
+    box = law_box(law, fixed or {}, {})
+    all_points, all_weights = (x, y), weights
+    sample = searched_points(len(y))
+    x, y, weights = {name: column[sample] for name, column in x.items()}, y[sample], weights[:, sample]
     rows = []
     for weight in weights:
         rows.append(_lowest_starts(law, objective, x, y, weight, _starts(law, x, y, weight, box), keep))
@@ -210,8 +229,19 @@ def fit_each_weighting(
     best = [
         end - length + int(np.argmin(values[end - length : end])) for end, length in zip(ends, lengths, strict=True)
     ]
-    fitted = np.where(np.isfinite(values[best])[:, None], values_from_theta(law, thetas[best]), np.nan)
-    return fitted, values[best]
+    thetas, values = thetas[best], values[best]
+    if refine and len(sample) < len(all_points[1]):
+        x, y = all_points
+        problems = Problems(thetas, all_weights, y[None], box)
+        thetas, values = solve(law, objective.is_log, x, problems, objective.zone_widths(WARM_ZONES))
+    return np.where(np.isfinite(values)[:, None], values_from_theta(law, thetas), np.nan), values
+
+
+def searched_points(count: int) -> np.ndarray:
+    """Indices of the points on which starts are searched: all, or of a large table a random sample, always the same."""
+    if count <= LARGE_TABLE:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, MAX_SEARCHED_POINTS, replace=False))
 
 
 def refit(fit: Fit, columns: Columns, response: Any, weights: Any = None, *, box: Box | None = None) -> np.ndarray:
@@ -255,7 +285,7 @@ def refit_from_starts(
     """
     x, y = _points(law, columns, np.atleast_2d(np.asarray(response, np.float64)))
     weights = np.ones((1, y.shape[1])) if weights is None else np.asarray(weights, np.float64)
-    problems = Problems(theta_from_values(law, starts), weights, y, box or _box(law, {}, {}))
+    problems = Problems(theta_from_values(law, starts), weights, y, box or law_box(law, {}, {}))
     thetas, values = solve(law, objective.is_log, x, problems, objective.zone_widths(WARM_ZONES))
     # The solver minimises Huber's function, LAD_ZONE |r| for least absolute deviations and r^2 / 2 for squares.
     scale = 1 / LAD_ZONE if objective.is_absolute else 2.0 if objective.delta is None else 1.0
@@ -273,7 +303,7 @@ def _points(law: Law, columns: Columns, response: Any) -> tuple[dict[str, np.nda
     return {name: np.asarray(columns[name], np.float64) for name in law.columns}, np.asarray(response, np.float64)
 
 
-def _box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> Box:
+def law_box(law: Law, fixed: Mapping[str, float], bounds: Mapping[str, tuple[float, float]]) -> Box:
     """Bounds of theta, one row: the law's, or those given; both ends equal for a fixed parameter."""
     for name in (*fixed, *bounds):
         if name not in law.parameters:

@@ -28,6 +28,7 @@ MIN_PADDED_POINTS = 64  # tables are padded to this many points, or to a power o
 MAX_SLOT_POINTS = 64 * 1024  # slots times points in memory at once: a larger table gets fewer slots
 PROBLEMS_PER_CALL = 2048  # problems sent to the device in one call, padded to exactly this, so that little is compiled
 LARGE_TABLE = 4096  # points beyond which a call takes only MIN_PADDED_POINTS problems, to bound its memory
+MAX_BLOCK_POINTS = 2**22  # most problems of a call times points, for a large table
 FIRST_DAMPING = 1e-2  # damping of the first step of each zone
 MAX_ZONES = 6  # most widths of the Huber zone that one call goes through
 QUADRATIC_ZONE = 1e9  # a Huber zone wider than any residual: least squares
@@ -116,7 +117,8 @@ def solve(
     num_points = problems.losses.shape[1]
     padded_points = padded_length(num_points)
     slots = int(np.clip(MAX_SLOT_POINTS // padded_points, 1, SLOTS))
-    block_size = MIN_PADDED_POINTS if padded_points > LARGE_TABLE else PROBLEMS_PER_CALL
+    largest_block = int(np.clip(MAX_BLOCK_POINTS // padded_points, 1, MIN_PADDED_POINTS))
+    block_size = largest_block if padded_points > LARGE_TABLE else PROBLEMS_PER_CALL
     columns = {name: np.pad(column, (0, padded_points - num_points), mode="edge") for name, column in x.items()}
     # Every call has MAX_ZONES widths, so that one program serves every objective; problems begin at the first real one.
     first_zone = MAX_ZONES - len(zones)

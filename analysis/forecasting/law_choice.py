@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.fit import Objective, compute_weights, fit_each_weighting, huber
+from analysis.fitting.fit import Objective, compute_weights, fit_each_weighting, huber, searched_points
+from analysis.fitting.newton import LARGE_TABLE
 from analysis.laws import Law, chinchilla
 from analysis.laws.surface import interaction
 from analysis.tables import results
@@ -101,12 +102,13 @@ def choose(points: pd.DataFrame, candidates: Sequence[Candidate] = CANDIDATES, *
     """Scores candidates on the points of largest compute and chooses the best.
 
     Candidates with too many parameters for the points are left out. Where no run can be held out, the first candidate
-    is chosen, and the unweighted ones get equal shares of wins.
+    is chosen, and the unweighted ones get equal shares of wins. Of a large table, a random sample is back-tested.
 
     Args:
       points: the laws' columns, flops, the response, and optionally cluster (runs of one trunk are resampled together).
       seed: of the resampling of held-out runs.
     """
+    points = points.iloc[searched_points(len(points))].reset_index(drop=True) if len(points) > LARGE_TABLE else points
     num_cells = _count_cells(points, np.ones(len(points), bool))
     candidates = tuple(c for c in candidates if len(c.law.parameters) < num_cells) or tuple(candidates[:1])
     flops = points["flops"].to_numpy(float)

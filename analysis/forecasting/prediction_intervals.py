@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting import bootstrap
-from analysis.fitting.fit import Fit, fit_each_weighting, refit_from_starts
+from analysis.fitting.fit import Fit, fit_each_weighting, law_box, refit_from_starts
+from analysis.fitting.newton import LARGE_TABLE
+from analysis.fitting.one_step import one_step_draws
 from analysis.forecasting.law_choice import Candidate, Choice
 from analysis.laws import Columns, Law, get_law
 
 MIN_SCALE = 0.5  # least factor by which the spread of the draws is scaled down, where the back-test had smaller errors
 SHRINK_DISTANCE = float(np.log(3))  # e-folds of compute beyond the fit at which that factor is first allowed in full
+MAX_TARGETS = 1024  # targets whose combinations are in memory at once
 MIN_SAMPLES = 8192  # fewest combinations of a draw with a noise value that an interval is taken from
 
 
@@ -85,6 +88,15 @@ class PredictiveDistribution:
         Returns:
           low and high, [targets] each.
         """
+        if len(predicted) > MAX_TARGETS:
+            x = {name: np.asarray(columns[name], float) for m in self.members for name in m.law.columns}
+            flops, ends = np.asarray(flops, float), []
+            for first in range(0, len(predicted), MAX_TARGETS):
+                block = slice(first, first + MAX_TARGETS)
+                part = {name: column[block] for name, column in x.items()}
+                ends.append(self.interval(predicted[block], part, flops[block], level, seed=seed + first))
+            low, high = (np.concatenate(parts) for parts in zip(*ends, strict=True))
+            return low, high
         draws = self.log_predictions(columns)  # [draws, targets]
         draws = draws[np.isfinite(draws).all(1)]
         deviations = draws - np.median(draws, axis=0)
@@ -146,10 +158,15 @@ def predictive_from_facts(facts: dict[str, Any]) -> PredictiveDistribution:
 
 
 def _run_noise(fit: Fit, points: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals, widened for the degrees of freedom that the fit used, and their probabilities: the points' weights."""
+    """Residuals, widened for the degrees of freedom that the fit used, and their probabilities: the points' weights.
+    Of a large table, a sample."""
     freedom = max(len(points) - len(fit.law.parameters) + len(fit.fixed), 1)
     noise = fit.residuals(points, points[fit.law.response].to_numpy(float)) * np.sqrt(len(points) / freedom)
-    return noise, weights / weights.sum()
+    probabilities = weights / weights.sum()
+    if len(noise) <= LARGE_TABLE:
+        return noise, probabilities
+    sample = np.random.default_rng(0).choice(noise, LARGE_TABLE, p=probabilities)
+    return sample, np.full(LARGE_TABLE, 1 / LARGE_TABLE)
 
 
 def _draw_law(
@@ -163,11 +180,23 @@ def _draw_law(
     law, objective = first.law, first.objective
     response, flops = points[law.response].to_numpy(float), points["flops"].to_numpy(float)
     weights = np.stack([c.weights(flops, np.ones(len(points), bool)) for c in counts])
-    starts, _ = fit_each_weighting(law, points, response, objective, weights)
+    starts, _ = fit_each_weighting(law, points, response, objective, weights, refine=False)
     starts = np.stack([fit.vector() if c == candidate else start for c, start in zip(counts, starts, strict=True)])
     unit, _ = bootstrap.choose_clusters(points, len(law.parameters))
     which = np.repeat(np.arange(len(counts)), list(counts.values()))
     box = fit.box if law is fit.law else None
+    if len(points) > LARGE_TABLE:
+        box = box or law_box(law, {}, {})
+        parts = [
+            one_step_draws(
+                *(law, objective, starts[i], points, response, weights[i], unit, box),
+                draws=count,
+                seed=seed + i,
+                refine=c != candidate,
+            )
+            for i, (c, count) in enumerate(counts.items())
+        ]
+        return LawDraws(law, np.concatenate(parts))
     draws, num_done = [], 0
     for times in bootstrap.draw_weight_blocks(points, law, unit, draws=len(which), seed=seed):
         block = which[num_done : num_done + len(times)]

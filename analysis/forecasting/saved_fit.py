@@ -20,7 +20,8 @@ import pandas as pd
 from analysis import files, laws
 from analysis.errors import TableError
 from analysis.fitting import bootstrap, compute_optimal
-from analysis.fitting.fit import Fit, Objective, fit_law, huber
+from analysis.fitting.fit import MAX_SEARCHED_POINTS, Fit, Objective, fit_law, huber
+from analysis.fitting.newton import LARGE_TABLE
 from analysis.fitting.profile_likelihood import profile_parameters
 from analysis.forecasting import prediction_intervals
 from analysis.forecasting.fit_file import read_fit_file
@@ -252,6 +253,7 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         *fit.warnings(),
     ]
     notes += [*_fit_warnings(fit, fitted), *([note] if note else [])]
+    is_large = len(fitted) > LARGE_TABLE
     document = {
         "schema": SCHEMA,
         **fit.facts(),
@@ -260,7 +262,8 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
         "settings": settings.facts(),
         **_uncertainty(fit, fitted, resampled, settings.level),
         "warnings": notes,
-        "uncertainty": f"{bootstrap.METHOD}, {settings.draws} draws",
+        "uncertainty": f"{bootstrap.METHOD}, {settings.draws} draws" + (", one Newton step each" if is_large else ""),
+        **({"sampling": _describe_sampling(len(fitted))} if is_large else {}),
         "level": settings.level,
         "seed": settings.seed,
         "params_column": points.params_column,
@@ -280,6 +283,14 @@ def build_saved_fit(points: Points, settings: FitSettings, origin: Mapping[str, 
     if settings.profile:
         document["profile_intervals"] = _profile_intervals(fit, fitted, weights, settings.level)
     return SavedFit(document)
+
+
+def _describe_sampling(points: int) -> str:
+    """What is computed from a sample of a large table, and what from all its points."""
+    return (
+        f"{points:,} points: the starts and the back-test use {MAX_SEARCHED_POINTS:,} points drawn at random; the "
+        f"values are the optimum of all points, and each bootstrap draw is one Newton step on all of them"
+    )
 
 
 def package_version(name: str) -> str:

@@ -150,7 +150,8 @@ def _distinct_warnings(table: pd.DataFrame, columns: Sequence[str]) -> list[str]
 def _duplicate_warnings(table: pd.DataFrame) -> list[str]:
     """Warns of rows with equal params, tokens and loss, which may be copies of one run."""
     # in order of run_id ("row 9" before "row 10"), so that the later row is named as the copy
-    table = table.iloc[sorted(range(len(table)), key=lambda i: (len(table["run_id"][i]), table["run_id"][i]))]
+    names = table["run_id"].tolist()
+    table = table.iloc[sorted(range(len(names)), key=lambda i: (len(names[i]), names[i]))]
     runs = [name if name.startswith("run ") else "" for name in table["run_id"]]
     keys = [table[name] for name in ("params", "tokens", "loss")] + [pd.Series(runs, table.index, name="run")]
     first = table["run_id"].groupby(keys, sort=False).transform("first")
