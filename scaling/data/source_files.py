@@ -5,11 +5,11 @@ from __future__ import annotations
 import bz2
 import codecs
 import contextlib
-import functools
 import glob
 import gzip
 import importlib
 import io
+import itertools
 import lzma
 import os
 import re
@@ -75,12 +75,29 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def files_of_glob(pattern: str) -> list[Path]:
-    """The files that match a glob, sorted. Raises InputError on a link that leads nowhere."""
-    paths = [_existing(Path(name)) for name in glob.glob(pattern, recursive=True)]
-    if "**" in pattern and ".." not in Path(pattern).parts:  # `**` follows a link to a folder above it again and again
-        real = functools.cache(os.path.realpath)
-        paths = [path for path in paths if len({real(parent) for parent in path.parents}) == len(path.parents)]
-    return sorted(path for path in paths if path.is_file())
+    """The files that match a glob, sorted. Raises InputError on a link that leads nowhere, and where `**` would follow
+    a link to a folder above it, and so find every file again and again."""
+    if "**" in pattern:
+        folder = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+        if (link := _find_circle(folder, tuple(map(str, folder.resolve().parents)), set())) is not None:
+            raise InputError(
+                f"{pattern}: {link} links to a folder above it, which ** follows without end; remove the link, or name "
+                "a folder: it is read once"
+            )
+    return sorted(path for name in glob.glob(pattern, recursive=True) if (path := _existing(Path(name))).is_file())
+
+
+def _find_circle(folder: Path, above: tuple[str, ...], visited: set[str]) -> Path | None:
+    """The first link below a folder that leads to one of the folders on the way to it. above: the real paths of
+    those."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return folder
+    if real not in visited and folder.is_dir() and os.access(folder, os.R_OK):
+        visited.add(real)
+        folders = (Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+        return next(filter(None, (_find_circle(inner, (*above, real), visited) for inner in folders)), None)
+    return None
 
 
 def _is_dangling(path: Path) -> bool:

@@ -63,9 +63,19 @@ def test_a_circle_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "root" / "deep" / "up").symlink_to("../..")
     (tmp_path / "root" / "self").symlink_to(".")
     assert names(tmp_path / "root") == ["deep/a.txt"]
-    (tmp_path / "root" / "deep" / "up").unlink()
-    globbed = files_of_glob(f"{tmp_path}/root/**/*.txt")
-    assert globbed == [tmp_path / "root" / "deep" / "a.txt"]
+
+
+def test_a_glob_over_circles_of_links_is_refused_at_once(tmp_path: Path) -> None:
+    write(tmp_path / "root" / "deep" / "a.txt")
+    (tmp_path / "root" / "link").symlink_to("deep")
+    assert files_of_glob(f"{tmp_path}/root/**/*.txt") == [
+        tmp_path / "root" / name / "a.txt" for name in ("deep", "link")
+    ]
+    for name in "xyz":  # glob alone would follow 3^40 paths
+        (tmp_path / "root" / "deep" / name).symlink_to("../..")
+    with pytest.raises(InputError, match=r"root/\*\*/\*\.txt.*/[xyz] "):
+        files_of_glob(f"{tmp_path}/root/**/*.txt")
+    assert files_of_glob(f"{tmp_path}/root/*/*.txt")
 
 
 @pytest.mark.parametrize("find", [files_below, lambda folder: files_of_glob(f"{folder}/*")])
