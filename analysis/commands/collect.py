@@ -9,13 +9,13 @@ import shlex
 from pathlib import Path
 
 import pandas as pd
-from rich.markup import escape
 
 from analysis import files
 from analysis.commands.printing import make_console
 from analysis.errors import TableError
 from analysis.tables import flags, metrics, results, table_checks
 from analysis.tables.run_files import RESULTS_CSV, RUNS
+from analysis.terminal import labelled
 
 
 def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> None:
@@ -44,10 +44,10 @@ def collect(name: str, out: Path = Path("out"), json: Path | None = None) -> Non
     unfinished = f", {num_unfinished} unfinished left out" if num_unfinished else ""
     console = make_console()
     damaged = f", {len(table.attrs['damaged'])} damaged left out" if table.attrs.get("damaged") else ""
-    console.print(escape(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}{damaged}"))
+    console.print(f"wrote {parquet} and {RESULTS_CSV}: {counts}{unfinished}{damaged}")
     for row in table[table["run_id"].isin(table_checks.flags_by_run(table))].to_dict("records"):
         run = f"run {row['run_id']} ({row['flags']}): {row['reason']}"
-        console.print(f"[yellow]flagged:[/] {escape(run)}")
+        console.print(labelled("flagged:", "yellow", run))
     if json:
         rows = table.to_dict("records")
         files.write_json(json, [{k: None if pd.isna(v) else v for k, v in row.items()} for row in rows])

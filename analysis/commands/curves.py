@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def curves(
 
 
 def _split(text: str) -> list[str]:
-    """The names between the commas of a flag's value."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """The names between the commas of a flag's value; a name that holds a comma stands in double quotes."""
+    return [name.strip() for line in csv.reader([text], skipinitialspace=True) for name in line if name.strip()]
 
 
 def _print(means: pd.DataFrame, warnings: Sequence[str]) -> None:

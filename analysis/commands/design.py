@@ -15,6 +15,7 @@ from analysis.design.next_runs import Design, design_cells
 from analysis.design.optimal_design import DRIFT, Policy
 from analysis.errors import TableError
 from analysis.tables import results
+from analysis.terminal import labelled
 
 
 def design(
@@ -95,7 +96,7 @@ def design(
 def _print(proposal: Design, facts: Mapping[str, Any]) -> None:
     console = make_console()
     goal = facts["target"]
-    console.print(f"[bold]{facts['law']}[/]   N = {proposal.params_column}, from {facts['points']} runs")
+    console.print(labelled(facts["law"], "bold", f"  N = {proposal.params_column}, from {facts['points']} runs"))
     console.print(
         f"target: N = {goal['params']:,.0f}, D = {goal['tokens']:,.0f}, {goal['flops']:.3g} FLOPs; forecast "
         f"{facts['predicted']:.4f} nats/token, standard error {facts['standard_error_before']:.2%}"

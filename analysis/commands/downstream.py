@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from analysis import api, files
 from analysis.commands.printing import make_console, print_table, print_warnings
@@ -136,7 +136,7 @@ def _print(studies: list[Study]) -> None:
 def _print_left_out(state: str, reasons: dict[str, str]) -> None:
     console = make_console()
     for task, reason in reasons.items():
-        console.print(f"[bold]{escape(task)}[/]: {state}; {escape(reason)}")
+        console.print(Text.assemble((task, "bold"), f": {state}; {reason}"))
 
 
 def _law_cells(study: Study) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def _law_cells(study: Study) -> tuple[str, ...]:
 
 def _print_task(study: Study, console: Console) -> None:
     """Prints below the table what its row has no room for: reasons, back-test, parameters, held-out runs, warnings."""
-    console.print(f"[bold]{escape(study.task)}[/]: {study.verdict}; {escape(study.trend.reason)}")
+    console.print(Text.assemble((study.task, "bold"), f": {study.verdict}; {study.trend.reason}"))
     if study.backtest is None or study.accuracy_forecast is None:
         return
     scored = sorted(zip(study.backtest.scores, (model.name for model in study.backtest.models), strict=True))
@@ -161,7 +161,7 @@ def _print_task(study: Study, console: Console) -> None:
     best_fit = study.accuracy_forecast.members[0]
     for step, rows in zip(best_fit.model.steps, best_fit.values, strict=True):
         numbers = ", ".join(f"{n} = {v:.4g}" for n, v in zip(step.law.parameters, rows[0], strict=True))
-        console.print(f"  {step.response} by {escape(step.law.formula)}; {numbers}")
+        console.print(f"  {step.response} by {step.law.formula}; {numbers}")
     for row in study.held_out.to_dict("records"):
         inside = "inside" if row["inside"] else "OUTSIDE"
         console.print(
@@ -169,7 +169,7 @@ def _print_task(study: Study, console: Console) -> None:
             f"measured {row['accuracy']:.3f}, {inside}"
         )
     for note in study.accuracy_forecast.warnings:
-        console.print(f"  [yellow]warning:[/] {escape(note)}")
+        console.print(Text.assemble("  ", ("warning:", "yellow"), f" {note}"))
 
 
 def _print_decisions(decided: list[Decisions]) -> None:

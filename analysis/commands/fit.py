@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from analysis import api, files
@@ -16,6 +15,7 @@ from analysis.errors import TableError
 from analysis.forecasting import saved_fit, sensitivity
 from analysis.quantities import parse_quantity
 from analysis.tables import results
+from analysis.terminal import labelled
 
 
 def fit(
@@ -133,7 +133,7 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
     dropped = f", {document['dropped']} failed or diverged left out" if document["dropped"] else ""
     counting = f"N = {document['params_column']}, " if "params" in built.law.columns else ""
     units = f"{built.law.response} in {document['units'][built.law.response]}"
-    console.print(f"[bold]{built.describe()}[/]   {counting}{units}")
+    console.print(labelled(built.describe(), "bold", f"  {counting}{units}"))
     print_table(rows, console)
     if exponent:
         a = document["exponent_a"]
@@ -148,12 +148,12 @@ def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:
     if document.get("sampling"):
         console.print(document["sampling"])
     for how, count in document["learning_rates"].items():
-        console.print(f"learning rates of {count} of {len(built.points)}: {escape(how)}")
+        console.print(f"learning rates of {count} of {len(built.points)}: {how}")
     _print_choice(document, console)
     if document.get("sensitivity"):
         print_table(sensitivity.panel_table(document["sensitivity"]), console)
     print_warnings(document["warnings"], console)
-    console.print(escape(f"saved {path}"))
+    console.print(f"saved {path}")
 
 
 def _cell_note(built: saved_fit.SavedFit) -> str:

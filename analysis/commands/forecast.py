@@ -15,6 +15,7 @@ from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.errors import TableError
 from analysis.forecasting import extrapolation, saved_fit, sealed_forecast
 from analysis.tables import results
+from analysis.terminal import labelled
 
 
 def forecast(
@@ -114,7 +115,7 @@ def _write(facts: dict[str, Any], paths: tuple[Path | None, ...]) -> dict[str, A
 
 def _print_forecast(facts: dict[str, Any], *, is_held_out: bool) -> None:
     console = make_console()
-    console.print(f"[bold]{facts['law']}[/]   N = {facts['params_column']}, L in nats per token")
+    console.print(labelled(facts["law"], "bold", f"  N = {facts['params_column']}, L in nats per token"))
     if len(facts["rows"]) > 1:
         print_table(_table(facts["rows"]), console)
     run = "the largest run, which the fit did not see" if is_held_out else "that run"
@@ -156,7 +157,7 @@ def _print_seal(sealed: dict[str, Any], path: Path | None) -> None:
 
 def _print_score(facts: dict[str, Any]) -> None:
     console = make_console()
-    console.print(f"[bold]{facts['formula']}[/]   N = {facts['params_column']}, L in nats per token")
+    console.print(labelled(facts["formula"], "bold", f"  N = {facts['params_column']}, L in nats per token"))
     console.print(f"sealed on {facts['date']}, sha256 {facts['sha256']}, unchanged since")
     verdicts = {True: "inside", False: "OUTSIDE", None: "waiting"}
     rows = [row | {"verdict": verdicts[row["inside"]]} for row in facts["rows"]]

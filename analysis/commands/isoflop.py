@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.markup import escape
+from rich.text import Text
 
 from analysis import api, files
 from analysis.commands.printing import make_console, print_warnings
@@ -46,9 +46,9 @@ def isoflop(
         try:
             optimum = approach(with_params, at=bias_flops)
         except TableError as error:
-            console.print(f"{name}: [yellow]none[/]: {escape(str(error))}")
+            console.print(Text.assemble(f"{name}: ", ("none", "yellow"), f": {error!s}"))
             continue
-        console.print(escape(repr(optimum)))
+        console.print(repr(optimum))
         facts[name] = optimum.facts()
     if notes:
         facts["warnings"] = notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from analysis import files
@@ -40,9 +39,9 @@ def rates(
         scan_table.add_row(scan.name, f"{scan.params:,.0f}", tried, best, f"{law(scan.params):.3g}", f"{scan.loss:.4f}")
     console = make_console()
     print_table(scan_table, console)
-    console.print(escape(str(law)))
+    console.print(str(law))
     if left_out := [f"{scan.name} ({why_no_optimum(scan)})" for scan in law.scans if scan.at_bound]:
-        console.print(escape(f"left out: {', '.join(left_out)}"))
+        console.print(f"left out: {', '.join(left_out)}")
     if out is not None:
         sweep = str(rows["sweep"].iloc[0]) if "sweep" in rows and len(rows) else table.stem
         # without the timing columns, so that equal runs have equal hashes

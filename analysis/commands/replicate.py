@@ -10,7 +10,6 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -61,7 +60,7 @@ def replicate(
             raise TableError(f"{study.name}: {missing}")
         if missing:
             skipped[study.name] = missing
-            console.print(f"\n[bold]{study.name}[/] skipped: {escape(missing)}")
+            console.print(Text.assemble("\n", (study.name, "bold"), f" skipped: {missing}"))
             continue
         study_rows = study.run(folder / study.folder)
         print_study(console, study, study_rows)
@@ -107,7 +106,7 @@ def print_study(console: Console, study: Replication, rows: list[Comparison]) ->
         verdict = Text.assemble((row.verdict, COLOURS.get(row.verdict, "green")), mark)
         numbers = f"{row.published:.6g}", f"{row.ours:.6g}", f"{row.difference:+.2g}"
         table.add_row(row.quantity, *numbers, verdict)
-    console.print(f"\n[bold]{study.name}[/]  {study.source}")
+    console.print(Text.assemble("\n", (study.name, "bold"), f"  {study.source}"))
     print_table(table, console)
     for number, note in enumerate(notes, 1):
         console.print(f"({number}) {note}")

@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.markup import escape
-
 from analysis import files
 from analysis.commands.printing import make_console
+from analysis.terminal import labelled
 
 
 def report(directory: Path, scans: Path | None = None, json: Path | None = None) -> Path:
@@ -27,14 +26,14 @@ def report(directory: Path, scans: Path | None = None, json: Path | None = None)
     with make_console(stderr=True).status("reading") as status:
         path, figures, checklist, failed = page.write_report(directory, scans, report_progress=status.update)
     for part, why in failed.items():
-        make_console(stderr=True).print(f"[yellow]could not be made:[/] {part}: {escape(why)}")
+        make_console(stderr=True).print(labelled("could not be made:", "yellow", f"{part}: {why}"))
     console = make_console()
     counts = Counter(item.answer for item in checklist)
-    console.print(escape(f"wrote {path} and {len(figures)} figures in {directory / 'figures'}"))
+    console.print(f"wrote {path} and {len(figures)} figures in {directory / 'figures'}")
     console.print(f"checklist: {', '.join(f'{counts[answer]} {answer}' for answer in ('yes', 'no', 'unknown'))}")
     for item in checklist:
         if item.answer != "yes":
-            console.print(f"  {item.answer}: {escape(item.requirement)}: {escape(item.evidence)}")
+            console.print(f"  {item.answer}: {item.requirement}: {item.evidence}")
     if json:
         items = [asdict(item) for item in checklist]
         facts = {"report": str(path), "figures": [str(f) for f in figures], "checklist": items, "failed": failed}

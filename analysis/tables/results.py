@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,12 +148,22 @@ def hash_table(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
+_PAIR = re.compile(r"""\s*(?P<name>[^,=]+?)\s*=\s*(?P<source>"[^"]+"|'[^']+'|[^,\s].*?)\s*(?:,(?=[^,=]*=)|,?\s*$)""")
+
+
 def parse_columns(text: str) -> dict[str, str]:
-    """ "params=N,tokens=D" -> {"params": "N", "tokens": "D"}. Raises TableError on anything else."""
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    if any(not name.strip() or not source.strip() for name, _, source in pairs):
-        raise TableError(f"--columns {text}: must be OUR_NAME=NAME_IN_THE_FILE pairs, as in params=N,tokens=D,loss=L")
-    return {name.strip(): source.strip() for name, _, source in pairs}
+    """ "params=N,tokens=D" -> {"params": "N", "tokens": "D"}. A name in the file may hold commas; with an equals sign
+    after a comma it needs quotes. Raises TableError on anything else."""
+    pairs, position = {}, 0
+    while text[position:].strip():
+        pair = _PAIR.match(text, position)
+        if pair is None:
+            raise TableError(
+                f"--columns {text}: must be OUR_NAME=NAME_IN_THE_FILE pairs, as in params=N,tokens=D,loss=L"
+            )
+        pairs[pair["name"]] = pair["source"].strip("'\"")
+        position = pair.end()
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -198,9 +209,8 @@ def select_points(
     points = done_points(table, column, columns, response)
     dropped = len(table) - len(points)
     distinct = len(points[list(columns)].drop_duplicates())
-    require_points(
-        distinct, parameters, f", {dropped} rows were not done or have no {response}" if dropped else "", columns
-    )
+    note = "; ".join([f", {dropped} rows were not done or have no {response}", *points.attrs["notes"]])
+    require_points(distinct, parameters, note if dropped else "", columns)
     order = [name for name in ("flops", *columns, "run_id") if name in points]
     return Points(points.sort_values(order, kind="stable").reset_index(drop=True), column, dropped)
 

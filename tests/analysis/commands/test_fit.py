@@ -268,12 +268,12 @@ def entry(index: int, column: str, value: Any) -> Spoil:
         (lambda t: t.assign(params_matmul=1e8), [r"\b5\b.*params, tokens.*\b5\b.*\b6\b"]),
         (lambda t: t.assign(params_matmul=1e8, tokens=np.geomspace(1e9, 1e11, 30)), [r"\bparams\b.*1e\+08.*\b3\b"]),
         (lambda t: t.assign(tokens=2e9, params_matmul=np.geomspace(1e7, 1e9, 30)), [r"\btokens\b.*2e\+09.*\b3\b"]),
-        (entry(3, "loss", np.nan), [r"row 4\b.*\b000000000003\b.*loss = nan"]),
-        (entry(3, "loss", ""), [r"row 4\b.*\b000000000003\b.*loss = nan"]),
+        (entry(3, "loss", -1.0), [r"row 4\b.*\b000000000003\b.*loss = -1\.0"]),
+        (entry(3, "tokens", ""), [r"row 4\b.*\b000000000003\b.*tokens = nan"]),
         (entry(6, "tokens", np.inf), [r"row 7\b.*\b000000000006\b.*tokens = inf"]),
         (entry(29, "params_matmul", -5.0), [r"row 30\b.*\b00000000001d\b.*params_matmul = -5\.0"]),
         (entry(0, "loss", "high"), [r"row 1\b.*\b000000000000\b.*loss = high"]),
-        (lambda t: t.assign(loss=np.nan), [r"row 1\b.*\b000000000000\b.*loss = nan", r"\b30\b"]),
+        (lambda t: t.assign(loss=np.nan), [r"\b6\b.*\b000000000000\b.*\bloss\b.*\b30 of 30\b"]),
         (lambda t: t.assign(tokens=t["tokens"] / 1e9),
             [r"\b000000000000\b.*\b000000000006\b.*\b25\b.*\btokens = 1\b", "billions"]),
         (lambda t: t.assign(status="failed"), [r"\b0\b.*params, tokens.*\b6\b.*\b30\b"]),
@@ -358,3 +358,25 @@ def test_profile_intervals_are_given_on_request(path: Path, capsys: pytest.Captu
     for name, (low, high) in intervals.items():
         assert low < facts["parameters"][name] < high
         assert f"{low:.4g} to {high:.4g}" in printed
+
+
+def test_names_with_brackets_and_commas_are_fitted_and_printed(
+    tmp_path: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"params_matmul": "N[/x]", "loss": "loss, nats", "run_id": "[bold]"}
+    path = tmp_path / "t.csv"
+    table.drop(columns=["flops"], errors="ignore").rename(columns=names).to_csv(path, index=False)
+    quick(path, columns="loss=loss, nats,run_id=[bold]", params_column="N[/x]", where='"loss, nats"<9')
+    assert "N = N[/x]," in capsys.readouterr().out
+
+
+def test_a_crashed_run_is_named_and_the_rest_is_fitted(
+    tmp_path: Path, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    table.assign(loss=table["loss"].where(table.index != 4), status="finished").to_csv(path, index=False)
+    facts = quick(path)
+    assert facts["points"] == 29
+    (warning,) = [text for text in facts["warnings"] if "left out" in text]
+    assert table["run_id"][4] in warning
+    assert warning in capsys.readouterr().out

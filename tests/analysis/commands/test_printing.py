@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from analysis.commands.printing import make_console, print_table
+from analysis.commands.printing import make_console, print_table, print_warnings
 from analysis.commands.rates import rates
 from scaling.cli import with_current_names
 from tests.support import reported
@@ -52,3 +52,12 @@ def test_rates_prints_names_and_numbers_in_full(
 )
 def test_flags_of_the_last_release_still_work(old: list[str], new: list[str]) -> None:
     assert with_current_names(old) == new
+
+
+def test_brackets_and_colons_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("N[/x]", box=None, pad_edge=False)
+    table.add_row("[bold]a :smile:")
+    print_table(table)
+    make_console().print("N[/x]")
+    print_warnings(["[/x]"])
+    assert capsys.readouterr().out.split() == ["N[/x]", "[bold]a", ":smile:", "N[/x]", "warning:", "[/x]"]

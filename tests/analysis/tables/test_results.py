@@ -205,7 +205,7 @@ def test_paths_that_are_no_tables(tmp_path: Path) -> None:
     ):
         with pytest.raises(TableError, match=words):
             results.read_table(tmp_path / name)
-    for text in ("params", "params=", "=N"):
+    for text in ("params", "params=", "=N", "params=,tokens=D", "params=N,=D"):
         with pytest.raises(TableError, match=f"--columns {text}"):
             results.parse_columns(text)
 
@@ -273,3 +273,17 @@ def test_unknown_flops_of_crashed_runs_do_not_matter() -> None:
     table = simulated()
     table.loc[3, ["status", "loss", "flops"]] = ["failed", np.nan, np.nan]
     assert results.select_points(table).table.attrs["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("", {}),
+        (" params=N, tokens = D ,", {"params": "N", "tokens": "D"}),
+        ("loss=val loss, nats,params=N[/x]", {"loss": "val loss, nats", "params": "N[/x]"}),
+        ("""loss='a, b=c',tokens="D, all" """, {"loss": "a, b=c", "tokens": "D, all"}),
+        ("x=lr=1", {"x": "lr=1"}),
+    ],
+)
+def test_names_of_columns_may_hold_commas(text: str, columns: dict[str, str]) -> None:
+    assert results.parse_columns(text) == columns
