@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots.style import DARK, LIGHT, WIDTH, Theme
 from analysis.report.html_style import SCRIPT, STYLE
+from analysis.terminal import printable
 
 SHADES = 256
 MAX_MARKS, MAX_LINES = 500, 200
@@ -71,14 +72,15 @@ class Cell:
 
 
 def page_html(title: str, head: str, sections: Sequence[Section]) -> str:
-    """The whole page. head: HTML above the table of contents."""
+    """The whole page, without control characters: some people print HTML on a terminal. head: HTML above the table of
+    contents."""
     body = "".join(
         f'<section id="{part.key}" aria-labelledby="{part.key}-title"><h2 id="{part.key}-title">{escape(part.title)}'
         f"</h2>{part.body}</section>"
         for part in sections
     )
     contents = "".join(f'<li><a href="#{part.key}">{escape(part.short)}</a></li>' for part in sections)
-    return (
+    return printable(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'

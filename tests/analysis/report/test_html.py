@@ -100,3 +100,12 @@ def test_the_page_forbids_itself_the_network() -> None:
     text = html.page_html("T", "", [])
     assert "default-src 'none'" in text
     assert '<link rel="icon" href="data:,">' in text
+
+
+def test_a_hostile_name_is_text() -> None:
+    name = "<script>alert(1)</script>\x1b[2J\udcff"
+    facts = html.paragraph(name) + html.escape(name) + html.with_code(f"`{name}`")
+    text = html.page_html(name, facts, [Section("s", name, name, "")])
+    assert text.count("<script>") == 1, "the page's own"
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[2J\\udcff") == 7
+    assert text.encode().isascii()
