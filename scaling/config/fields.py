@@ -41,10 +41,10 @@ def require(condition: bool, config: Any, name: str, right: str) -> None:
         raise InputError(f"{type(config).__name__}.{name} = {describe_value(getattr(config, name))}: must be {right}")
 
 
-def check_seed(name: str, seed: int) -> None:
-    """Raises InputError unless 0 <= seed < 2^32. Keys of JAX keep the low 32 bits of a seed alone, so that 7 and
-    7 + 2^32 would be one run under two run_ids."""
-    if not 0 <= seed < SEED_LIMIT:
+def check_seed(name: str, seed: Any) -> None:
+    """Raises InputError for a whole number that is not in [0, 2^32). Keys of JAX keep the low 32 bits of a seed alone,
+    so that 7 and 7 + 2^32 would be one run under two run_ids. `check_types` refuses what is no whole number."""
+    if type(seed) is int and not 0 <= seed < SEED_LIMIT:
         raise InputError(f"{name} = {describe_value(seed)}: must be at least 0 and below 2^32 = {SEED_LIMIT}")
 
 

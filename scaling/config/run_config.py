@@ -96,6 +96,7 @@ class RunConfig:
     priority: int = unhashed_field(0)
 
     def __post_init__(self) -> None:
+        check_seed("RunConfig.seed", self.seed)
         check_types(self)
         require(
             self.tokens >= self.data.batch_tokens,
@@ -104,7 +105,6 @@ class RunConfig:
             f"at least {self.data.batch_tokens}, one step of data.batch_sequences x data.sequence_length; "
             "raise --tokens",
         )
-        check_seed("RunConfig.seed", self.seed)
         require(
             self.schedule.warmup_tokens <= self.tokens,
             self.schedule,

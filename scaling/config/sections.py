@@ -110,11 +110,10 @@ class DataConfig:
     directory: str = unhashed_field("out/corpora")
 
     def __post_init__(self) -> None:
+        check_seed("DataConfig.order", self.order)
         check_types(self)
         for name in ("sequence_length", "batch_sequences"):
             require(getattr(self, name) > 0, self, name, "1 or more")
-        if self.order is not None:
-            check_seed("DataConfig.order", self.order)
         for name in ("directory", "vocabulary"):
             refuse_url(f"DataConfig.{name}", getattr(self, name))
             require_path(self, name)

@@ -119,7 +119,7 @@ def test_a_url_makes_no_local_folder(tmp_path: Path, arguments: tuple[object, ..
     "arguments", [("fit", "t.csv"), ("eval", "r"), ("generate", "r"), ("train",), ("design", "t.csv", "--budget", 1e20)]
 )
 def test_a_seed_that_is_no_key_is_refused(tmp_path: Path, arguments: tuple[object, ...]) -> None:
-    for seed in (-1, 7 + 2**32, 2**62):
+    for seed in (-1, 7 + 2**32, 2**63):
         assert re.search(rf"seed\D*{seed}\b.*\b{2**32}\b", error_of(*arguments, "--seed", seed, cwd=tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -105,7 +105,7 @@ def test_overlay_checks_values():
         overlay(BASE, {"model.heads": 5})
 
 
-@pytest.mark.parametrize(("path", "seed"), [("seed", 7 + 2**32), ("seed", -1), ("data.order", 2**62)])
+@pytest.mark.parametrize(("path", "seed"), [("seed", 7 + 2**32), ("seed", -1), ("data.order", 2**63)])
 def test_a_seed_that_would_be_the_same_run_as_a_smaller_one_is_refused(path, seed):
     with pytest.raises(InputError, match=rf"\b{path.rpartition('.')[2]}\b.*{seed}\b.*\b{2**32}\b"):
         apply(RunConfig(), axis(path, 7, seed))

@@ -177,7 +177,7 @@ def test_a_changed_default_shows_in_review() -> None:
         ({"schema": 99}, r"\bschema\b.*\b99\b"),
         ({"seed": -1}, r"RunConfig\.seed\b.*-1\b"),
         ({"seed": 7 + 2**32}, r"RunConfig\.seed\b.*\b4294967303\b.*\b4294967296\b"),
-        ({"data": {"order": 2**62}}, r"DataConfig\.order\b.*\b4611686018427387904\b.*\b4294967296\b"),
+        ({"data": {"order": 2**63}}, r"DataConfig\.order\b.*\b9223372036854775808\b.*\b4294967296\b"),
         ({"data": {"directory": "gs://b/corpora"}}, r"DataConfig\.directory\b.*gs://b/corpora"),
         ({"data": {"vocabulary": "s3://b/v.model"}}, r"DataConfig\.vocabulary\b.*s3://b/v\.model"),
     ],
