@@ -58,18 +58,31 @@ def warn_once(text: str) -> None:
     print(printable(f"warning: {text}"), file=sys.stderr, flush=True)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse_json(text: bytes | str) -> Any:
-    """The value of a JSON text in UTF-8. Raises ValueError, and nothing else, on any other text, and where lists or
-    objects are nested more than MAX_DEPTH deep: the functions that go through them recursively would fail later."""
+    """The value of a JSON text in UTF-8. Raises ValueError, and nothing else, on any other text, and on what would fail
+    later: lists or objects that are nested more than MAX_DEPTH deep, and halves of surrogate pairs."""
+    text = text.decode() if isinstance(text, bytes) else text
+    return decode_json(text, _DECODER)
+
+
+def decode_json(text: str, decoder: json.JSONDecoder) -> Any:
+    """As `parse_json`, with a decoder that may accept more, such as NaN."""
     try:
-        value = json.loads(text.decode() if isinstance(text, bytes) else text)
-    except RecursionError:
-        value = None
-        is_too_deep = True
-    else:
+        value = decoder.decode(text)
         is_too_deep = _is_deeper(value, MAX_DEPTH)
+    except RecursionError:
+        value, is_too_deep = None, True
     if is_too_deep:
         raise ValueError(f"lists or objects are nested more than {MAX_DEPTH} deep")
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError, on "\ud800" alone
     return value
 
 

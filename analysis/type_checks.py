@@ -85,6 +85,11 @@ def describe_value(value: Any) -> str:
     return _shortened.repr(value).encode(errors="backslashreplace").decode()
 
 
+def describe_key(key: Any) -> str:
+    """A key of a file in one line, for an error: as it is, or with escapes where it has signs that do not print."""
+    return describe_value(key).strip("'")
+
+
 def find_misfit(value: Any, expected: Any, name: str = "") -> str:
     """The first part of a JSON value that is not as expected, as `row.tokens = 'x': must be a whole number`; empty when
     all is. An int is accepted for a float.
@@ -130,7 +135,7 @@ def _parts(value: Any, expected: Any, name: str) -> Iterator[tuple[Any, Any, str
     if not typing.is_typeddict(expected):
         for key, element in value.items():
             yield key, str, f"{prefix}(key)"
-            yield element, arguments[1], prefix + describe_value(key).strip("'")
+            yield element, arguments[1], prefix + describe_key(key)
         return
     for key, hint in type_hints(expected).items():
         is_marked = typing.get_origin(hint) is typing.NotRequired

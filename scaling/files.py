@@ -136,18 +136,26 @@ def lock_file(path: Path, *, wait: bool = True) -> Iterator[bool]:
             os.close(descriptor)
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse_json(text: bytes | str) -> Any:
-    """The value of a JSON text in UTF-8. Raises ValueError, and nothing else, on any other text, and where lists or
-    objects are nested more than MAX_DEPTH deep: the functions that go through them recursively would fail later."""
+    """The value of a JSON text in UTF-8. Raises ValueError, and nothing else, on any other text, and on what would fail
+    later: lists or objects that are nested more than MAX_DEPTH deep, and halves of surrogate pairs."""
+    text = text.decode() if isinstance(text, bytes) else text
     try:
-        value = json.loads(text.decode() if isinstance(text, bytes) else text)
-    except RecursionError:
-        value = None
-        is_too_deep = True
-    else:
+        value = _DECODER.decode(text)
         is_too_deep = _is_deeper(value, MAX_DEPTH)
+    except RecursionError:
+        value, is_too_deep = None, True
     if is_too_deep:
         raise ValueError(f"lists or objects are nested more than {MAX_DEPTH} deep")
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError, on "\ud800" alone
     return value
 
 

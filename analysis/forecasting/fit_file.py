@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -90,9 +91,12 @@ def read_fit_file(path: Path) -> dict[str, Any]:
         raise TableError(f"{path}: no such file; `scaling fit TABLE` writes it")
     document = files.read_json(path, FitFile, remedy=REMEDY)
     try:
+        json.dumps(document, allow_nan=False)  # an entry that only people read may hold 1e999, which is infinite
         misfit = next(_find_misfits(document), "")
     except KeyError as error:
         misfit = str(error.args[0])
+    except ValueError as error:
+        misfit = f"a number is infinite ({error})"
     if misfit:
         raise TableError(f"{path}: {misfit}; {REMEDY}")
     return document

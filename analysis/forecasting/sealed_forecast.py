@@ -111,6 +111,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
         )
     if misfit := find_misfit(content, SealedForecast):
         raise TableError(f"{path}: {misfit}; {remedy}")
+    for number, target in enumerate(content["targets"]):
+        for name in ("params", "tokens"):
+            if not target[name] > 0:
+                raise TableError(f"{path}: targets[{number}].{name} = {target[name]}: must be above zero; {remedy}")
     return content
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +265,8 @@ def _column(name: str, values: list[Any]) -> pa.Array:
     if name in _KNOWN.names:
         kind = _KNOWN.field(name).type
         python = int if pa.types.is_integer(kind) else float
-        return pa.array([None if value is None else python(value) for value in values], kind)
+        is_number = [value is not None and abs(value) < (2**63 if python is int else math.inf) for value in values]
+        return pa.array([python(v) if ok else None for v, ok in zip(values, is_number, strict=True)], kind)
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

@@ -40,7 +40,7 @@ class MetricsLine(TypedDict):
     """A line of metrics.jsonl; it may have further numbers."""
 
     step: int
-    tokens: NotRequired[float | None]
+    tokens: NotRequired[float]
     loss: NotRequired[float | None]
     grad_norm: NotRequired[float | None]
     learning_rate: NotRequired[float | None]

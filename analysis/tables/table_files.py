@@ -23,7 +23,9 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.errors import TableError
+from analysis.files import decode_json
 from analysis.quantities import parse_quantity
+from analysis.type_checks import MAX_FLOAT
 
 _MISSING = {"", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 _INFINITE = {sign + word for sign in ("", "+", "-") for word in ("inf", "infinity")}
@@ -34,6 +36,15 @@ _DECIMAL_COMMA = re.compile(
 )
 """A number whose decimal mark is the comma for certain: in 1,234 it may also group digits."""
 _SWAP_MARKS = str.maketrans(",.", ".,")
+
+
+_DECODER = json.JSONDecoder()
+"""Accepts NaN and Infinity too, as Python and pandas write them."""
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, MemoryError, RecursionError),
+    *(zlib.error, pd.errors.ParserWarning, pa.ArrowException),
+)
+"""What the readers raise on content that is no table of their kind."""
 
 
 def read_file(path: Path, text_columns: Collection[str] = ()) -> pd.DataFrame:
@@ -53,15 +64,7 @@ def read_file(path: Path, text_columns: Collection[str] = ()) -> pd.DataFrame:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.name.lower().endswith(".gz") else content
         table = READERS[suffix](content)
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        MemoryError,
-        zlib.error,
-        pd.errors.ParserWarning,
-        pa.ArrowException,
-    ) as error:
+    except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TableError(f"{path}: not a readable {suffix[1:]} table ({reason})") from None
     return pd.DataFrame(
@@ -129,7 +132,7 @@ def _read_json(content: bytes) -> pd.DataFrame:
     """One object a line, or one list of objects, or one object of columns."""
     text = _decode(content)
     try:
-        data = json.loads(text)
+        data = decode_json(text, _DECODER)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":  # after a first object, as in lines of objects
             raise ValueError(f"{error}; must be an object a line, or one list of objects") from None
@@ -147,7 +150,7 @@ def _read_json(content: bytes) -> pd.DataFrame:
 
 def _parse_line(number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return decode_json(line, _DECODER)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number}: {error.msg} at character {error.colno}; a torn write?") from None
 
@@ -204,7 +207,11 @@ def _to_numbers(column: pd.Series) -> pd.Series:
         return entries.map(lambda entry: _BOOLS.get(str(entry))).reindex(column.index).infer_objects()
     if any(_ID.match(text) for text in texts):
         return column
-    numbers = pd.to_numeric(entries, errors="coerce")
+    try:
+        numbers = pd.to_numeric(entries, errors="coerce")
+    except OverflowError:  # a whole number that is too large for a float
+        entries = entries.map(lambda entry: np.inf if isinstance(entry, int) and abs(entry) > MAX_FLOAT else entry)
+        numbers = pd.to_numeric(entries, errors="coerce")
     try:
         others = entries[numbers.isna()].map(_parse_entry)
     except ValueError:

@@ -10,7 +10,7 @@ from dataclasses import field
 from typing import Any
 
 from scaling.errors import InputError, suggest_name
-from scaling.type_checks import describe_type, describe_value, fits, type_hints
+from scaling.type_checks import describe_key, describe_type, describe_value, fits, type_hints
 
 SEED_LIMIT = 1 << 32
 
@@ -84,7 +84,7 @@ def build_dataclass(kind: type, data: Any, path: str) -> Any:
     hints = type_hints(kind)
     for name in data:
         if name not in hints:
-            raise InputError(f"unknown field {path}{name}{suggest_name(name, hints)}")
+            raise InputError(f"unknown field {path}{describe_key(name)}{suggest_name(name, hints)}")
     nested = {
         n: build_dataclass(h, data[n], f"{path}{n}.")
         for n, h in hints.items()
