@@ -43,6 +43,7 @@ def backtest(
       seed: Seed of the bootstrap.
       json: Also write the rows to this file, as JSON. Default: no file.
     """
+    require_draws(draws)
     rows = api.load(table, columns=results.parse_columns(columns), where=where)
     points = results.select_points(rows, params_column).table
     scores = backtesting.backtest(points, _parse_factors(factors), draws=draws, seed=seed)
@@ -74,6 +75,7 @@ def coverage(
       out: Also write the tables as Markdown to this file. Default: no file.
       json: Also write the rows to this file, as JSON. Default: no file.
     """
+    require_draws(draws)
     parts = []
     for name in track(public.PUBLIC_TABLES, description="tables", transient=True, console=make_console(stderr=True)):
         points = results.select_points(public.PUBLIC_TABLES[name].read(data), "params").table
@@ -157,6 +159,12 @@ def print_scores(scores: pd.DataFrame, *first: str) -> None:
 
 def _records(scores: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in scores.to_dict("records")]
+
+
+def require_draws(draws: int) -> None:
+    """Raises TableError for fewer resamples than an interval needs."""
+    if draws < 2:
+        raise TableError(f"--draws {draws}: must be at least 2")
 
 
 def _parse_factors(text: str) -> tuple[float, ...]:

@@ -36,6 +36,8 @@ def isoflop(
       bias_flops: Training FLOPs at which the bias is stated.
       json: Also write what is printed to this file, as JSON. Default: no file.
     """
+    if not bias_flops > 0:
+        raise TableError(f"--bias-flops {bias_flops:g}: must be above zero, as 1e24")
     rows = api.load(table, columns=results.parse_columns(columns), where=where)
     with_params = rows if params_column is None else rows.assign(params=rows[params_column])
     console, facts = make_console(), {}

@@ -392,6 +392,8 @@ def test_every_numeric_flag_is_read_as_people_write_numbers() -> None:
         ("cost 124M --tokens -1", r"--tokens -1: must be"),
         ("cost 124M --set model.depth=7X", r"--set model\.depth=7X: must be"),
         ("forecast fit.json --params-value 7X --tokens 1", r"--params-value 7X: must be"),
+        ("backtest t.csv --draws -1", r"--draws -1: must be"),
+        ("isoflop t.csv --bias-flops -1", r"--bias-flops -1: must be"),
         ("forecast fit.json --params-value 1 --tokens inf", r"--tokens inf: must be"),
     ],
 )

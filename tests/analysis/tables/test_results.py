@@ -281,7 +281,7 @@ def test_unknown_flops_of_crashed_runs_do_not_matter() -> None:
         ("", {}),
         (" params=N, tokens = D ,", {"params": "N", "tokens": "D"}),
         ("loss=val loss, nats,params=N[/x]", {"loss": "val loss, nats", "params": "N[/x]"}),
-        ("""loss='a, b=c',tokens="D, all" """, {"loss": "a, b=c", "tokens": "D, all"}),
+        ("""loss='a, b=c',tokens="D, x=y" """, {"loss": "a, b=c", "tokens": "D, x=y"}),
         ("x=lr=1", {"x": "lr=1"}),
     ],
 )
