@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import importlib
 import inspect
@@ -32,6 +33,7 @@ from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
 from scaling.files import refuse_url
 from scaling.quantities import parse_count, parse_quantity
 from scaling.terminal import labelled, make_console
+from scaling.type_checks import describe_value
 
 DESCRIPTION = "Train transformers over model and data sizes, fit scaling laws, and check forecasts."
 GROUPS = {
@@ -42,6 +44,8 @@ VERBS = scaling.commands.VERBS | sweeps.commands.VERBS | analysis.commands.VERBS
 OLD_VERBS = scaling.commands.OLD_VERBS | sweeps.commands.OLD_VERBS | analysis.commands.OLD_VERBS
 PATH_TEXTS = ("--directory", "--vocabulary")
 """Flags of paths whose type is text."""
+PATH_ERRORS = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EROFS, errno.ELOOP})
+"""Errors of the system that say that a path is wrong, which is one that the user gave."""
 OLD_FLAGS = scaling.commands.OLD_FLAGS | sweeps.commands.OLD_FLAGS | analysis.commands.OLD_FLAGS
 
 
@@ -61,6 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
     except (InputError, TableError) as error:
         make_console(stderr=True, soft_wrap=True).print(labelled("error:", "red", error))
         code = getattr(error, "code", BAD_INPUT)
+    except OSError as error:
+        if error.errno not in PATH_ERRORS or error.filename is None:
+            raise
+        text = (
+            f"{describe_value(os.fspath(error.filename))}: {error.strerror}: must be a path that can be used; change it"
+        )
+        make_console(stderr=True, soft_wrap=True).print(labelled("error:", "red", text))
+        code = BAD_INPUT
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -399,3 +399,21 @@ def test_every_numeric_flag_is_read_as_people_write_numbers() -> None:
 )
 def test_a_wrong_number_is_one_line_that_names_flag_and_value(arguments: str, words: str, tmp_path: Path) -> None:
     assert re.search(words, error_of(*arguments.split(), cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sweep", "status", "smoke", "--out"),
+        ("sweep", "collect"),
+        ("fit",),
+        ("forecast",),
+        ("track",),
+        ("train", "--file"),
+    ],
+)
+def test_a_path_that_is_too_long_is_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = in_process(*command, "a" * 5000, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*aaa.*\n", done.stderr)
+    assert len(done.stderr) < 400
