@@ -14,12 +14,26 @@ import functools
 import importlib
 import inspect
 import io
+import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
+
+
+def end_quietly(number: int, frame: object) -> None:
+    """Ends the process at once: ctrl-C while modules are imported, where KeyboardInterrupt leaves a traceback."""
+    os._exit(INTERRUPTED)
+
+
+is_program = __name__ == "__main__" or Path("".join(sys.argv[:1])).stem == "scaling"
+if is_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_quietly)  # until `main` calls the verb
 
 import tyro
 
@@ -28,9 +42,8 @@ import scaling.commands
 import sweeps.commands
 from analysis.errors import TableError
 from scaling.config.fields import check_seed
-from scaling.errors import InputError
-from scaling.exit_codes import BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED
-from scaling.files import refuse_url
+from scaling.errors import InputError, as_input_error
+from scaling.files import refuse_url, user_cache_folder
 from scaling.quantities import parse_count, parse_quantity
 from scaling.terminal import labelled, make_console
 from scaling.type_checks import describe_value
@@ -54,7 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
     scaling/exit_codes.py. Bad input is one line on stderr and exit code 2."""
     arguments = with_current_names(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = parse(build_app(arguments), arguments)()
+        call = parse(build_app(arguments), arguments)
+        if signal.getsignal(signal.SIGINT) is end_quietly:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = call()
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -63,17 +79,21 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OUTPUT_CLOSED
     except (InputError, TableError) as error:
-        make_console(stderr=True, soft_wrap=True).print(labelled("error:", "red", error))
-        code = getattr(error, "code", BAD_INPUT)
+        code = print_error(error)
     except OSError as error:
-        if error.errno not in PATH_ERRORS or error.filename is None:
-            raise
-        text = (
-            f"{describe_value(os.fspath(error.filename))}: {error.strerror}: must be a path that can be used; change it"
-        )
-        make_console(stderr=True, soft_wrap=True).print(labelled("error:", "red", text))
-        code = BAD_INPUT
+        if (refusal := as_input_error(error)) is None:
+            if error.errno not in PATH_ERRORS or error.filename is None:
+                raise
+            path = describe_value(os.fspath(error.filename))
+            refusal = InputError(f"{path}: {error.strerror}: must be a path that can be used; change it")
+        code = print_error(refusal)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def print_error(error: InputError | TableError) -> int:
+    """Prints an error as one line on stderr. Returns its exit code."""
+    make_console(stderr=True, soft_wrap=True).print(labelled("error:", "red", error))
+    return getattr(error, "code", BAD_INPUT)
 
 
 def with_current_names(arguments: list[str]) -> list[str]:
@@ -140,10 +160,18 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder for later commands. Call it before JAX is imported.
 
     JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false keeps none. A law takes seconds
-    to compile and a fraction of a second to fit; a training step takes up to minutes to compile.
+    to compile and a fraction of a second to fit; a training step takes up to minutes to compile. Where the user has no
+    home folder, or one that cannot be written, nothing is kept.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "scaling-laws" / "xla"))
+    cache = user_cache_folder()
+    if cache is not None:
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+    if cache is not None and os.access(cache, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
+    else:
+        # Matplotlib keeps its fonts there too, and would warn at each command that it makes a temporary folder.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import typing
 from collections.abc import Iterator
 
@@ -26,6 +27,21 @@ class DiskFullError(InputError):
     """The disk has no room for what must be written."""
 
     code = DISK_FULL
+
+
+def as_input_error(error: OSError) -> InputError | None:
+    """The error of the system about a path that the user may not use, or a full disk, in one line; None for others."""
+    if error.filename is None:
+        return None
+    path = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"{path}: {error.strerror}; free some space and run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(
+            f"{path}: {error.strerror}: must be one that you may read and write; name another with the flags of the "
+            "command (--help), go to another folder, or change its rights"
+        )
+    return None
 
 
 def exception_chain(error: BaseException) -> Iterator[BaseException]:

@@ -47,6 +47,15 @@ def refuse_url(name: str, path: Path | str) -> None:
         )
 
 
+def user_cache_folder() -> Path | None:
+    """The folder of this program in the user's cache folder, which may not exist yet; None where the user has no home
+    folder, as a container that runs under a number without an entry in /etc/passwd."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaling-laws"
+    except RuntimeError:
+        return None
+
+
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Writes a file by rename, so that a reader sees the old file or the whole new one. Makes its folder.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from rich.text import Text
 
 from scaling.errors import InputError
-from scaling.files import write_json
+from scaling.files import user_cache_folder, write_json
 from scaling.terminal import make_console
 
 META, TABLE = "meta.json", "bytes_per_token.npy"
@@ -129,20 +128,21 @@ def _file_stamps(folder: Path, meta: dict[str, Any]) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
 
 
-def _record_path(folder: Path) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _record_path(folder: Path) -> Path | None:
+    cache = user_cache_folder()
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return home / "scaling-laws" / "verified" / f"{name}.json"
+    return None if cache is None else cache / "verified" / f"{name}.json"
 
 
 def _read_record(folder: Path) -> Any:
     """The stamps of the files when they were verified; None when there are none that can be read."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: no home folder
-        return json.loads(_record_path(folder).read_text())
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text()) if (path := _record_path(folder)) else None
     return None
 
 
 def _write_record(folder: Path, stamps: dict[str, list[int]]) -> None:
     """Where the cache folder cannot be written, the shards are verified each time that they are opened."""
-    with contextlib.suppress(OSError, RuntimeError):
-        write_json(_record_path(folder), stamps, durable=False)
+    with contextlib.suppress(OSError):
+        if path := _record_path(folder):
+            write_json(path, stamps, durable=False)

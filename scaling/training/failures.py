@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from scaling.errors import InputError
+from scaling.errors import InputError, as_input_error
 from scaling.exit_codes import DISK_FULL, FAILED, OUT_OF_MEMORY, STOPPED
 from scaling.terminal import printable
 from scaling.training.checkpoints import is_full_disk
@@ -20,6 +20,8 @@ def report_failure(error: Exception) -> int:
     if isinstance(error, Stopped):
         print(printable(error), file=sys.stderr, flush=True)
         return STOPPED
+    if isinstance(error, OSError):
+        error = as_input_error(error) or error
     if isinstance(error, InputError):
         print(printable(f"error: {error}"), file=sys.stderr, flush=True)
         return error.code

@@ -19,7 +19,7 @@ from rich.live import Live
 
 from scaling.errors import InputError
 from scaling.exit_codes import STOPPED
-from scaling.record.run_folder import LEASE, RUNS
+from scaling.record.run_folder import LEASE, PLAN, RUNS
 from scaling.signals import handle_signals
 from scaling.terminal import make_console
 from scaling.training import branching
@@ -262,6 +262,8 @@ def _watch(fleet: Fleet, console: Console, live: Live | None) -> int:
     folder_errors = 0
     while True:
         try:
+            if not (fleet.folder / PLAN).exists():  # The workers notice the same, and end.
+                raise InputError(f"{fleet.folder}: the folder of the sweep is gone, or its {PLAN}; its workers end")
             now = read_sweep_progress(fleet.folder, fleet.plan, known, clock_skew(fleet.folder))
             ended = [cell for cell in now if cell.state in ENDED_STATES]
             for cell in ended:

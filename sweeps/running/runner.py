@@ -20,7 +20,7 @@ from rich.live import Live
 from scaling.config.run_config import RunConfig
 from scaling.errors import InputError
 from scaling.exit_codes import DISK_FULL, STOPPED
-from scaling.record.run_folder import RUNS
+from scaling.record.run_folder import PLAN, RUNS
 from scaling.signals import handle_signals
 from scaling.training import branching, simulated_run
 from scaling.training.population_limits import program_key
@@ -153,6 +153,7 @@ class Runner:
         drawn_at = time.monotonic()
         try:
             while self.attempts or (self.pending and not self.stops):
+                self.check_sweep_folder()
                 self.collect_finished()
                 if self.stops:
                     self.attempts.stop(now=self.stops > 1)
@@ -173,6 +174,16 @@ class Runner:
                 time.sleep(POLL_SECONDS)
         finally:
             self.stop_all()
+
+    def check_sweep_folder(self) -> None:
+        """Raises InputError when somebody has deleted or moved the sweep's folder, and kills the processes at once:
+        those that saved before they end would make a part of it again."""
+        if not (self.folder / PLAN).exists():
+            self.stops = 2
+            raise InputError(
+                f"{self.folder}: the folder of the sweep is gone, or its {PLAN}: nothing more is written there; put it "
+                "back and run the same command again, or plan the sweep anew"
+            )
 
     def run_folder(self, cell: Cell) -> Path:
         """<sweep>/runs/<run_id>."""
@@ -238,6 +249,7 @@ class Runner:
     def launch(self, cells: tuple[Cell, ...], slots: tuple[Slot, ...], slot: Slot) -> None:
         """Claims cells and starts those it got in one process, which writes its output to the first one's log.txt."""
         claims: dict[str, Claim] = {}
+        self.check_sweep_folder()
         try:
             claimed = tuple(cell for cell in cells if self.claim_cell(cell, claims))
             if not claimed:

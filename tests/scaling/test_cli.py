@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -19,8 +20,9 @@ import tyro
 from scaling import cli
 from scaling.config.run_config import OptimizerConfig, RunConfig, load_config, to_dict
 from scaling.errors import InputError
+from scaling.exit_codes import BAD_INPUT, INTERRUPTED
 from scaling.files import write_json
-from tests.conftest import in_process, scaling
+from tests.conftest import ROOT, in_process, scaling
 
 RUN = RunConfig()
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -46,6 +48,46 @@ def test_nobody_reading_the_output_is_no_traceback(flush: bool, monkeypatch: pyt
             cli.main(["generate"])
         assert end.value.code == 141
         out.write("what is left in the buffer harms nobody")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, BAD_INPUT), (errno.EROFS, BAD_INPUT), (errno.ENOSPC, 28)])
+def test_a_path_that_the_system_refuses_is_one_line(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr("scaling.commands.generate.generate", refuse)
+    done = in_process("generate", cwd=tmp_path)
+    assert done.returncode == code
+    assert re.fullmatch(rf"error: some/file: {os.strerror(number)}\b.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"])
+def test_without_a_home_folder_no_compiled_programs_are_kept(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a number which /etc/passwd does not have."""
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home() -> Path:
+        if home is None:
+            raise RuntimeError("Could not determine home directory.")
+        return Path(home)
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert in_process("data", "list", cwd=tmp_path).returncode == 0
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("module", ["tyro", "jax"])
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(module: str, tmp_path: Path) -> None:
+    """`tyro` is imported by the command line itself, `jax` by the verb. The one here presses ctrl-C."""
+    text = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    (tmp_path / f"{module}.py").write_text(text)
+    done = scaling("train", cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
 
 
 @pytest.fixture

@@ -470,6 +470,23 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
         run_locally(tmp_path, command=stand_in_command())
 
 
+def test_a_sweep_folder_that_is_deleted_ends_the_sweep_and_is_not_made_again(tmp_path):
+    folder = tmp_path / "s"
+    stand_in_plan(folder, "", "", "")
+
+    def delete() -> None:
+        wait_until(lambda: len(count_starts(folder)) == 2)
+        folder.rename(tmp_path / "moved")
+
+    deleter = threading.Thread(target=delete)
+    deleter.start()
+    with pytest.raises(InputError, match=rf"{re.escape(str(folder))}\b.*\b{PLAN}"):
+        run_locally(folder, jobs=2, command=stand_in_command(0.5))
+    deleter.join()
+    assert not folder.exists()
+    assert read_result_rows(tmp_path / "moved") == {}
+
+
 def test_the_verb(tmp_path, monkeypatch, capsys):
     made = build_plan(stand_in_sweep("crash", ""), WALL_TIME, lambda config: CORPUS)
     freeze_plan(tmp_path / "smoke", made)
