@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# A process a core; a file of tests stays in one process, so that its fixtures are made once.
+# A process a core and one more (tests/conftest.py); a file of tests stays in one process, so that its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick check clean

@@ -48,6 +48,12 @@ LONG_FILES = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: the tests of clusters and killed processes wait for most of their time."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests of LONG_FILES first, in an order that stays otherwise, and marks those of slow_tests.txt slow."""
     slow = {line for line in (ROOT / "tests" / "slow_tests.txt").read_text().splitlines() if not line.startswith("#")}

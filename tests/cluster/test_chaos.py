@@ -58,8 +58,8 @@ QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_PERSISTENT_CACHE_MIN_COMP
 
 
 def chaos_plan(folder: Path, corpora: Path, **changes: Any) -> Plan:
-    """Two widths, four seeds, three horizons: 8 trunks of 192 steps, each with branches of 48 and 24 of their own."""
-    sizes = product(axis("model.width", 8, 16), axis("seed", 0, 1, 2, 3), axis("tokens", 24_576, 49_152, 98_304))
+    """Two widths, two seeds, three horizons: 4 trunks of 192 steps, each with branches of 48 and 24 of their own."""
+    sizes = product(axis("model.width", 8, 16), axis("seed", 0, 1), axis("tokens", 24_576, 49_152, 98_304))
     base = overlay(smoke.sweep().cells[0], SHORT | changes | {"data.corpus": "walk", "data.directory": str(corpora)})
     cells = tuple(dataclasses.replace(cell, name=f"c{i}") for i, cell in enumerate(apply(base, sizes)))
     return freeze_plan(folder, build_plan(Sweep("chaos", cells, "short runs"), WALL_TIME))
@@ -302,8 +302,8 @@ def curve(run: Path) -> list[dict[str, Any]]:
 
 def test_the_table_is_that_of_the_sweep_left_in_peace(storm: Storm, quiet: Path) -> None:
     ours, theirs = collected(storm.folder), collected(quiet)
-    assert len(theirs) == len(storm.plan.cells) == theirs["loss"].nunique() == 24
-    assert (theirs["branch_of"] != "").sum() == 16
+    assert len(theirs) == len(storm.plan.cells) == theirs["loss"].nunique() == 12
+    assert (theirs["branch_of"] != "").sum() == 8
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
