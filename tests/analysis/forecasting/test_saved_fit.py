@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ from analysis.forecasting.saved_fit import FitSettings
 from analysis.laws import chinchilla, surface
 from analysis.tables import results
 from analysis.tables.results import select_points
-from tests.conftest import PLANTED, simulated
+from tests.conftest import PLANTED, ROOT, simulated
 
 QUICK = FitSettings(draws=16, seed=2)
 RIVALS = tuple(c for c in CANDIDATES if c.weight_power in (0.0, 1.0))
@@ -130,6 +133,41 @@ def test_a_file_that_is_no_fit_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_text(text)
     with pytest.raises(TableError, match=r"fit\.json"):
         saved_fit.read_fit(tmp_path / "fit.json")
+
+
+def edit_draws(document: dict[str, Any]) -> None:
+    document["draws"][1].append(1.0)
+
+
+def edit_member(document: dict[str, Any]) -> None:
+    document["predictive"]["members"][0]["draws"][0] = [1.0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda d: d.update(points=[]), "points"),
+        (lambda d: d.update(level=1.5), "level"),
+        (lambda d: d.update(seed=-1), "seed"),
+        (lambda d: d["points"][2].update(loss=None), r"points\[2\]\.loss"),
+        (lambda d: d["parameters"].pop("E"), "parameters"),
+        (lambda d: d["parameters"].update(E="1"), r"parameters\.E"),
+        (lambda d: d["intervals"].pop("A"), "intervals"),
+        (lambda d: d["table"].update(path=None), r"table\.path"),
+        (lambda d: d.update(formula=math.inf), "Infinity"),
+        (lambda d: d["predictive"]["chances"].append(1.0), r"predictive\.chances"),
+        (lambda d: d["predictive"].update(members={}), r"predictive\.members"),
+        (edit_draws, r"draws\[1\]"),
+        (edit_member, r"predictive\.members\[0\]\.draws\[0\]"),
+    ],
+)
+def test_a_damaged_entry_is_named(tmp_path: Path, edit: Callable[[dict[str, Any]], object], named: str) -> None:
+    path = tmp_path / "fit.json"
+    document = json.loads((ROOT / "tests" / "golden" / "earlier_layout" / "fit.json").read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(TableError, match=rf"fit\.json: .*{named}.*scaling fit"):
+        saved_fit.read_fit(path)
 
 
 def test_too_few_points_after_the_holdout_is_an_error() -> None:
