@@ -38,6 +38,7 @@ from scaling.recipes.derive import load_measured_rate
 from scaling.record import run_folder
 from scaling.record.evaluations import read_evaluations
 from scaling.record.run_folder import ATTEMPTS, CONFIG, ENVIRONMENT, EVALUATIONS, LEASE, METRICS, PLAN, RESULT, RUNS
+from scaling.terminal import printable
 from scaling.type_checks import find_misfit
 from sweeps.planning.plan import Plan, load_plan, plan_to_dict
 from sweeps.running import attempt_log, claims, outcomes, progress
@@ -97,7 +98,7 @@ def read_damaged(path: Path, content: bytes, read: Callable[[], Any]) -> Any:
         path.unlink()
         if before is not None:
             path.write_bytes(before)
-    message.encode()
+    printable(message).encode()
     return None
 
 
@@ -335,7 +336,7 @@ def test_corpus_names(name: str) -> None:
     try:
         corpus = parse_corpus(name)
     except InputError as error:
-        str(error).encode()
+        printable(error).encode()
         return
     assert parse_corpus(corpus.name) == corpus
     assert len(corpus.slug.encode()) < 256
