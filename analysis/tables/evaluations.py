@@ -18,8 +18,12 @@ def read_run_evaluations(folder: Path) -> dict[int, tuple[int, dict[str, float |
     step the last counts.
     """
     lines: dict[tuple[int, str], dict[str, Any]] = {}  # (step, task) -> its last line
-    for _, line in files.read_json_lines(folder / EVALUATIONS, EvaluationLine):
-        lines[line["step"], line["task"]] = line
+    path = folder / EVALUATIONS
+    for number, line in files.read_json_lines(path, EvaluationLine):
+        if line["measurements"]:
+            lines[line["step"], line["task"]] = line
+        else:
+            files.warn_once(f"{path}: line {number} is left out: measurements = {{}}: must hold a value")
     by_step: dict[int, tuple[int, dict[str, float | None]]] = {}
     for (step, _), line in sorted(lines.items()):
         _, columns = by_step.setdefault(step, (line["tokens"], {}))

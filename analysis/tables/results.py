@@ -28,6 +28,8 @@ from analysis.type_checks import find_misfit, fits
 
 MAX_LISTED = 12
 """Names or values that an error lists."""
+MAX_WARNINGS = 10
+"""Damaged runs of a folder that are named, a line each."""
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -80,16 +82,21 @@ def _read_folder(folder: Path) -> pd.DataFrame:
         raise TableError(f"{folder}: holds neither {RUNS}/ nor {RESULTS_PARQUET}")
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     finished = [path for path in folders if (path / RESULT).exists()]
-    rows, damaged = [], []
+    rows, damaged = [], {}  # damaged: name of the run -> what is wrong
     for path in finished:
         try:
             rows.append(read_run(path))
         except TableError as error:
-            damaged.append(path.name)
-            files.warn_once(f"run {path.name} is left out: {error}")
+            damaged[path.name] = str(error)
+    if damaged and not rows:
+        raise TableError(f"no run of {len(finished)} has a readable result: {next(iter(damaged.values()))}")
+    for name, error in list(damaged.items())[:MAX_WARNINGS]:
+        files.warn_once(f"run {name} is left out: {error}")
+    if len(damaged) > MAX_WARNINGS:
+        files.warn_once(f"{folder}: {len(damaged) - MAX_WARNINGS} more runs are left out likewise")
     table = arrange(pd.DataFrame(rows))
     table.attrs["unfinished"] = len(folders) - len(finished)
-    table.attrs["damaged"] = damaged
+    table.attrs["damaged"] = list(damaged)
     return table
 
 

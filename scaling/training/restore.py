@@ -73,8 +73,8 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
         step = steps[-1]
     if step not in steps:
         raise InputError(f"{folder}: step = {step}: must be a step with a checkpoint: {', '.join(map(str, steps))}")
-    check_whole(folder, step)
     config = run_folder.read_config(folder)
+    check_whole(folder, step)
     program = build_program(config, make_mesh(MeshConfig(), jax.devices()[:1]), kernel="xla")
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as checkpoints:
         state = checkpoints.restore(step, program.abstract_state)

@@ -136,7 +136,7 @@ def test_the_index_of_a_parquet_file_is_a_column(tmp_path: Path) -> None:
         ("a.csv", "größe,loss\n1,2\n".encode("latin-1"), r"a\.csv.*byte 3\b.*UTF-8"),
         ("a.csv", "params,loss\n1,2\n".encode("utf-16-le"), r"a\.csv.*UTF-8"),
         ("a.csv.gz", CSV.encode(), r"a\.csv\.gz"),
-        ("a.csv.gz", gzip.compress(CSV.encode())[:-12], r"a\.csv\.gz"),
+        ("a.csv.gz", gzip.compress(CSV.encode(), mtime=0)[:-12], r"a\.csv\.gz"),
         ("a.jsonl", JSONL[:-5].encode(), r"a\.jsonl.*line 2\b"),
         ("a.jsonl", b"", r"a\.jsonl"),
         ("a.jsonl", b"1\n2\n", r"a\.jsonl.*object"),
