@@ -82,9 +82,23 @@ def test_the_result_of_another_run_in_a_run_folder_is_left_out(
 def test_a_torn_result_is_named_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run(tmp_path, "abc") / "result.json"
     path.write_text(path.read_text()[:40])
-    assert results.read_table(tmp_path).empty
+    with pytest.raises(TableError, match=r"abc/result\.json"):
+        results.read_table(tmp_path)
+    run(tmp_path, "def")
+    assert results.read_table(tmp_path)["run_id"].tolist() == ["def"]
     assert "abc/result.json" in capsys.readouterr().err
     assert len(path.read_text()) == 40
+
+
+def test_a_few_of_many_damaged_results_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "whole")
+    for i in range(results.MAX_WARNINGS + 7):
+        path = run(tmp_path, f"torn{i:02}") / "result.json"
+        path.write_text(path.read_text()[:40])
+    assert len(results.read_table(tmp_path).attrs["damaged"]) == results.MAX_WARNINGS + 7
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == results.MAX_WARNINGS + 1
+    assert re.search(r"\b7\b", lines[-1])
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
