@@ -24,7 +24,7 @@ OUTLIER_SIGMAS = 5.0
 MIN_OUTLIER = 1e-3  # log loss
 MIN_SWAPPED_SHARE = 0.7  # share of points with fewer tokens than parameters: no public table has more than a quarter
 MIN_PUBLISHED_TOKENS = 1e8  # median tokens from which losses are compared with those of published models
-BITS_RATIOS = (1.3, 1.7)  # median ratio to the loss of published models between which a loss may be in bits
+BITS_RATIOS = (1.25, 1.7)  # median ratio to the loss of published models between which a loss may be in bits
 MAX_RATIO_SPREAD = 1.25  # largest ratio of the 90th to the 10th percentile of those ratios in one unit
 _OTHER_UNIT = re.compile(r"bits|\bbp[bct]\b|_bp[bct]|perplexity|(?:\b|_)ppl(?:\b|_)", re.IGNORECASE)
 # Guesses at units, by the power of ten by which a column is off.

@@ -12,7 +12,7 @@ from analysis.laws import accuracy, surface
 from analysis.replicate import datablations, gadre, porian
 
 CHINCHILLA = {"E": 1.8, "A": 470.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}
-OVER_TRAINING = {"E": 1.8, "a": 160.0, "b": 350.0, "eta": 0.26}
+OVER_TRAINING = {"E": 1.4, "a": 160.0, "b": 350.0, "eta": 0.26}
 ERROR = {"eps": 0.86, "k": 2.2, "gamma": 0.72}
 
 
@@ -55,9 +55,9 @@ def write_porian(folder: Path, shift: float = 0.0) -> None:
     for corpus, file, _, exponents in porian.CORPORA:
         parts = []
         for step, ((_, key), exponent) in enumerate(zip(porian.STEPS, exponents, strict=True)):
-            c, factor = (grid.ravel() for grid in np.meshgrid(budgets, np.geomspace(1 / 6, 6, 9), indexing="ij"))
+            c, factor = (grid.ravel() for grid in np.meshgrid(budgets, np.geomspace(1 / 4, 4, 9), indexing="ij"))
             without_head = key[3] == "kaplan"
-            n = (1.2e6 if without_head else 4.8e7) * (c / budgets[0]) ** (exponent + shift) * factor
+            n = (1.2e6 if without_head else 2.4e7) * (c / budgets[0]) ** (exponent + shift) * factor
             loss = 1.8 - 0.02 * step + 2.5 * (c / budgets[0]) ** -0.1 + 0.12 * np.log(factor) ** 2
             table = pd.DataFrame({"flops": c, "N": n, "D": c / (6 * n), "loss": loss})
             settings = dict(zip(("hparams", "warmup", "decay", "param_count"), key, strict=True))
