@@ -16,6 +16,7 @@ from analysis.report import html
 from analysis.report.evidence import Evidence
 from analysis.report.html import Cell, Section, escape, paragraph
 from analysis.tables import results
+from analysis.tables.run_status import name_statuses
 
 COLUMN_FORMATS: dict[str, Callable[[Any], str]] = {
     "params_total": format_count,
@@ -49,12 +50,12 @@ def runs_section(evidence: Evidence) -> Section:
     numeric = [name for name in formats if name in table]
     text = [name for name in ("flags", "reason") if name in table]
     heads = ["run", "part", *(["status"] if "status" in table else []), *numeric, "off the law (%)", *text]
-    rows, places = [], _places_to_list(table, np.array(roles) == "held")
+    rows, places, statuses = [], _places_to_list(table, np.array(roles) == "held"), name_statuses(table).tolist()
     for place in places:
         row, run, role = table.iloc[place], names[place], roles[place]
         cells = [Cell(f"<code>{escape(run)}</code>", run, "text"), Cell(_role(role), role, "text")]
         if "status" in table:
-            cells.append(_status(str(row["status"])))
+            cells.append(_status(str(row["status"]), is_done=statuses[place] == "done"))
         cells += [_number(row[name], formats[name], row.get(f"{name}_stderr")) for name in numeric]
         cells.append(_number(predicted.get(run, math.nan), lambda x: f"{x:+.2f}"))
         rows.append([*cells, *(_flag(row[name], name) for name in text)])
@@ -76,9 +77,9 @@ def runs_section(evidence: Evidence) -> Section:
 def _places_to_list(table: pd.DataFrame, is_held_out: np.ndarray) -> np.ndarray:
     """The places of the rows that are listed, in the order of the table."""
     is_unusual = np.zeros(len(table), bool)
-    for name, usual in (("flags", ""), ("status", "done")):
-        if name in table:
-            is_unusual |= (table[name].fillna(usual).astype(str) != usual).to_numpy()
+    if "flags" in table:
+        is_unusual |= (table["flags"].fillna("").astype(str) != "").to_numpy()
+    is_unusual |= (name_statuses(table) != "done").to_numpy()
     parts = (is_held_out, is_unusual & ~is_held_out, ~is_unusual & ~is_held_out)
     return html.sample_evenly((np.flatnonzero(part) for part in parts), MAX_ROWS)
 
@@ -98,8 +99,8 @@ def _role(role: str) -> str:
     return f'<span class="mark">{ROLE_LABELS[role]}</span>' if role == "held" else ROLE_LABELS[role]
 
 
-def _status(status: str) -> Cell:
-    content = escape(status) if status == "done" else f'<strong class="mark">✕ {escape(status)}</strong>'
+def _status(status: str, *, is_done: bool) -> Cell:
+    content = escape(status) if is_done else f'<strong class="mark">✕ {escape(status)}</strong>'
     return Cell(content, status, "text")
 
 

@@ -25,6 +25,7 @@ import pandas as pd
 from analysis.tables import curve_collapse, metrics, results
 from analysis.tables.curve_collapse import Curve
 from analysis.tables.run_files import RUNS
+from analysis.tables.run_status import name_statuses
 
 FlagName = Literal["diverged", "failed", "undertrained", "lr_at_bound", "off_collapse", "rising"]
 
@@ -60,7 +61,7 @@ def find_flags(table: pd.DataFrame, curves: Mapping[str, Curve] | None = None) -
       table: columns of the results table; a flag whose columns are missing is not raised.
       curves: run_id -> curve. Without them only the rows are judged.
     """
-    statuses = _column(table, "status", "done")
+    statuses = name_statuses(table).tolist()
     run_ids = _column(table, "run_id", "")
     schedules = _column(table, "schedule", "")
     steps = _numbers(table, "tokens") / _numbers(table, "batch_tokens")
@@ -212,7 +213,7 @@ def _rates_at_bound(table: pd.DataFrame) -> dict[int, str]:
     """
     if not {"learning_rate", "loss"} <= set(table):
         return {}
-    status, loss, rates = _column(table, "status", "done"), _numbers(table, "loss"), _numbers(table, "learning_rate")
+    status, loss, rates = name_statuses(table).to_numpy(), _numbers(table, "loss"), _numbers(table, "learning_rate")
     loss = np.where((status == "done") & np.isfinite(loss), loss, np.inf)
     scan, ended = curve_collapse.scan_ids(table).to_numpy(), np.isin(status, ("done", "diverged"))
     reasons = {}

@@ -53,6 +53,14 @@ def read_statuses(table: pd.DataFrame) -> pd.Series:
     return words.map(_STATUS_OF)
 
 
+def name_statuses(table: pd.DataFrame) -> pd.Series:
+    """The column `status` with our word where it holds a usual one, and as it is elsewhere; done without it: [rows]."""
+    if "status" not in table:
+        return pd.Series("done", table.index, dtype=object)
+    own = table["status"].astype(object).where(table["status"].notna(), "").astype(str)
+    return own.map(_plain).map(_STATUS_OF).fillna(own)
+
+
 def done_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs that are done. Raises TableError as `read_statuses` does."""
     return table[read_statuses(table) == "done"]

@@ -53,3 +53,9 @@ def test_only_rows_with_a_flag_are_flagged(tmp_path: Path, flags: list[Any]) -> 
     (warning,) = table_checks.flag_warnings(read(tmp_path, flags=flags))
     assert re.search(r"\brow 2\b.*\b1 of 3\b", warning)
     assert len(read(tmp_path, "flags==", flags=flags)) == 2
+
+
+def test_usual_words_are_named_by_ours_and_others_stay() -> None:
+    table = pd.DataFrame({"status": ["done", "Finished", "crashed", "weird", None]})
+    assert run_status.name_statuses(table).tolist() == ["done", "done", "failed", "weird", ""]
+    assert run_status.name_statuses(pd.DataFrame({"loss": [1.0]})).tolist() == ["done"]
