@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,15 @@ def _number(flag: str, name: str, text: str) -> float:
 
 
 def _range(name: str, text: str) -> tuple[float, float]:
-    """ "0.5:2" -> (0.5, 2.0), the bounds of a parameter. Raises TableError for text of another form."""
-    low, colon, high = text.partition(":")
+    """ "0.5:2" -> (0.5, 2.0), the bounds of a parameter; -inf and inf are open. Raises TableError for text of another
+    form."""
+    low, colon, high = (part.strip() for part in text.partition(":"))
     if not colon:
         raise TableError(f"--bound {name}={text}: must be low:high, as in {name}=0.5:2")
-    return _number("bound", name, low), _number("bound", name, high)
+    return (
+        -math.inf if low == "-inf" else _number("bound", name, low),
+        math.inf if high == "inf" else _number("bound", name, high),
+    )
 
 
 def _print_fit(built: saved_fit.SavedFit, path: Path) -> None:

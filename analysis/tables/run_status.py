@@ -58,7 +58,7 @@ def name_statuses(table: pd.DataFrame) -> pd.Series:
     if "status" not in table:
         return pd.Series("done", table.index, dtype=object)
     own = table["status"].astype(object).where(table["status"].notna(), "").astype(str)
-    return own.map(_plain).map(_STATUS_OF).fillna(own)
+    return own.map(lambda word: _STATUS_OF.get(_plain(word), word))
 
 
 def done_rows(table: pd.DataFrame) -> pd.DataFrame:
