@@ -88,6 +88,7 @@ class PredictiveDistribution:
         Returns:
           low and high, [targets] each.
         """
+        predicted = np.atleast_1d(np.asarray(predicted, float))
         if len(predicted) > MAX_TARGETS:
             x = {name: np.asarray(columns[name], float) for m in self.members for name in m.law.columns}
             flops, ends = np.asarray(flops, float), []

@@ -81,7 +81,6 @@ def test_a_sealed_forecast_is_never_overwritten(path: Path) -> None:
     ("before", "after"),
     [
         ('"low": 2.4', '"low": 2.3'),
-        ('"low": 2.4', '"low": NaN'),
         ('"predicted": 2.5', '"predicted": 2.5000000001'),
         ('"tokens": 100000000000.0', '"tokens": 200000000000.0'),
         ('"alpha": 0.35', '"alpha": 0.36'),
@@ -95,6 +94,12 @@ def test_any_edit_is_an_error(path: Path, before: str, after: str) -> None:
     assert before in text
     path.write_text(text.replace(before, after, 1))
     with pytest.raises(TableError, match=r"lock\.json.*\b[0-9a-f]{64}\b.*\b[0-9a-f]{64}\b"):
+        sealed_forecast.read_sealed(path)
+
+
+def test_a_number_that_json_lacks_is_an_error(path: Path) -> None:
+    path.write_text(path.read_text().replace('"low": 2.4', '"low": NaN', 1))
+    with pytest.raises(TableError, match=r"lock\.json.*\bNaN\b"):
         sealed_forecast.read_sealed(path)
 
 
