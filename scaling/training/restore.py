@@ -74,8 +74,8 @@ def restore_model(folder: Path, step: int | None = None) -> TrainedModel:
     if step not in steps:
         raise InputError(f"{folder}: step = {step}: must be a step with a checkpoint: {', '.join(map(str, steps))}")
     config = run_folder.read_config(folder)
-    check_whole(folder, step)
     program = build_program(config, make_mesh(MeshConfig(), jax.devices()[:1]), kernel="xla")
+    check_whole(folder, step)
     with Checkpoints(folder / run_folder.CHECKPOINTS, None, read_only=True) as checkpoints:
         state = checkpoints.restore(step, program.abstract_state)
     return TrainedModel(folder, config, step, program.model, state.params, load_tokenizer(config.data.vocabulary))
