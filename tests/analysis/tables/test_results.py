@@ -72,8 +72,8 @@ def test_the_result_of_another_run_in_a_run_folder_is_left_out(
     run(tmp_path, "a1")
     copy = run(tmp_path, "a1-copy", run_id="a1")
     assert results.read_table(tmp_path)["run_id"].tolist() == ["a1"]
-    said = capsys.readouterr().err
-    assert re.search(rf"{re.escape(str(copy / run_folder.RESULT))}.*\brun_id = 'a1'.*'a1-copy'", said), said
+    stderr_text = capsys.readouterr().err
+    assert re.search(rf"{re.escape(str(copy / run_folder.RESULT))}.*\brun_id = 'a1'.*'a1-copy'", stderr_text)
     shutil.move(copy, tmp_path / "mine")
     assert results.read_run(tmp_path / "mine")["run_id"] == "a1", "a folder that a user named"
     assert results.read_table(tmp_path)["run_id"].tolist() == ["a1"]
