@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# A process a core and one more (tests/conftest.py); a file of tests stays in one process, so that its fixtures are made once.
+# As many processes as tests/conftest.py says; a file of tests stays in one process, so that its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick check clean
